@@ -1,0 +1,175 @@
+"""What crosses rooms: immutable records, no logic.
+
+A batch makes four hops: `EncodedBatch` (host bytes and keys) -> `ImageBatch` (pixels on the device)
+-> `PendingScores` (launched, not waited for) -> `ScoredBatch` (host scores) -> the writers.
+
+Shape legend: N images of a batch (padded to the batch size), R rows of a batch (every input sample,
+scored or not), H heads, S pixels of the encoder's square input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    import torch
+
+Buffer = memoryview | bytes
+"""Bytes without a copy where that is possible: a view of a mapped shard, or a file read whole."""
+
+
+class Status(StrEnum):
+    """The closed set of outcomes of a sample."""
+
+    OK = "ok"
+    TRUNCATED = "truncated"
+    UNDECODABLE = "undecodable"
+    UNSUPPORTED = "unsupported"
+    TOO_LARGE = "too_large"
+    EMPTY = "empty"
+    MISSING_IMAGE = "missing_image"
+
+
+class Route(StrEnum):
+    """Who decodes an image."""
+
+    DALI = "dali"
+    PILLOW = "pillow"
+    NOBODY = "nobody"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shard:
+    """One unit of reading, of work and of commit.
+
+    `name` is the output name without extension, made from the input alone (never from a rank) and
+    free of `..`; it may hold `/` where input shards of several folders share a stem. `source` is a
+    tar's path or URL, or the root of a folder of images; then `files` are the paths below the root
+    that belong to this shard (images and sidecars), and `fingerprint` names that very list.
+    """
+
+    index: int
+    name: str
+    kind: Literal["tar", "folder"]
+    source: str
+    files: tuple[str, ...] = ()
+    fingerprint: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """One input sample: its key, its image's bytes, and its tar entries ready to be written.
+
+    `entries`, concatenated, are the sample's tar entries (headers, data, padding) byte for byte.
+    `source` and `offset` say where it came from: the tar and the offset of its first header, or the
+    image file and 0. `sidecar` is the sample's json member. A sample that the reader already knows
+    to be bad (no image, cut off) has a `status` other than ok and a `message`.
+    """
+
+    shard: Shard
+    key: str
+    image: Buffer | None
+    entries: tuple[Buffer, ...]
+    source: str
+    offset: int
+    sidecar: Buffer | None = None
+    status: Status = Status.OK
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardEnd:
+    """Follows a shard's last sample.
+
+    `damage` says where and why reading stopped early, or is empty; what came before it stands.
+    `error` is set instead where nothing of the shard is to be committed. `warnings` are oddities
+    that lost nothing (a key that came twice, a skipped entry).
+    """
+
+    shard: Shard
+    damage: str = ""
+    error: str = ""
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageHeader:
+    """What the header check found without decoding. Width and height are 0 where unknown."""
+
+    format: str
+    width: int
+    height: int
+    route: Route
+    status: Status = Status.OK
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncodedBatch:
+    """Up to one batch of images still encoded, with every sample that came between them.
+
+    `samples` and `headers` are parallel, in input order, and may span shards. At most a batch of them
+    have a route; the others are bad already. `ended` are the shards whose last sample is in this batch
+    or an earlier one.
+    """
+
+    samples: tuple[Sample, ...]
+    headers: tuple[ImageHeader, ...]
+    ended: tuple[ShardEnd, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageBatch:
+    """Pixels on the device.
+
+    `images_NHWC` is uint8 RGB, [N, S, S, 3], padded to the batch size; its first `len(rows_N)` images
+    are real, image i being the sample at `rows_N[i]`. `headers` are the batch's headers with what
+    decoding found out (a sample that no decoder could read is no longer ok).
+    """
+
+    encoded: EncodedBatch
+    headers: tuple[ImageHeader, ...]
+    images_NHWC: torch.Tensor
+    rows_N: npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoredBatch:
+    """Scores on the host: `scores_RH` float32 [R, H] on each head's own scale, NaN where not scored."""
+
+    encoded: EncodedBatch
+    headers: tuple[ImageHeader, ...]
+    scores_RH: npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class PendingScores:
+    """A batch launched on the device; `wait()` blocks for its scores and frees its device buffers."""
+
+    wait: Callable[[], ScoredBatch]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardReport:
+    """The content of `stats/NAME.json`: what was committed of one shard, or why nothing was.
+
+    `statuses` counts the samples by status and adds up to `num_samples`. `error` is set for a shard
+    that was not committed. Times are seconds; `finished_at` is seconds since the epoch.
+    """
+
+    name: str
+    source: str
+    num_samples: int = 0
+    num_kept: int = 0
+    statuses: Mapping[str, int] = field(default_factory=dict)
+    bytes_kept: int = 0
+    damage: str = ""
+    error: str = ""
+    warnings: tuple[str, ...] = ()
+    fingerprint: str = ""
