@@ -1,0 +1,122 @@
+"""The configuration of a run: what to read, what to keep, with which model, how to decode.
+
+Validated at construction, immutable afterwards, without I/O. YAML in `configs/` mirrors it field by field.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from dali_aesthetic.threshold import Threshold
+
+Device = Literal["auto", "cpu", "cuda"]
+Precision = Literal["auto", "fp32", "fp16", "bf16", "fp8"]
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot run. The message names the field, the value and the fix."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelConfig(_Section):
+    """Encoder and heads.
+
+    `encoder` is any open_clip ViT name. `weights` is `openai`, `random[:SEED]` or a path. The first of
+    `heads` decides what is kept; each is `laion-v2`, `laion-v1` or a path. `backend` names a way to run
+    the encoder; `auto` takes the fastest known to be right on the device.
+    """
+
+    encoder: str = "ViT-L-14"
+    weights: str = "openai"
+    heads: tuple[str, ...] = ("laion-v2",)
+    model_dir: Path | None = None
+    precision: Precision = "auto"
+    backend: str = "auto"
+
+    @field_validator("heads")
+    @classmethod
+    def _at_least_one(cls, heads: tuple[str, ...]) -> tuple[str, ...]:
+        if not heads:
+            raise ValueError("no head given: name one, such as laion-v2")
+        if len(set(heads)) < len(heads):
+            raise ValueError(f"{list(heads)} names a head twice: give each once")
+        return heads
+
+
+class DecodeConfig(_Section):
+    """Decoding and its limits.
+
+    `batch_size` images are encoded at a time (None: 512 on a GPU, 32 on a CPU). `num_threads` CPU
+    threads decode (None: all cores). An image of more than `max_pixels` is `too_large`; so is one of
+    more than 16 megapixels whose pixels outnumber its bytes by more than `max_pixels_per_byte`.
+    """
+
+    batch_size: int | None = Field(default=None, ge=1, le=8192)
+    num_threads: int | None = Field(default=None, ge=1, le=1024)
+    max_pixels: int = Field(default=200_000_000, ge=1)
+    max_pixels_per_byte: int = Field(default=1000, ge=1)
+
+
+class Config(_Section):
+    """One run. `input` holds locations or patterns; `output` is the folder that receives everything."""
+
+    input: tuple[str, ...]
+    output: str
+    device: Device = "auto"
+    threshold: Threshold = Threshold()
+    model: ModelConfig = ModelConfig()
+    decode: DecodeConfig = DecodeConfig()
+
+    @field_validator("input", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str | Path) else value
+
+    @field_validator("input")
+    @classmethod
+    def _some_input(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not value or not all(value):
+            raise ValueError("no input given: name a tar, a pattern, a folder or @list.txt")
+        return value
+
+    @classmethod
+    def build(cls, values: Mapping[str, Any]) -> Self:
+        """A config from nested plain values; errors are one `ConfigError` line per field."""
+        try:
+            return cls.model_validate(dict(values))
+        except ValidationError as error:
+            raise ConfigError(_explain(error)) from None
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with the values of `over` on top, section by section; None in `over` leaves `base` alone."""
+    merged = dict(base)
+    for name, value in over.items():
+        if isinstance(value, Mapping):
+            below = merged.get(name)
+            merged[name] = merge(below if isinstance(below, Mapping) else {}, value)
+        elif value is not None:
+            merged[name] = value
+    return merged
+
+
+def _explain(error: ValidationError) -> str:
+    lines = []
+    for problem in error.errors():
+        field = ".".join(str(part) for part in problem["loc"])
+        text = problem["msg"].removeprefix("Value error, ")
+        if problem["type"] == "missing":
+            text = f"is missing: give --{field}"
+        elif problem["type"] == "extra_forbidden":
+            text = "is no field of the configuration: check its spelling and its section"
+        elif not problem["msg"].startswith("Value error"):
+            text = f"{problem['input']!r} does not fit: {text}"
+        lines.append(text if text.startswith("--") else f"{field}: {text}")
+    return "\n".join(lines)

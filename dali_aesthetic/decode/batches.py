@@ -1,0 +1,59 @@
+"""A stream of samples to batches of images that fill the encoder, across shard borders."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from dali_aesthetic.decode.probe import Limits, probe
+from dali_aesthetic.types import EncodedBatch, ImageHeader, Route, Sample, ShardEnd, Status
+
+_ROWS_PER_IMAGE = 4
+"""A batch also ends at this many rows per image, so that a run of bad samples can't grow without bound."""
+
+
+def fill_batches(
+    stream: Iterable[Sample | ShardEnd], batch_size: int, limits: Limits
+) -> Iterator[EncodedBatch]:
+    """Check each sample's header and group the stream into batches of `batch_size` decodable images.
+
+    Bad samples travel along and take no place. A batch is never empty of both rows and shard ends.
+    """
+    batch = _Open()
+    for item in stream:
+        if isinstance(item, ShardEnd):
+            batch.ended.append(item)
+            continue
+        # Shards that end exactly at a batch's border commit with that batch, hence the check comes first.
+        if batch.num_images == batch_size or len(batch.samples) == _ROWS_PER_IMAGE * batch_size:
+            yield batch.close()
+            batch = _Open()
+        batch.add(item, check(item, limits))
+    if batch.samples or batch.ended:
+        yield batch.close()
+
+
+def check(sample: Sample, limits: Limits) -> ImageHeader:
+    """The sample's image header, or what the reader already found wrong with it."""
+    if sample.status is not Status.OK or sample.image is None:
+        return ImageHeader(
+            format="", width=0, height=0, route=Route.NOBODY, status=sample.status, message=sample.message
+        )
+    return probe(sample.image, limits)
+
+
+class _Open:
+    """A batch that is being filled."""
+
+    def __init__(self) -> None:
+        self.samples: list[Sample] = []
+        self.headers: list[ImageHeader] = []
+        self.ended: list[ShardEnd] = []
+        self.num_images = 0
+
+    def add(self, sample: Sample, header: ImageHeader) -> None:
+        self.samples.append(sample)
+        self.headers.append(header)
+        self.num_images += header.route is not Route.NOBODY
+
+    def close(self) -> EncodedBatch:
+        return EncodedBatch(samples=tuple(self.samples), headers=tuple(self.headers), ended=tuple(self.ended))

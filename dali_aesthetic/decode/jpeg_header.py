@@ -1,0 +1,80 @@
+"""JPEG headers: a walk over the markers up to the first scan (ITU-T T.81, annex B)."""
+
+from __future__ import annotations
+
+from dali_aesthetic.types import Buffer, ImageHeader, Route, Status
+
+_HEADER_WINDOW = 65536
+_SOS, _EOI, _APP14 = 0xDA, 0xD9, 0xEE
+_STANDALONE = frozenset({0x01, *range(0xD0, 0xD8)})
+_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_DALI_FRAMES = frozenset({0xC0, 0xC1, 0xC2})
+"""Baseline, extended sequential and progressive Huffman. The rest (lossless, arithmetic) goes to Pillow."""
+
+
+def read(image: Buffer) -> ImageHeader:
+    """The header of a JPEG (bytes that begin with FFD8), its route, or what is wrong with it."""
+    # Most files hold all their headers in the first 64 KiB; copying those makes indexing fast.
+    window = bytes(image[:_HEADER_WINDOW])
+    header = _walk(image, window)
+    if header is None and len(image) > len(window):
+        header = _walk(image, bytes(image))
+    return header or _bad(Status.TRUNCATED, "JPEG: the headers end before the first scan")
+
+
+def _walk(image: Buffer, data: bytes) -> ImageHeader | None:
+    """None where `data` ends before the first scan."""
+    position, frame, has_adobe = 2, None, False
+    end = len(data)
+    while position + 4 <= end:
+        if data[position] != 0xFF:
+            return _bad(Status.UNDECODABLE, f"JPEG: no marker at byte {position}")
+        marker = data[position + 1]
+        if marker == 0xFF:
+            position += 1
+            continue
+        if marker in _STANDALONE:
+            position += 2
+            continue
+        if marker == _EOI:
+            return _bad(Status.UNDECODABLE, "JPEG: ends before its first scan")
+        length = int.from_bytes(data[position + 2 : position + 4], "big")
+        if length < 2:
+            return _bad(Status.UNDECODABLE, f"JPEG: a segment of length {length} at byte {position}")
+        if marker in _FRAMES:
+            frame = (marker, data[position + 4 : position + 10])
+        elif marker == _APP14:
+            has_adobe = data[position + 4 : position + 9] == b"Adobe"
+        elif marker == _SOS:
+            return _judge(image, frame, has_adobe, position)
+        position += 2 + length
+    return None
+
+
+def _judge(image: Buffer, frame: tuple[int, bytes] | None, has_adobe: bool, scan: int) -> ImageHeader:
+    if frame is None or len(frame[1]) < 6:
+        return _bad(Status.UNDECODABLE, "JPEG: a scan without a frame header")
+    marker, fields = frame
+    precision, components = fields[0], fields[5]
+    height, width = int.from_bytes(fields[1:3], "big"), int.from_bytes(fields[3:5], "big")
+    if not (width and height):
+        return _bad(Status.UNDECODABLE, f"JPEG: a size of {width}x{height}")
+    if precision != 8:
+        return _bad(Status.UNSUPPORTED, f"JPEG: {precision} bits a sample are not supported", width, height)
+    if not _has_end(image, scan):
+        return _bad(Status.TRUNCATED, "JPEG: no end marker after the scan", width, height)
+    # Four components without Adobe's marker: DALI and Pillow disagree about the inversion.
+    plain = marker in _DALI_FRAMES and (components in (1, 3) or (components == 4 and has_adobe))
+    return ImageHeader(format="jpeg", width=width, height=height, route=Route.DALI if plain else Route.PILLOW)
+
+
+def _has_end(image: Buffer, scan: int) -> bool:
+    # Nearly always the last two bytes; trailing zeros or a page of HTML behind it are harmless.
+    tail = bytes(image[max(scan, len(image) - 256) :])
+    return b"\xff\xd9" in tail or b"\xff\xd9" in bytes(image[scan:])
+
+
+def _bad(status: Status, message: str, width: int = 0, height: int = 0) -> ImageHeader:
+    return ImageHeader(
+        format="jpeg", width=width, height=height, route=Route.NOBODY, status=status, message=message
+    )

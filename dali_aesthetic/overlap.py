@@ -1,0 +1,136 @@
+"""Overlap: every Python thread of the package starts here.
+
+`ahead` runs an iterator in a thread of its own with a bounded queue behind it, so that stages written
+as plain generators overlap. The time each side spends blocked on the queue names the bottleneck without
+a profiler (the idea of spdl's StatsQueue): a producer that waits is faster than what follows it.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class StageTimes:
+    """Seconds a stage's thread spent waiting for room behind it, and its consumer waiting for it."""
+
+    name: str
+    items: int = 0
+    blocked_on_full: float = 0.0
+    blocked_on_empty: float = 0.0
+    started_at: float = 0.0
+    ended_at: float = 0.0
+
+    @property
+    def busy(self) -> float:
+        """Seconds of own work, including what it waited for the stage before it."""
+        return max(0.0, self.ended_at - self.started_at - self.blocked_on_full)
+
+
+class _End:
+    """Travels through the queue behind the last item; carries the failure, if there was one."""
+
+    def __init__(self, error: BaseException | None) -> None:
+        self.error = error
+
+
+class Ahead(Generic[T]):
+    """Iterates over `source` at most `depth` items ahead of its consumer, in a daemon thread.
+
+    A failure of the source is raised in the consumer, after the items that came before it. Leaving the
+    loop early, or `close()`, stops the thread at its next item. Iterate once.
+    """
+
+    def __init__(self, source: Iterable[T], depth: int, name: str) -> None:
+        self.times = StageTimes(name)
+        self._source = source
+        self._queue: queue.Queue[T | _End] = queue.Queue(maxsize=depth)
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._produce, name=name, daemon=True)
+
+    def __iter__(self) -> Iterator[T]:
+        self._thread.start()
+        try:
+            while True:
+                item = self._take()
+                if isinstance(item, _End):
+                    if item.error is not None:
+                        raise item.error
+                    return
+                yield item
+                del item
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Stop the thread and wait for it. The source's own clean-up runs in its thread."""
+        self._stopped.set()
+        while self._thread.is_alive():
+            self._drain()
+            self._thread.join(timeout=0.05)
+
+    def _take(self) -> T | _End:
+        start = time.perf_counter()
+        item = self._queue.get()
+        self.times.blocked_on_empty += time.perf_counter() - start
+        return item
+
+    def _drain(self) -> None:
+        while not self._queue.empty():
+            self._queue.get_nowait()
+
+    def _produce(self) -> None:
+        self.times.started_at = time.perf_counter()
+        error: BaseException | None = None
+        iterator = iter(self._source)
+        try:
+            for item in iterator:
+                if not self._put(item):
+                    break
+                self.times.items += 1
+        except BaseException as failure:  # passed on, not handled: the consumer raises it
+            error = failure
+        finally:
+            close = getattr(iterator, "close", None)
+            if close is not None:
+                close()
+            self.times.ended_at = time.perf_counter()
+            self._put(_End(error))
+
+    def _put(self, item: T | _End) -> bool:
+        """False if the consumer has gone."""
+        start = time.perf_counter()
+        try:
+            while not self._stopped.is_set():
+                try:
+                    self._queue.put(item, timeout=0.1)
+                    return True
+                except queue.Full:
+                    continue
+            return False
+        finally:
+            self.times.blocked_on_full += time.perf_counter() - start
+
+
+def ahead(source: Iterable[T], depth: int, name: str) -> Ahead[T]:
+    """`source`, produced up to `depth` items ahead in a thread called `name`."""
+    return Ahead(source, depth, name)
+
+
+def pool(num_threads: int, name: str) -> Executor:
+    """Threads for work that arrives in pieces and releases the interpreter lock (decoding by Pillow)."""
+    return ThreadPoolExecutor(max_workers=num_threads, thread_name_prefix=name)
+
+
+def cpu_count() -> int:
+    """Cores this process may use (its affinity, not the machine's count)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

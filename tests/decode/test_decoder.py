@@ -1,0 +1,159 @@
+"""Batches through real DALI on the CPU: right pixels, bad neighbours, borders, failures upstream."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from skimage import data
+
+from dali_aesthetic.decode.batches import fill_batches
+from dali_aesthetic.decode.decoder import DaliDecoder
+from dali_aesthetic.decode.pillow import decode_reference
+from dali_aesthetic.decode.probe import Limits
+from dali_aesthetic.types import ImageBatch, Route, Sample, Shard, ShardEnd, Status
+
+SIZE = 224
+SHARD = Shard(index=0, name="00000", kind="tar", source="00000.tar")
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+
+
+def encode(image: np.ndarray, format: str = "JPEG", **options: object) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="module")
+def photos() -> list[bytes]:
+    shots = [data.astronaut(), data.coffee(), data.chelsea(), data.rocket()]
+    return [encode(photo[:, : 300 + 31 * i], quality=90) for i, photo in enumerate(shots)]
+
+
+def sample(key: str, image: bytes | None, status: Status = Status.OK) -> Sample:
+    return Sample(shard=SHARD, key=key, image=image, entries=(), source="00000.tar", offset=0, status=status)
+
+
+def stream(images: list[bytes | None]) -> Iterator[Sample | ShardEnd]:
+    for i, image in enumerate(images):
+        yield sample(f"{i:05d}", image, Status.OK if image is not None else Status.MISSING_IMAGE)
+    yield ShardEnd(shard=SHARD)
+
+
+def decode(images: list[bytes | None], batch_size: int, device: str) -> list[ImageBatch]:
+    decoder = make(batch_size, device)
+    return list(decoder.decode(fill_batches(stream(images), batch_size, Limits())))
+
+
+def make(batch_size: int, device: str) -> DaliDecoder:
+    return DaliDecoder(
+        image_size=SIZE,
+        batch_size=batch_size,
+        device=torch.device(device),
+        num_threads=2,
+        max_pixels=200_000_000,
+    )
+
+
+def check_pixels(batch: ImageBatch, worst: float) -> None:
+    images = batch.images_NHWC.cpu().numpy().astype(np.int16)
+    for i, row in enumerate(batch.rows_N):
+        reference = decode_reference(batch.encoded.samples[row].image, SIZE, 10**9).pixels_SSC
+        assert np.abs(images[i] - reference).mean() < worst
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_pixels_are_the_references_whatever_the_batch_size(photos: list[bytes], device: str) -> None:
+    for batch_size in (1, 3, 8):
+        batches = decode([*photos, *photos], batch_size, device)
+        assert sum(len(b.rows_N) for b in batches) == 8
+        for batch in batches:
+            assert batch.images_NHWC.shape == (batch_size, SIZE, SIZE, 3)
+            assert batch.images_NHWC.device.type == device
+            check_pixels(batch, 0.3)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_every_sample_keeps_its_row_and_bad_ones_take_no_place(photos: list[bytes], device: str) -> None:
+    images = [photos[0], b"", photos[1], None, b"<html>", photos[2], photos[3][:4000], photos[3]]
+    batches = decode(images, 2, device)
+    assert [len(b.rows_N) for b in batches] == [2, 2]
+    keys = [s.key for b in batches for s in b.encoded.samples]
+    assert keys == [f"{i:05d}" for i in range(8)]
+    statuses = [h.status for b in batches for h in b.headers]
+    assert statuses == ["ok", "empty", "ok", "missing_image", "undecodable", "ok", "truncated", "ok"]
+    assert [e.shard.name for b in batches for e in b.encoded.ended] == ["00000"]
+    for batch in batches:
+        check_pixels(batch, 0.3)
+
+
+def damaged(jpeg: bytes) -> bytes:
+    """A JPEG whose header check passes and whose decoding fails: its Huffman tables are gone."""
+    start = jpeg.index(b"\xff\xc4")
+    length = int.from_bytes(jpeg[start + 2 : start + 4], "big")
+    return jpeg[: start + 4] + b"\xff" * (length - 2) + jpeg[start + 2 + length :]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_an_image_that_fails_in_dali_costs_only_itself(photos: list[bytes], device: str) -> None:
+    images: list[bytes | None] = [photos[i % 4] for i in range(40)]
+    images[5] = images[21] = damaged(photos[0])
+    batches = decode(images, 40, device)
+    (batch,) = batches
+    bad = {i for i, header in enumerate(batch.headers) if header.status is not Status.OK}
+    assert bad == {5, 21}
+    assert batch.headers[5].status is Status.UNDECODABLE
+    assert sorted(batch.rows_N.tolist()) == [i for i in range(40) if i not in bad]
+    check_pixels(batch, 0.3)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_what_the_reference_treats_differently_goes_to_pillow(device: str) -> None:
+    photo = data.astronaut()
+    palette = io.BytesIO()
+    Image.fromarray(photo).quantize(32).save(palette, "PNG")
+    alpha = np.dstack([photo, np.full(photo.shape[:2], 128, np.uint8)])
+    images = [palette.getvalue(), encode(alpha, "PNG"), encode(photo, "GIF"), encode(photo, "PNG")]
+    (batch,) = decode(images, 4, device)
+    assert [h.route for h in batch.headers] == [Route.PILLOW, Route.PILLOW, Route.PILLOW, Route.DALI]
+    assert (batch.headers[2].width, batch.headers[2].height) == (512, 512)
+    by_row = dict(zip(batch.rows_N.tolist(), batch.images_NHWC.cpu().numpy(), strict=False))
+    for row in range(3):
+        reference = decode_reference(images[row], SIZE, 10**9).pixels_SSC
+        np.testing.assert_array_equal(by_row[row], reference)
+
+
+def test_a_failure_of_the_reader_arrives_after_the_batches_before_it(photos: list[bytes]) -> None:
+    def failing() -> Iterator[Sample | ShardEnd]:
+        for i in range(5):
+            yield sample(str(i), photos[0])
+        raise OSError("the disk is gone")
+
+    decoder = make(2, "cpu")
+    batches = decoder.decode(fill_batches(failing(), 2, Limits()))
+    assert [len(next(batches).rows_N) for _ in range(2)] == [2, 2]
+    with pytest.raises(OSError, match="the disk is gone"):
+        next(batches)
+
+
+def test_a_decoder_serves_again_after_an_early_exit_and_after_its_end(photos: list[bytes]) -> None:
+    decoder = make(2, "cpu")
+    for _ in decoder.decode(fill_batches(stream([*photos, *photos]), 2, Limits())):
+        break
+    for _ in range(2):
+        batches = list(decoder.decode(fill_batches(stream(photos[::-1]), 2, Limits())))
+        assert [len(b.rows_N) for b in batches] == [2, 2]
+        for batch in batches:
+            check_pixels(batch, 0.3)
+
+
+def test_only_bad_samples_still_make_batches_with_every_row() -> None:
+    images: list[bytes | None] = [b"", None, b"junk"] * 4
+    batches = decode(images, 2, "cpu")
+    assert [len(b.headers) for b in batches] == [8, 4]
+    assert all(len(b.rows_N) == 0 for b in batches)
+    assert not any(b.images_NHWC.any() for b in batches)
