@@ -1,0 +1,34 @@
+"""What is an image: by extension for listing and choosing, by magic bytes where no extension helps."""
+
+from __future__ import annotations
+
+from dali_aesthetic.types import Buffer
+
+IMAGE_EXTENSIONS = (
+    *("jpg", "jpeg", "png", "webp"),
+    *("gif", "bmp", "tif", "tiff", "avif", "jp2", "j2k", "jpe", "jfif", "heic", "heif", "jxl"),
+    *("ico", "tga", "ppm", "pgm", "pbm", "pnm"),
+)
+"""In order of preference where a sample has several; the first four are open_clip's."""
+
+IMAGE_RANK = {extension: rank for rank, extension in enumerate(IMAGE_EXTENSIONS)}
+KNOWN_SIDECARS = frozenset(
+    ("json", "txt", "caption", "cls", "cls2", "npy", "npz", "pyd", "pkl", "pth", "pt", "xml", "html", "csv")
+)
+
+
+_MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP  ")
+
+
+def extension(name: str) -> str:
+    """The lower-case extension of a file name, without the dot; empty where there is none."""
+    stem, dot, suffix = name.rpartition(".")
+    return suffix.lower() if dot and stem and "/" not in suffix else ""
+
+
+def looks_like_image(data: Buffer) -> bool:
+    """Whether `data` starts as an image file does."""
+    head = bytes(data[:12])
+    if head.startswith(_MAGIC):
+        return True
+    return (head[:4] == b"RIFF" and head[8:12] == b"WEBP") or head[4:12] in (b"ftypavif", b"ftypheic")

@@ -1,0 +1,233 @@
+"""Where every member of a tar lies: a scan that copies nothing and trusts nothing.
+
+Reads ustar, GNU (long names, base-256 sizes, sparse files) and PAX (extended and global headers), and
+verifies every checksum. Offsets and sizes are bytes from the start of the buffer.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+from zlib import adler32
+
+from dali_aesthetic.types import Buffer
+
+BLOCK = 512
+MAX_EXTENSION_BYTES = 1 << 20
+"""A long name or PAX header above this is damage: no honest one comes near, and it is held in memory."""
+
+GLOBAL_HEADER = b"g"
+_ZERO_BLOCK = bytes(BLOCK)
+_FIELDS = struct.Struct("100s24x12s12x8sc100x6s82x155s12x")
+_FILES = frozenset((b"0", b"\0", b"7", b"S"))
+_WITHOUT_DATA = frozenset((b"1", b"2", b"3", b"4", b"5", b"6"))
+_EXTENSIONS = frozenset((b"L", b"K", b"x", b"X", b"g"))
+
+
+class TarDamage(ValueError):
+    """The tar can't be read from `offset` (bytes) on; what was yielded before stands."""
+
+    def __init__(self, offset: int, reason: str) -> None:
+        super().__init__(f"byte {offset}: {reason}")
+        self.offset = offset
+        self.reason = reason
+
+
+class Member(NamedTuple):
+    """One entry of a tar.
+
+    `header_offset` is its first block, extension headers included; `next_offset` is the end of its padded
+    data, beyond the buffer where the tar is cut. A PAX global header is a member of type `g` without a
+    name. The data of a `sparse` file is not the file's content and must not be read as such.
+    """
+
+    name: str
+    type: bytes
+    header_offset: int
+    data_offset: int
+    size: int
+    next_offset: int
+    sparse: bool = False
+
+    @property
+    def is_file(self) -> bool:
+        """Whether it is a regular file (tarfile's `isreg`)."""
+        return self.type in _FILES
+
+
+@dataclass(slots=True)
+class _Pending:
+    """What extension headers said about the member that follows them."""
+
+    start: int
+    name: str | None = None
+    records: dict[str, str] = field(default_factory=dict)
+
+
+def scan_tar(buffer: Buffer, start: int = 0) -> Iterator[Member]:
+    """Yields every member from `start` on; ends at two zero blocks or at the end of the buffer.
+
+    A member whose data is cut off by the end of the buffer is yielded, then `TarDamage` is raised. Raises
+    nothing else, whatever the bytes are.
+    """
+    view = memoryview(buffer)
+    total = len(view)
+    offset = start
+    pending: _Pending | None = None
+    defaults: dict[str, str] = {}
+    while (block := _next_header(view, offset)) is not None:
+        if block is _ZERO_BLOCK:
+            offset += BLOCK
+            continue
+        raw_name, raw_size, raw_sum, kind, magic, prefix = _FIELDS.unpack(block)
+        _verify(block, raw_sum, offset)
+        size = _number(raw_size, offset)
+        data = offset + BLOCK
+        if kind in _EXTENSIONS:
+            if kind == GLOBAL_HEADER:
+                content = _extension_data(view, data, size, offset)
+                defaults.update(parse_pax(content, offset))
+                end = data + _padded(size)
+                yield Member("", GLOBAL_HEADER, offset, data, size, end)
+            else:
+                pending = pending or _Pending(start=offset)
+                _extend(pending, kind, _extension_data(view, data, size, offset), offset)
+            offset = data + _padded(size)
+            continue
+        name = raw_name.partition(b"\0")[0].decode("utf-8", "backslashreplace")
+        if prefix[0] and magic == b"ustar\0":
+            name = f"{prefix.partition(bytes(1))[0].decode('utf-8', 'backslashreplace')}/{name}"
+        sparse = kind == b"S"
+        if sparse:
+            data = _after_sparse_maps(view, block, data)
+        first = offset
+        if pending is not None or defaults:
+            name, size, sparse = _apply(pending, defaults, name, size, sparse, offset)
+            first = pending.start if pending is not None else offset
+            pending = None
+        if kind == b"\0" and name.endswith("/"):
+            kind = b"5"
+        offset = data if kind in _WITHOUT_DATA else data + _padded(size)
+        yield Member(name, kind, first, data, size, offset, sparse)
+        if offset > total and data + size > total:
+            raise TarDamage(first, f"the tar ends inside {name[:200]!r}")
+    if pending is not None:
+        raise TarDamage(pending.start, "an extension header without the member it belongs to")
+
+
+def _next_header(view: memoryview, offset: int) -> bytes | None:
+    """The block at `offset`, `_ZERO_BLOCK` itself where it is a lone zero block, or None at the end."""
+    block = view[offset : offset + BLOCK].tobytes()
+    if len(block) < BLOCK:
+        if block.strip(b"\0"):
+            raise TarDamage(offset, "the tar ends inside a header")
+        return None
+    if block[0] or block != _ZERO_BLOCK:
+        return block
+    second = view[offset + BLOCK : offset + 2 * BLOCK].tobytes()
+    return _ZERO_BLOCK if second.strip(b"\0") else None
+
+
+def checksum(block: bytes) -> int:
+    """The sum of a header's bytes with the checksum field taken as spaces.
+
+    adler32 started at 0 sums bytes modulo 65521 in C; no piece here has more than 248 bytes, so that no
+    sum reaches the modulus and the result is exact.
+    """
+    return (
+        (adler32(block[:148], 0) & 0xFFFF)
+        + (adler32(block[156:404], 0) & 0xFFFF)
+        + (adler32(block[404:], 0) & 0xFFFF)
+        + 8 * 32
+    )
+
+
+def _verify(block: bytes, stated: bytes, offset: int) -> None:
+    try:
+        expected = int(stated.strip(b" \0") or b"0", 8)
+    except ValueError:
+        expected = -1
+    # Some old writers summed signed characters; every reader accepts both.
+    if expected != checksum(block) and expected != checksum(block) - 256 * _high_bytes(block):
+        raise TarDamage(offset, "not a tar header (wrong checksum)")
+
+
+def _high_bytes(block: bytes) -> int:
+    return sum(byte > 127 for byte in block[:148] + block[156:])
+
+
+def _number(raw: bytes, offset: int) -> int:
+    if raw[0] == 0x80:
+        return int.from_bytes(raw[1:], "big")
+    digits = raw.strip(b" \0")
+    if not digits:
+        return 0
+    try:
+        if digits.isdigit():
+            return int(digits, 8)
+    except ValueError:
+        pass
+    raise TarDamage(offset, f"a size that is no number ({raw!r})")
+
+
+def _padded(size: int) -> int:
+    return (size + BLOCK - 1) & -BLOCK
+
+
+def _extension_data(view: memoryview, data: int, size: int, offset: int) -> bytes:
+    if size > MAX_EXTENSION_BYTES:
+        raise TarDamage(offset, f"an extension header of {size} bytes (at most {MAX_EXTENSION_BYTES})")
+    content = view[data : data + size].tobytes()
+    if len(content) < size:
+        raise TarDamage(offset, "the tar ends inside an extension header")
+    return content
+
+
+def _extend(pending: _Pending, kind: bytes, content: bytes, offset: int) -> None:
+    if kind == b"L":
+        pending.name = content.partition(b"\0")[0].decode("utf-8", "backslashreplace")
+    elif kind in b"xX":
+        pending.records = parse_pax(content, offset)
+
+
+def parse_pax(content: bytes, offset: int) -> dict[str, str]:
+    """The records `LENGTH KEY=VALUE\\n` of a PAX header at `offset`. Raises `TarDamage` where malformed."""
+    records = {}
+    position = 0
+    while position < len(content) and content[position]:
+        space = content.find(b" ", position, position + 20)
+        length = content[position:space] if space > 0 else b""
+        end = position + int(length) if length.isdigit() else -1
+        key, equals, value = content[space + 1 : end - 1].partition(b"=")
+        if not space < end <= len(content) or content[end - 1] != 10 or not equals:
+            raise TarDamage(offset, "a malformed PAX header")
+        records[key.decode("utf-8", "backslashreplace")] = value.decode("utf-8", "backslashreplace")
+        position = end
+    return records
+
+
+def _apply(
+    pending: _Pending | None, defaults: dict[str, str], name: str, size: int, sparse: bool, offset: int
+) -> tuple[str, int, bool]:
+    """Name, size and sparseness after the extension headers; PAX records win over GNU long names."""
+    records = defaults
+    if pending is not None:
+        records = {**defaults, **pending.records}
+        name = pending.name if pending.name is not None else name
+    name = records.get("GNU.sparse.name") or records.get("path") or name
+    if (stated := records.get("size")) is not None:
+        if not (stated.isascii() and stated.isdigit() and len(stated) < 20):
+            raise TarDamage(offset, f"a PAX size that is no number ({stated[:40]!r})")
+        size = int(stated)
+    return name, size, sparse or any(record.startswith("GNU.sparse.") for record in records)
+
+
+def _after_sparse_maps(view: memoryview, header: bytes, data: int) -> int:
+    """Where an old GNU sparse file's data starts: behind the maps that did not fit into its header."""
+    more = header[482]
+    while more and data + BLOCK <= len(view):
+        more = view[data + 504]
+        data += BLOCK
+    return data

@@ -1,0 +1,220 @@
+"""Samples of a tar shard, by webdataset's rule: adjacent members with one key are one sample."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from dali_aesthetic.shards.buffer import open_buffer
+from dali_aesthetic.shards.formats import IMAGE_RANK, KNOWN_SIDECARS, looks_like_image
+from dali_aesthetic.shards.scan import BLOCK, GLOBAL_HEADER, Member, TarDamage, parse_pax, scan_tar
+from dali_aesthetic.shards.warn import Oddities
+from dali_aesthetic.types import Buffer, Sample, Shard, ShardEnd, Status
+
+_MAX_GLOBAL_BYTES = 1 << 16
+
+
+def read_tar(shard: Shard) -> Iterator[Sample | ShardEnd]:
+    """Yields the samples of a tar in its order, then its one ShardEnd. Raises nothing for bad data."""
+    try:
+        buffer = open_buffer(shard.source)
+    except Exception as error:  # fsspec's file systems raise what their clients raise
+        yield ShardEnd(shard=shard, error=f"{shard.source} can't be read: {error}")
+        return
+    if len(buffer) == 0:
+        yield ShardEnd(shard=shard, error=f"{shard.source} is empty (0 bytes), not even an empty tar")
+        return
+    yield from _TarReader(shard, buffer).read()
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """Key and suffix of a member: the path is cut at the first dot of its last part, as webdataset does.
+
+    The key is empty where the member belongs to no sample (no dot, or nothing before it).
+    """
+    start = name.rfind("/") + 1
+    dot = name.find(".", start)
+    return (name[:dot], name[dot + 1 :].lower()) if dot > start else ("", "")
+
+
+class _Group:
+    """The sample being gathered: its ranges of the tar and what was found in them."""
+
+    __slots__ = (
+        "cut",
+        "first",
+        "image",
+        "key",
+        "ranges",
+        "rank",
+        "sidecar",
+        "suffixes",
+        "unknown",
+        "version",
+    )
+
+    def __init__(self, key: str, first: int) -> None:
+        self.key = key
+        self.first = first
+        self.ranges: list[tuple[int, int]] = []
+        self.image: Member | None = None
+        self.rank = len(IMAGE_RANK)
+        self.sidecar: Member | None = None
+        self.unknown: list[Member] = []
+        self.suffixes: set[str] = set()
+        self.version = 0
+        self.cut = ""
+
+    def add_range(self, start: int, end: int) -> None:
+        if self.ranges and self.ranges[-1][1] == start:
+            self.ranges[-1] = (self.ranges[-1][0], end)
+        else:
+            self.ranges.append((start, end))
+
+    def sort_in(self, suffix: str, member: Member) -> None:
+        """Remembers the member if it is the best image so far, the json, or something to look into."""
+        self.suffixes.add(suffix)
+        rank = IMAGE_RANK.get(suffix)
+        if member.sparse:
+            return
+        if rank is not None:
+            if rank < self.rank:
+                self.image, self.rank = member, rank
+        elif suffix == "json":
+            self.sidecar = self.sidecar or member
+        elif suffix not in KNOWN_SIDECARS:
+            self.unknown.append(member)
+
+
+class _TarReader:
+    def __init__(self, shard: Shard, buffer: Buffer) -> None:
+        self.shard = shard
+        self.view = memoryview(buffer)
+        self.group: _Group | None = None
+        self.seen: set[str] = set()
+        self.oddities = Oddities()
+        # PAX global headers in force, as (keys, start, end). A kept sample may be the first of its output
+        # tar or follow any other, so each carries them all: the meaning of its entries then doesn't
+        # depend on what else is kept.
+        self.globals: list[tuple[frozenset[str], int, int]] = []
+        self.globals_version = 0
+
+    def read(self) -> Iterator[Sample | ShardEnd]:
+        damage, end, members = "", 0, 0
+        try:
+            for member in scan_tar(self.view):
+                members += 1
+                end = member.next_offset
+                if (done := self._take(member)) is not None:
+                    yield self._sample(done)
+        except TarDamage as found:
+            damage = str(found)
+            if not members:
+                yield ShardEnd(shard=self.shard, error=f"{self.shard.source} is not a tar: {self._start()}")
+                return
+        if self.group is not None:
+            if damage:
+                # Which members it still had can't be known, and a sample without its caption is not kept.
+                self.group.cut = self.group.cut or f"the tar is damaged right after it ({damage})"
+            yield self._sample(self.group)
+        if not damage:
+            self._check_end(end)
+        yield ShardEnd(shard=self.shard, damage=damage, warnings=self.oddities.warnings())
+
+    def _take(self, member: Member) -> _Group | None:
+        """Adds a member to its sample; returns the sample before it where a new one starts."""
+        if not member.is_file:
+            self._skip(member)
+            return None
+        key, suffix = split_name(member.name)
+        if not key:
+            self.oddities.add("files without a key (no name before the first dot) left out", member.name)
+            return None
+        done = None
+        group = self.group
+        if group is None or group.key != key:
+            done, group = group, self._open(key, member)
+        elif suffix in group.suffixes:
+            self.oddities.add("members that came twice in one sample", member.name)
+        if group.version != self.globals_version:
+            group.version = self.globals_version
+            for _, start, end in self.globals:
+                group.add_range(start, end)
+        if member.data_offset + member.size > len(self.view):
+            group.cut = f"the tar ends inside {member.name}"
+        else:
+            group.add_range(member.header_offset, member.next_offset)
+            group.sort_in(suffix, member)
+        return done
+
+    def _open(self, key: str, member: Member) -> _Group:
+        if key in self.seen:
+            self.oddities.add("keys that came again (both kept as samples of their own)", key)
+        self.seen.add(key)
+        if key.startswith("/") or ".." in key or not key.isprintable():
+            self.oddities.add("unsafe names (absolute, with .. or unprintable)", key)
+        self.group = _Group(key, member.header_offset)
+        return self.group
+
+    def _skip(self, member: Member) -> None:
+        if member.type != GLOBAL_HEADER:
+            self.oddities.add("entries that are no files left out", member.name)
+            return
+        content = bytes(self.view[member.data_offset : member.data_offset + member.size])
+        keys = frozenset(parse_pax(content, member.header_offset))
+        kept = [entry for entry in self.globals if not entry[0] <= keys]
+        self.globals = [*kept, (keys, member.header_offset, member.next_offset)]
+        self.globals_version += 1
+        if sum(end - start for _, start, end in self.globals) > _MAX_GLOBAL_BYTES:
+            raise TarDamage(member.header_offset, f"more than {_MAX_GLOBAL_BYTES} bytes of global headers")
+
+    def _sample(self, group: _Group) -> Sample:
+        image = group.image or next((member for member in group.unknown if self._is_image(member)), None)
+        status, message = Status.OK, ""
+        if group.cut:
+            status, message = Status.TRUNCATED, group.cut
+        elif image is None:
+            status, message = Status.MISSING_IMAGE, f"no image among its members ({self._members(group)})"
+        elif image.size == 0:
+            status, message = Status.EMPTY, f"{image.name} has no bytes"
+        return Sample(
+            shard=self.shard,
+            key=group.key,
+            image=self._data(image) if image is not None and status is Status.OK else None,
+            entries=self._entries(group),
+            source=self.shard.source,
+            offset=group.first,
+            sidecar=self._data(group.sidecar) if group.sidecar is not None else None,
+            status=status,
+            message=message,
+        )
+
+    def _entries(self, group: _Group) -> tuple[Buffer, ...]:
+        entries: tuple[Buffer, ...] = tuple(self.view[start:end] for start, end in group.ranges)
+        if group.ranges and group.ranges[-1][1] > len(self.view):
+            # The file ends inside the padding of its last member, whose data is whole.
+            entries = (*entries, bytes(group.ranges[-1][1] - len(self.view)))
+        return entries
+
+    def _data(self, member: Member) -> memoryview:
+        return self.view[member.data_offset : member.data_offset + member.size]
+
+    def _is_image(self, member: Member) -> bool:
+        return looks_like_image(self._data(member))
+
+    @staticmethod
+    def _members(group: _Group) -> str:
+        return ", ".join(f".{suffix}" for suffix in sorted(group.suffixes)[:8]) or "none"
+
+    def _check_end(self, end: int) -> None:
+        """Oddities behind the last member: no end marker, or data that no reader looks at."""
+        rest = self.view[end:]
+        if len(rest) < 2 * BLOCK:
+            self.oddities.add("tar without its end marker (two zero blocks), it may have been cut", "")
+        elif bytes(rest[: 20 * BLOCK]).strip(b"\0"):
+            self.oddities.add("data behind the end marker left out (joined with cat?)", f"byte {end}")
+
+    def _start(self) -> str:
+        head = bytes(self.view[:16])
+        if head.startswith(b"\x1f\x8b"):
+            return "it is compressed with gzip; decompress it first (gunzip)"
+        return f"its first header is damaged or it is something else (it starts with {head!r})"

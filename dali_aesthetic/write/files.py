@@ -1,0 +1,160 @@
+"""Files that are there whole or not at all: temporary name, fsync, rename, fsync of the folder."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import socket
+import time
+from collections.abc import Iterator, Sequence
+from hashlib import sha256
+from pathlib import Path
+
+from dali_aesthetic.types import Buffer
+
+_MAX_BUFFERS = 512
+_MAX_WRITE_BYTES = 1 << 30
+_OTHER_HOST_SECONDS = 24 * 3600
+_TEMPORARY = re.compile(r"\.tmp-(?P<host>[A-Za-z0-9._]+)-(?P<pid>\d+)-(?P<started>\d+)-[0-9a-f]{16}")
+
+
+class OutsideOutput(ValueError):
+    """A name would be written outside the output folder."""
+
+
+def output_path(root: Path, name: str, extension: str) -> Path:
+    """`root/NAME.EXTENSION`, its folder made. Raises OutsideOutput for a name or link that leaves `root`.
+
+    `root` itself may be a link: that is the user's own choice of a disk.
+    """
+    parts = name.split("/")
+    if any(part in ("", ".", "..") or "\\" in part or not part.isprintable() for part in parts):
+        raise OutsideOutput(f"the shard name {name!r} is not a plain relative path; rename the input shard")
+    path = root.joinpath(*parts[:-1], parts[-1] + extension)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.parent.resolve().is_relative_to(root.resolve()):
+        raise OutsideOutput(f"{path.parent} is a link to outside {root}; remove it or choose another output")
+    return path
+
+
+def temporary_path(final: Path) -> Path:
+    """The name a file has until it is whole: in its folder, hidden, and naming the process that owns it."""
+    digest = sha256(final.name.encode()).hexdigest()[:16]
+    return final.with_name(f".tmp-{_host()}-{os.getpid()}-{_started(os.getpid())}-{digest}")
+
+
+def is_leftover(path: Path) -> bool:
+    """Whether `path` is a temporary file whose process is dead (another host's: silent for a day)."""
+    match = _TEMPORARY.fullmatch(path.name)
+    if match is None:
+        return False
+    if match["host"] != _host():
+        with contextlib.suppress(FileNotFoundError):
+            return time.time() - path.stat().st_mtime > _OTHER_HOST_SECONDS
+        return False
+    # A process number is used again, also for this very process after a restart: its start time tells.
+    return _started(int(match["pid"])) != int(match["started"]) or not _alive(int(match["pid"]))
+
+
+def write_all(descriptor: int, buffers: Sequence[Buffer]) -> int:
+    """Writes all `buffers` and returns their bytes; after a short write (disk almost full) it tries again."""
+    total = 0
+    for start in range(0, len(buffers), _MAX_BUFFERS):
+        views = [memoryview(buffer) for buffer in buffers[start : start + _MAX_BUFFERS]]
+        while views:
+            written = os.writev(descriptor, views if len(views) > 1 else [views[0][:_MAX_WRITE_BYTES]])
+            total += written
+            while views and written >= len(views[0]):
+                written -= len(views.pop(0))
+            if views:
+                views[0] = views[0][written:]
+    return total
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Gives an OSError without a file name (a full disk) the name of the file it is about."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
+        raise
+
+
+def write_whole(final: Path, content: Buffer) -> None:
+    """Writes a small file whole or not at all."""
+    temporary = write_temporary(final, content)
+    publish(temporary, final)
+
+
+def write_temporary(final: Path, content: Buffer) -> Path:
+    """Writes `content` under the temporary name of `final`, synced to disk; removes it where that fails."""
+    temporary = temporary_path(final)
+    with naming(temporary), removing_on_error(temporary):
+        descriptor = open_new(temporary)
+        try:
+            write_all(descriptor, [content])
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    return temporary
+
+
+def open_new(path: Path) -> int:
+    """A descriptor of a new empty file, readable by everyone the umask lets."""
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_CLOEXEC", 0), 0o666)
+
+
+@contextlib.contextmanager
+def removing_on_error(path: Path) -> Iterator[None]:
+    """Removes `path` where its block fails, whatever the reason."""
+    try:
+        yield
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+
+
+def publish(temporary: Path, final: Path) -> None:
+    """Gives a synced temporary file its final name, for good."""
+    with naming(final), removing_on_error(temporary):
+        os.replace(temporary, final)
+        sync_folder(final.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes renames in `folder` survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _host() -> str:
+    """This host, and its namespace of process numbers: containers of one host may share its name."""
+    try:
+        namespace = "".join(filter(str.isdigit, os.readlink("/proc/self/ns/pid")))
+    except OSError:
+        namespace = "0"
+    return re.sub(r"[^A-Za-z0-9.]", "_", socket.gethostname())[:64] + "." + namespace
+
+
+def _started(pid: int) -> int:
+    """When a process of this host started, in clock ticks since boot; 0 where that can't be known."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[19])
+    except (OSError, IndexError, ValueError):
+        return 0
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

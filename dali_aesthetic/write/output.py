@@ -1,0 +1,95 @@
+"""An output folder at the start of a run: whose it is, what is done, and what a killed run left."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from dali_aesthetic.types import Shard
+from dali_aesthetic.write.commit import FOLDERS
+from dali_aesthetic.write.files import is_leftover
+from dali_aesthetic.write.record import write_run_record
+
+
+class OutputMismatch(ValueError):
+    """The output holds shards of another input."""
+
+
+def open_output(output: str | Path, record: Mapping[str, Any], shards: Sequence[Shard]) -> list[Shard]:
+    """Claims `output` for the run of `record` and returns the shards still to do, in their order.
+
+    Raises RunMismatch or OutputMismatch (ValueErrors) where it holds another run or another input, and
+    OSError where it can't be written. Removes what dead processes left half written.
+    """
+    write_run_record(output, record)
+    clean_leftovers(output)
+    return pending_shards(output, shards)
+
+
+def committed_names(output: str | Path) -> set[str]:
+    """The names of the shards that are done, from one listing of `stats/`."""
+    root = Path(output) / "stats"
+    return {path[: -len(".json")] for path in _files(root) if path.endswith(".json")}
+
+
+def clean_leftovers(output: str | Path) -> int:
+    """Removes the temporary files of processes that died, and returns how many there were."""
+    removed = 0
+    for root in (Path(output), *(Path(output) / folder for folder in FOLDERS)):
+        for name in _files(root, hidden=True, below=root != Path(output)):
+            path = root / name
+            if is_leftover(path):
+                path.unlink(missing_ok=True)
+                removed += 1
+    return removed
+
+
+def pending_shards(output: str | Path, shards: Sequence[Shard]) -> list[Shard]:
+    """The shards that are not done yet. Raises OutputMismatch where a folder changed since it was done."""
+    done = committed_names(output)
+    if shards and shards[0].kind == "folder":
+        _check_fingerprints(Path(output), shards, done)
+    return [shard for shard in shards if shard.name not in done]
+
+
+def _files(root: Path, hidden: bool = False, below: bool = True) -> Iterator[str]:
+    for folder, folders, files in os.walk(root):
+        relative = os.path.relpath(folder, root)
+        prefix = "" if relative == "." else relative + "/"
+        yield from (prefix + name for name in files if hidden or not name.startswith("."))
+        if not below:
+            folders.clear()
+
+
+def _check_fingerprints(output: Path, shards: Iterable[Shard], done: set[str]) -> None:
+    by_name = {shard.name: shard for shard in shards}
+    if gone := sorted(done - by_name.keys()):
+        raise OutputMismatch(
+            f"{output} holds {len(gone)} shards that the input no longer has (like {gone[0]}): images were "
+            "removed since. Give another output folder."
+        )
+    for name in sorted(done):
+        stats = json.loads((output / "stats" / f"{name}.json").read_bytes())
+        if stats.get("fingerprint") != by_name[name].fingerprint:
+            raise OutputMismatch(
+                f"the images of shard {name} in {by_name[name].source} changed since it was written: "
+                f"{_changes(output, by_name[name])}. Give another output folder."
+            )
+
+
+def _changes(output: Path, shard: Shard) -> str:
+    """What is new or gone among the shard's images, as far as its scores tell."""
+    try:
+        sources = pq.read_table(output / "scores" / f"{shard.name}.parquet", columns=["source_shard"])
+    except OSError:
+        return "its scores can't be read"
+    old = set(sources.column(0).to_pylist())
+    now = {os.path.join(shard.source, name) for name in shard.files}
+    if gone := sorted(old - now):
+        return f"{len(gone)} images are no longer in it (like {gone[0]})"
+    return "files were added, or have another size"

@@ -1,0 +1,100 @@
+"""Columns from the samples' json files: img2dataset's `url, caption, …` and whatever else is there."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pyarrow as pa
+
+from dali_aesthetic.types import Buffer
+
+MAX_JSON_BYTES = 1 << 20
+MAX_COLUMNS = 64
+CLASH_PREFIX = "json_"
+
+
+class SidecarColumns:
+    """Gathers the top-level values of json objects by name, one value a row.
+
+    Every key passes through, in the order of first appearance, up to `MAX_COLUMNS`; one that has the name of
+    a column of ours gets `json_` before it. A column is bool, int64 or double where all its values are, else
+    string (what is no string is written as json). Columns without any value are left out. A json that is
+    malformed, no object or above `MAX_JSON_BYTES` counts as absent, and `num_ignored` counts it.
+    """
+
+    def __init__(self, reserved: frozenset[str]) -> None:
+        self._reserved = reserved
+        self._columns: dict[str, list[Any]] = {}
+        self._names: dict[str, str] = {}
+        self._num_rows = 0
+        self.num_ignored = 0
+        self.dropped: set[str] = set()
+
+    def add(self, sidecar: Buffer | None) -> None:
+        """Appends one row; None where the sample has no json."""
+        row = self._num_rows
+        self._num_rows += 1
+        if sidecar is None:
+            return
+        columns = self._columns
+        for key, value in self._parse(sidecar).items():
+            if value is None:
+                continue
+            column = columns.get(key)
+            if column is None:
+                if len(columns) >= MAX_COLUMNS:
+                    self.dropped.add(key[:100])
+                    continue
+                column = columns[key] = []
+            if (gap := row - len(column)) > 0:
+                column.extend([None] * gap)
+            column.append(value)
+
+    def _parse(self, sidecar: Buffer) -> dict[str, Any]:
+        found: Any = None
+        if len(sidecar) <= MAX_JSON_BYTES:
+            try:
+                found = json.loads(bytes(sidecar))
+            except (ValueError, RecursionError):
+                found = None
+        if isinstance(found, dict):
+            return found
+        self.num_ignored += 1
+        return {}
+
+    def arrays(self) -> dict[str, pa.Array]:
+        """The columns, all as long as there were rows."""
+        arrays: dict[str, pa.Array] = {}
+        for key, values in self._columns.items():
+            name = _clean(key)
+            while name in self._reserved or name in arrays:
+                name = CLASH_PREFIX + name
+            arrays[name] = _array(values + [None] * (self._num_rows - len(values)))
+        return arrays
+
+
+def _array(values: list[Any]) -> pa.Array:
+    kinds = {type(value) for value in values if value is not None}
+    try:
+        if kinds == {str}:
+            return pa.array(values, pa.string())
+        if kinds == {bool}:
+            return pa.array(values, pa.bool_())
+        if kinds == {int}:
+            return pa.array(values, pa.int64())
+        if kinds and kinds <= {int, float}:
+            return pa.array([None if value is None else float(value) for value in values], pa.float64())
+    except (pa.ArrowInvalid, OverflowError, UnicodeEncodeError):
+        pass  # a number beyond 64 bits or half a surrogate pair: as text
+    return pa.array([_text(value) for value in values], pa.string())
+
+
+def _text(value: Any) -> str | None:
+    if value is None:
+        return None
+    return _clean(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
+
+
+def _clean(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")

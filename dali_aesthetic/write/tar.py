@@ -1,0 +1,52 @@
+"""Kept samples, streamed into a tar byte for byte."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from dali_aesthetic.types import Buffer
+from dali_aesthetic.write.files import naming, open_new, publish, temporary_path, write_all
+
+END_MARKER = bytes(1024)
+
+
+class ShardTarWriter:
+    """Writes tar entries under a temporary name; `publish` makes it `final`.
+
+    Nothing but the entries and the end marker, so that the same entries always are the same bytes.
+    """
+
+    def __init__(self, final: Path) -> None:
+        self.final = final
+        self.temporary = temporary_path(final)
+        self.num_bytes = 0
+        with naming(self.temporary):
+            self._descriptor = open_new(self.temporary)
+
+    def add(self, entries: Sequence[Buffer]) -> None:
+        """Appends whole entries (headers, data, padding). Raises OSError naming the file."""
+        with naming(self.temporary):
+            self.num_bytes += write_all(self._descriptor, entries)
+
+    def finish(self) -> None:
+        """Ends the tar and syncs it to disk; it still has its temporary name."""
+        with naming(self.temporary):
+            write_all(self._descriptor, [END_MARKER])
+            os.fsync(self._descriptor)
+        self._close()
+
+    def publish(self) -> None:
+        """Gives the finished tar its final name."""
+        publish(self.temporary, self.final)
+
+    def abandon(self) -> None:
+        """Removes what was written; also fine after `publish`."""
+        self._close()
+        self.temporary.unlink(missing_ok=True)
+
+    def _close(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+        self._descriptor = -1
