@@ -1,0 +1,40 @@
+"""From names to a scorer on a device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from dali_aesthetic.score.fast.backend import build_backend, resolve_backend, resolve_precision
+from dali_aesthetic.score.head import HeadBank
+from dali_aesthetic.score.scorer import Scorer
+from dali_aesthetic.score.spec import spec_of
+from dali_aesthetic.score.weights import ResolvedFile, load_head, load_tower
+
+
+def build_scorer(
+    *,
+    encoder: str,
+    weights: str,
+    heads: Sequence[str],
+    model_dir: Path | None,
+    device: torch.device,
+    precision: str = "auto",
+    backend: str = "auto",
+    batch_size: int,
+) -> tuple[Scorer, list[ResolvedFile]]:
+    """A scorer, and the weights in use: the tower's first, then one for each head in order.
+
+    Raises ValueError for names and files that don't fit together or the device, WeightsUnavailable for
+    published weights that can't be had.
+    """
+    # Whatever can be wrong is found before gigabytes are downloaded or a tower is built: cheapest first.
+    backend, precision = resolve_backend(backend, device), resolve_precision(precision, device)
+    embed_dim = spec_of(encoder).embed_dim
+    loaded = [load_head(head, encoder, embed_dim, model_dir) for head in heads]
+    bank = HeadBank([head for head, _ in loaded], embed_dim)
+    tower, tower_file = load_tower(encoder, weights, model_dir)
+    built = build_backend(backend, tower, bank, device, precision, batch_size)
+    return Scorer(built, device, batch_size), [tower_file, *(file for _, file in loaded)]

@@ -1,0 +1,194 @@
+"""Checkpoint files of CLIP, read without running anything in them, their tensors under our tower's names.
+
+A file's format is told by its content, never by its name.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from dali_aesthetic.score.torchscript_archive import is_torchscript, read_torchscript
+
+_FOLDER_FILES = (
+    "model.safetensors",
+    "open_clip_model.safetensors",
+    "pytorch_model.bin",
+    "open_clip_pytorch_model.bin",
+)
+"""What Hugging Face's and open_clip's model folders call their weights, in the order of preference."""
+
+_OPEN_CLIP = {
+    "visual.conv1.weight": "patch_embed.weight",
+    "visual.class_embedding": "class_embedding",
+    "visual.positional_embedding": "positional_embedding",
+    "visual.proj": "projection",
+}
+_OPEN_CLIP_PARTS = {
+    "visual.ln_pre.": "ln_pre.",
+    "visual.ln_post.": "ln_post.",
+    "visual.transformer.resblocks.": "blocks.",
+    ".attn.in_proj_": ".qkv.",
+    ".attn.out_proj.": ".proj.",
+    ".mlp.c_fc.": ".fc1.",
+    ".mlp.c_proj.": ".fc2.",
+}
+_HF = {
+    "vision_model.embeddings.patch_embedding.weight": "patch_embed.weight",
+    "vision_model.embeddings.class_embedding": "class_embedding",
+    "vision_model.embeddings.position_embedding.weight": "positional_embedding",
+}
+_HF_PARTS = {
+    "vision_model.pre_layrnorm.": "ln_pre.",
+    "vision_model.post_layernorm.": "ln_post.",
+    "vision_model.encoder.layers.": "blocks.",
+    ".layer_norm1.": ".ln_1.",
+    ".layer_norm2.": ".ln_2.",
+    ".self_attn.out_proj.": ".proj.",
+    ".mlp.fc1.": ".fc1.",
+    ".mlp.fc2.": ".fc2.",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """The vision tower of a checkpoint, its tensors under the names of `VisionTower`'s parameters.
+
+    `quick_gelu` is None where the checkpoint doesn't say which GELU it was trained with.
+    """
+
+    state: dict[str, Tensor]
+    quick_gelu: bool | None
+
+
+def read_clip(path: Path) -> Checkpoint:
+    """The vision tower of a checkpoint file, or of a model folder of Hugging Face's or open_clip's.
+
+    Raises ValueError for what is no CLIP checkpoint with a ViT, or holds more than tensors.
+    """
+    file = weights_file(path)
+    if is_torchscript(file):
+        # Only OpenAI published CLIP this way, and all of it was trained with QuickGELU.
+        return Checkpoint(from_openai_jit(read_torchscript(file)), quick_gelu=True)
+    state = read_tensors(file)
+    if any(name.startswith("visual.") for name in state):
+        return Checkpoint(from_open_clip(state), _quick_gelu_beside(file))
+    if any(name.startswith("vision_model.") for name in state):
+        return Checkpoint(from_hf(state), _quick_gelu_beside(file))
+    some = ", ".join(list(state)[:3]) or "nothing"
+    raise ValueError(f"{file} is no CLIP checkpoint with an image tower: it holds {some} ...")
+
+
+def weights_file(path: Path) -> Path:
+    """The file itself, or the one in a model folder. Raises ValueError where there is none."""
+    if path.is_file():
+        return path
+    for name in _FOLDER_FILES:
+        if (path / name).is_file():
+            return path / name
+    wanted = f"a folder without {', '.join(_FOLDER_FILES)}" if path.is_dir() else "no such file or folder"
+    raise ValueError(f"{path}: {wanted}")
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file or a torch checkpoint, the latter without its wrappers.
+
+    Raises ValueError for another file, or a pickle that asks for more than tensors: none is executed.
+    """
+    with path.open("rb") as stream:
+        head = stream.read(9)
+    if head[8:9] == b"{":
+        try:
+            return safetensors.torch.load_file(path)
+        except safetensors.SafetensorError as error:
+            raise ValueError(f"{path} is a damaged safetensors file: {error}") from error
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"{path} is no checkpoint of plain tensors, and nothing else is loaded from a pickle ({reason}); "
+            "convert it to safetensors where you trust it"
+        ) from error
+    return _unwrap(path, content)
+
+
+def _unwrap(path: Path, content: Any) -> dict[str, Tensor]:
+    """The state dict itself, out of a trainer's `state_dict` entry and DistributedDataParallel's prefix."""
+    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
+        content = content["state_dict"]
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{path} holds a {type(content).__name__}, not a state dict")
+    tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+    if tensors and all(name.startswith("module.") for name in tensors):
+        tensors = {name.removeprefix("module."): value for name, value in tensors.items()}
+    return tensors
+
+
+def from_open_clip(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Our names for the `visual.` part of an open_clip (or OpenAI) state dict."""
+    vision = {name: tensor for name, tensor in state.items() if name.startswith("visual.")}
+    return {_renamed(name, _OPEN_CLIP, _OPEN_CLIP_PARTS): tensor for name, tensor in vision.items()}
+
+
+def from_openai_jit(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Our names for the tensors of OpenAI's archive, which names them as open_clip does."""
+    if "visual.conv1.weight" not in state or "visual.proj" not in state:
+        raise ValueError("the TorchScript archive is no OpenAI CLIP with a ViT: it has no visual.proj")
+    return from_open_clip(state)
+
+
+def from_hf(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Our names for the image tower of a Hugging Face CLIPModel or CLIPVisionModelWithProjection."""
+    vision = {name: tensor for name, tensor in state.items() if name.startswith("vision_model.")}
+    vision.pop("vision_model.embeddings.position_ids", None)  # a constant that older versions stored
+    renamed = {_renamed(name, _HF, _HF_PARTS): tensor for name, tensor in vision.items()}
+    if "visual_projection.weight" in state:
+        renamed["projection"] = state["visual_projection.weight"].T.contiguous()
+    return dict(_join_qkv(renamed))
+
+
+def _join_qkv(state: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """q, k and v of each block as one tensor, in this order; everything else as it is."""
+    for name, tensor in state.items():
+        before, _, kind = name.partition(".self_attn.q_proj.")
+        parts = [f"{before}.self_attn.{part}_proj.{kind}" for part in "qkv"]
+        if kind and all(part in state for part in parts):
+            yield f"{before}.qkv.{kind}", torch.cat([state[part] for part in parts])
+        elif not any(
+            name.endswith((f".self_attn.{p}_proj.weight", f".self_attn.{p}_proj.bias")) for p in "kv"
+        ):
+            yield name, tensor
+
+
+def _renamed(name: str, whole: Mapping[str, str], parts: Mapping[str, str]) -> str:
+    if name in whole:
+        return whole[name]
+    for theirs, ours in parts.items():
+        name = name.replace(theirs, ours)
+    return name
+
+
+def _quick_gelu_beside(file: Path) -> bool | None:
+    """What the configuration in the same folder says of the activation; None where there is none."""
+    for name in ("open_clip_config.json", "config.json"):
+        path = file.with_name(name)
+        if not path.is_file():
+            continue
+        try:
+            config = json.loads(path.read_text())
+        except ValueError:
+            continue
+        if "model_cfg" in config:
+            return bool(config["model_cfg"].get("quick_gelu", False))
+        if str(config.get("model_type", "")).startswith("clip"):
+            return bool(config.get("vision_config", config).get("hidden_act", "quick_gelu") == "quick_gelu")
+    return None

@@ -1,0 +1,160 @@
+"""Aesthetic heads: from a unit CLIP embedding to a score, as published and folded into one dot product.
+
+Shape legend: N images, D embedding, H heads, A of them affine.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+_LINEAR_KEY = re.compile(r"(?:(?P<prefix>.*?)\.)?(?P<index>\d+)\.(?P<what>weight|bias)")
+_LAION_LINEAR = (0, 2, 4, 6, 7)
+_LAION_RELU = (0, 3, 6, 9, 11)
+"""Where improved-aesthetic-predictor's `train_predictor.py` puts its Linears, without and with ReLUs."""
+
+
+class HeadMLP(nn.Module):
+    """A head as it was trained: linear layers, with a ReLU after each but the last, or without any.
+
+    The oracle for the folded head, and what computes a head that doesn't fold.
+    """
+
+    def __init__(self, layers: Sequence[tuple[Tensor, Tensor]], relu: bool) -> None:
+        """`layers` are weights [out, in] and biases [out]. Raises ValueError where they don't chain."""
+        super().__init__()
+        self.relu = relu
+        widths = [weight.shape[1] for weight, _ in layers] + [layers[-1][0].shape[0]]
+        if widths[1:-1] != [weight.shape[0] for weight, _ in layers[:-1]] or widths[-1] != 1:
+            shapes = ", ".join(str(list(weight.shape)) for weight, _ in layers)
+            raise ValueError(f"the layers {shapes} don't lead from an embedding to one score")
+        self.weights = nn.ParameterList(w.detach() for w, _ in layers).requires_grad_(False)
+        self.biases = nn.ParameterList(b.detach() for _, b in layers).requires_grad_(False)
+
+    @property
+    def embed_dim(self) -> int:
+        """Length of the embeddings it takes."""
+        return int(self.weights[0].shape[1])
+
+    @property
+    def affine(self) -> bool:
+        """Whether it is one dot product and a constant, whatever its number of layers."""
+        return not self.relu or len(self.weights) == 1
+
+    def forward(self, unit_ND: Tensor) -> Tensor:
+        """Scores [N] of L2-normalised embeddings, in the dtype of the weights."""
+        hidden = unit_ND
+        for index, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            hidden = F.linear(hidden.relu() if self.relu and index else hidden, weight, bias)
+        return hidden[:, 0]
+
+    def fold(self) -> tuple[Tensor, Tensor]:
+        """`w` [D] and `b` [] in float64 with `forward(e) = w.e + b`. Raises ValueError if not affine."""
+        if not self.affine:
+            raise ValueError("a head with ReLUs can't be folded")
+        w, b = torch.ones(1, 1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
+        for weight, bias in reversed(list(zip(self.weights, self.biases, strict=True))):
+            b = b + w @ bias.cpu().double()
+            w = w @ weight.cpu().double()
+        return w[0], b[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """A head and the name its scores go by."""
+
+    name: str
+    mlp: HeadMLP
+
+
+class HeadBank(nn.Module):
+    """Any number of heads on one embedding, in the order given; the affine ones folded."""
+
+    w_AD: Tensor
+    b_A: Tensor
+
+    def __init__(self, heads: Sequence[Head], embed_dim: int) -> None:
+        """Raises ValueError for no head, two of a name, or one for embeddings of another length."""
+        super().__init__()
+        if not heads:
+            raise ValueError("no head: name at least one, such as laion-v2")
+        for head in heads:
+            check_embed_dim(head, embed_dim)
+        self.names = tuple(head.name for head in heads)
+        if len(set(self.names)) < len(heads):
+            raise ValueError(f"heads {list(self.names)}: two go by one name; rename the file of one")
+        folded = [head.mlp.fold() for head in heads if head.mlp.affine]
+        nothing = torch.empty(0, embed_dim, dtype=torch.float64)
+        self.register_buffer("w_AD", torch.cat([nothing, *(w[None] for w, _ in folded)]).float())
+        self.register_buffer("b_A", torch.cat([nothing[:, 0], *(b[None] for _, b in folded)]).float())
+        self.others = nn.ModuleList(head.mlp.float() for head in heads if not head.mlp.affine)
+        by_kind = sorted(range(len(heads)), key=lambda index: not heads[index].mlp.affine)
+        self._columns = [by_kind.index(index) for index in range(len(heads))]
+
+    def forward(self, embeddings_ND: Tensor) -> Tensor:
+        """Scores [N, H], float32, on each head's own scale, of embeddings of any dtype and length."""
+        unit_ND = F.normalize(embeddings_ND.float(), dim=-1)
+        # Not a matmul: TF32, where a process has switched it on, would cost three digits of the score.
+        folded_NA = (unit_ND[:, None] * self.w_AD).sum(-1) + self.b_A
+        scores_NH = torch.cat([folded_NA, *(head(unit_ND)[:, None] for head in self.others)], dim=1)
+        in_order = self._columns == list(range(len(self._columns)))
+        return scores_NH if in_order else scores_NH[:, self._columns]
+
+
+def check_embed_dim(head: Head, embed_dim: int) -> None:
+    """Raises ValueError for a head that takes embeddings of another length than the encoder's."""
+    if head.mlp.embed_dim != embed_dim:
+        raise ValueError(
+            f"head {head.name!r} takes embeddings of {head.mlp.embed_dim} numbers, the encoder gives "
+            f"{embed_dim}: take a head trained for this encoder (laion-v2 and laion-v1 exist for ViT-L-14, "
+            "laion-v1 also for ViT-B-32 and ViT-B-16) or the encoder that the head was trained for"
+        )
+
+
+def head_from_state(state: Mapping[str, Tensor], relu: bool | None = None) -> HeadMLP:
+    """The head of a checkpoint: `w, b`, one Linear's `weight, bias`, or a Sequential of Linears.
+
+    `relu` says whether ReLUs stand between the Linears; None where that is to be read off the layout,
+    which LAION's own layouts and a single layer allow. Raises ValueError for anything else.
+    """
+    if set(state) == {"w", "b"}:
+        layers = {0: (state["w"].reshape(1, -1), state["b"].reshape(1))}
+    elif set(state) == {"weight", "bias"}:
+        layers = {0: (state["weight"], state["bias"])}
+    else:
+        layers = _sequential(state)
+    return HeadMLP([layers[i] for i in sorted(layers)], _has_relu(layers) if relu is None else relu)
+
+
+def _sequential(state: Mapping[str, Tensor]) -> dict[int, tuple[Tensor, Tensor]]:
+    """Weights and biases by their index in the Sequential."""
+    parts: dict[int, dict[str, Tensor]] = {}
+    prefixes = set()
+    for name, tensor in state.items():
+        match = _LINEAR_KEY.fullmatch(name)
+        if match is None or tensor.ndim != (2 if match["what"] == "weight" else 1):
+            raise ValueError(f"not a linear head or an MLP of Linears: it has {name} {list(tensor.shape)}")
+        parts.setdefault(int(match["index"]), {})[match["what"]] = tensor
+        prefixes.add(match["prefix"])
+    if len(prefixes) != 1 or any(set(part) != {"weight", "bias"} for part in parts.values()):
+        raise ValueError(f"not a linear head or an MLP of Linears: it has {', '.join(state) or 'no tensor'}")
+    return {index: (part["weight"], part["bias"]) for index, part in parts.items()}
+
+
+def _has_relu(indices: Mapping[int, object]) -> bool:
+    """Whether the gaps between the Linears of a Sequential hold ReLUs. Raises ValueError if unclear."""
+    found = tuple(sorted(indices))
+    if found == _LAION_RELU:
+        return True
+    # A Linear right after a Linear leaves no room for an activation.
+    if found == _LAION_LINEAR or found == tuple(range(found[0], found[0] + len(found))):
+        return False
+    raise ValueError(
+        f"the file doesn't say what lies between its Linears (at {', '.join(map(str, found))} of the "
+        "Sequential): append :relu or :linear to its path"
+    )

@@ -1,0 +1,92 @@
+"""Batches on the device in, launched batches out: the loop's view of scoring.
+
+Shape legend: N images of a batch (padded), R rows (every input sample), H heads, S pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from dali_aesthetic.score.fast.backend import Backend
+from dali_aesthetic.types import ImageBatch, PendingScores, ScoredBatch
+
+
+class Scorer:
+    """Scores batches on one device without waiting for it."""
+
+    def __init__(self, backend: Backend, device: torch.device, batch_size: int) -> None:
+        self.backend = backend
+        self.device = device
+        self.batch_size = batch_size
+
+    @property
+    def image_size(self) -> int:
+        """Pixels of the square the encoder takes."""
+        return self.backend.spec.image_size
+
+    @property
+    def head_names(self) -> tuple[str, ...]:
+        """The names of the H scores; the first decides what is kept."""
+        return self.backend.head_names
+
+    def score(self, batches: Iterable[ImageBatch]) -> Iterator[PendingScores]:
+        """Launch each batch on the device's current stream; `wait()` of what comes out blocks for it."""
+        for batch in batches:
+            yield PendingScores(_Launched(self, batch).wait)
+
+    def score_pixels(self, images_NHWC: Tensor) -> npt.NDArray[np.float32]:
+        """Scores [N, H] of any number of images, uint8 RGB [N, S, S, 3] on any device. Blocks.
+
+        Images go through in padded batches of the scorer's own size, so that a score does not depend on
+        how many others were asked for with it.
+        """
+        scores = [np.empty((0, len(self.head_names)), np.float32)]
+        for start in range(0, len(images_NHWC), self.batch_size):
+            chunk = images_NHWC[start : start + self.batch_size]
+            padded = torch.zeros(self.batch_size, *chunk.shape[1:], dtype=chunk.dtype, device=self.device)
+            padded[: len(chunk)] = chunk
+            scores.append(self.backend(padded)[0][: len(chunk)].cpu().numpy())
+        return np.concatenate(scores)
+
+
+class _Launched:
+    """A batch whose scores are on their way to the host."""
+
+    def __init__(self, scorer: Scorer, batch: ImageBatch) -> None:
+        self._num_heads = len(scorer.head_names)
+        # DALI owns the pixels and knows nothing of torch's streams: it may write the next batch over them
+        # once this reference is gone, so it is held until the device has passed the event.
+        self._batch: ImageBatch | None = batch
+        self._host_NH: Tensor | None = None
+        self._event: torch.cuda.Event | None = None
+        if len(batch.rows_N):
+            self._launch(scorer)
+
+    def _launch(self, scorer: Scorer) -> None:
+        assert self._batch is not None
+        scores_NH, _ = scorer.backend(self._batch.images_NHWC)
+        if scores_NH.device.type != "cuda":
+            self._host_NH = scores_NH
+            return
+        self._host_NH = torch.empty(scores_NH.shape, dtype=torch.float32, pin_memory=True)
+        self._host_NH.copy_(scores_NH, non_blocking=True)
+        self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        self._event.record(torch.cuda.current_stream(scores_NH.device))
+
+    def wait(self) -> ScoredBatch:
+        """The scores, once they have arrived; the device buffers are free afterwards. Call it once."""
+        if self._batch is None:
+            raise RuntimeError("the scores of this batch were taken already")
+        if self._event is not None:
+            self._event.synchronize()
+        batch, self._batch = self._batch, None
+        scores_RH = np.full((len(batch.encoded.samples), self._num_heads), np.nan, np.float32)
+        if self._host_NH is not None:
+            scores_RH[batch.rows_N] = self._host_NH[: len(batch.rows_N)].numpy()
+        self._host_NH = None
+        return ScoredBatch(encoded=batch.encoded, headers=batch.headers, scores_RH=scores_RH)

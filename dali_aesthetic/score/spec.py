@@ -1,0 +1,111 @@
+"""What a CLIP vision tower looks like, from its open_clip name."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+_RGB = tuple[float, float, float]
+
+OPENAI_MEAN: _RGB = (0.48145466, 0.4578275, 0.40821073)
+OPENAI_STD: _RGB = (0.26862954, 0.26130258, 0.27577711)
+"""Channel statistics of pixels in [0, 1] that CLIP was trained with (openai/CLIP, `clip.py`)."""
+
+_DIMENSIONS = frozenset({"image_size", "patch_size", "width", "layers", "head_width", "mlp_ratio"})
+"""The fields of open_clip's `vision_cfg` that only size the plain ViT of `clip.py`; any other changes it."""
+
+_INERT = frozenset({"output_tokens", "patch_dropout"})
+"""Fields of `vision_cfg` that change nothing about `encode_image` at inference."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TowerSpec:
+    """The shape of a CLIP ViT and the pixels it expects.
+
+    `image_size` and `patch_size` are pixels, `width`, `mlp_width` and `embed_dim` features. `mean` and
+    `std` are per channel, for pixels in [0, 1].
+    """
+
+    name: str
+    image_size: int
+    patch_size: int
+    width: int
+    layers: int
+    heads: int
+    mlp_width: int
+    embed_dim: int
+    quick_gelu: bool
+    mean: _RGB = OPENAI_MEAN
+    std: _RGB = OPENAI_STD
+
+    def __post_init__(self) -> None:
+        """Raises ValueError where the sizes do not fit together."""
+        if self.image_size % self.patch_size:
+            raise ValueError(
+                f"{self.name}: patches of {self.patch_size} do not tile {self.image_size} pixels"
+            )
+        if self.width % self.heads:
+            raise ValueError(f"{self.name}: width {self.width} is not a multiple of {self.heads} heads")
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of an image: its patches and the class token."""
+        return (self.image_size // self.patch_size) ** 2 + 1
+
+    def with_quick_gelu(self, quick_gelu: bool) -> TowerSpec:
+        """The same tower with the activation that a checkpoint is known to have been trained with."""
+        return dataclasses.replace(self, quick_gelu=quick_gelu)
+
+
+def spec_of(encoder: str) -> TowerSpec:
+    """The spec of an open_clip ViT such as `ViT-L-14`, `ViT-B-32-quickgelu`, `ViT-H-14`.
+
+    Raises ValueError for a name that open_clip doesn't know or whose image tower isn't the plain CLIP ViT
+    (ResNets, ConvNeXts, timm and SigLIP towers, attention pooling, average pooling).
+    """
+    import open_clip  # takes seconds to import; only naming an encoder needs it
+
+    # A plain look-up: open_clip's own also accepts `hf-hub:` and `local-dir:` names and then downloads.
+    config = open_clip.get_model_config(encoder) if ":" not in encoder else None
+    if config is None:
+        raise ValueError(
+            f"encoder {encoder!r}: open_clip has no such model; use a ViT such as ViT-L-14, ViT-B-32, "
+            "ViT-B-32-quickgelu or ViT-H-14 (`open_clip.list_models()` names them all)"
+        )
+    return spec_from_open_clip(encoder, config)
+
+
+def spec_from_open_clip(encoder: str, config: Mapping[str, Any]) -> TowerSpec:
+    """The spec of an open_clip model configuration (its `embed_dim`, `vision_cfg` and `quick_gelu`)."""
+    vision = config["vision_cfg"]
+    _refuse_other_towers(encoder, vision)
+    width, head_width = vision.get("width", 768), vision.get("head_width", 64)
+    return TowerSpec(
+        name=encoder,
+        image_size=vision.get("image_size", 224),
+        patch_size=vision.get("patch_size", 16),
+        width=width,
+        layers=vision.get("layers", 12),
+        heads=width // head_width,
+        mlp_width=int(width * vision.get("mlp_ratio", 4.0)),
+        embed_dim=config["embed_dim"],
+        quick_gelu=bool(config.get("quick_gelu", False)),
+    )
+
+
+def _refuse_other_towers(encoder: str, vision: Mapping[str, Any]) -> None:
+    """Raises ValueError where the image tower is not the plain CLIP ViT, saying why and what to use."""
+    if "timm_model_name" in vision:
+        why = f"its image tower is timm's {vision['timm_model_name']}"
+    elif not isinstance(vision.get("layers", 12), int):
+        why = "its image tower is a ResNet"
+    elif other := {k: v for k, v in vision.items() if v and k not in _DIMENSIONS | _INERT}:
+        why = "its image tower has " + ", ".join(f"{k}={v!r}" for k, v in sorted(other.items()))
+    else:
+        return
+    raise ValueError(
+        f"encoder {encoder!r} is not a plain CLIP ViT ({why}); use one such as ViT-L-14, ViT-B-32, "
+        "ViT-B-16 or ViT-H-14"
+    )

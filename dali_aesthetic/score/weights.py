@@ -1,0 +1,165 @@
+"""From what the user names to towers and heads: `openai`, `random:SEED`, `laion-v2`, or a path."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dali_aesthetic.score.checkpoints import read_clip, read_tensors, weights_file
+from dali_aesthetic.score.clip import VisionTower
+from dali_aesthetic.score.download import ResolvedFile, WeightsUnavailable, hash_file
+from dali_aesthetic.score.download import download as _download
+from dali_aesthetic.score.download import resolve as _resolve
+from dali_aesthetic.score.head import Head, head_from_state
+from dali_aesthetic.score.random_init import random_head_state, random_tower_state
+from dali_aesthetic.score.registry import (
+    LAION_V1,
+    LAION_V2,
+    OPENAI,
+    OPENAI_SHA256,
+    PublishedFile,
+    openai_model,
+)
+from dali_aesthetic.score.spec import TowerSpec, spec_of
+
+__all__ = ["ResolvedFile", "WeightsUnavailable", "download", "load_head", "load_tower"]
+
+_LOG = logging.getLogger(__name__)
+
+
+def load_tower(encoder: str, weights: str, model_dir: Path | None) -> tuple[VisionTower, ResolvedFile]:
+    """The tower of an open_clip ViT with weights `openai`, `random[:SEED]` or a path; float32, on the CPU.
+
+    Raises ValueError for a name, file or folder that doesn't fit, WeightsUnavailable for published weights
+    that can't be had.
+    """
+    spec = spec_of(encoder)
+    seed = _seed(weights)
+    if seed is not None:
+        return VisionTower.from_state(spec, random_tower_state(spec, seed)), _random(seed)
+    files = _published_tower(encoder, weights)
+    if files:
+        path, file = _resolve(weights, files, model_dir, _command("--encoder", encoder, "--weights", weights))
+    else:
+        path = weights_file(Path(weights).expanduser())
+        file = _own(weights, path)
+    checkpoint = read_clip(path)
+    quick_gelu = True if file.sha256 in OPENAI_SHA256 else checkpoint.quick_gelu
+    if quick_gelu not in (None, spec.quick_gelu):
+        _LOG.info("%s was trained with %s: used", path, "QuickGELU" if quick_gelu else "GELU")
+        spec = spec.with_quick_gelu(not spec.quick_gelu)
+    _check_fits(checkpoint.state, spec, path)
+    return VisionTower.from_state(spec, checkpoint.state), file
+
+
+def load_head(head: str, encoder: str, embed_dim: int, model_dir: Path | None) -> tuple[Head, ResolvedFile]:
+    """The head `laion-v2`, `laion-v1`, `random[:SEED]`, or of a path, which may end in `:relu` or `:linear`.
+
+    The suffix says what lies between the layers of an MLP whose file doesn't tell. A head by path goes by
+    the name of its file. Raises as `load_tower`.
+    """
+    seed = _seed(head)
+    if seed is not None:
+        return Head(f"random:{seed}", head_from_state(random_head_state(embed_dim, seed))), _random(seed)
+    files = _published_head(encoder, head)
+    if files:
+        path, file = _resolve(head, files, model_dir, _command("--encoder", encoder, "--head", head))
+        return Head(head, head_from_state(read_tensors(path), relu=False)), file
+    plain, _, suffix = head.rpartition(":")
+    relu = {"relu": True, "linear": False}.get(suffix) if plain else None
+    path = weights_file(Path(head if relu is None else plain).expanduser())
+    try:
+        mlp = head_from_state(read_tensors(path), relu)
+    except ValueError as error:
+        raise ValueError(f"head {head!r}: {error}") from error
+    return Head(path.stem, mlp), _own(head, path)
+
+
+def download(encoder: str, weights: str, heads: Sequence[str], model_dir: Path | None) -> list[ResolvedFile]:
+    """Have the published weights of encoder and heads on this machine, in `model_dir` where given.
+
+    Random weights and paths need nothing. Raises ValueError for names that aren't known, WeightsUnavailable
+    for files that can't be had.
+    """
+    spec_of(encoder)
+    wanted = [(weights, _published_tower(encoder, weights), ("--weights", weights))]
+    wanted += [(head, _published_head(encoder, head), ("--head", head)) for head in heads]
+    return [
+        _download(name, files, model_dir, _command("--encoder", encoder, *flags))[1]
+        for name, files, flags in wanted
+        if files
+    ]
+
+
+def _published_tower(encoder: str, weights: str) -> tuple[PublishedFile, ...]:
+    """The files of `openai`; none for a path. Raises ValueError for an encoder OpenAI didn't train."""
+    if weights != "openai":
+        return ()
+    if openai_model(encoder) not in OPENAI:
+        raise ValueError(
+            f"OpenAI published no weights for encoder {encoder!r}, only for {', '.join(OPENAI)}; "
+            "give the path of a checkpoint with --weights"
+        )
+    return OPENAI[openai_model(encoder)]
+
+
+def _published_head(encoder: str, head: str) -> tuple[PublishedFile, ...]:
+    """The files of `laion-v2` or `laion-v1`; none for a path. Raises ValueError for the wrong encoder."""
+    model = openai_model(encoder)
+    if head == "laion-v2":
+        trained_on: Sequence[str] = ("ViT-L-14",)
+    elif head == "laion-v1":
+        trained_on = tuple(LAION_V1)
+    else:
+        return ()
+    if model not in trained_on:
+        raise ValueError(
+            f"head {head!r} was trained on embeddings of {' or '.join(trained_on)}, not of {encoder!r}; take "
+            "another encoder, or the path of a head that was trained for this one"
+        )
+    return LAION_V2 if head == "laion-v2" else LAION_V1[model]
+
+
+def _seed(name: str) -> int | None:
+    """The seed of `random[:SEED]`, None for any other name. Raises ValueError for another seed."""
+    kind, _, seed = name.partition(":")
+    if kind != "random":
+        return None
+    if seed and not seed.isdecimal():
+        raise ValueError(f"{name!r}: the seed of random weights is a number, as in random:0")
+    return int(seed or 0)
+
+
+def _random(seed: int) -> ResolvedFile:
+    return ResolvedFile(name=f"random:{seed}", path="", sha256="", source="random")
+
+
+def _own(name: str, path: Path) -> ResolvedFile:
+    return ResolvedFile(name=name, path=str(path), sha256=hash_file(path), source=str(path))
+
+
+def _command(*flags: str) -> str:
+    return " ".join(["dali-aesthetic download", *flags])
+
+
+def _check_fits(state: dict[str, Tensor], spec: TowerSpec, path: Path) -> None:
+    """Raises ValueError where the tensors are not those of the encoder, naming them."""
+    with torch.device("meta"):
+        wanted = {name: tensor.shape for name, tensor in VisionTower(spec).state_dict().items()}
+    problems = [f"lacks {name}" for name in wanted if name not in state]
+    problems += [f"has {name}, which the encoder doesn't" for name in state if name not in wanted]
+    problems += [
+        f"has {name} {list(state[name].shape)}, not {list(shape)}"
+        for name, shape in wanted.items()
+        if name in state and state[name].shape != shape
+    ]
+    if problems:
+        more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise ValueError(
+            f"{path} is no checkpoint of encoder {spec.name!r}: it {'; '.join(problems[:5])}{more}; "
+            "name its own encoder with --encoder"
+        )
