@@ -77,11 +77,12 @@ class Threshold(BaseModel):
         kept: npt.NDArray[np.bool_] = raw_scores_R >= np.float32(self.min_raw)
         return kept
 
-    def describe(self) -> str:
-        """The cut in words, with what it kept of LAION-2B-en where that is known."""
-        share = next((p.laion_share for p in PRESETS.values() if p.raw == self.min_raw), None)
-        known = f"; on LAION-2B-en the v2 head kept {_percent(share)}" if share is not None else ""
-        return f"raw score >= {self.min_raw:g} ({self.min_raw / RAW_PER_UNIT:g} on the 0-1 scale){known}"
+    def describe(self, head: str) -> str:
+        """The cut in words; for the LAION v2 head with what it kept of LAION-2B-en, where that is known."""
+        known = (p.laion_share for p in PRESETS.values() if p.raw == self.min_raw and head == "laion-v2")
+        share = next(known, None)
+        there = f"; of LAION-2B-en this kept {_percent(share)}" if share is not None else ""
+        return f"raw score >= {self.min_raw:g} ({self.min_raw / RAW_PER_UNIT:g} on the 0-1 scale){there}"
 
 
 def _percent(share: float) -> str:

@@ -48,7 +48,12 @@ def decode_reference(data: Buffer, image_size: int, max_pixels: int) -> Decoded:
             raise TooManyPixels(f"{width}x{height}: {width * height:,} pixels, the limit is {max_pixels:,}")
         if width * height > DRAFT_PIXELS:
             image.draft(None, (2 * image_size, 2 * image_size))
-        return Decoded(np.asarray(_square(image, image_size).convert("RGB")), width, height)
+        return Decoded(square_pixels(image, image_size), width, height)
+
+
+def square_pixels(image: Image.Image, image_size: int) -> npt.NDArray[np.uint8]:
+    """The reference's transform of an opened image: uint8 RGB [image_size, image_size, 3]."""
+    return np.asarray(_square(image, image_size).convert("RGB"))
 
 
 def allow_large_images() -> None:

@@ -1,0 +1,52 @@
+# `make run` and `make test` set up what they need in $(VENV) and do their job; `make help` lists the rest.
+PYTHON ?= python3
+VENV ?= .venv
+# cuda12 or cuda13: the DALI build that fits the driver. Both also run on a machine without a GPU.
+CUDA ?= cuda12
+BIN = $(VENV)/bin
+INPUT ?=
+OUTPUT ?=
+THRESHOLD ?= 0.5
+FLAGS ?=
+
+.PHONY: help run test test-gpu lint bench clean
+help: ## this list
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+run: $(VENV)/.run ## score a demo set, or: make run INPUT=... OUTPUT=... [THRESHOLD=0.5] [FLAGS='--preset high']
+ifeq ($(strip $(INPUT)),)
+	$(BIN)/dali-aesthetic demo $(FLAGS)
+else
+	$(BIN)/dali-aesthetic run --input '$(INPUT)' --output '$(OUTPUT)' \
+		$(if $(findstring threshold,$(FLAGS))$(findstring --preset,$(FLAGS)),,--threshold $(THRESHOLD)) $(FLAGS)
+endif
+
+test: lint ## linters, types, and every test that needs no GPU
+	$(BIN)/pytest -m 'not gpu'
+
+test-gpu: $(VENV)/.dev ## the tests that need a CUDA GPU
+	$(BIN)/pytest -m gpu
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.dev ## images per second of each stage on this machine, as JSON
+	$(BIN)/python -m benchmarks
+
+clean: ## remove the environment and the demo
+	rm -rf $(VENV) demo
+
+$(VENV)/bin/python:
+	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "needs Python 3.11 or newer: make PYTHON=python3.12 ..."'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+
+$(VENV)/.run: pyproject.toml $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --editable '.[$(CUDA),demo]'
+	touch $@
+
+$(VENV)/.dev: pyproject.toml $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --editable '.[$(CUDA),demo,dev]'
+	touch $@ $(VENV)/.run

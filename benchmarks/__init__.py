@@ -1,0 +1,1 @@
+"""How fast each part is on this machine. Imports the package; the package never imports this."""

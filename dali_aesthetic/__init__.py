@@ -1,0 +1,49 @@
+"""Score image datasets by aesthetic quality on the GPU and keep the good part.
+
+    from dali_aesthetic import Config, run, score_images
+
+`score_images` gives the scores of some images; `run` does what the command line does.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dali_aesthetic.config import Config, ConfigError, DecodeConfig, ModelConfig
+    from dali_aesthetic.launch.local import RunResult, run
+    from dali_aesthetic.library import ImageScorer, score_images
+    from dali_aesthetic.threshold import Threshold
+
+__version__ = "0.1.0"
+__all__ = [
+    "Config",
+    "ConfigError",
+    "DecodeConfig",
+    "ImageScorer",
+    "ModelConfig",
+    "RunResult",
+    "Threshold",
+    "run",
+    "score_images",
+]
+_HOMES = {
+    "Config": "config",
+    "ConfigError": "config",
+    "DecodeConfig": "config",
+    "ImageScorer": "library",
+    "ModelConfig": "config",
+    "RunResult": "launch.local",
+    "Threshold": "threshold",
+    "run": "launch.local",
+    "score_images": "library",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use: `--help` and config errors must not wait for torch."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

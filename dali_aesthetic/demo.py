@@ -1,0 +1,150 @@
+"""The demo: a small data set of real photos, good and bad, and a run on it.
+
+The photos ship with scikit-image; each comes as it is, in crops, and in variants that a score should
+dislike (blurred, noisy, tiny, over-compressed).
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageFilter
+from rich.console import Console
+
+from dali_aesthetic.config import Config, ModelConfig
+from dali_aesthetic.display import summary, watch_on
+from dali_aesthetic.launch.local import RunResult, run
+from dali_aesthetic.score.download import WeightsUnavailable
+from dali_aesthetic.threshold import Threshold
+
+NUM_SHARDS = 3
+PHOTOS = (
+    "astronaut", "camera", "chelsea", "coffee", "hubble_deep_field", "immunohistochemistry",
+    "moon", "retina", "rocket", "page", "brick", "grass", "gravel",
+)  # fmt: skip
+RANDOM_BANNER = """
+[bold white on red] RANDOM WEIGHTS: THE SCORES BELOW MEAN NOTHING [/]
+The pretrained weights could not be had, so the demo shows the machinery with random ones:
+
+{reason}
+"""
+Variant = Callable[[Image.Image], bytes]
+
+
+def run_demo(folder: Path, model_dir: Path | None, device: str, console: Console) -> int:
+    """Make the set in `folder`/input unless it is there, run on it into `folder`/output; the exit code.
+
+    On a GPU it is the default model. Without one it is ViT-B/32 with the v1 head, to end within minutes.
+    """
+    pattern = make_demo_set(folder / "input")
+    on_gpu = device == "cuda" or (device == "auto" and torch.cuda.is_available())
+    pretrained = (
+        ModelConfig(model_dir=model_dir)
+        if on_gpu
+        else ModelConfig(encoder="ViT-B-32", heads=("laion-v1",), model_dir=model_dir)
+    )
+    config = Config.build(
+        {
+            "input": pattern,
+            "output": str(folder / "output"),
+            "device": device,
+            "model": pretrained.model_dump(),
+        }
+    )
+    try:
+        result = _launch(config, console)
+    except WeightsUnavailable as error:
+        config = _with_random_weights(config, folder)
+        console.print(RANDOM_BANNER.format(reason=error))
+        result = _launch(config, console)
+    summary(result, config, console)
+    console.print(f"Look at {config.output}/: shards/ scores/ stats/ run.json", highlight=False)
+    return result.exit_code
+
+
+def _launch(config: Config, console: Console) -> RunResult:
+    return run(config, watch=partial(watch_on, console))
+
+
+def _with_random_weights(config: Config, folder: Path) -> Config:
+    model = config.model.model_copy(update={"weights": "random:0", "heads": ("random:0",)})
+    output = str(folder / "output-random-weights")
+    threshold = Threshold(raw=5.0)
+    return config.model_copy(update={"model": model, "output": output, "threshold": threshold})
+
+
+def make_demo_set(folder: Path) -> str:
+    """About 200 samples (jpg or png or webp, txt, json) in three tar shards; the pattern that names them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    pattern = str(folder / f"demo-{{00000..{NUM_SHARDS - 1:05d}}}.tar")
+    samples = list(_samples())
+    for shard in range(NUM_SHARDS):
+        path = folder / f"demo-{shard:05d}.tar"
+        if path.exists():
+            continue
+        partial_path = path.with_suffix(".partial")
+        _write_shard(partial_path, samples[shard::NUM_SHARDS])
+        partial_path.rename(path)
+    return pattern
+
+
+def _write_shard(path: Path, samples: list[tuple[str, str, bytes, str]]) -> None:
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for number, (name, extension, image, caption) in enumerate(samples):
+            key = f"{number:06d}"
+            metadata = {"key": key, "caption": caption, "url": f"skimage://{name}", "status": "success"}
+            members = {extension: image, "txt": caption.encode(), "json": json.dumps(metadata).encode()}
+            for suffix, content in members.items():
+                info = tarfile.TarInfo(f"{key}.{suffix}")
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+
+
+def _samples() -> Iterator[tuple[str, str, bytes, str]]:
+    """Name of the photo, extension, encoded image, caption."""
+    from skimage import data
+
+    for name in PHOTOS:
+        photo = Image.fromarray(getattr(data, name)()).convert("RGB")
+        for view, image in _views(photo):
+            for variant, (extension, encode) in _VARIANTS.items():
+                yield name, extension, encode(image), f"{name}, {view}, {variant}"
+
+
+def _views(photo: Image.Image) -> Iterator[tuple[str, Image.Image]]:
+    width, height = photo.size
+    yield "whole", photo
+    yield "left part", photo.crop((0, 0, int(width * 0.6), height))
+    yield "centre", photo.crop((width // 5, height // 5, width - width // 5, height - height // 5))
+
+
+def _encode(image: Image.Image, format: str = "JPEG", **options: int) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def _noisy(image: Image.Image) -> bytes:
+    noise = Image.effect_noise(image.size, 90).convert("RGB")
+    return _encode(Image.blend(image, noise, 0.5), quality=90)
+
+
+def _tiny(image: Image.Image) -> bytes:
+    small = image.copy()
+    small.thumbnail((48, 48))
+    return _encode(small, "WEBP", quality=80)
+
+
+_VARIANTS: dict[str, tuple[str, Variant]] = {
+    "as it is": ("jpg", lambda image: _encode(image, quality=92)),
+    "blurred": ("jpg", lambda image: _encode(image.filter(ImageFilter.GaussianBlur(8)), quality=90)),
+    "noisy": ("jpg", _noisy),
+    "low resolution": ("webp", _tiny),
+    "over-compressed": ("jpg", lambda image: _encode(image, quality=4)),
+}

@@ -1,0 +1,98 @@
+"""What a run shows a person: one live line of progress, and a table at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.live import Live
+from rich.markup import escape
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from dali_aesthetic.config import Config
+from dali_aesthetic.launch.local import RunResult
+from dali_aesthetic.stats import RunStats
+from dali_aesthetic.types import Status
+
+
+class Progress:
+    """Renders a run's counters; rich asks for it a few times a second."""
+
+    def __init__(self, stats: RunStats, num_shards: int) -> None:
+        self._stats, self._num_shards = stats, num_shards
+
+    def __rich__(self) -> Table:
+        done = len(self._stats.reports)
+        row = Table.grid(padding=(0, 1), expand=False)
+        row.add_row(
+            ProgressBar(total=max(self._num_shards, 1), completed=done, width=24), Text(self.line(), "none")
+        )
+        return row
+
+    def line(self) -> str:
+        """Shards, rate, kept share, bad samples, time left and what bounds the run."""
+        stats, done = self._stats, len(self._stats.reports)
+        parts = [
+            f"{done}/{self._num_shards} shards",
+            f"{stats.num_samples:,} images",
+            f"{stats.samples_per_second:,.0f} images/s",
+            f"kept {share(stats.num_kept, stats.num_scored)}",
+            f"bad {stats.num_bad:,}",
+        ]
+        if done and done < self._num_shards:
+            parts.append(f"ETA {clock(stats.seconds / done * (self._num_shards - done))}")
+        if bound := stats.bound_by():
+            parts.append(f"bound by {bound}")
+        return " · ".join(parts)
+
+
+@contextmanager
+def watch_on(console: Console, stats: RunStats, num_shards: int) -> Iterator[None]:
+    """A live line on a terminal; elsewhere (a log file) nothing until the summary."""
+    if not console.is_terminal:
+        yield
+        return
+    with Live(Progress(stats, num_shards), console=console, refresh_per_second=4, transient=True):
+        yield
+
+
+def summary(result: RunResult, config: Config, console: Console) -> None:
+    """The table at the end, then damaged and failed shards by name."""
+    stats = result.stats
+    table = Table(show_header=False, box=None, padding=(0, 2))
+    table.add_row("shards", f"{len(stats.reports) - len(stats.failed)} committed, {len(stats.failed)} failed")
+    if result.num_skipped:
+        table.add_row("", f"{result.num_skipped} of {result.num_shards} committed before, skipped")
+    table.add_row("samples", f"{stats.num_samples:,}")
+    table.add_row("kept", f"{stats.num_kept:,} ({share(stats.num_kept, stats.num_scored)} of the scored)")
+    table.add_row("threshold", escape(config.threshold.describe(config.model.heads[0])))
+    table.add_row("bad", _bad(stats))
+    table.add_row("speed", f"{stats.samples_per_second:,.1f} images/s in {clock(stats.seconds)}")
+    table.add_row("bound by", stats.bound_by() or "-")
+    table.add_row("output", escape(config.output))
+    console.print(table)
+    for report in stats.damaged:
+        console.print(f"[yellow]damaged[/] {escape(report.source)}: {escape(report.damage)}")
+    for report in stats.failed:
+        console.print(f"[red]failed[/] {escape(report.source)}: {escape(report.error)}")
+
+
+def share(part: int, whole: int) -> str:
+    """`part` of `whole` as a percentage, or a dash."""
+    return f"{100 * part / whole:.1f}%" if whole else "-"
+
+
+def clock(seconds: float) -> str:
+    """Seconds as 1:02:03 or 2:03."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def _bad(stats: RunStats) -> str:
+    reasons = {name: count for name, count in stats.statuses.items() if name != Status.OK.value}
+    named = ", ".join(f"{count:,} {name}" for name, count in sorted(reasons.items()))
+    return f"{stats.num_bad:,}" + (f" ({named})" if named else "")

@@ -1,0 +1,64 @@
+"""The hot loop: read, decode, score, write, commit. Start here to know the architecture.
+
+    shards --read--> samples --check--> encoded batches --DALI--> pixels on the device --encoder, heads-->
+    scores --> rows, kept tar entries, and a commit when a shard's last sample is written
+
+Each stage is a generator in a thread of its own, one bounded queue ahead of the next. Batches fill across
+shard borders. Nothing waits for the device but the last line, one batch behind the launch.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from dali_aesthetic.decode.batches import fill_batches
+from dali_aesthetic.decode.decoder import DaliDecoder
+from dali_aesthetic.decode.probe import Limits
+from dali_aesthetic.overlap import ahead
+from dali_aesthetic.score.scorer import Scorer
+from dali_aesthetic.shards.read import read_shards
+from dali_aesthetic.stats import RunStats
+from dali_aesthetic.threshold import Threshold
+from dali_aesthetic.types import PendingScores, ScoredBatch, Shard, ShardReport
+from dali_aesthetic.write.commit import ShardSink
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rooms:
+    """The working parts, built once per worker and used for all of its shards."""
+
+    limits: Limits
+    decoder: DaliDecoder
+    scorer: Scorer
+    threshold: Threshold
+    sink: ShardSink
+
+
+def run_shards(shards: Iterable[Shard], rooms: Rooms, stats: RunStats) -> Iterator[ShardReport]:
+    """Process `shards` in order; a report for each as it is committed, or given up with an error."""
+    samples = read_shards(shards)
+    encoded = ahead(fill_batches(samples, rooms.scorer.batch_size, rooms.limits), 2, "storage")
+    images = ahead(rooms.decoder.decode(encoded), 2, "decode")
+    launched = ahead(rooms.scorer.score(images), 2, "encode")
+    stats.stages = [encoded.times, images.times, launched.times]
+    for pending in launched:
+        scored = _wait(pending, stats)
+        yield from _write(scored, rooms, stats)
+
+
+def _wait(pending: PendingScores, stats: RunStats) -> ScoredBatch:
+    start = time.perf_counter()
+    scored = pending.wait()
+    stats.waited_for_device += time.perf_counter() - start
+    return scored
+
+
+def _write(scored: ScoredBatch, rooms: Rooms, stats: RunStats) -> list[ShardReport]:
+    start = time.perf_counter()
+    reports = rooms.sink.write(scored)
+    stats.wrote += time.perf_counter() - start
+    stats.add(scored.headers, int(rooms.threshold.keep(scored.scores_RH[:, 0]).sum()))
+    stats.reports += reports
+    return reports
