@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 from dali_aesthetic.shards.buffer import open_buffer
 from dali_aesthetic.shards.formats import IMAGE_RANK, KNOWN_SIDECARS, looks_like_image
@@ -36,46 +37,28 @@ def split_name(name: str) -> tuple[str, str]:
     return (name[:dot], name[dot + 1 :].lower()) if dot > start else ("", "")
 
 
+@dataclass(slots=True)
 class _Group:
     """The sample being gathered: its ranges of the tar and what was found in them."""
 
-    __slots__ = (
-        "cut",
-        "first",
-        "image",
-        "key",
-        "ranges",
-        "rank",
-        "sidecar",
-        "suffixes",
-        "unknown",
-        "version",
-    )
+    key: str
+    first: int
+    ranges: list[tuple[int, int]] = field(default_factory=list)
+    image: Member | None = None
+    rank: int = len(IMAGE_RANK)
+    sidecar: Member | None = None
+    unknown: list[Member] = field(default_factory=list)
+    suffixes: list[str] = field(default_factory=list)
+    version: int = 0
+    cut: str = ""
 
-    def __init__(self, key: str, first: int) -> None:
-        self.key = key
-        self.first = first
-        self.ranges: list[tuple[int, int]] = []
-        self.image: Member | None = None
-        self.rank = len(IMAGE_RANK)
-        self.sidecar: Member | None = None
-        self.unknown: list[Member] = []
-        self.suffixes: set[str] = set()
-        self.version = 0
-        self.cut = ""
-
-    def add_range(self, start: int, end: int) -> None:
-        if self.ranges and self.ranges[-1][1] == start:
-            self.ranges[-1] = (self.ranges[-1][0], end)
-        else:
-            self.ranges.append((start, end))
-
-    def sort_in(self, suffix: str, member: Member) -> None:
-        """Remembers the member if it is the best image so far, the json, or something to look into."""
-        self.suffixes.add(suffix)
-        rank = IMAGE_RANK.get(suffix)
+    def add(self, suffix: str, member: Member) -> None:
+        """Takes a member whose bytes are all there."""
+        self.add_range(member.header_offset, member.next_offset)
+        self.suffixes.append(suffix)
         if member.sparse:
             return
+        rank = IMAGE_RANK.get(suffix)
         if rank is not None:
             if rank < self.rank:
                 self.image, self.rank = member, rank
@@ -84,11 +67,20 @@ class _Group:
         elif suffix not in KNOWN_SIDECARS:
             self.unknown.append(member)
 
+    def add_range(self, start: int, end: int) -> None:
+        """Takes the bytes from `start` to `end`, as one piece with the bytes right before them."""
+        ranges = self.ranges
+        if ranges and ranges[-1][1] == start:
+            ranges[-1] = (ranges[-1][0], end)
+        else:
+            ranges.append((start, end))
+
 
 class _TarReader:
     def __init__(self, shard: Shard, buffer: Buffer) -> None:
         self.shard = shard
         self.view = memoryview(buffer)
+        self.total = len(self.view)
         self.group: _Group | None = None
         self.seen: set[str] = set()
         self.oddities = Oddities()
@@ -99,16 +91,17 @@ class _TarReader:
         self.globals_version = 0
 
     def read(self) -> Iterator[Sample | ShardEnd]:
-        damage, end, members = "", 0, 0
+        damage, end = "", -1
         try:
             for member in scan_tar(self.view):
-                members += 1
                 end = member.next_offset
-                if (done := self._take(member)) is not None:
+                if not member.is_file:
+                    self._skip(member)
+                elif (done := self._take(member)) is not None:
                     yield self._sample(done)
         except TarDamage as found:
             damage = str(found)
-            if not members:
+            if end < 0:
                 yield ShardEnd(shard=self.shard, error=f"{self.shard.source} is not a tar: {self._start()}")
                 return
         if self.group is not None:
@@ -117,14 +110,11 @@ class _TarReader:
                 self.group.cut = self.group.cut or f"the tar is damaged right after it ({damage})"
             yield self._sample(self.group)
         if not damage:
-            self._check_end(end)
+            self._check_end(max(end, 0))
         yield ShardEnd(shard=self.shard, damage=damage, warnings=self.oddities.warnings())
 
     def _take(self, member: Member) -> _Group | None:
-        """Adds a member to its sample; returns the sample before it where a new one starts."""
-        if not member.is_file:
-            self._skip(member)
-            return None
+        """Adds a file to its sample; returns the sample before it where a new one starts."""
         key, suffix = split_name(member.name)
         if not key:
             self.oddities.add("files without a key (no name before the first dot) left out", member.name)
@@ -139,11 +129,10 @@ class _TarReader:
             group.version = self.globals_version
             for _, start, end in self.globals:
                 group.add_range(start, end)
-        if member.data_offset + member.size > len(self.view):
-            group.cut = f"the tar ends inside {member.name}"
+        if member.data_offset + member.size <= self.total:
+            group.add(suffix, member)
         else:
-            group.add_range(member.header_offset, member.next_offset)
-            group.sort_in(suffix, member)
+            group.cut = f"the tar ends inside {member.name}"
         return done
 
     def _open(self, key: str, member: Member) -> _Group:
@@ -156,6 +145,7 @@ class _TarReader:
         return self.group
 
     def _skip(self, member: Member) -> None:
+        """Counts an entry that is no file; a global header is remembered."""
         if member.type != GLOBAL_HEADER:
             self.oddities.add("entries that are no files left out", member.name)
             return
@@ -168,7 +158,9 @@ class _TarReader:
             raise TarDamage(member.header_offset, f"more than {_MAX_GLOBAL_BYTES} bytes of global headers")
 
     def _sample(self, group: _Group) -> Sample:
-        image = group.image or next((member for member in group.unknown if self._is_image(member)), None)
+        image = group.image
+        if image is None and group.unknown:
+            image = next((member for member in group.unknown if self._is_image(member)), None)
         status, message = Status.OK, ""
         if group.cut:
             status, message = Status.TRUNCATED, group.cut
@@ -189,11 +181,14 @@ class _TarReader:
         )
 
     def _entries(self, group: _Group) -> tuple[Buffer, ...]:
-        entries: tuple[Buffer, ...] = tuple(self.view[start:end] for start, end in group.ranges)
-        if group.ranges and group.ranges[-1][1] > len(self.view):
+        ranges = group.ranges
+        if len(ranges) == 1 and ranges[0][1] <= self.total:
+            return (self.view[ranges[0][0] : ranges[0][1]],)
+        entries: list[Buffer] = [self.view[start:end] for start, end in ranges]
+        if ranges and ranges[-1][1] > self.total:
             # The file ends inside the padding of its last member, whose data is whole.
-            entries = (*entries, bytes(group.ranges[-1][1] - len(self.view)))
-        return entries
+            entries.append(bytes(ranges[-1][1] - self.total))
+        return tuple(entries)
 
     def _data(self, member: Member) -> memoryview:
         return self.view[member.data_offset : member.data_offset + member.size]
@@ -203,7 +198,7 @@ class _TarReader:
 
     @staticmethod
     def _members(group: _Group) -> str:
-        return ", ".join(f".{suffix}" for suffix in sorted(group.suffixes)[:8]) or "none"
+        return ", ".join(f".{suffix}" for suffix in sorted(set(group.suffixes))[:8]) or "none"
 
     def _check_end(self, end: int) -> None:
         """Oddities behind the last member: no end marker, or data that no reader looks at."""

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dali_aesthetic.types import ImageHeader, Sample, Status
-from dali_aesthetic.write.sidecar import SidecarColumns
+from dali_aesthetic.write.sidecar import MAX_COLUMNS, SidecarColumns
 
 _ROW_GROUP = 65_536
 _COLUMNS = (
@@ -32,10 +32,14 @@ class ScoreRows:
         if len(set(self._score_names)) < len(self._score_names):
             raise ValueError(f"two heads share a name in {list(head_names)}; rename one of them")
         self._output_shard = output_shard
-        self._samples: list[tuple[str, str, int]] = []
-        self._statuses: list[Status] = []
+        self._keys: list[str] = []
+        self._sources: list[str] = []
+        self._offsets: list[int] = []
+        self._statuses: list[str] = []
         self._messages: list[str | None] = []
-        self._headers: list[tuple[int, int, str]] = []
+        self._widths: list[int | None] = []
+        self._heights: list[int | None] = []
+        self._formats: list[str | None] = []
         self._kept: list[npt.NDArray[np.bool_]] = []
         self._scores: list[npt.NDArray[np.float32]] = []
         self._sidecars = SidecarColumns(frozenset((*_COLUMNS, *self._score_names)))
@@ -48,20 +52,26 @@ class ScoreRows:
         kept_R: npt.NDArray[np.bool_],
     ) -> None:
         """Appends rows in input order."""
-        add_sidecar = self._sidecars.add
-        for sample, header in zip(samples, headers, strict=True):
-            self._samples.append((sample.key, sample.source, sample.offset))
-            self._headers.append((header.width, header.height, header.format))
-            bad = sample if sample.status is not Status.OK else header
-            self._statuses.append(bad.status)
-            self._messages.append(bad.message or None)
-            add_sidecar(sample.sidecar)
+        worst = [
+            header if sample.status is Status.OK else sample
+            for sample, header in zip(samples, headers, strict=True)
+        ]
+        self._keys += [sample.key for sample in samples]
+        self._sources += [sample.source for sample in samples]
+        self._offsets += [sample.offset for sample in samples]
+        self._statuses += [one.status.value for one in worst]
+        self._messages += [one.message or None for one in worst]
+        self._widths += [header.width or None for header in headers]
+        self._heights += [header.height or None for header in headers]
+        self._formats += [header.format or None for header in headers]
+        for sample in samples:
+            self._sidecars.add(sample.sidecar)
         self._kept.append(kept_R)
         self._scores.append(np.array(scores_RH, dtype=np.float32))
 
     def statuses(self) -> dict[str, int]:
         """How many samples ended in each status that occurred, in the order of `Status`."""
-        counts = {status.value: self._statuses.count(status) for status in Status}
+        counts = {status.value: self._statuses.count(status.value) for status in Status}
         return {status: count for status, count in counts.items() if count}
 
     def warnings(self) -> tuple[str, ...]:
@@ -69,9 +79,9 @@ class ScoreRows:
         found = []
         if self._sidecars.num_ignored:
             found.append(f"unreadable json files left out of the scores: {self._sidecars.num_ignored}")
-        if self._sidecars.dropped:
-            shown = ", ".join(sorted(self._sidecars.dropped)[:3])
-            found.append(f"json keys beyond the first 64 left out of the scores: {shown}, …")
+        if self._sidecars.num_keys_left_out:
+            count = self._sidecars.num_keys_left_out
+            found.append(f"json keys beyond the first {MAX_COLUMNS} left out of the scores: {count}")
         return tuple(found)
 
     def to_parquet(self) -> pa.Buffer:
@@ -88,27 +98,33 @@ class ScoreRows:
         return sink.getvalue()
 
     def _table(self) -> pa.Table:
-        keys, sources, offsets = zip(*self._samples, strict=True) if self._samples else ((), (), ())
-        widths, heights, formats = zip(*self._headers, strict=True) if self._headers else ((), (), ())
         kept = np.concatenate(self._kept) if self._kept else np.zeros(0, np.bool_)
         none_RH = np.zeros((0, len(self._score_names)), np.float32)
         scores_RH = np.concatenate(self._scores) if self._scores else none_RH
         raw = pa.array(scores_RH[:, 0], pa.float32(), from_pandas=True)
         normal = pa.array(np.clip(scores_RH[:, 0] / np.float32(10), 0, 1), pa.float32(), from_pandas=True)
         columns = {
-            "key": pa.array(keys, pa.string()),
-            "status": pa.array([status.value for status in self._statuses], pa.string()),
-            "error_message": pa.array(self._messages, pa.string()),
-            "width": pa.array([width or None for width in widths], pa.int32()),
-            "height": pa.array([height or None for height in heights], pa.int32()),
-            "format": pa.array([name or None for name in formats], pa.string()),
+            "key": _strings(self._keys),
+            "status": pa.array(self._statuses, pa.string()),
+            "error_message": _strings(self._messages),
+            "width": pa.array(self._widths, pa.int32()),
+            "height": pa.array(self._heights, pa.int32()),
+            "format": pa.array(self._formats, pa.string()),
             "aesthetic_score": raw,
             "aesthetic_score_01": normal,
             "kept": pa.array(kept, pa.bool_()),
-            "source_shard": pa.array(sources, pa.string()),
-            "source_offset": pa.array(offsets, pa.int64()),
+            "source_shard": _strings(self._sources),
+            "source_offset": pa.array(self._offsets, pa.int64()),
             "output_shard": pa.array([self._output_shard if one else None for one in kept], pa.string()),
         }
         for index, name in enumerate(self._score_names[1:], start=1):
             columns[name] = pa.array(scores_RH[:, index], pa.float32(), from_pandas=True)
         return pa.table({**columns, **self._sidecars.arrays()})
+
+
+def _strings(texts: Sequence[str | None]) -> pa.Array:
+    try:
+        return pa.array(texts, pa.string())
+    except UnicodeEncodeError:  # a file name that is not UTF-8
+        clean = (None if text is None else text.encode("utf-8", "backslashreplace") for text in texts)
+        return pa.array(clean, pa.binary()).cast(pa.string())

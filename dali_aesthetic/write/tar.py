@@ -10,6 +10,8 @@ from dali_aesthetic.types import Buffer
 from dali_aesthetic.write.files import naming, open_new, publish, temporary_path, write_all
 
 END_MARKER = bytes(1024)
+_START_EVERY = 16 << 20
+_NOT_NEEDED = getattr(os, "POSIX_FADV_DONTNEED", 0)
 
 
 class ShardTarWriter:
@@ -22,6 +24,7 @@ class ShardTarWriter:
         self.final = final
         self.temporary = temporary_path(final)
         self.num_bytes = 0
+        self._started = 0
         with naming(self.temporary):
             self._descriptor = open_new(self.temporary)
 
@@ -29,6 +32,17 @@ class ShardTarWriter:
         """Appends whole entries (headers, data, padding). Raises OSError naming the file."""
         with naming(self.temporary):
             self.num_bytes += write_all(self._descriptor, entries)
+        if self.num_bytes - self._started >= _START_EVERY:
+            self._start_writing()
+
+    def _start_writing(self) -> None:
+        """Has the kernel begin to write to disk now, so that the sync at the end is short.
+
+        Linux does so for pages it is told will not be needed; it keeps those not yet written.
+        """
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self._descriptor, self._started, self.num_bytes - self._started, _NOT_NEEDED)
+        self._started = self.num_bytes
 
     def finish(self) -> None:
         """Ends the tar and syncs it to disk; it still has its temporary name."""
