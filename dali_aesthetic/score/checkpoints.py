@@ -6,7 +6,6 @@ A file's format is told by its content, never by its name.
 from __future__ import annotations
 
 import json
-import pickle
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,8 +111,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             raise ValueError(f"{path} is a damaged safetensors file: {error}") from error
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        reason = str(error).splitlines()[0]
+    except Exception as error:  # the unpickler raises whatever a damaged file makes it stumble over
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(
             f"{path} is no checkpoint of plain tensors, and nothing else is loaded from a pickle ({reason}); "
             "convert it to safetensors where you trust it"

@@ -1,0 +1,157 @@
+"""Every backend against the eager reference, and how they are chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from dali_aesthetic.score.fast import torchscript
+from dali_aesthetic.score.fast.backend import Backend, resolve_backend, resolve_precision
+from dali_aesthetic.score.spec import TowerSpec
+
+MakeBackend = Callable[..., Backend]
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+IDENTITY = {"weights": "0" * 64}
+
+
+def test_eager_gives_scores_and_embeddings(make_backend: MakeBackend, pixels: Tensor) -> None:
+    backend = make_backend("auto")
+    assert (backend.name, backend.precision, backend.head_names) == ("eager", "fp32", ("h0", "h1"))
+    scores_NH, embeddings_ND = backend(pixels)
+    assert (scores_NH.shape, scores_NH.dtype) == ((16, 2), torch.float32)
+    assert (embeddings_ND.shape, embeddings_ND.dtype) == ((16, 32), torch.float32)
+    assert scores_NH[:, 0].std() > 0.01
+
+
+def test_a_score_depends_on_its_image_alone(make_backend: MakeBackend, pixels: Tensor) -> None:
+    """To the bit, for one batch size: neither on the neighbours in the batch nor on the place in it."""
+    backend = make_backend("eager")
+    scores_NH, embeddings_ND = backend(pixels)
+    for seed in range(3):
+        order = torch.randperm(16, generator=torch.Generator().manual_seed(seed))
+        assert torch.equal(backend(pixels[order])[0], scores_NH[order])
+        assert torch.equal(backend(pixels[order])[1], embeddings_ND[order])
+    for place in range(16):
+        alone = torch.zeros_like(pixels)
+        alone[place] = pixels[3]
+        assert torch.equal(backend(alone)[0][place], scores_NH[3])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("batch_size", [7, 32])
+def test_a_score_depends_on_its_image_alone_at_full_size(batch_size: int) -> None:
+    from dali_aesthetic.score.build import build_scorer
+
+    scorer, _ = build_scorer(
+        encoder="ViT-B-32",
+        weights="random",
+        heads=["random"],
+        model_dir=None,
+        device=CPU,
+        batch_size=batch_size,
+    )
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (batch_size, 224, 224, 3), dtype=torch.uint8, generator=generator)
+    order = torch.randperm(batch_size, generator=generator)
+    scores_NH, _ = scorer.backend(images)
+    assert torch.equal(scorer.backend(images[order])[0], scores_NH[order])
+
+
+def test_bf16_is_close(make_backend: MakeBackend, pixels: Tensor) -> None:
+    expected = make_backend("eager", precision="fp32")(pixels)[0]
+    found = make_backend("eager", precision="bf16")(pixels)[0]
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected, atol=0.5, rtol=0)
+
+
+def test_torchscript_equals_eager(make_backend: MakeBackend, pixels: Tensor) -> None:
+    eager, traced = make_backend("eager"), make_backend("torchscript")
+    for images in (pixels, pixels.flip(0), pixels[:5]):
+        for found, expected in zip(traced(images), eager(images), strict=True):
+            torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.filterwarnings("error")
+def test_torchscript_says_nothing_of_its_deprecation(make_backend: MakeBackend, tmp_path: Path) -> None:
+    backend = make_backend("torchscript")
+    assert isinstance(backend, torchscript.TorchScriptBackend)
+    backend.export(tmp_path / "scorer.pt", IDENTITY)
+    torchscript.load(tmp_path / "scorer.pt", backend.spec, backend.head_names, "fp32", IDENTITY, CPU)
+
+
+def test_torchscript_file_round_trip(make_backend: MakeBackend, pixels: Tensor, tmp_path: Path) -> None:
+    path = tmp_path / "scorer.pt"
+    backend = make_backend("torchscript")
+    assert isinstance(backend, torchscript.TorchScriptBackend)
+    backend.export(path, IDENTITY)
+    assert [p.name for p in tmp_path.iterdir()] == ["scorer.pt"]
+    loaded = torchscript.load(path, backend.spec, ("h0", "h1"), "fp32", IDENTITY, CPU)
+    assert torch.equal(loaded(pixels)[0], backend(pixels)[0])
+    assert loaded.head_names == ("h0", "h1")
+
+
+def test_torchscript_file_of_something_else_is_refused(
+    make_backend: MakeBackend, tiny_spec: TowerSpec, tmp_path: Path
+) -> None:
+    path = tmp_path / "scorer.pt"
+    backend = make_backend("torchscript")
+    assert isinstance(backend, torchscript.TorchScriptBackend)
+    backend.export(path, IDENTITY)
+    spec, names = backend.spec, backend.head_names
+    for wanted, field in (
+        ((tiny_spec.with_quick_gelu(True), names, "fp32", IDENTITY), "spec"),
+        ((spec, ("h0",), "fp32", IDENTITY), "heads"),
+        ((spec, names, "fp16", IDENTITY), "precision is fp32, not fp16"),
+        ((spec, names, "fp32", {"weights": "1" * 64}), "identity"),
+    ):
+        with pytest.raises(ValueError, match=f"holds another scoring module: {field}"):
+            torchscript.load(path, *wanted, CPU)
+    path.write_bytes(b"no program")
+    with pytest.raises(ValueError, match="is not an exported scoring module"):
+        torchscript.load(path, spec, names, "fp32", IDENTITY, CPU)
+
+
+def test_auto_and_what_cannot_be() -> None:
+    assert [resolve_backend("auto", device) for device in (CPU, CUDA)] == ["eager", "torchscript"]
+    assert [resolve_precision("auto", device) for device in (CPU, CUDA)] == ["fp32", "fp16"]
+    with pytest.raises(ValueError, match=r"precision fp16 needs a GPU.*--precision fp32"):
+        resolve_precision("fp16", CPU)
+    with pytest.raises(ValueError, match="unknown backend 'warp'; there are auto, eager, torchscript"):
+        resolve_backend("warp", CPU)
+
+
+@pytest.mark.parametrize("name", ["eager", "torchscript"])
+def test_unknown_precisions_are_refused(make_backend: MakeBackend, name: str) -> None:
+    with pytest.raises(ValueError, match=f"backend {name} has no precision 'fp7'"):
+        make_backend(name, precision="fp7")
+
+
+@pytest.mark.parametrize("name", ["eager", "torchscript"])
+def test_other_pixels_are_refused(make_backend: MakeBackend, name: str) -> None:
+    with pytest.raises(ValueError, match=r"takes uint8 pixels \[N, 32, 32, 3\]"):
+        make_backend(name)(torch.zeros(16, 3, 32, 32))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    ("name", "precision", "atol"),
+    [
+        ("eager", "fp32", 1e-3),
+        ("eager", "fp16", 0.05),
+        ("torchscript", "fp16", 0.05),
+        ("torchscript", "bf16", 0.5),
+    ],
+)
+def test_gpu_backends(
+    make_backend: MakeBackend, pixels: Tensor, name: str, precision: str, atol: float
+) -> None:
+    expected = make_backend("eager")(pixels)[0]
+    backend = make_backend(name, CUDA, precision)
+    found = backend(pixels.cuda())[0]
+    torch.testing.assert_close(found.cpu(), expected, atol=atol, rtol=0)
+    order = torch.randperm(16)
+    assert torch.equal(backend(pixels[order].cuda())[0].cpu(), found.cpu()[order])

@@ -1,0 +1,250 @@
+"""Every checkpoint format, made on the spot, gives the embeddings of the model it came from."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import pickle
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import open_clip
+import pytest
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+from transformers import CLIPConfig, CLIPModel, CLIPVisionConfig, CLIPVisionModelWithProjection
+
+from dali_aesthetic.score.checkpoints import read_clip, read_tensors
+from dali_aesthetic.score.clip import VisionTower, normalize
+from dali_aesthetic.score.registry import OPENAI_SHA256
+from dali_aesthetic.score.spec import TowerSpec
+from dali_aesthetic.score.weights import load_tower
+
+
+@pytest.fixture(scope="module")
+def images_NCHW(pixels: Tensor, tiny_spec: TowerSpec) -> Tensor:
+    return normalize(pixels[:4], tiny_spec)
+
+
+@pytest.fixture(scope="module")
+def open_clip_model(tiny: str) -> nn.Module:
+    torch.manual_seed(5)
+    return open_clip.create_model(tiny, pretrained=None).eval()
+
+
+def _save_plain(state: dict[str, Tensor], path: Path) -> None:
+    torch.save(state, path)
+
+
+def _save_wrapped(state: dict[str, Tensor], path: Path) -> None:
+    torch.save({"epoch": 3, "state_dict": {f"module.{k}": v for k, v in state.items()}}, path)
+
+
+def _save_legacy(state: dict[str, Tensor], path: Path) -> None:
+    torch.save(state, path, _use_new_zipfile_serialization=False)
+
+
+def _save_safetensors(state: dict[str, Tensor], path: Path) -> None:
+    safetensors.torch.save_file({k: v.contiguous() for k, v in state.items()}, path)
+
+
+Save = Callable[[dict[str, Tensor], Path], None]
+
+
+@pytest.mark.parametrize("save", [_save_plain, _save_wrapped, _save_legacy, _save_safetensors])
+def test_open_clip_state_dicts(
+    tiny: str, open_clip_model: nn.Module, images_NCHW: Tensor, tmp_path: Path, save: Save
+) -> None:
+    path = tmp_path / "weights.bin"  # the name tells nothing
+    save(open_clip_model.state_dict(), path)
+    tower, file = load_tower(tiny, str(path), None)
+    with torch.inference_mode():
+        expected = open_clip_model.encode_image(images_NCHW)
+        torch.testing.assert_close(tower(images_NCHW), expected, atol=1e-5, rtol=0)
+    assert (file.path, len(file.sha256)) == (str(path), 64)
+
+
+def _hf_config(spec: TowerSpec, act: str) -> dict[str, object]:
+    return {
+        "hidden_size": spec.width,
+        "intermediate_size": spec.mlp_width,
+        "num_hidden_layers": spec.layers,
+        "num_attention_heads": spec.heads,
+        "image_size": spec.image_size,
+        "patch_size": spec.patch_size,
+        "projection_dim": spec.embed_dim,
+        "hidden_act": act,
+    }
+
+
+def _features(output: object) -> Tensor:
+    """Of transformers 4 (a tensor) or 5 (an output that holds it)."""
+    return output if isinstance(output, Tensor) else output.pooler_output
+
+
+@pytest.mark.parametrize("act", ["quick_gelu", "gelu"])
+def test_hugging_face_clip_model(
+    tiny: str, tiny_spec: TowerSpec, images_NCHW: Tensor, tmp_path: Path, act: str
+) -> None:
+    torch.manual_seed(6)
+    text = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 1}
+    text |= {"vocab_size": 100, "bos_token_id": 1, "eos_token_id": 2, "projection_dim": 32}
+    config = CLIPConfig(text_config=text, vision_config=_hf_config(tiny_spec, act), projection_dim=32)
+    model = CLIPModel(config).eval()
+    _spread(model)
+    model.save_pretrained(tmp_path)
+    # The folder's configuration says which GELU, whatever the encoder's name says.
+    for path in (tmp_path, tmp_path / "model.safetensors"):
+        for encoder in (tiny, f"{tiny}-quickgelu"):
+            tower, _ = load_tower(encoder, str(path), None)
+            with torch.inference_mode():
+                expected = _features(model.get_image_features(images_NCHW))
+                torch.testing.assert_close(tower(images_NCHW), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_hugging_face_vision_model(
+    tiny: str, tiny_spec: TowerSpec, images_NCHW: Tensor, tmp_path: Path
+) -> None:
+    torch.manual_seed(7)
+    model = CLIPVisionModelWithProjection(CLIPVisionConfig(**_hf_config(tiny_spec, "quick_gelu"))).eval()
+    _spread(model)
+    model.save_pretrained(tmp_path)
+    tower, _ = load_tower(tiny, str(tmp_path / "model.safetensors"), None)
+    with torch.inference_mode():
+        expected = model(images_NCHW).image_embeds
+        torch.testing.assert_close(tower(images_NCHW), expected, atol=1e-5, rtol=1e-5)
+
+
+def _spread(model: nn.Module) -> None:
+    """Give every parameter values of its own: Hugging Face's initial biases are all zero."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+
+
+def _openai_archive(tiny: str, path: Path) -> nn.Module:
+    """Saves a traced half-precision CLIP as OpenAI published theirs; returns the model."""
+    torch.manual_seed(8)
+    model = open_clip.create_model(f"{tiny}-quickgelu", pretrained=None).eval()
+    for parameter in model.parameters():
+        parameter.data = parameter.data.half().float()
+    inputs = {"encode_image": torch.zeros(1, 3, 32, 32)}
+    traced = torch.jit.trace_module(model, inputs, check_trace=False)
+    reference = copy.deepcopy(model)
+    traced.half().save(str(path))  # also halves the parameters of the model that was traced
+    return reference
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_openai_archive(tiny: str, images_NCHW: Tensor, tmp_path: Path) -> None:
+    path = tmp_path / "archive.pt"
+    model = _openai_archive(tiny, path)
+    # OpenAI's weights are QuickGELU's even under the name without the suffix.
+    tower, _ = load_tower(tiny, str(path), None)
+    assert tower.spec.quick_gelu
+    with torch.inference_mode():
+        torch.testing.assert_close(tower(images_NCHW), model.encode_image(images_NCHW), atol=1e-5, rtol=0)
+
+
+def test_openai_weights_are_known_by_their_hash(
+    tiny: str, open_clip_model: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "weights.safetensors"
+    _save_safetensors(open_clip_model.state_dict(), path)
+    tower, file = load_tower(tiny, str(path), None)
+    assert not tower.spec.quick_gelu
+    monkeypatch.setattr("dali_aesthetic.score.weights.OPENAI_SHA256", OPENAI_SHA256 | {file.sha256})
+    assert load_tower(tiny, str(path), None)[0].spec.quick_gelu
+
+
+def test_open_clips_folder_says_which_gelu(tiny: str, open_clip_model: nn.Module, tmp_path: Path) -> None:
+    _save_safetensors(open_clip_model.state_dict(), tmp_path / "open_clip_model.safetensors")
+    config = {"model_cfg": {"embed_dim": 32, "quick_gelu": True}}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
+    assert load_tower(tiny, str(tmp_path), None)[0].spec.quick_gelu
+
+
+def test_wrong_tensors_are_named(tiny: str, open_clip_model: nn.Module, tmp_path: Path) -> None:
+    state = open_clip_model.state_dict()
+    del state["visual.transformer.resblocks.1.attn.in_proj_bias"]
+    state["visual.head.weight"] = torch.zeros(3)
+    state["visual.proj"] = torch.zeros(128, 16)
+    path = tmp_path / "weights.pt"
+    torch.save(state, path)
+    with pytest.raises(ValueError, match="tiny-vit") as error:
+        load_tower(tiny, str(path), None)
+    for part in ("lacks blocks.1.qkv.bias", "visual.head.weight", "projection [128, 16], not [128, 32]"):
+        assert part in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "no checkpoint of plain tensors"),
+        (b"not a checkpoint at all", "no checkpoint of plain tensors"),
+        (b"\x40\x00\x00\x00\x00\x00\x00\x00{damaged", "damaged safetensors"),
+    ],
+)
+def test_other_files_are_refused(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "weights.pt"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        read_clip(path)
+    with pytest.raises(ValueError, match="no such file or folder"):
+        read_clip(tmp_path / "absent")
+    with pytest.raises(ValueError, match=r"folder without model\.safetensors"):
+        read_clip(tmp_path)
+    torch.save({"weight": torch.zeros(1, 4)}, path)
+    with pytest.raises(ValueError, match="no CLIP checkpoint"):
+        read_clip(path)
+
+
+class _Malicious:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, target: Path) -> None:
+        self._target = str(target)
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, (self._target,)
+
+
+def test_no_pickle_is_executed(tmp_path: Path) -> None:
+    target = tmp_path / "executed"
+    for legacy in (False, True):
+        path = tmp_path / f"weights-{legacy}.pt"
+        torch.save({"a": _Malicious(target)}, path, _use_new_zipfile_serialization=not legacy)
+        with pytest.raises(ValueError, match="nothing else is loaded from a pickle"):
+            read_tensors(path)
+    archive = tmp_path / "archive.pt"
+    with zipfile.ZipFile(archive, "w") as out:
+        out.writestr("x/code/__torch__.py", "")
+        out.writestr("x/data.pkl", pickle.dumps(_Malicious(target), protocol=2))
+    with pytest.raises(ValueError, match=r"not TorchScript's: it names posix\.mkdir"):
+        read_clip(archive)
+    assert not target.exists()
+
+
+def test_an_archive_of_something_else_is_refused(tmp_path: Path) -> None:
+    archive = tmp_path / "archive.pt"
+    with zipfile.ZipFile(archive, "w") as out:
+        out.writestr("x/code/__torch__.py", "")
+        out.writestr("x/data.pkl", pickle.dumps([1, 2], protocol=2))
+    with pytest.raises(ValueError, match="holds no module"):
+        read_clip(archive)
+
+
+def test_a_tower_keeps_its_frozen_names(tiny_spec: TowerSpec) -> None:
+    with torch.device("meta"):
+        names = set(VisionTower(tiny_spec).state_dict())
+    block = {
+        f"blocks.2.{part}.{kind}"
+        for part in ("ln_1", "qkv", "proj", "ln_2", "fc1", "fc2")
+        for kind in ("weight", "bias")
+    }
+    assert block < names
+    assert {"patch_embed.weight", "class_embedding", "positional_embedding", "projection"} < names

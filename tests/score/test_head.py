@@ -1,0 +1,167 @@
+"""Heads: the real ones on real embeddings, folding, layouts, and several on one embedding."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dali_aesthetic.score.checkpoints import read_tensors
+from dali_aesthetic.score.head import Head, HeadBank, HeadMLP, head_from_state
+from dali_aesthetic.score.random_init import random_head_state
+from dali_aesthetic.score.weights import load_head
+
+LAION_V2_RATINGS = [1.655, 2.359, 3.070, 3.672, 4.238, 4.701, 5.073, 5.365, 5.577, 5.747]
+LAION_V1_RATINGS = [-2.458, -0.138, 1.895, 3.585, 5.100, 6.470, 7.787, 9.048, 10.226, 11.304]
+"""Scores of the mean embeddings of images rated 0 to 9, computed in float64 from the published files."""
+
+
+def _embeddings(heads_dir: Path) -> Tensor:
+    return torch.from_numpy(np.load(heads_dir / "rating_embeddings_vit_l_14.npy")).float()
+
+
+def _sequential(*layers: nn.Module, prefix: str = "layers.") -> dict[str, Tensor]:
+    return {prefix + name: tensor for name, tensor in nn.Sequential(*layers).state_dict().items()}
+
+
+def _reference(head: HeadMLP, unit_ND: Tensor) -> Tensor:
+    return head.double()(unit_ND.double())
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("sac+logos+ava1-l14-linearMSE.pth", LAION_V2_RATINGS),
+        ("sa_0_4_vit_l_14_linear.pth", LAION_V1_RATINGS),
+    ],
+)
+def test_real_heads_on_real_embeddings(heads_dir: Path, name: str, expected: list[float]) -> None:
+    head, file = load_head(str(heads_dir / name), "ViT-L-14", 768, None)
+    embeddings_ND = _embeddings(heads_dir)
+    scores_N1 = HeadBank([head], 768)(37 * embeddings_ND)
+    assert scores_N1[:, 0].tolist() == pytest.approx(expected, abs=6e-4)
+    torch.testing.assert_close(
+        scores_N1[:, 0].double(), _reference(head.mlp, embeddings_ND), atol=1e-5, rtol=0
+    )
+    assert len(file.sha256) == 64
+
+
+def test_folding_the_real_mlp_is_exact(heads_dir: Path) -> None:
+    head = head_from_state(read_tensors(heads_dir / "sac+logos+ava1-l14-linearMSE.pth"))
+    w, b = head.fold()
+    assert w.norm().item() == pytest.approx(17.996, abs=1e-3)
+    assert b.item() == pytest.approx(5.2366, abs=1e-4)
+    embeddings_ND = _embeddings(heads_dir).double()
+    torch.testing.assert_close(embeddings_ND @ w + b, _reference(head, embeddings_ND), atol=1e-10, rtol=0)
+
+
+def test_the_published_relu_head_is_recognised(heads_dir: Path) -> None:
+    head, _ = load_head(str(heads_dir / "ava+logos-l14-reluMSE.pth"), "ViT-L-14", 768, None)
+    assert not head.mlp.affine
+    with pytest.raises(ValueError, match="can't be folded"):
+        head.mlp.fold()
+
+
+def test_the_name_finds_the_file_in_the_model_dir(heads_dir: Path) -> None:
+    head, file = load_head("laion-v2", "ViT-L-14", 768, heads_dir)
+    assert head.name == "laion-v2"
+    assert file.sha256 == "21dd590f3ccdc646f0d53120778b296013b096a035a2718c9cb0d511bff0f1e0"
+    assert load_head("laion-v1", "ViT-B-32-quickgelu", 512, heads_dir)[0].mlp.embed_dim == 512
+
+
+def test_several_heads_keep_their_order() -> None:
+    torch.manual_seed(0)
+    relu = HeadMLP([(torch.randn(8, 16), torch.randn(8)), (torch.randn(1, 8), torch.randn(1))], relu=True)
+    linear = [HeadMLP([(torch.randn(1, 16), torch.randn(1))], relu=False) for _ in range(2)]
+    mlps = [linear[0], relu, linear[1]]
+    unit_ND = nn.functional.normalize(torch.randn(5, 16), dim=-1)
+    bank = HeadBank([Head(f"h{i}", mlp) for i, mlp in enumerate(mlps)], 16)
+    scores_NH = bank(unit_ND)
+    assert bank.names == ("h0", "h1", "h2")
+    assert scores_NH.dtype == torch.float32
+    for column, mlp in enumerate(mlps):
+        torch.testing.assert_close(
+            scores_NH[:, column].double(), _reference(mlp, unit_ND), atol=1e-5, rtol=1e-5
+        )
+
+
+def test_only_relu_heads() -> None:
+    layers = [(torch.ones(2, 4), torch.zeros(2)), (torch.ones(1, 2), torch.zeros(1))]
+    scores_NH = HeadBank([Head("relu", HeadMLP(layers, relu=True))], 4)(
+        torch.tensor([[1.0, 0, 0, 0], [-1, 0, 0, 0]])
+    )
+    assert scores_NH[:, 0].tolist() == [2.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        {"w": torch.arange(4.0), "b": torch.tensor(1.0)},
+        {"w": torch.arange(4.0)[None], "b": torch.tensor([1.0])},
+        {"weight": torch.arange(4.0)[None], "bias": torch.tensor([1.0])},
+        {"head.0.weight": torch.arange(4.0)[None], "head.0.bias": torch.tensor([1.0])},
+    ],
+)
+def test_linear_layouts(state: dict[str, Tensor]) -> None:
+    w, b = head_from_state(state).fold()
+    assert (w.tolist(), b.item()) == ([0, 1, 2, 3], 1)
+
+
+def test_what_lies_between_layers_is_read_off_or_asked_for() -> None:
+    two_with_a_gap = _sequential(nn.Linear(4, 3), nn.Identity(), nn.Linear(3, 1))
+    assert head_from_state(_sequential(nn.Linear(4, 3), nn.Linear(3, 1))).affine
+    with pytest.raises(ValueError, match="append :relu or :linear"):
+        head_from_state(two_with_a_gap)
+    assert not head_from_state(two_with_a_gap, relu=True).affine
+    assert head_from_state(two_with_a_gap, relu=False).affine
+
+
+def test_the_suffix_of_a_path_says_it(tmp_path: Path) -> None:
+    path = tmp_path / "mine.pth"
+    torch.save(_sequential(nn.Linear(4, 3), nn.Identity(), nn.Linear(3, 1)), path)
+    with pytest.raises(ValueError, match="append :relu or :linear"):
+        load_head(str(path), "ViT-B-32", 4, None)
+    relu, linear = (load_head(f"{path}:{kind}", "ViT-B-32", 4, None)[0] for kind in ("relu", "linear"))
+    assert (relu.name, relu.mlp.affine, linear.mlp.affine) == ("mine", False, True)
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        {},
+        {"layers.0.weight": torch.zeros(3, 4)},
+        {"layers.0.weight": torch.zeros(3), "layers.0.bias": torch.zeros(3)},
+        {"backbone.conv.weight": torch.zeros(3, 3)},
+    ],
+)
+def test_other_state_dicts_are_refused(state: dict[str, Tensor]) -> None:
+    with pytest.raises(ValueError, match="not a linear head or an MLP"):
+        head_from_state(state)
+
+
+@pytest.mark.parametrize("shapes", [[(3, 4), (1, 2)], [(2, 4)]])
+def test_layers_that_do_not_chain_are_refused(shapes: list[tuple[int, int]]) -> None:
+    layers = [(torch.zeros(shape), torch.zeros(shape[0])) for shape in shapes]
+    with pytest.raises(ValueError, match="don't lead from an embedding to one score"):
+        HeadMLP(layers, relu=False)
+
+
+def test_a_head_for_another_encoder_is_refused() -> None:
+    head = Head("mine", head_from_state(random_head_state(768)))
+    with pytest.raises(
+        ValueError, match=r"'mine' takes embeddings of 768 numbers, the encoder gives 512: take"
+    ):
+        HeadBank([head], 512)
+    with pytest.raises(
+        ValueError, match="laion-v2' was trained on embeddings of ViT-L-14, not of 'ViT-B-32'"
+    ):
+        load_head("laion-v2", "ViT-B-32", 512, None)
+
+
+def test_two_heads_of_one_name_are_refused() -> None:
+    head = Head("mine", head_from_state(random_head_state(8)))
+    with pytest.raises(ValueError, match="two go by one name"):
+        HeadBank([head, head], 8)

@@ -1,0 +1,153 @@
+"""Published weights: found, verified, downloaded, or an error that says what to do. No network is used."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import http.server
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from dali_aesthetic.score import download as downloads
+from dali_aesthetic.score.download import WeightsUnavailable, resolve
+from dali_aesthetic.score.registry import LAION_V1, LAION_V2, OPENAI, PublishedFile
+from dali_aesthetic.score.weights import download, load_head, load_tower
+
+CONTENT = b"weights"
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
+
+
+@pytest.fixture(autouse=True)
+def _caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No cache of this machine is looked at, and nothing is downloaded unless a test allows it."""
+    monkeypatch.setattr(downloads.hub, "HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.setattr(downloads.hub, "HF_HUB_CACHE", str(tmp_path / "hf" / "hub"))
+    monkeypatch.setattr(downloads.hub, "HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The address of a web server on this machine that has `file.pt`."""
+    folder = tmp_path / "www"
+    folder.mkdir()
+    (folder / "file.pt").write_bytes(CONTENT)
+    handler = functools.partial(_QuietHandler, directory=str(folder))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as httpd:
+        threading.Thread(target=httpd.serve_forever, daemon=True).start()
+        monkeypatch.setattr(downloads.hub, "HF_HUB_OFFLINE", False)
+        monkeypatch.setenv("no_proxy", "127.0.0.1")
+        yield f"http://127.0.0.1:{httpd.server_port}"
+        httpd.shutdown()
+
+
+class _QuietHandler(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+def _file(url: str = "https://example.org/file.pt", sha256: str = SHA256) -> PublishedFile:
+    return PublishedFile(filename="file.pt", sha256=sha256, url=url)
+
+
+def test_offline_says_file_sha_place_and_command(tmp_path: Path) -> None:
+    with pytest.raises(WeightsUnavailable) as error:
+        load_tower("ViT-L-14", "openai", tmp_path)
+    message = str(error.value)
+    for file in OPENAI["ViT-L-14"]:
+        assert file.filename in message
+        assert file.sha256 in message
+        assert file.source in message
+    command = "dali-aesthetic download --encoder ViT-L-14 --weights openai"
+    assert f"{command} --model-dir {tmp_path}" in message
+    assert "HF_HUB_OFFLINE" in message
+
+
+def test_a_missing_head_says_the_same() -> None:
+    with pytest.raises(WeightsUnavailable) as error:
+        load_head("laion-v2", "ViT-L-14", 768, None)
+    message = str(error.value)
+    assert "21dd590f3ccdc646f0d53120778b296013b096a035a2718c9cb0d511bff0f1e0" in message
+    assert "dali-aesthetic download --encoder ViT-L-14 --head laion-v2 --model-dir DIR" in message
+
+
+def test_another_file_in_the_model_dir_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "ViT-L-14.pt"
+    path.write_bytes(CONTENT)
+    with pytest.raises(WeightsUnavailable) as error:
+        load_tower("ViT-L-14", "openai", tmp_path)
+    for part in (str(path), SHA256, OPENAI["ViT-L-14"][1].sha256):
+        assert part in str(error.value)
+
+
+def test_the_model_dir_comes_first(tmp_path: Path) -> None:
+    model_dir = tmp_path / "models"
+    for folder in (downloads.cache_dir(), model_dir):
+        folder.mkdir(parents=True)
+        (folder / "file.pt").write_bytes(CONTENT)
+    assert resolve("x", [_file()], model_dir, "")[0] == model_dir / "file.pt"
+    path, file = resolve("x", [_file()], None, "")
+    assert path == downloads.cache_dir() / "file.pt"
+    assert (file.name, file.sha256, file.source) == ("x", SHA256, "https://example.org/file.pt")
+
+
+def test_a_download_goes_to_the_model_dir_or_the_cache(tmp_path: Path, server: str) -> None:
+    file = _file(f"{server}/file.pt")
+    model_dir = tmp_path / "models"
+    path, record = downloads.download("x", [file], model_dir, "")
+    assert path == model_dir / "file.pt"
+    assert path.read_bytes() == CONTENT
+    assert record.sha256 == SHA256
+    assert resolve("x", [file], None, "")[0] == downloads.cache_dir() / "file.pt"
+    assert [p.name for p in model_dir.iterdir()] == ["file.pt"]
+
+
+def test_a_download_of_other_bytes_is_not_kept(tmp_path: Path, server: str) -> None:
+    with pytest.raises(WeightsUnavailable, match=f"what came has sha256 {SHA256}"):
+        downloads.download("x", [_file(f"{server}/file.pt", sha256="0" * 64)], tmp_path / "models", "")
+    assert list((tmp_path / "models").iterdir()) == []
+
+
+def test_the_next_file_is_tried(server: str) -> None:
+    files = [_file(f"{server}/absent.pt"), _file(f"{server}/file.pt")]
+    assert resolve("x", files, None, "")[1].source == f"{server}/file.pt"
+
+
+def test_an_unreachable_hub_fails_at_once(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(downloads.hub, "ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(WeightsUnavailable, match="refused"):
+        resolve("openai", OPENAI["ViT-B-32"][:1], None, "")
+
+
+def test_every_published_file_is_pinned() -> None:
+    for file in [*(f for files in (*OPENAI.values(), *LAION_V1.values()) for f in files), *LAION_V2]:
+        assert len(file.sha256) == 64 or len(file.revision) == 40
+        assert not file.repo or len(file.revision) == 40
+        assert file.source.startswith("https://")
+
+
+def test_download_needs_nothing_for_random_weights_and_paths(tmp_path: Path) -> None:
+    assert download("ViT-B-32", "random:3", ["random", str(tmp_path / "head.pth")], None) == []
+
+
+@pytest.mark.parametrize(
+    ("encoder", "weights", "head", "message"),
+    [
+        ("ViT-H-14", "openai", "laion-v1", "OpenAI published no weights for encoder 'ViT-H-14'"),
+        ("ViT-B-32", "openai", "laion-v2", "'laion-v2' was trained on embeddings of ViT-L-14"),
+        ("ViT-L-14-336", "openai", "laion-v2", "'laion-v2' was trained on embeddings of ViT-L-14"),
+        ("ViT-H-14", "random", "laion-v1", "'laion-v1' was trained on embeddings of ViT-L-14 or ViT-B-32"),
+        ("RN50", "openai", "laion-v1", "ResNet"),
+    ],
+)
+def test_download_refuses_what_does_not_exist(encoder: str, weights: str, head: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        download(encoder, weights, [head], None)
+
+
+def test_a_seed_is_a_number() -> None:
+    with pytest.raises(ValueError, match="the seed of random weights is a number"):
+        load_tower("ViT-B-32", "random:x", None)
