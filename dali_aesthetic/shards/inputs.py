@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import glob
-import itertools
+import math
 import os
 import posixpath
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice, takewhile
 from pathlib import Path
 
 import fsspec
@@ -17,6 +19,8 @@ from dali_aesthetic.shards.buffer import is_url
 from dali_aesthetic.shards.formats import IMAGE_RANK, extension
 
 MAX_BRACE_MEMBERS = 10_000_000
+_ENOUGH = MAX_BRACE_MEMBERS + 1
+_RANGE = re.compile(r"\{(-?\d+)\.\.(-?\d+)(?:\.\.-?\d+)?\}")
 _SHOWN = 5
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
@@ -196,13 +200,15 @@ def _braces(text: str, exclude: str) -> Located:
 
 
 def expand_braces(text: str) -> list[str]:
-    """The members of a brace pattern, in its order. Raises InputError where it is malformed or endless."""
+    """The members of a brace pattern, in its order. Raises InputError where it is malformed or too large."""
+    # braceexpand makes whole ranges before its first member.
+    sizes = (abs(int(last) - int(first)) + 1 for first, last in _RANGE.findall(text))
     try:
-        members = list(itertools.islice(braceexpand(text), MAX_BRACE_MEMBERS + 1))
+        members = [] if math.prod(sizes) > MAX_BRACE_MEMBERS else list(islice(braceexpand(text), _ENOUGH))
     except ValueError as error:
         raise InputError(f"the pattern {text} is malformed ({error}); write {{00000..00123}}.tar") from error
-    if len(members) > MAX_BRACE_MEMBERS:
-        raise InputError(f"the pattern {text} has more than {MAX_BRACE_MEMBERS} members; give a glob instead")
+    if not 0 < len(members) < _ENOUGH:
+        raise InputError(f"the pattern {text} has over {MAX_BRACE_MEMBERS} members; give a glob instead")
     return members
 
 
@@ -234,15 +240,17 @@ def _remote(text: str) -> Located:
         return Located(root=parent(text), tars=(text,))
     if text.lower().endswith(_COMPRESSED):
         _checked_tar(text)
+    root = _fixed_root(text.rstrip("/"))
     try:
         system, path = fsspec.core.url_to_fs(text)
+        base = fsspec.core.url_to_fs(root)[1].rstrip("/")
         names = system.glob(path) if glob.has_magic(path) else system.find(path)
-        tars = sorted(system.unstrip_protocol(name) for name in names if name.endswith(".tar"))
     except Exception as error:  # each file system has errors of its own
         raise InputError(f"{text} can't be listed: {error}") from error
+    tars = [name for name in sorted(names) if name.endswith(".tar") and name.startswith(base)]
     if not tars:
         raise InputError(f"{text} holds no .tar ({len(names)} other files); a folder of images must be local")
-    return Located(root=_fixed_root(text.rstrip("/")), tars=tuple(tars))
+    return Located(root=root, tars=tuple(f"{root}/{name[len(base) :].lstrip('/')}" for name in tars))
 
 
 def parent(path: str) -> str:
@@ -254,4 +262,4 @@ def common_parent(folders: Iterable[str]) -> str:
     """The deepest folder that holds all `folders`; empty where they share none (two buckets)."""
     absolute = {folder if is_url(folder) else os.path.abspath(folder) for folder in folders}
     levels = zip(*(folder.split("/") for folder in absolute), strict=False)
-    return "/".join(level[0] for level in itertools.takewhile(lambda level: len(set(level)) == 1, levels))
+    return "/".join(level[0] for level in takewhile(lambda level: len(set(level)) == 1, levels))

@@ -25,7 +25,7 @@ def plan_shards(
     """Lists the shards of `inputs`: a tar, a glob, a brace pattern, a folder of tars, `@list.txt`, several of
     these (as a shell makes of an unquoted pattern), or one folder of images, cut into `samples_per_shard`.
 
-    Tars are sorted by path, those of a list file stay in its order. Folders below `output` are not input.
+    Tars are sorted by name, those of a list file stay in its order. Folders below `output` are not input.
     Raises InputError where there is nothing to do or two shards would share a name.
     """
     texts = [str(inputs)] if isinstance(inputs, str | Path) else [str(text) for text in inputs]
@@ -38,10 +38,9 @@ def plan_shards(
 
 
 def _tar_shards(found: Located) -> list[Shard]:
-    sources = found.tars if found.ordered else sorted(found.tars)
+    named = [(_name(source, found.root), source) for source in found.tars]
     owners: dict[str, str] = {}
-    for source in sources:
-        name = _name(source, found.root)
+    for name, source in named if found.ordered else sorted(named):
         if (other := owners.setdefault(name, source)) is not source:
             problem = "is given twice" if other == source else f"and {other} would both be named {name!r}"
             raise InputError(f"{source} {problem}; remove or rename one of them")

@@ -208,13 +208,16 @@ def parse_pax(content: bytes, offset: int) -> dict[str, str]:
 def _apply(
     pending: _Pending | None, defaults: dict[str, str], name: str, size: int, sparse: bool, offset: int
 ) -> tuple[str, int, bool]:
-    """Name, size and sparseness after the extension headers; PAX records win over GNU long names."""
+    """Name, size and sparseness after the extension headers; PAX records win over GNU long names.
+
+    An empty PAX value means: as in the header.
+    """
     records = defaults
     if pending is not None:
         records = {**defaults, **pending.records}
         name = pending.name if pending.name is not None else name
     name = records.get("GNU.sparse.name") or records.get("path") or name
-    if (stated := records.get("size")) is not None:
+    if stated := records.get("size"):
         if not (stated.isascii() and stated.isdigit() and len(stated) < 20):
             raise TarDamage(offset, f"a PAX size that is no number ({stated[:40]!r})")
         size = int(stated)

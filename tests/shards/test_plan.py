@@ -1,0 +1,227 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import fsspec
+import pytest
+from tar_factory import JPEG, pack, sample_members
+
+from dali_aesthetic.shards import InputError, plan_shards, read_shards
+from dali_aesthetic.shards.inputs import expand_braces
+from dali_aesthetic.types import Sample
+
+
+def touch(root: Path, *names: str) -> Path:
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
+    return root
+
+
+def names_and_sources(root: Path, *inputs: str) -> list[tuple[str, str]]:
+    shards = plan_shards([str(root / text) for text in inputs])
+    assert [shard.index for shard in shards] == list(range(len(shards)))
+    assert {shard.kind for shard in shards} == {"tar"}
+    return [(shard.name, os.path.relpath(shard.source, root)) for shard in shards]
+
+
+@pytest.fixture
+def tars(tmp_path: Path) -> Path:
+    return touch(
+        tmp_path,
+        *("a/00000.tar", "a/00001.tar", "b/00000.tar", "b/deep/00002.tar"),
+        *("a/00000.json", "a/notes.txt", "b/.tmp-x.tar", ".hidden/00009.tar"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("inputs", "expected"),
+    [
+        (["a/00001.tar"], ["00001"]),
+        (["a"], ["00000", "00001"]),
+        (["."], ["a/00000", "a/00001", "b/00000", "b/deep/00002"]),
+        (["a/*.tar"], ["00000", "00001"]),
+        (["*/00000.tar"], ["a/00000", "b/00000"]),
+        (["**/*.tar"], ["a/00000", "a/00001", "b/00000", "b/deep/00002"]),
+        (["b*"], ["b/00000", "b/deep/00002"]),
+        (["a/{00000..00001}.tar"], ["00000", "00001"]),
+        (["{b,a}/00000.tar"], ["a/00000", "b/00000"]),
+        (["{a,b}/*.tar"], ["a/00000", "a/00001", "b/00000"]),
+        (["a/00000.tar", "a/00001.tar"], ["00000", "00001"]),
+        (["a/00000.tar", "b/00000.tar"], ["a/00000", "b/00000"]),
+        (["a", "b/deep"], ["a/00000", "a/00001", "b/deep/00002"]),
+    ],
+)
+def test_names_come_from_the_path_below_the_fixed_root(
+    tars: Path, inputs: list[str], expected: list[str]
+) -> None:
+    found = names_and_sources(tars, *inputs)
+    assert [name for name, _ in found] == expected
+    assert all(source.endswith(f"{name}.tar") for name, source in found)
+
+
+def test_relative_inputs_name_the_same_shards(tars: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tars / "a")
+    assert [s.name for s in plan_shards("00000.tar")] == ["00000"]
+    assert [s.name for s in plan_shards(".")] == ["00000", "00001"]
+    assert [s.name for s in plan_shards("./*.tar")] == ["00000", "00001"]
+    assert [s.name for s in plan_shards("../{a,b}/00000.tar")] == ["a/00000", "b/00000"]
+    assert [s.name for s in plan_shards(["../b/00000.tar", "00000.tar"])] == ["a/00000", "b/00000"]
+
+
+def test_a_list_file_keeps_its_order(tars: Path) -> None:
+    listing = tars / "list.txt"
+    listing.write_text(f"# the good ones\n\n{tars}/b/00000.tar\n  {tars}/a/00001.tar  \n{tars}/a/00000.tar\n")
+    shards = plan_shards(f"@{listing}")
+    assert [shard.name for shard in shards] == ["b/00000", "a/00001", "a/00000"]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "words"),
+    [
+        (["nothing.tar"], ["nothing.tar", "does not exist"]),
+        (["*.zip"], ["*.zip", "matches nothing"]),
+        (["{00000..00003}.tar"], ["{00000..00003}.tar", "4 of its 4", "00000.tar"]),
+        (["a/{00000..00020}.tar"], ["19 of its 21", "00002.tar", "00006.tar, …"]),
+        (["a/{00000..00003.tar"], ["{00000..00003.tar"]),
+        (["a/notes.txt"], ["neither a .tar nor a folder", "@"]),
+        (["@missing.txt"], ["missing.txt", "can't be read"]),
+        (["a/00000.tar", "a/00000.tar"], ["given twice"]),
+        ([""], ["nothing to do in"]),
+    ],
+)
+def test_nothing_found_names_the_input_and_what_was_looked_for(
+    tars: Path, inputs: list[str], words: list[str]
+) -> None:
+    root = tars if inputs != [""] else touch(tars / "empty", "notes.md").parent / "empty"
+    with pytest.raises(InputError) as error:
+        plan_shards([f"@{root}/{text[1:]}" if text.startswith("@") else str(root / text) for text in inputs])
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_an_empty_folder_an_empty_input_and_no_input_are_errors(tmp_path: Path) -> None:
+    for inputs in (str(tmp_path), "", []):
+        with pytest.raises(InputError):
+            plan_shards(inputs)
+
+
+@pytest.mark.parametrize("text", ["", "# only a comment\n\n", "@other.txt\n", "/no/such/00000.tar\n"])
+def test_a_list_file_without_shards_is_an_error(tmp_path: Path, text: str) -> None:
+    (tmp_path / "list.txt").write_text(text)
+    with pytest.raises(InputError, match=r"list\.txt"):
+        plan_shards(f"@{tmp_path / 'list.txt'}")
+
+
+def test_shards_that_would_share_a_name_are_both_named(tmp_path: Path) -> None:
+    touch(tmp_path, "a.tar", "a.TAR")
+    with pytest.raises(InputError, match=r"a\.tar.*a\.TAR|a\.TAR.*a\.tar"):
+        plan_shards(str(tmp_path))
+
+
+def test_tars_beside_images_are_not_chosen_for_the_user(tmp_path: Path) -> None:
+    touch(tmp_path, "00000.tar", "1.jpg", "2.jpg")
+    with pytest.raises(InputError, match=r"1 tars .* 2 images .*\*\*/\*\.tar"):
+        plan_shards(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["x.tar.gz", "x.tgz", "x.tar.zst"])
+def test_compressed_tars_are_refused(tmp_path: Path, name: str) -> None:
+    touch(tmp_path, name)
+    for text in (tmp_path / name, tmp_path, tmp_path / "*"):
+        with pytest.raises(InputError, match="decompress"):
+            plan_shards(str(text))
+
+
+def test_an_image_or_several_folders_of_images_are_refused(tmp_path: Path) -> None:
+    touch(tmp_path, "a/1.jpg", "b/2.jpg")
+    with pytest.raises(InputError, match="give the folder"):
+        plan_shards(str(tmp_path / "a/1.jpg"))
+    with pytest.raises(InputError, match="folder of images beside other inputs"):
+        plan_shards([str(tmp_path / "a"), str(tmp_path / "b")])
+
+
+def test_the_output_below_the_input_is_not_input(tars: Path) -> None:
+    touch(tars, "out/shards/00000.tar")
+    assert "out/shards/00000" in [s.name for s in plan_shards(str(tars))]
+    for text in (tars, tars / "**" / "*.tar"):
+        names = [s.name for s in plan_shards(str(text), output=tars / "out")]
+        assert names == ["a/00000", "a/00001", "b/00000", "b/deep/00002"]
+
+
+def test_folders_linked_in_a_circle_are_walked_once(tars: Path) -> None:
+    (tars / "b" / "up").symlink_to(tars)
+    (tars / "outside").symlink_to(tars / "a")
+    names = [s.name for s in plan_shards(str(tars))]
+    assert len(names) == 4
+    assert [name for name in names if name.endswith("00001")] in (["a/00001"], ["outside/00001"])
+
+
+def test_listing_many_tars_asks_for_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    touch(tmp_path, *(f"{n:05d}.tar" for n in range(300)))
+    asked: list[object] = []
+    stat = os.stat
+    monkeypatch.setattr(os, "stat", lambda path, **kw: asked.append(path) or stat(path, **kw))
+    for text in (tmp_path, tmp_path / "*.tar", tmp_path / "{00000..00299}.tar"):
+        assert len(plan_shards(str(text))) == 300
+    assert len(asked) < 100
+
+
+@pytest.mark.parametrize("text", ["{0..99999999999}.tar", "{a,b", "x}"])
+def test_endless_or_broken_braces(text: str) -> None:
+    if text == "x}":
+        with pytest.raises(InputError):
+            plan_shards(text)
+    else:
+        with pytest.raises(InputError):
+            expand_braces(text)
+
+
+def test_urls_are_listed_by_their_file_system() -> None:
+    memory = fsspec.filesystem("memory")
+    for name in ("a/00000.tar", "a/00001.tar", "b/00000.tar", "b/x.json"):
+        memory.pipe_file(f"/bucket/{name}", pack(sample_members(["k"])))
+    for text, names in [
+        ("memory://bucket/a/00001.tar", ["00001"]),
+        ("memory://bucket/a/{00000..00001}.tar", ["00000", "00001"]),
+        ("memory://bucket/{a,b}/00000.tar", ["a/00000", "b/00000"]),
+        ("memory://bucket/a", ["00000", "00001"]),
+        ("memory://bucket/*/00000.tar", ["a/00000", "b/00000"]),
+    ]:
+        shards = plan_shards(text)
+        assert [shard.name for shard in shards] == names
+        keys = [item.key for item in read_shards(shards) if isinstance(item, Sample)]
+        assert keys == ["k"] * len(names)
+    with pytest.raises(InputError, match="holds no"):
+        plan_shards("memory://bucket/nothing")
+
+
+def test_images_are_cut_into_shards_with_fingerprints(tmp_path: Path) -> None:
+    for index in range(25):
+        (tmp_path / f"{index:03d}.jpg").write_bytes(JPEG)
+        (tmp_path / f"{index:03d}.txt").write_bytes(b"t")
+    shards = plan_shards(str(tmp_path), samples_per_shard=10)
+    assert [(s.name, s.kind, len(s.files)) for s in shards] == [
+        ("00000", "folder", 20),
+        ("00001", "folder", 20),
+        ("00002", "folder", 10),
+    ]
+    assert len({s.fingerprint for s in shards}) == 3
+    assert plan_shards(str(tmp_path), samples_per_shard=10) == shards
+    (tmp_path / "015.txt").write_bytes(b"longer")
+    changed = plan_shards(str(tmp_path), samples_per_shard=10)
+    assert [a.fingerprint == b.fingerprint for a, b in zip(shards, changed, strict=True)] == [
+        True,
+        False,
+        True,
+    ]
+
+
+def test_images_that_share_a_stem_stay_in_one_shard(tmp_path: Path) -> None:
+    touch(tmp_path, "a.jpg", "b.jpg", "b.png", "b.webp", "c.jpg")
+    shards = plan_shards(str(tmp_path), samples_per_shard=2)
+    assert [s.files for s in shards] == [("a.jpg", "b.jpg", "b.png", "b.webp"), ("c.jpg",)]
+    with pytest.raises(InputError, match="samples_per_shard"):
+        plan_shards(str(tmp_path), samples_per_shard=0)

@@ -1,0 +1,282 @@
+from __future__ import annotations
+
+import io
+import tarfile
+from pathlib import Path
+
+import pytest
+import webdataset
+from tar_factory import JPEG, PNG, joined, pack, read_bytes, read_one, sample_members, unpack
+
+from dali_aesthetic.shards import read_shards
+from dali_aesthetic.shards.scan import scan_tar
+from dali_aesthetic.types import Shard, ShardEnd, Status
+
+FORMATS = {"gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT}
+
+
+def webdataset_samples(path: Path) -> list[dict[str, bytes]]:
+    dataset = webdataset.WebDataset(str(path), shardshuffle=False, empty_check=False)
+    return [{k: v for k, v in sample.items() if k not in ("__url__", "__local_path__")} for sample in dataset]
+
+
+@pytest.mark.parametrize("format", FORMATS.values(), ids=FORMATS)
+def test_samples_are_those_of_webdataset_and_entries_are_the_tar_byte_for_byte(
+    tmp_path: Path, format: int
+) -> None:
+    keys = ["000", "d.ir/b", "l" * 150, "x/" * 140 + "deep", "ünïcödé"]
+    members = [*sample_members(keys), ("last.v2.PNG", PNG)]
+    content = pack(members, format)
+    samples, end = read_bytes(content, tmp_path)
+    assert (end.damage, end.error, end.warnings) == ("", "", ())
+    expected = webdataset_samples(tmp_path / "shard.tar")
+    assert [sample.key for sample in samples] == [sample["__key__"] for sample in expected] == [*keys, "last"]
+    assert [bytes(sample.image or b"") for sample in samples[:-1]] == [s["jpg"] for s in expected[:-1]]
+    assert [bytes(sample.sidecar or b"") for sample in samples[:-1]] == [s["json"] for s in expected[:-1]]
+    assert bytes(samples[-1].image or b"") == PNG
+    entries = b"".join(bytes(entry) for sample in samples for entry in sample.entries)
+    assert entries == content[: len(entries)]
+    assert content[len(entries) :].strip(b"\0") == b""
+    assert all(sample.status is Status.OK and sample.message == "" for sample in samples)
+    assert [content[s.offset : s.offset + 512] == bytes(s.entries[0][:512]) for s in samples] == [True] * 6
+
+
+def test_any_choice_of_samples_is_a_good_tar(tmp_path: Path) -> None:
+    keys = ["a", "b" * 200, "c", "ü" * 130]
+    content = pack(sample_members(keys), tarfile.PAX_FORMAT)
+    samples, _ = read_bytes(content, tmp_path)
+    chosen = [samples[3], samples[1]]
+    assert unpack(joined(chosen)) == sample_members([keys[3], keys[1]])
+
+
+def test_tar_written_by_webdataset(tmp_path: Path) -> None:
+    path = tmp_path / "w.tar"
+    with webdataset.TarWriter(str(path)) as writer:
+        for index in range(3):
+            writer.write({"__key__": f"k{index}", "jpg": JPEG, "txt": f"text {index}", "json": {"n": index}})
+    samples, end = read_one(Shard(index=0, name="w", kind="tar", source=str(path)))
+    assert end == ShardEnd(shard=end.shard)
+    assert [sample.key for sample in samples] == ["k0", "k1", "k2"]
+    assert bytes(samples[1].sidecar or b"") == b'{"n": 1}'
+
+
+@pytest.mark.parametrize("format", FORMATS.values(), ids=FORMATS)
+def test_a_cut_tar_yields_every_whole_sample_and_never_a_part(tmp_path: Path, format: int) -> None:
+    keys = ["a", "b" * 120, "c"]
+    content = pack(sample_members(keys), format)
+    whole, _ = read_bytes(content, tmp_path)
+    # A sample is known to be whole as soon as the next one's name can be read.
+    named = [member.data_offset for member in scan_tar(content) if member.name.endswith(".jpg")][1:]
+    starts = [sample.offset for sample in whole[1:]]
+    for cut in [*range(700, len(content), 501), *starts, *named, *(start + 1 for start in starts)]:
+        samples, end = read_bytes(content[:cut], tmp_path)
+        assert end.error == ""
+        before = sum(offset <= cut for offset in named)
+        assert [s.key for s in samples[:before]] == keys[:before]
+        assert all(s.status is Status.OK for s in samples[:before])
+        for sample in samples:
+            assert unpack(joined([sample])) == [
+                member for member in sample_members(keys) if member in unpack(joined([sample]))
+            ]
+            if sample.status is Status.OK:
+                assert sample.image is not None
+            else:
+                assert sample.status is Status.TRUNCATED
+                assert sample.image is None
+                assert end.damage
+                assert sample is samples[-1]
+
+
+def test_a_cut_inside_a_later_member_marks_the_sample(tmp_path: Path) -> None:
+    content = pack(sample_members(["a"]))
+    samples, end = read_bytes(content[:2600], tmp_path)
+    assert [(s.key, s.status) for s in samples] == [("a", Status.TRUNCATED)]
+    assert "a.txt" in samples[0].message or "header" in samples[0].message
+    assert end.damage
+
+
+def test_end_without_marker_is_no_damage_but_said(tmp_path: Path) -> None:
+    content = pack([("a.jpg", JPEG)])[:1536]
+    samples, end = read_bytes(content, tmp_path)
+    assert [s.status for s in samples] == [Status.OK]
+    assert end.damage == ""
+    assert "end marker" in end.warnings[0]
+
+
+def test_missing_padding_at_the_end_is_made_good(tmp_path: Path) -> None:
+    content = pack([("a.jpg", JPEG)])
+    samples, end = read_bytes(content[: 512 + len(JPEG)], tmp_path)
+    assert samples[0].status is Status.OK
+    assert end.damage == ""
+    assert joined(samples) == content[: 512 + 1024 + 1024]
+
+
+def test_damage_in_the_middle_keeps_what_lies_before(tmp_path: Path) -> None:
+    content = bytearray(pack(sample_members(["a", "b", "c"])))
+    whole, _ = read_bytes(bytes(content), tmp_path)
+    content[whole[2].offset + 3] ^= 0xFF
+    samples, end = read_bytes(bytes(content), tmp_path)
+    assert [(s.key, s.status) for s in samples] == [("a", Status.OK), ("b", Status.TRUNCATED)]
+    assert end.damage.startswith(f"byte {whole[2].offset}:")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"<!DOCTYPE html><html><body>404 not found</body></html>" * 20, "DOCTYPE"),
+        (b"\x1f\x8b\x08\0" + bytes(1000), "gzip"),
+        (b"", "empty"),
+        (b"short", "short"),
+    ],
+    ids=["html", "gzip", "empty", "short"],
+)
+def test_what_is_no_tar_is_an_error(tmp_path: Path, content: bytes, words: str) -> None:
+    samples, end = read_bytes(content, tmp_path)
+    assert samples == []
+    assert words in end.error
+    assert "shard.tar" in end.error
+
+
+def test_a_missing_file_is_an_error_and_the_next_shard_is_read(tmp_path: Path) -> None:
+    (tmp_path / "b.tar").write_bytes(pack(sample_members(["x"])))
+    shards = [
+        Shard(index=index, name=name, kind="tar", source=str(tmp_path / f"{name}.tar"))
+        for index, name in enumerate("ab")
+    ]
+    items = list(read_shards(shards))
+    assert [type(item).__name__ for item in items] == ["ShardEnd", "Sample", "ShardEnd"]
+    assert isinstance(items[0], ShardEnd)
+    assert "a.tar" in items[0].error
+
+
+def test_a_tar_of_zero_blocks_is_an_empty_shard(tmp_path: Path) -> None:
+    samples, end = read_bytes(bytes(10240), tmp_path)
+    assert (samples, end.error, end.damage, end.warnings) == ([], "", "", ())
+
+
+def test_a_zero_block_between_members_does_not_reach_the_output(tmp_path: Path) -> None:
+    one, two = (pack([(name, JPEG)])[:1536] for name in ("a.jpg", "a.txt"))
+    samples, _ = read_bytes(one + bytes(512) + two + bytes(1024), tmp_path)
+    assert unpack(joined(samples)) == [("a.jpg", JPEG), ("a.txt", JPEG)]
+
+
+def test_tars_joined_with_cat_are_read_as_far_as_any_reader_reads_them_and_said(tmp_path: Path) -> None:
+    content = pack(sample_members(["a"]))
+    samples, end = read_bytes(content + content, tmp_path)
+    assert [s.key for s in samples] == ["a"]
+    assert "behind the end marker" in end.warnings[0]
+
+
+def test_the_image_is_chosen_by_extension_then_by_content(tmp_path: Path) -> None:
+    members = [
+        *(("a.webp", b"webp"), ("a.png", b"png"), ("a.jpg", b"jpg")),
+        *(("b.gif", b"gif"), ("b.webp", b"webp")),
+        *(("c.txt", b"text"), ("c.pict", b"what"), ("c.v2.image", PNG)),
+        *(("d.seg.png", PNG), ("d.JPG", JPEG)),
+    ]
+    samples, _ = read_bytes(pack(members), tmp_path)
+    assert [bytes(s.image or b"") for s in samples] == [b"jpg", b"webp", PNG, JPEG]
+
+
+def test_samples_without_image_bytes_have_a_status(tmp_path: Path) -> None:
+    members = [("a.txt", b"text"), ("a.json", b"{}"), ("b.jpg", b""), ("c.jpg", JPEG)]
+    samples, _ = read_bytes(pack(members), tmp_path)
+    assert [(s.key, s.status) for s in samples] == [
+        ("a", Status.MISSING_IMAGE),
+        ("b", Status.EMPTY),
+        ("c", Status.OK),
+    ]
+    assert samples[0].image is None
+    assert samples[1].image is None
+    assert ".json, .txt" in samples[0].message
+    assert bytes(samples[0].sidecar or b"") == b"{}"
+
+
+def test_members_of_one_key_apart_are_two_samples_and_a_warning(tmp_path: Path) -> None:
+    members = [("a.jpg", JPEG), ("b.jpg", JPEG), ("a.json", b"{}"), ("b.json", b"{}")]
+    samples, end = read_bytes(pack(members), tmp_path)
+    assert [s.key for s in samples] == ["a", "b", "a", "b"]
+    assert [s.status for s in samples] == [Status.OK] * 2 + [Status.MISSING_IMAGE] * 2
+    assert end.warnings == ("keys that came again (both kept as samples of their own): 2 (first: 'a', 'b')",)
+
+
+def test_a_member_that_comes_twice_stays_in_its_sample(tmp_path: Path) -> None:
+    samples, end = read_bytes(pack([("a.jpg", JPEG), ("a.jpg", PNG)]), tmp_path)
+    assert unpack(joined(samples)) == [("a.jpg", JPEG), ("a.jpg", PNG)]
+    assert bytes(samples[0].image or b"") == JPEG
+    assert "twice" in end.warnings[0]
+
+
+def test_entries_that_are_no_files_and_names_without_a_key_are_counted(tmp_path: Path) -> None:
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as tar:
+        for name, kind in [("d", tarfile.DIRTYPE), ("l.jpg", tarfile.SYMTYPE), ("h.jpg", tarfile.LNKTYPE)]:
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, "/etc/passwd"
+            tar.addfile(info)
+        for name in ("a.jpg", "README", "d/.hidden.jpg", "a.txt"):
+            info = tarfile.TarInfo(name)
+            info.size = len(JPEG)
+            tar.addfile(info, io.BytesIO(JPEG))
+    samples, end = read_bytes(file.getvalue(), tmp_path)
+    assert unpack(joined(samples)) == [("a.jpg", JPEG), ("a.txt", JPEG)]
+    assert [s.key for s in samples] == ["a"]
+    assert end.warnings == (
+        "entries that are no files left out: 3 (first: 'd/', 'l.jpg', 'h.jpg')",
+        "files without a key (no name before the first dot) left out: 2 (first: 'README', 'd/.hidden.jpg')",
+    )
+
+
+def test_names_that_climb_are_warned_of(tmp_path: Path) -> None:
+    names = ["../../etc/evil.jpg", "/abs.jpg", "new\nline.jpg", "fine.jpg"]
+    samples, end = read_bytes(pack([(name, JPEG) for name in names]), tmp_path)
+    assert len(samples) == 4
+    assert "3 (first" in end.warnings[0]
+
+
+@pytest.mark.parametrize("chosen", [[0], [1], [2], [0, 2], [0, 1, 2]])
+def test_a_pax_global_header_holds_for_every_kept_sample(tmp_path: Path, chosen: list[int]) -> None:
+    first = pack(sample_members(["a"]), tarfile.PAX_FORMAT, {"comment": "one", "vendor.x": "1"})
+    second = pack(sample_members(["b", "c"]), tarfile.PAX_FORMAT, {"comment": "two"})
+    end = len(first.rstrip(b"\0")) + 511 & -512
+    samples, _ = read_bytes(first[:end] + second, tmp_path)
+    assert [s.key for s in samples] == ["a", "b", "c"]
+    content = joined(samples[index] for index in chosen)
+    with tarfile.open(fileobj=io.BytesIO(content)) as tar:
+        found = {}
+        for info in tar:
+            found[info.name] = (tar.pax_headers.get("comment"), tar.pax_headers.get("vendor.x"))
+    expected = {}
+    for index in chosen:
+        for name, _ in sample_members(["abc"[index]]):
+            expected[name] = ("one" if index == 0 else "two", "1")
+    assert found == expected
+
+
+def test_a_global_header_of_its_own_for_each_member_does_not_pile_up(tmp_path: Path) -> None:
+    parts = [pack([(f"{n}.jpg", JPEG)], tarfile.PAX_FORMAT, {"comment": str(n)})[:3072] for n in range(50)]
+    samples, end = read_bytes(b"".join(parts) + bytes(1024), tmp_path)
+    assert end.damage == ""
+    assert {sum(len(entry) for entry in sample.entries) for sample in samples} == {1024 + 1536}
+    many = [pack([(f"{n}.jpg", b"")], tarfile.PAX_FORMAT, {f"key{n}": "1"})[:1536] for n in range(200)]
+    _, end = read_bytes(b"".join(many) + bytes(1024), tmp_path)
+    assert "global headers" in end.damage
+
+
+def test_views_outlive_the_reader_and_do_not_copy(tmp_path: Path) -> None:
+    content = pack([("a.jpg", JPEG + bytes(2 << 20))])
+    samples, _ = read_bytes(content, tmp_path)
+    (tmp_path / "shard.tar").unlink()
+    assert isinstance(samples[0].image, memoryview)
+    assert samples[0].image.readonly
+    assert bytes(samples[0].image[: len(JPEG)]) == JPEG
+    assert samples[0].image.obj is samples[0].entries[0].obj  # type: ignore[union-attr]
+
+
+def test_a_url_is_read_through_fsspec(tmp_path: Path) -> None:
+    (tmp_path / "a.tar").write_bytes(pack(sample_members(["x"])))
+    samples, end = read_one(Shard(index=0, name="a", kind="tar", source=f"file://{tmp_path}/a.tar"))
+    assert end.error == ""
+    assert [s.key for s in samples] == ["x"]
+    _, end = read_one(Shard(index=0, name="a", kind="tar", source="nosuchscheme://bucket/a.tar"))
+    assert "nosuchscheme" in end.error
