@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from dali_aesthetic.score.fast.backend import build_backend, resolve_backend, resolve_precision
+from dali_aesthetic.score.fast.backend import build_backend, resolve_backend
 from dali_aesthetic.score.head import HeadBank
 from dali_aesthetic.score.scorer import Scorer
 from dali_aesthetic.score.spec import spec_of
@@ -31,7 +31,7 @@ def build_scorer(
     published weights that can't be had.
     """
     # Whatever can be wrong is found before gigabytes are downloaded or a tower is built: cheapest first.
-    backend, precision = resolve_backend(backend, device), resolve_precision(precision, device)
+    backend, precision = resolve_backend(backend, precision, device)
     embed_dim = spec_of(encoder).embed_dim
     loaded = [load_head(head, encoder, embed_dim, model_dir) for head in heads]
     bank = HeadBank([head for head, _ in loaded], embed_dim)

@@ -112,7 +112,7 @@ def _download_first(
     for file in files:
         try:
             path = _download_hub(file, target) if file.repo else _download_url(file, target or cache_dir())
-        except (OSError, huggingface_hub.errors.HfHubHTTPError) as error:
+        except Exception as error:  # the hub's client raises its own, httpx's or requests', by version
             reasons.append(_one_line(error))
             continue
         return _verified(name, file, path)

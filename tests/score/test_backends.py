@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dali_aesthetic.score.fast import torchscript
-from dali_aesthetic.score.fast.backend import Backend, resolve_backend, resolve_precision
+from dali_aesthetic.score.fast.backend import Backend, resolve_backend
 from dali_aesthetic.score.spec import TowerSpec
 
 MakeBackend = Callable[..., Backend]
@@ -116,12 +116,12 @@ def test_torchscript_file_of_something_else_is_refused(
 
 
 def test_auto_and_what_cannot_be() -> None:
-    assert [resolve_backend("auto", device) for device in (CPU, CUDA)] == ["eager", "torchscript"]
-    assert [resolve_precision("auto", device) for device in (CPU, CUDA)] == ["fp32", "fp16"]
+    assert resolve_backend("auto", "auto", CPU) == ("eager", "fp32")
+    assert resolve_backend("auto", "auto", CUDA) == ("torchscript", "fp16")
     with pytest.raises(ValueError, match=r"precision fp16 needs a GPU.*--precision fp32"):
-        resolve_precision("fp16", CPU)
+        resolve_backend("auto", "fp16", CPU)
     with pytest.raises(ValueError, match="unknown backend 'warp'; there are auto, eager, torchscript"):
-        resolve_backend("warp", CPU)
+        resolve_backend("warp", "auto", CPU)
 
 
 @pytest.mark.parametrize("name", ["eager", "torchscript"])

@@ -10,9 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 
 from dali_aesthetic.score import download as downloads
 from dali_aesthetic.score.download import WeightsUnavailable, resolve
+from dali_aesthetic.score.random_init import random_head_state
 from dali_aesthetic.score.registry import LAION_V1, LAION_V2, OPENAI, PublishedFile
 from dali_aesthetic.score.weights import download, load_head, load_tower
 
@@ -45,6 +47,14 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 class _QuietHandler(http.server.SimpleHTTPRequestHandler):
+    """Serves a folder, with the headers by which the hub's client knows a file."""
+
+    def end_headers(self) -> None:
+        revision = next((part for part in self.path.split("/") if len(part) == 40), "")
+        self.send_header("X-Repo-Commit", revision)
+        self.send_header("ETag", f'"{SHA256}"')
+        super().end_headers()
+
     def log_message(self, *args: object) -> None:
         pass
 
@@ -120,6 +130,57 @@ def test_an_unreachable_hub_fails_at_once(server: str, monkeypatch: pytest.Monke
     monkeypatch.setattr(downloads.hub, "ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(WeightsUnavailable, match="refused"):
         resolve("openai", OPENAI["ViT-B-32"][:1], None, "")
+
+
+HUB_FILE = PublishedFile(
+    filename="model.pt", sha256=SHA256, repo="someone/model", revision="a" * 40, hub_path="file.pt"
+)
+
+
+@pytest.fixture
+def hub_server(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hub, on this machine: it has `HUB_FILE`."""
+    folder = tmp_path / "www" / HUB_FILE.repo / "resolve" / HUB_FILE.revision
+    folder.mkdir(parents=True)
+    (folder / HUB_FILE.hub_path).write_bytes(CONTENT)
+    monkeypatch.setattr(downloads.hub, "ENDPOINT", server)
+    template = f"{server}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    monkeypatch.setattr(downloads.hub, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+
+
+@pytest.mark.usefixtures("hub_server")
+def test_a_hub_file_goes_to_the_hubs_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    path, file = resolve("x", [HUB_FILE], None, "")
+    assert path.is_relative_to(downloads.hub.HF_HUB_CACHE)
+    assert file.sha256 == SHA256
+    monkeypatch.setattr(downloads.hub, "HF_HUB_OFFLINE", True)
+    assert resolve("x", [HUB_FILE], None, "")[0] == path
+
+
+@pytest.mark.usefixtures("hub_server")
+def test_a_hub_file_goes_to_the_model_dir(tmp_path: Path) -> None:
+    model_dir = tmp_path / "models"
+    path, _ = downloads.download("x", [HUB_FILE], model_dir, "")
+    assert path == model_dir / "model.pt"
+    assert [p.name for p in model_dir.iterdir()] == ["model.pt"]
+    assert resolve("x", [HUB_FILE], model_dir, "")[0] == path
+
+
+def test_a_snapshot_folder_in_the_model_dir_is_found(tmp_path: Path) -> None:
+    path = tmp_path / HUB_FILE.repo / HUB_FILE.hub_path
+    path.parent.mkdir(parents=True)
+    path.write_bytes(CONTENT)
+    assert resolve("x", [HUB_FILE], tmp_path, "")[0] == path
+
+
+def test_a_head_known_by_its_revision_alone_comes_from_the_hubs_cache(tmp_path: Path) -> None:
+    file = LAION_V2[-1]
+    folder = "models--" + file.repo.replace("/", "--")
+    path = Path(downloads.hub.HF_HUB_CACHE) / folder / "snapshots" / file.revision / file.hub_path
+    path.parent.mkdir(parents=True)
+    safetensors.torch.save_file(random_head_state(768), path)
+    (tmp_path / file.filename).write_bytes(path.read_bytes())  # not looked at: nothing says what it is
+    assert load_head("laion-v2", "ViT-L-14", 768, tmp_path)[1].path == str(path)
 
 
 def test_every_published_file_is_pinned() -> None:

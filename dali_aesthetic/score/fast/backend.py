@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -40,51 +41,48 @@ class Backend(Protocol):
 Builder = Callable[[VisionTower, HeadBank, torch.device, str, int], Backend]
 """From a float32 tower on the CPU (which it may take over), heads, device, precision and batch size."""
 
-_BUILDERS: Mapping[str, str] = {
-    "eager": "dali_aesthetic.score.fast.eager:build",
-    "torchscript": "dali_aesthetic.score.fast.torchscript:build",
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """`builder` is `module:function`, imported when asked for: a backend may need what isn't installed."""
+
+    builder: str
+    precisions: tuple[str, ...]
+
+
+_BACKENDS: Mapping[str, _Entry] = {
+    "eager": _Entry("dali_aesthetic.score.fast.eager:build", tuple(DTYPES)),
+    "torchscript": _Entry("dali_aesthetic.score.fast.torchscript:build", tuple(DTYPES)),
 }
-"""`module:function` of each builder, imported when asked for: a backend may need what isn't installed."""
 
 
-def resolve_precision(precision: str, device: torch.device) -> str:
-    """`auto` made concrete: fp16 on a GPU, fp32 on a CPU. Raises ValueError for fp16 on a CPU."""
+def resolve_backend(name: str, precision: str, device: torch.device) -> tuple[str, str]:
+    """Backend and precision with `auto` made concrete: torchscript fp16 on a GPU, eager fp32 on a CPU.
+
+    Raises ValueError for an unknown backend, a precision that it doesn't have, and fp16 on a CPU.
+    """
+    on_gpu = device.type == "cuda"
+    if name == "auto":
+        name = "torchscript" if on_gpu else "eager"
     if precision == "auto":
-        return "fp16" if device.type == "cuda" else "fp32"
-    if precision == "fp16" and device.type == "cpu":
+        precision = "fp16" if on_gpu else "fp32"
+    if name not in _BACKENDS:
+        raise ValueError(f"unknown backend {name!r}; there are auto, {', '.join(_BACKENDS)}")
+    if precision not in (known := _BACKENDS[name].precisions):
+        raise ValueError(f"backend {name} has no precision {precision!r}; it has auto, {', '.join(known)}")
+    if precision == "fp16" and not on_gpu:
         raise ValueError(
             "precision fp16 needs a GPU: CPUs compute it slowly and inexactly; use --precision fp32 "
             "(or auto) with --device cpu"
         )
-    return precision
-
-
-def resolve_backend(name: str, device: torch.device) -> str:
-    """`auto` made concrete: torchscript on a GPU, eager on a CPU. Raises ValueError for an unknown name."""
-    if name == "auto":
-        return "torchscript" if device.type == "cuda" else "eager"
-    if name not in _BUILDERS:
-        raise ValueError(f"unknown backend {name!r}; there are auto, {', '.join(_BUILDERS)}")
-    return name
+    return name, precision
 
 
 def build_backend(
     name: str, tower: VisionTower, heads: HeadBank, device: torch.device, precision: str, batch_size: int
 ) -> Backend:
-    """The backend `name` (or `auto`) on `device`. Takes the tower over.
-
-    Raises ValueError for an unknown name, or a precision that the backend or the device doesn't have.
-    """
-    name, precision = resolve_backend(name, device), resolve_precision(precision, device)
-    module, function = _BUILDERS[name].split(":")
+    """The backend `name` (or `auto`) on `device`. Takes the tower over. Raises as `resolve_backend`."""
+    name, precision = resolve_backend(name, precision, device)
+    module, function = _BACKENDS[name].builder.split(":")
     builder: Builder = getattr(importlib.import_module(module), function)
     return builder(tower, heads, device, precision, batch_size)
-
-
-def dtype_of(precision: str, backend: str) -> torch.dtype:
-    """The torch dtype of a precision. Raises ValueError for one the plain backends don't have."""
-    if precision not in DTYPES:
-        raise ValueError(
-            f"backend {backend} has no precision {precision!r}; it has auto, {', '.join(DTYPES)}"
-        )
-    return DTYPES[precision]

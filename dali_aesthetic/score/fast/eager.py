@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from dali_aesthetic.score.clip import VisionTower, check_pixels
-from dali_aesthetic.score.fast.backend import dtype_of
+from dali_aesthetic.score.fast.backend import DTYPES
 from dali_aesthetic.score.fast.module import ScoringModule
 from dali_aesthetic.score.head import HeadBank
 
@@ -20,7 +20,7 @@ class EagerBackend:
         self.precision = precision
         self.spec = tower.spec
         self.head_names = heads.names
-        self._module = ScoringModule(tower, heads, dtype_of(precision, self.name)).to(device)
+        self._module = ScoringModule(tower, heads, DTYPES[precision]).to(device)
 
     def __call__(self, images_NHWC: Tensor) -> tuple[Tensor, Tensor]:
         """See `Backend`."""

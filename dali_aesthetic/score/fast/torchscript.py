@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from dali_aesthetic.score.clip import VisionTower, check_pixels
-from dali_aesthetic.score.fast.backend import dtype_of
+from dali_aesthetic.score.fast.backend import DTYPES
 from dali_aesthetic.score.fast.module import ScoringModule
 from dali_aesthetic.score.head import HeadBank
 from dali_aesthetic.score.spec import TowerSpec
@@ -88,10 +88,8 @@ def build(
     tower: VisionTower, heads: HeadBank, device: torch.device, precision: str, batch_size: int
 ) -> TorchScriptBackend:
     """Trace and freeze; compiled for `batch_size`, correct for any."""
-    dtype = dtype_of(precision, TorchScriptBackend.name)
-    module = ScoringModule(tower, heads, dtype).to(device)
+    module = ScoringModule(tower, heads, DTYPES[precision]).to(device)
     with _deprecation_silenced(), torch.no_grad():
-        # Not in inference mode: a graph traced there refuses inputs from outside it.
         example = _example(tower.spec, batch_size, device)
         traced = torch.jit.trace(module, example, check_trace=False)  # type: ignore[no-untyped-call]
         frozen = torch.jit.freeze(traced)
