@@ -33,8 +33,8 @@ class WeightsUnavailable(RuntimeError):
 class ResolvedFile:
     """Weights that were asked for by `name`, as found: what run.json keeps of them.
 
-    `path` and `sha256` are empty for random weights. `source` is the address of published weights, else
-    the path or `random`.
+    The user's own files go by their file name, so that a folder may move. `path` and `sha256` are empty for
+    random weights. `source` is the address of published weights, else the path or `random`.
     """
 
     name: str

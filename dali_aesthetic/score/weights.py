@@ -46,7 +46,7 @@ def load_tower(encoder: str, weights: str, model_dir: Path | None) -> tuple[Visi
         path, file = _resolve(weights, files, model_dir, _command("--encoder", encoder, "--weights", weights))
     else:
         path = weights_file(Path(weights).expanduser())
-        file = _own(weights, path)
+        file = _own(path.name, path)
     checkpoint = read_clip(path)
     quick_gelu = True if file.sha256 in OPENAI_SHA256 else checkpoint.quick_gelu
     if quick_gelu not in (None, spec.quick_gelu):
@@ -76,7 +76,7 @@ def load_head(head: str, encoder: str, embed_dim: int, model_dir: Path | None) -
         mlp = head_from_state(read_tensors(path), relu)
     except ValueError as error:
         raise ValueError(f"head {head!r}: {error}") from error
-    return Head(path.stem, mlp), _own(head, path)
+    return Head(path.stem, mlp), _own(path.name if relu is None else f"{path.name}:{suffix}", path)
 
 
 def download(encoder: str, weights: str, heads: Sequence[str], model_dir: Path | None) -> list[ResolvedFile]:

@@ -124,7 +124,10 @@ def test_the_suffix_of_a_path_says_it(tmp_path: Path) -> None:
     torch.save(_sequential(nn.Linear(4, 3), nn.Identity(), nn.Linear(3, 1)), path)
     with pytest.raises(ValueError, match="append :relu or :linear"):
         load_head(str(path), "ViT-B-32", 4, None)
-    relu, linear = (load_head(f"{path}:{kind}", "ViT-B-32", 4, None)[0] for kind in ("relu", "linear"))
+    (relu, file), (linear, _) = (
+        load_head(f"{path}:{kind}", "ViT-B-32", 4, None) for kind in ("relu", "linear")
+    )
+    assert (file.name, file.path) == ("mine.pth:relu", str(path))
     assert (relu.name, relu.mlp.affine, linear.mlp.affine) == ("mine", False, True)
 
 
