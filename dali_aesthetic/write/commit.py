@@ -12,9 +12,18 @@ from types import TracebackType
 import numpy as np
 import numpy.typing as npt
 
-from dali_aesthetic.types import Buffer, ScoredBatch, Shard, ShardEnd, ShardReport, Status
+from dali_aesthetic.types import (
+    Buffer,
+    ImageHeader,
+    Sample,
+    ScoredBatch,
+    Shard,
+    ShardEnd,
+    ShardReport,
+    Status,
+)
 from dali_aesthetic.write.files import output_path, publish, write_temporary, write_whole
-from dali_aesthetic.write.parquet import ScoreRows
+from dali_aesthetic.write.parquet import ScoreRows, score_columns
 from dali_aesthetic.write.tar import ShardTarWriter
 
 FOLDERS = ("shards", "scores", "stats")
@@ -34,12 +43,17 @@ class _OpenShard:
         self._stats = output_path(output / "stats", shard.name, ".json")
         self.tar = ShardTarWriter(output_path(output / "shards", shard.name, ".tar"))
 
-    def add(self, batch: ScoredBatch, rows: slice, kept_R: npt.NDArray[np.bool_]) -> None:
-        """Appends the rows of `batch` at `rows` and streams the entries of those kept."""
-        samples = batch.encoded.samples[rows]
-        self.rows.add(samples, batch.headers[rows], batch.scores_RH[rows], kept_R)
+    def add(
+        self,
+        samples: Sequence[Sample],
+        headers: Sequence[ImageHeader],
+        scores_RH: npt.NDArray[np.float32],
+        kept_R: npt.NDArray[np.bool_],
+    ) -> None:
+        """Appends rows and streams the entries of those kept."""
+        self.rows.add(samples, headers, scores_RH, kept_R)
         entries: list[Buffer] = []
-        for row in np.flatnonzero(kept_R):
+        for row in np.flatnonzero(kept_R).tolist():
             entries.extend(samples[row].entries)
         self.tar.add(entries)
         self.num_samples += len(samples)
@@ -80,8 +94,7 @@ class ShardSink:
     def __init__(self, output: str | Path, head_names: Sequence[str], keep: Keep) -> None:
         self.output = Path(output)
         self.head_names = tuple(head_names)
-        if not self.head_names:
-            raise ValueError("head_names is empty; at least one head is needed to decide what is kept")
+        score_columns(head_names)
         self.keep = keep
         self._open: dict[str, _OpenShard] = {}
         for folder in FOLDERS:
@@ -89,31 +102,22 @@ class ShardSink:
 
     def write(self, batch: ScoredBatch) -> list[ShardReport]:
         """Appends every row, streams the kept samples, and commits the ended shards (`error`: abandons)."""
-        kept_R = self._kept(batch)
+        ok_R = np.fromiter(map(_is_ok, batch.encoded.samples, batch.headers), np.bool_)
+        # What no decoder vouches for has no score, whatever the model made of its place in the batch.
+        scores_RH = np.where(ok_R[:, None], batch.scores_RH, np.float32(np.nan))
+        kept_R = self.keep(scores_RH[:, 0]) & ~np.isnan(scores_RH[:, 0])
         start = 0
-        for name, run in groupby(sample.shard.name for sample in batch.encoded.samples):
+        for _, run in groupby(sample.shard.name for sample in batch.encoded.samples):
             rows = slice(start, start + sum(1 for _ in run))
-            shard = batch.encoded.samples[start].shard
-            self._opened(name, shard).add(batch, rows, kept_R[rows])
+            samples = batch.encoded.samples[rows]
+            self._opened(samples[0].shard).add(samples, batch.headers[rows], scores_RH[rows], kept_R[rows])
             start = rows.stop
         return [self._end(end) for end in batch.encoded.ended]
 
-    def _kept(self, batch: ScoredBatch) -> npt.NDArray[np.bool_]:
-        raw_R = batch.scores_RH[:, 0]
-        good = np.fromiter(
-            (
-                sample.status is Status.OK and header.status is Status.OK
-                for sample, header in zip(batch.encoded.samples, batch.headers, strict=True)
-            ),
-            dtype=np.bool_,
-            count=len(raw_R),
-        )
-        return self.keep(raw_R) & good & ~np.isnan(raw_R)
-
-    def _opened(self, name: str, shard: Shard) -> _OpenShard:
-        if name not in self._open:
-            self._open[name] = _OpenShard(self.output, shard, self.head_names)
-        return self._open[name]
+    def _opened(self, shard: Shard) -> _OpenShard:
+        if shard.name not in self._open:
+            self._open[shard.name] = _OpenShard(self.output, shard, self.head_names)
+        return self._open[shard.name]
 
     def _end(self, end: ShardEnd) -> ShardReport:
         shard = end.shard
@@ -121,9 +125,9 @@ class ShardSink:
             if (opened := self._open.pop(shard.name, None)) is not None:
                 opened.tar.abandon()
             return ShardReport(name=shard.name, source=shard.source, error=end.error, warnings=end.warnings)
-        opened = self._opened(shard.name, shard)
+        opened = self._opened(shard)
         try:
-            return self._open[shard.name].commit(end)
+            return opened.commit(end)
         finally:
             self._open.pop(shard.name).tar.abandon()
 
@@ -139,3 +143,7 @@ class ShardSink:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _is_ok(sample: Sample, header: ImageHeader) -> bool:
+    return sample.status is Status.OK and header.status is Status.OK

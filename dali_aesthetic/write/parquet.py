@@ -13,6 +13,7 @@ from dali_aesthetic.types import ImageHeader, Sample, Status
 from dali_aesthetic.write.sidecar import MAX_COLUMNS, SidecarColumns
 
 _ROW_GROUP = 65_536
+_NO_NUMBER = "the model gave no number"
 _COLUMNS = (
     *("key", "status", "error_message", "width", "height", "format"),
     *("aesthetic_score", "aesthetic_score_01", "kept", "source_shard", "source_offset", "output_shard"),
@@ -20,8 +21,16 @@ _COLUMNS = (
 
 
 def score_columns(head_names: Sequence[str]) -> list[str]:
-    """Column of each head: the first decides what is kept and has the plain name."""
-    return ["aesthetic_score", *(f"aesthetic_score_{name}" for name in head_names[1:])]
+    """Column of each head: the first decides what is kept and has the plain name.
+
+    Raises ValueError where there is no head or two would share a column.
+    """
+    if not head_names:
+        raise ValueError("head_names is empty; at least one head is needed to decide what is kept")
+    columns = ["aesthetic_score", *(f"aesthetic_score_{name}" for name in head_names[1:])]
+    if len(set(columns) - set(_COLUMNS[7:])) < len(columns):
+        raise ValueError(f"two heads would share a column in {list(head_names)}; rename one of them")
+    return columns
 
 
 class ScoreRows:
@@ -29,8 +38,6 @@ class ScoreRows:
 
     def __init__(self, head_names: Sequence[str], output_shard: str) -> None:
         self._score_names = score_columns(head_names)
-        if len(set(self._score_names)) < len(self._score_names):
-            raise ValueError(f"two heads share a name in {list(head_names)}; rename one of them")
         self._output_shard = output_shard
         self._keys: list[str] = []
         self._sources: list[str] = []
@@ -51,7 +58,7 @@ class ScoreRows:
         scores_RH: npt.NDArray[np.float32],
         kept_R: npt.NDArray[np.bool_],
     ) -> None:
-        """Appends rows in input order."""
+        """Appends rows in input order; a score that is NaN is written as null."""
         worst = [
             header if sample.status is Status.OK else sample
             for sample, header in zip(samples, headers, strict=True)
@@ -60,7 +67,10 @@ class ScoreRows:
         self._sources += [sample.source for sample in samples]
         self._offsets += [sample.offset for sample in samples]
         self._statuses += [one.status.value for one in worst]
-        self._messages += [one.message or None for one in worst]
+        self._messages += [
+            one.message or (_NO_NUMBER if nan and one.status is Status.OK else None)
+            for one, nan in zip(worst, np.isnan(scores_RH[:, 0]), strict=True)
+        ]
         self._widths += [header.width or None for header in headers]
         self._heights += [header.height or None for header in headers]
         self._formats += [header.format or None for header in headers]

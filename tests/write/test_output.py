@@ -1,0 +1,199 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from scored import JPEG, make_tar, run, shard_of, tree
+
+from dali_aesthetic.shards import plan_shards
+from dali_aesthetic.write import (
+    OutputMismatch,
+    RunMismatch,
+    check_run_record,
+    clean_leftovers,
+    committed_names,
+    open_output,
+    write_run_record,
+)
+from dali_aesthetic.write.files import temporary_path
+
+RECORD = {
+    "identity": {"threshold": 5.0, "weights": {"name": "a", "sha256": "1"}, "heads": ["v2"]},
+    "gpu": "H100",
+}
+
+
+def test_the_first_record_is_written_and_the_same_run_goes_on(tmp_path: Path) -> None:
+    write_run_record(tmp_path / "out", RECORD)
+    before = tree(tmp_path / "out")
+    write_run_record(tmp_path / "out", {**RECORD, "gpu": "A100"})
+    assert tree(tmp_path / "out") == before
+    assert list(before) == ["run.json"]
+    assert check_run_record(tmp_path / "out", RECORD) == []
+
+
+def test_another_run_is_refused_with_each_field_and_both_values(tmp_path: Path) -> None:
+    write_run_record(tmp_path, RECORD)
+    other = {
+        "identity": {"threshold": 6.0, "weights": {"name": "a", "sha256": "2"}, "extra": 1, "heads": ["v2"]}
+    }
+    before = tree(tmp_path)
+    with pytest.raises(RunMismatch) as error:
+        write_run_record(tmp_path, other)
+    assert tree(tmp_path) == before
+    assert check_run_record(tmp_path, other) == [
+        "extra: '(not set)' there, 1 now",
+        "threshold: 5.0 there, 6.0 now",
+        "weights.sha256: '1' there, '2' now",
+    ]
+    for line in check_run_record(tmp_path, other):
+        assert line in str(error.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"[]", b"\xff", b"no json"])
+def test_a_record_that_is_none_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "run.json").write_bytes(content)
+    with pytest.raises(RunMismatch, match=r"run\.json"):
+        write_run_record(tmp_path, RECORD)
+
+
+def test_of_two_first_runs_one_wins_and_the_other_compares(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link = os.link
+
+    def raced(source: Path, target: Path) -> None:
+        Path(target).write_text('{"identity": {"threshold": 4}}')
+        link(source, target)
+
+    monkeypatch.setattr(os, "link", raced)
+    with pytest.raises(RunMismatch, match="threshold: 4 there"):
+        write_run_record(tmp_path, {"identity": {"threshold": 5}})
+    assert list(tree(tmp_path)) == ["run.json"]
+
+
+def test_without_hard_links_the_record_is_still_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(source: Path, target: Path) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    write_run_record(tmp_path, RECORD)
+    assert list(tree(tmp_path)) == ["run.json"]
+
+
+def test_committed_shards_are_skipped_in_order(tmp_path: Path) -> None:
+    shards = [shard_of(make_tar(tmp_path / "in" / f"{n}.tar", ["a8"]), n) for n in range(4)]
+    out = tmp_path / "out"
+    assert committed_names(out) == set()
+    assert open_output(out, RECORD, shards) == shards
+    run(out, [shards[1], shards[3]])
+    (out / "stats" / ".tmp-x.json").write_text("{}")
+    assert open_output(out, RECORD, shards) == [shards[0], shards[2]]
+    run(out, [shards[0], shards[2]])
+    assert open_output(out, RECORD, shards) == []
+
+
+def images(folder: Path, names: list[str]) -> Path:
+    folder.mkdir(exist_ok=True)
+    for name in names:
+        (folder / name).write_bytes(JPEG)
+    return folder
+
+
+def test_a_changed_folder_is_refused_and_says_what_changed(tmp_path: Path) -> None:
+    folder = images(tmp_path / "in", [f"{n}8.jpg" for n in range(6)])
+    out = tmp_path / "out"
+    run(out, plan_shards(str(folder), samples_per_shard=3))
+    assert open_output(out, RECORD, plan_shards(str(folder), samples_per_shard=3)) == []
+
+    images(folder, ["00.jpg"])
+    with pytest.raises(
+        OutputMismatch, match=r"shard 00000 .* 1 images are no longer in it \(like .*/28\.jpg"
+    ):
+        open_output(out, RECORD, plan_shards(str(folder), samples_per_shard=3))
+    (folder / "00.jpg").unlink()
+
+    (folder / "48.jpg").write_bytes(JPEG + b"longer")
+    with pytest.raises(OutputMismatch, match=r"shard 00001 .* another size"):
+        open_output(out, RECORD, plan_shards(str(folder), samples_per_shard=3))
+
+    for name in ("38.jpg", "48.jpg", "58.jpg"):
+        (folder / name).unlink()
+    with pytest.raises(OutputMismatch, match="1 shards that the input no longer has"):
+        open_output(out, RECORD, plan_shards(str(folder), samples_per_shard=3))
+
+
+LEAVE_A_TEMPORARY = """
+import os, sys
+from pathlib import Path
+from dali_aesthetic.write.files import temporary_path
+path = temporary_path(Path(sys.argv[1]))
+path.write_text("half")
+print(path, flush=True)
+if sys.argv[2] == "wait":
+    sys.stdin.read()
+os._exit(9)
+"""
+
+
+def test_leftovers_of_the_dead_go_and_those_of_the_living_stay(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    for folder in ("shards/nested", "scores", "stats"):
+        (out / folder).mkdir(parents=True)
+    command = [sys.executable, "-c", LEAVE_A_TEMPORARY]
+    dead = []
+    for place in ("shards/nested/a.tar", "stats/a.json", "run.json"):
+        made = subprocess.run([*command, str(out / place), "die"], capture_output=True, text=True)
+        dead.append(Path(made.stdout.strip()))
+    with subprocess.Popen(
+        [*command, str(out / "scores/b.parquet"), "wait"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        living = Path(process.stdout.readline().strip())
+        own = temporary_path(out / "shards/c.tar")
+        own.write_text("half")
+        user = out / "shards" / ".tmp-mine"
+        user.write_text("not ours")
+        assert all(path.exists() for path in [*dead, living, own])
+        assert clean_leftovers(out) == 3
+        assert [path.exists() for path in dead] == [False] * 3
+        assert [path.exists() for path in (living, own, user)] == [True] * 3
+        process.communicate("")
+    assert clean_leftovers(out) == 1
+    assert not living.exists()
+
+
+def test_leftovers_of_another_host_go_after_a_day(tmp_path: Path) -> None:
+    (tmp_path / "shards").mkdir()
+    own = temporary_path(tmp_path / "shards/a.tar").name.split("-")
+    other = tmp_path / "shards" / "-".join([own[0], "elsewhere.1", *own[2:]])
+    other.write_text("half")
+    assert clean_leftovers(tmp_path) == 0
+    long_ago = time.time() - 25 * 3600
+    os.utime(other, (long_ago, long_ago))
+    assert clean_leftovers(tmp_path) == 1
+
+
+def test_a_process_number_used_again_is_not_the_owner(tmp_path: Path) -> None:
+    (tmp_path / "shards").mkdir()
+    name = temporary_path(tmp_path / "shards/a.tar").name
+    parts = name.split("-")
+    before = tmp_path / "shards" / "-".join([*parts[:3], "1", *parts[4:]])
+    before.write_text("half")
+    assert clean_leftovers(tmp_path) == 1
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_an_output_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir(mode=0o500)
+    with pytest.raises(PermissionError, match="out"):
+        open_output(tmp_path / "out", RECORD, [])
