@@ -15,11 +15,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
-from dali_aesthetic.decode.geometry import Geometry
-from dali_aesthetic.decode.graph import Arrays, Source, build_pipeline
+from dali_aesthetic.decode.geometry import resize_steps
+from dali_aesthetic.decode.graph import Feed, Source, build_pipeline, num_passes
 from dali_aesthetic.decode.handoff import assemble, to_torch
 from dali_aesthetic.decode.pillow import allow_large_images
 from dali_aesthetic.decode.rescue import Rescued, rescue
@@ -28,7 +27,6 @@ from dali_aesthetic.types import Buffer, EncodedBatch, ImageBatch, ImageHeader, 
 
 _PIECE = 16
 _PREFETCH = 2
-Feed = tuple[Arrays, npt.NDArray[np.float32], npt.NDArray[np.float32]]
 
 
 @dataclass(slots=True)
@@ -89,7 +87,6 @@ class DaliDecoder:
     def _build(self, source: Source, max_batch: int, prefetch: int) -> Any:
         return build_pipeline(
             source,
-            image_size=self._image_size,
             max_batch=max_batch,
             num_threads=self._num_threads,
             device_id=self._device_id,
@@ -140,14 +137,9 @@ class DaliDecoder:
         return chunks
 
     def _feed_of(self, batch: EncodedBatch, rows: list[int]) -> Feed:
-        corners = np.empty((len(rows), 2, 2), np.float32)
-        for i, row in enumerate(rows):
-            header = batch.headers[row]
-            geometry = Geometry.of(header.width, header.height, self._image_size)
-            left, top, right, bottom = geometry.source_box(header.width, header.height)
-            corners[i] = ((top, left), (bottom, right))
+        sizes = [(batch.headers[row].width, batch.headers[row].height) for row in rows]
         images = [np.frombuffer(_image(batch, row), np.uint8) for row in rows]
-        return images, np.ascontiguousarray(corners[:, 0]), np.ascontiguousarray(corners[:, 1])
+        return images, *resize_steps(sizes, self._image_size, num_passes(self._device_id))
 
     def _collect(self, job: _Job, rows: list[int]) -> None:
         """Take the chunk's pixels from DALI, or redo the chunk where DALI raised."""

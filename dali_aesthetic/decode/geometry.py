@@ -7,7 +7,11 @@ is the same as resampling one region of the source to S x S, which is what DALI 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,3 +42,28 @@ class Geometry:
             (self.left + self.size) * x_scale,
             (self.top + self.size) * y_scale,
         )
+
+
+def resize_steps(
+    sizes: Sequence[tuple[int, int]], output: int, num_passes: int
+) -> list[npt.NDArray[np.float32]]:
+    """Images of (width, height) `sizes` to squares of `output`, as arguments of one or two resizes.
+
+    For each pass three float32 [n, 2] arrays: output size, region's first corner, region's last corner, as
+    (y, x). Of two passes the first is horizontal and keeps every row, the second vertical, as PIL does it.
+    """
+    boxes = np.empty((len(sizes), 4), np.float32)
+    for i, (width, height) in enumerate(sizes):
+        boxes[i] = Geometry.of(width, height, output).source_box(width, height)
+    left, top, right, bottom = boxes.T
+    square = np.full((len(sizes), 2), output, np.float32)
+    if num_passes == 1:
+        return [square, _corners(top, left), _corners(bottom, right)]
+    heights = np.array([height for _, height in sizes], np.float32)
+    none = np.zeros(len(sizes), np.float32)
+    horizontal = [_corners(heights, square[:, 1]), _corners(none, left), _corners(heights, right)]
+    return [*horizontal, square, _corners(top, none), _corners(bottom, square[:, 1])]
+
+
+def _corners(y: npt.NDArray[np.float32], x: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    return np.stack([y, x], axis=1)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dali_aesthetic.types import Buffer, ImageHeader, Route, Status
 
-_HEADER_WINDOW = 65536
+_WINDOWS = (4096, 65536)
+"""Bytes looked at first: most files hold their headers in the first, those with EXIF in the second."""
 _SOS, _EOI, _APP14 = 0xDA, 0xD9, 0xEE
 _STANDALONE = frozenset({0x01, *range(0xD0, 0xD8)})
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
@@ -14,12 +15,14 @@ _DALI_FRAMES = frozenset({0xC0, 0xC1, 0xC2})
 
 def read(image: Buffer) -> ImageHeader:
     """The header of a JPEG (bytes that begin with FFD8), its route, or what is wrong with it."""
-    # Most files hold all their headers in the first 64 KiB; copying those makes indexing fast.
-    window = bytes(image[:_HEADER_WINDOW])
-    header = _walk(image, window)
-    if header is None and len(image) > len(window):
-        header = _walk(image, bytes(image))
-    return header or _bad(Status.TRUNCATED, "JPEG: the headers end before the first scan")
+    for window in (*_WINDOWS, len(image)):
+        # A copy, since bytes are indexed three times as fast as a memoryview.
+        header = _walk(image, bytes(image[:window]))
+        if header is not None:
+            return header
+        if window >= len(image):
+            break
+    return _bad(Status.TRUNCATED, "JPEG: the headers end before the first scan")
 
 
 def _walk(image: Buffer, data: bytes) -> ImageHeader | None:
