@@ -113,8 +113,9 @@ def _explain(error: ValidationError) -> str:
         field = ".".join(str(part) for part in problem["loc"])
         text = problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "missing":
-            text = f"is missing: give --{field}"
-        elif problem["type"] == "extra_forbidden":
+            lines.append(f"{field} is missing: give --{field}")
+            continue
+        if problem["type"] == "extra_forbidden":
             text = "is no field of the configuration: check its spelling and its section"
         elif not problem["msg"].startswith("Value error"):
             text = f"{problem['input']!r} does not fit: {text}"

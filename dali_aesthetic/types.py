@@ -160,7 +160,7 @@ class ShardReport:
     """The content of `stats/NAME.json`: what was committed of one shard, or why nothing was.
 
     `statuses` counts the samples by status and adds up to `num_samples`. `error` is set for a shard
-    that was not committed. Times are seconds; `finished_at` is seconds since the epoch.
+    that was not committed. There are no times in it: a rerun must give the same bytes.
     """
 
     name: str

@@ -1,0 +1,56 @@
+"""Configs are right at birth or refused with the field, the value and the fix."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dali_aesthetic.config import Config, ConfigError, merge
+
+CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+MINIMAL = {"input": "a.tar", "output": "out"}
+
+
+def test_a_single_input_is_a_list_of_one() -> None:
+    assert Config.build(MINIMAL).input == ("a.tar",)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"output": "out"}, "input is missing: give --input"),
+        ({"input": "", "output": "out"}, "input: no input given"),
+        (MINIMAL | {"decode": {"batch_size": 0}}, r"decode.batch_size: 0 does not fit"),
+        (MINIMAL | {"decode": {"batchsize": 8}}, r"decode.batchsize: is no field of the configuration"),
+        (MINIMAL | {"device": "gpu"}, "device: 'gpu' does not fit"),
+        (MINIMAL | {"model": {"heads": []}}, "model.heads: no head given"),
+        (MINIMAL | {"model": {"heads": ["a", "a"]}}, "names a head twice"),
+        (MINIMAL | {"threshold": {"unit": 5}}, r"^--threshold 5 is outside"),
+    ],
+)
+def test_errors_name_the_field_and_the_fix(values: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Config.build(values)
+
+
+def test_configs_cannot_be_changed() -> None:
+    config = Config.build(MINIMAL)
+    with pytest.raises(ValueError, match="frozen"):
+        config.output = "elsewhere"  # type: ignore[misc]
+
+
+def test_flags_win_over_the_file_section_by_section() -> None:
+    base = {"output": "a", "model": {"encoder": "ViT-B-32", "weights": "openai"}}
+    merged = merge(base, {"output": None, "model": {"encoder": "ViT-L-14", "weights": None}})
+    assert merged == {"output": "a", "model": {"encoder": "ViT-L-14", "weights": "openai"}}
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_the_examples_are_valid(path: Path) -> None:
+    Config.build(yaml.safe_load(path.read_text()))
+
+
+def test_there_are_examples() -> None:
+    assert CONFIGS

@@ -1,0 +1,64 @@
+"""Scoring from Python: paths, bytes and PIL images give the scores that a run gives."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from dali_aesthetic import Config, ConfigError, ImageScorer, ModelConfig, run, score_images
+from tests.conftest import jpeg, write_shard
+
+
+@pytest.fixture(scope="module")
+def scorer(tiny_model: ModelConfig) -> ImageScorer:
+    return ImageScorer(tiny_model, device="cpu")
+
+
+def test_every_form_of_an_image_has_the_runs_score(
+    scorer: ImageScorer, tiny_model: ModelConfig, photos: list[Image.Image], tmp_path: Path
+) -> None:
+    encoded = {f"{i:03d}": jpeg(photo) for i, photo in enumerate(photos[:5])}
+    shard = write_shard(tmp_path / "s.tar", encoded)
+    run(Config(input=(str(shard),), output=str(tmp_path / "out"), device="cpu", model=tiny_model))
+    expected = pq.read_table(tmp_path / "out/scores/s.parquet").column("aesthetic_score").to_numpy()
+    paths = []
+    for key, image in encoded.items():
+        (tmp_path / f"{key}.jpg").write_bytes(image)
+        paths.append(tmp_path / f"{key}.jpg")
+    assert np.array_equal(scorer.score(list(encoded.values())), expected)
+    assert np.array_equal(scorer.score(paths), expected)
+    opened = [Image.open(path) for path in paths]
+    mixed = [opened[0], str(paths[1]), encoded["002"], opened[3], paths[4]]
+    np.testing.assert_allclose(scorer.score(mixed), expected, atol=0.01)
+
+
+def test_unreadable_images_are_nan_in_their_place(scorer: ImageScorer, photos: list[Image.Image]) -> None:
+    good = jpeg(photos[0])
+    scores = scorer.score([b"", good, good[:2000], b"text", good])
+    assert np.isnan(scores).tolist() == [True, False, True, True, False]
+    assert scores[1] == scores[4]
+    assert scores.dtype == np.float32
+
+
+def test_nothing_in_is_nothing_out(scorer: ImageScorer) -> None:
+    assert scorer.score([]).shape == (0,)
+
+
+def test_a_path_that_is_not_there_raises(scorer: ImageScorer, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        scorer.score([tmp_path / "none.jpg"])
+
+
+def test_score_images_is_one_call(tiny_model: ModelConfig, photos: list[Image.Image]) -> None:
+    scores = score_images(photos[:2], tiny_model, device="cpu")
+    assert scores.shape == (2,)
+    assert np.isfinite(scores).all()
+
+
+def test_a_model_that_cannot_be_is_a_config_error() -> None:
+    with pytest.raises(ConfigError, match="no-such-encoder"):
+        ImageScorer(ModelConfig(encoder="no-such-encoder", weights="random:0", heads=("random:0",)))

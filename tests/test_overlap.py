@@ -1,0 +1,108 @@
+"""Threads that hand on items, failures and waiting times, and end when their consumer does."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from dali_aesthetic.overlap import ahead
+
+
+def test_items_arrive_in_order_from_another_thread() -> None:
+    names = []
+
+    def source() -> Iterator[int]:
+        for i in range(100):
+            names.append(threading.current_thread().name)
+            yield i
+
+    assert list(ahead(source(), 3, "stage")) == list(range(100))
+    assert set(names) == {"stage"}
+
+
+def test_the_producer_never_runs_further_ahead_than_its_depth() -> None:
+    made = 0
+
+    def source() -> Iterator[int]:
+        nonlocal made
+        for i in range(50):
+            made += 1
+            yield i
+
+    for taken, _ in enumerate(ahead(source(), 2, "stage")):
+        time.sleep(0.002)
+        # Two in the queue, one in the producer's hand, one in ours.
+        assert made <= taken + 4
+
+
+def test_a_failure_arrives_after_the_items_before_it() -> None:
+    def source() -> Iterator[int]:
+        yield 1
+        yield 2
+        raise OSError("gone")
+
+    items = iter(ahead(source(), 5, "stage"))
+    assert [next(items), next(items)] == [1, 2]
+    with pytest.raises(OSError, match="gone"):
+        next(items)
+
+
+def test_leaving_early_stops_the_thread_and_closes_the_source() -> None:
+    closed = threading.Event()
+
+    def source() -> Iterator[int]:
+        try:
+            while True:
+                yield 1
+        finally:
+            closed.set()
+
+    for _ in ahead(source(), 2, "early"):
+        break
+    assert closed.wait(5)
+    assert not [thread for thread in threading.enumerate() if thread.name == "early"]
+
+
+def test_a_chain_of_stages_stops_as_a_whole() -> None:
+    def numbers() -> Iterator[int]:
+        i = 0
+        while True:
+            yield (i := i + 1)
+
+    def doubled(source: Iterator[int]) -> Iterator[int]:
+        for item in source:
+            yield 2 * item
+
+    first = ahead(numbers(), 2, "first")
+    for item in ahead(doubled(iter(first)), 2, "second"):
+        if item > 20:
+            break
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline and any(t.name in ("first", "second") for t in threading.enumerate()):
+        time.sleep(0.01)
+    assert not [t.name for t in threading.enumerate() if t.name in ("first", "second")]
+
+
+def test_waiting_times_name_the_slow_side() -> None:
+    def quick() -> Iterator[int]:
+        yield from range(20)
+
+    stage = ahead(quick(), 1, "stage")
+    for _ in stage:
+        time.sleep(0.01)
+    assert stage.times.items == 20
+    assert stage.times.blocked_on_full > 0.1
+    assert stage.times.blocked_on_empty < 0.05
+
+    def slow() -> Iterator[int]:
+        for i in range(10):
+            time.sleep(0.01)
+            yield i
+
+    stage = ahead(slow(), 1, "stage")
+    assert len(list(stage)) == 10
+    assert stage.times.blocked_on_empty > 0.05
+    assert stage.times.blocked_on_full < 0.05

@@ -1,0 +1,87 @@
+"""The architecture, held by a machine: who may import whom, how long a file may be, what is public."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import dali_aesthetic
+
+PACKAGE = Path(dali_aesthetic.__file__).parent
+FILES = sorted(PACKAGE.rglob("*.py"))
+ROOMS = ("shards", "decode", "score", "write")
+FOREIGN = {
+    "nvidia": {"decode"},
+    "PIL": {"decode", "library", "demo"},
+    "torch": {"decode", "score", "launch", "library", "demo", "types"},
+    "triton": {"score"},
+    "open_clip": {"score"},
+    "pyarrow": {"write"},
+    "ray": {"launch"},
+    "typer": {"cli"},
+    "rich": {"cli", "display", "demo"},
+    "threading": {"overlap"},
+    "concurrent": {"overlap", "decode"},
+}
+"""Libraries that may be imported in these rooms only. `decode` holds futures, it makes no threads."""
+
+
+def room(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield node.module or ""
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_rooms_import_only_what_they_may(path: Path) -> None:
+    here = room(path)
+    for name in imports(path):
+        top, *rest = name.split(".")
+        allowed = FOREIGN.get(top)
+        assert allowed is None or here in allowed, f"{here} must not import {top}"
+        if top == "dali_aesthetic" and rest and here in ROOMS:
+            assert rest[0] in {here, "types", "config", "overlap"}, f"{here} must not import {name}"
+        if here in ("types", "overlap"):
+            assert top != "dali_aesthetic" or name == "dali_aesthetic.types", f"{here} must not import {name}"
+
+
+def test_only_overlap_makes_threads() -> None:
+    makers = ("ThreadPoolExecutor(", "Thread(", "ProcessPoolExecutor(")
+    for path in FILES:
+        if path.name != "overlap.py":
+            assert not any(maker in path.read_text() for maker in makers), path
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_files_and_functions_stay_small(path: Path) -> None:
+    text = path.read_text()
+    assert len(text.splitlines()) <= 300
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef) and path.name != "cli.py":
+            assert node.end_lineno - node.lineno < 60, f"{path.name}:{node.name}"
+
+
+def test_the_hot_loop_fits_on_a_screen() -> None:
+    assert len((PACKAGE / "run_shard.py").read_text().splitlines()) <= 80
+
+
+def test_there_is_no_drawer_for_odds_and_ends() -> None:
+    assert not [path for path in FILES if path.stem in ("utils", "util", "helpers", "common", "misc")]
+
+
+def test_public_names_are_few_and_all_there() -> None:
+    assert len(dali_aesthetic.__all__) <= 10
+    for name in dali_aesthetic.__all__:
+        assert getattr(dali_aesthetic, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = dali_aesthetic.nothing
