@@ -100,6 +100,10 @@ def run(
     num_threads: Annotated[
         int | None, typer.Option(help="CPU threads that decode. (default: all cores)")
     ] = None,
+    apply_exif: Annotated[
+        bool | None,
+        typer.Option("--apply-exif", help="Turn images upright first. (default: as stored, as CLIP does)"),
+    ] = None,
     config: ConfigFile = None,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say more; show tracebacks.")] = False,
 ) -> None:
@@ -117,7 +121,7 @@ def run(
             "precision": precision,
             "backend": backend,
         },
-        "decode": {"batch_size": batch_size, "num_threads": num_threads},
+        "decode": {"batch_size": batch_size, "num_threads": num_threads, "apply_exif": apply_exif},
     }
     _guarded(verbose, lambda: _run(flags, config, verbose))
 

@@ -56,12 +56,14 @@ class DecodeConfig(_Section):
     `batch_size` images are encoded at a time (None: 512 on a GPU, 32 on a CPU). `num_threads` CPU
     threads decode (None: all cores). An image of more than `max_pixels` is `too_large`; so is one of
     more than 16 megapixels whose pixels outnumber its bytes by more than `max_pixels_per_byte`.
+    `apply_exif` turns images upright before they are scored, which the reference does not.
     """
 
     batch_size: int | None = Field(default=None, ge=1, le=8192)
     num_threads: int | None = Field(default=None, ge=1, le=1024)
     max_pixels: int = Field(default=200_000_000, ge=1)
     max_pixels_per_byte: int = Field(default=1000, ge=1)
+    apply_exif: bool = False
 
 
 class Config(_Section):

@@ -100,7 +100,11 @@ class ShardEnd:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageHeader:
-    """What the header check found without decoding. Width and height are 0 where unknown."""
+    """What the header check found without decoding. Width and height are 0 where unknown.
+
+    They are the stored image's, before any turning. `orientation` is EXIF's, 1 (upright) to 8, or 0 where
+    the header check can't tell.
+    """
 
     format: str
     width: int
@@ -108,6 +112,7 @@ class ImageHeader:
     route: Route
     status: Status = Status.OK
     message: str = ""
+    orientation: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,31 +1,33 @@
 """Batches of encoded images to batches of pixels: DALI for what it can, Pillow beside it for the rest.
 
 Encoder batches go through DALI in chunks, bounded in images and in decoded bytes, so that a batch of large
-photos can't take all of the memory. A chunk that raises is redone in small pieces, and the piece that still
-raises image by image through Pillow: one bad image costs itself, never its neighbours.
+photos can't take all of the memory. A chunk that raises is redone without the images that DALI can't decode,
+and those go to Pillow: one bad image costs itself, never its neighbours.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 
+from dali_aesthetic.decode.chunks import Chunker
+from dali_aesthetic.decode.exif import UNCLEAR, swaps_sides
 from dali_aesthetic.decode.geometry import resize_steps
 from dali_aesthetic.decode.graph import Feed, Source, build_pipeline, num_passes
 from dali_aesthetic.decode.handoff import assemble, to_torch
-from dali_aesthetic.decode.pillow import allow_large_images
+from dali_aesthetic.decode.probe import Limits
 from dali_aesthetic.decode.rescue import Rescued, rescue
+from dali_aesthetic.decode.retry import Retry
 from dali_aesthetic.overlap import pool
 from dali_aesthetic.types import Buffer, EncodedBatch, ImageBatch, ImageHeader, Route
 
-_PIECE = 16
 _PREFETCH = 2
 
 
@@ -45,23 +47,29 @@ class DaliDecoder:
     """Decodes to uint8 RGB squares of `image_size` on `device`, padded to `batch_size` images."""
 
     def __init__(
-        self, *, image_size: int, batch_size: int, device: torch.device, num_threads: int, max_pixels: int
+        self,
+        *,
+        image_size: int,
+        batch_size: int,
+        device: torch.device,
+        num_threads: int,
+        limits: Limits,
+        apply_exif: bool = False,
     ) -> None:
-        allow_large_images()
+        """`apply_exif` turns images upright first; the reference doesn't."""
         self._image_size, self._batch_size, self._device = image_size, batch_size, device
-        self._max_pixels, self._num_threads = max_pixels, num_threads
+        self._limits, self._num_threads, self._apply_exif = limits, num_threads, apply_exif
         on_gpu = device.type == "cuda"
-        self._chunk_images = min(batch_size, 512 if on_gpu else 64)
-        self._chunk_bytes = (2 << 30) if on_gpu else (512 << 20)
+        chunk_images = min(batch_size, 512 if on_gpu else 64)
+        self._chunker = Chunker(chunk_images, (2 << 30) if on_gpu else (512 << 20))
         self._device_id = (device.index or 0) if on_gpu else None
         self._pillow = pool(num_threads, "pillow")
         self._feeds: Iterator[Feed] = iter(())
         self._jobs: deque[_Job] = deque()
         self._failure: BaseException | None = None
-        self._pipeline = self._build(self._next_feed, self._chunk_images, _PREFETCH)
+        self._pipeline = self._build(self._next_feed, chunk_images, _PREFETCH)
         self._in_flight = 0
-        self._retry_feed: Feed | None = None
-        self._retry: Any = None
+        self._retry = Retry(lambda source, most_images: self._build(source, most_images, 1))
 
     def decode(self, batches: Iterable[EncodedBatch]) -> Iterator[ImageBatch]:
         """One `ImageBatch` a batch, in order. A failure of `batches` is raised after what came before it."""
@@ -91,6 +99,7 @@ class DaliDecoder:
             num_threads=self._num_threads,
             device_id=self._device_id,
             prefetch=prefetch,
+            apply_exif=self._apply_exif,
         )
 
     def _next_feed(self) -> Feed:
@@ -114,32 +123,28 @@ class DaliDecoder:
                 yield self._feed_of(batch, chunk)
 
     def _start(self, batch: EncodedBatch) -> _Job:
+        headers = [self._routed(header) for header in batch.headers]
         pillow = {
             row: self._rescue_later(batch, row)
-            for row, header in enumerate(batch.headers)
+            for row, header in enumerate(headers)
             if header.route is Route.PILLOW
         }
-        chunks = self._chunks(batch.headers)
-        return _Job(batch=batch, headers=list(batch.headers), chunks=chunks, pillow=pillow)
+        return _Job(batch=batch, headers=headers, chunks=self._chunker.divide(headers), pillow=pillow)
 
-    def _chunks(self, headers: Sequence[ImageHeader]) -> list[list[int]]:
-        chunks: list[list[int]] = []
-        room = 0
-        for row, header in enumerate(headers):
-            if header.route is not Route.DALI:
-                continue
-            size = 3 * header.width * header.height
-            if not chunks or len(chunks[-1]) == self._chunk_images or size > room:
-                chunks.append([])
-                room = self._chunk_bytes
-            chunks[-1].append(row)
-            room -= size
-        return chunks
+    def _routed(self, header: ImageHeader) -> ImageHeader:
+        """DALI needs the region before it decodes, hence an orientation that is known beforehand."""
+        unclear = self._apply_exif and header.orientation == UNCLEAR and header.route is Route.DALI
+        return replace(header, route=Route.PILLOW) if unclear else header
 
     def _feed_of(self, batch: EncodedBatch, rows: list[int]) -> Feed:
-        sizes = [(batch.headers[row].width, batch.headers[row].height) for row in rows]
+        sizes = [self._upright_size(batch.headers[row]) for row in rows]
         images = [np.frombuffer(_image(batch, row), np.uint8) for row in rows]
         return images, *resize_steps(sizes, self._image_size, num_passes(self._device_id))
+
+    def _upright_size(self, header: ImageHeader) -> tuple[int, int]:
+        if self._apply_exif and swaps_sides(header.orientation):
+            return header.height, header.width
+        return header.width, header.height
 
     def _collect(self, job: _Job, rows: list[int]) -> None:
         """Take the chunk's pixels from DALI, or redo the chunk where DALI raised."""
@@ -148,32 +153,25 @@ class DaliDecoder:
             (images,) = self._pipeline.share_outputs()
             job.parts_NHWC.append(to_torch(images))
             job.rows += rows
+            self._chunker.passed()
         except RuntimeError:
+            self._chunker.failed()
             self._redo(job, rows)
         finally:
             self._pipeline.release_outputs()
 
     def _redo(self, job: _Job, rows: list[int]) -> None:
-        """Halve the damage: small pieces through DALI again, a piece that still raises through Pillow."""
-        self._retry = self._retry or self._build(self._next_retry, _PIECE, 1)
-        for start in range(0, len(rows), _PIECE):
-            piece = rows[start : start + _PIECE]
-            self._retry_feed = self._feed_of(job.batch, piece)
-            try:
-                (images,) = self._retry.run()
-                job.parts_NHWC.append(to_torch(images))
-                job.rows += piece
-            except RuntimeError:
-                job.pillow.update({row: self._rescue_later(job.batch, row) for row in piece})
-
-    def _next_retry(self) -> Feed:
-        if self._retry_feed is None:
-            raise StopIteration
-        return self._retry_feed
+        """Through DALI again without the images that it names, which go to Pillow for a second opinion."""
+        left = set(rows)
+        for piece, images_NHWC in self._retry.decode(rows, lambda piece: self._feed_of(job.batch, piece)):
+            job.parts_NHWC.append(images_NHWC)
+            job.rows += piece
+            left.difference_update(piece)
+        job.pillow.update({row: self._rescue_later(job.batch, row) for row in left})
 
     def _rescue_later(self, batch: EncodedBatch, row: int) -> Future[Rescued]:
         image, header = _image(batch, row), batch.headers[row]
-        return self._pillow.submit(rescue, image, header, self._image_size, self._max_pixels)
+        return self._pillow.submit(rescue, image, header, self._image_size, self._limits, self._apply_exif)
 
     def _finish(self, job: _Job) -> ImageBatch:
         pixels_SSC = []

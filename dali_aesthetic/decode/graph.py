@@ -4,7 +4,7 @@ A region resize with the reference's integer geometry and uint8 output is about 
 (the usual `resize_shorter` + centre crop: 3.7/255). PIL also rounds to uint8 between its horizontal and its
 vertical pass; doing the same in two resizes leaves 0.004/255, nearly every byte equal. That costs 2 to 14% of
 the decoding rate on a GPU, which has it to spare, and 60% on a CPU: so a GPU takes two passes, a CPU one.
-`adjust_orientation=False` because the reference ignores EXIF; `jpeg_fancy_upsampling=True` because the
+EXIF orientation is ignored, as the reference does, unless asked for; `jpeg_fancy_upsampling=True` because the
 hardware decoder otherwise replicates chroma.
 """
 
@@ -31,13 +31,21 @@ def num_passes(device_id: int | None) -> int:
 
 
 def build_pipeline(
-    source: Source, *, max_batch: int, num_threads: int, device_id: int | None, prefetch: int
+    source: Source,
+    *,
+    max_batch: int,
+    num_threads: int,
+    device_id: int | None,
+    prefetch: int,
+    passes: int | None = None,
+    apply_exif: bool = False,
 ) -> Any:
     """A built DALI pipeline, decoding on the GPU `device_id`, or on the CPU where that is None.
 
     The dynamic executor is a must: with it a batch that raises takes its own place only and the pipeline
     goes on, without it every later batch is lost. `no_copy` feeds views as they are; DALI holds a
-    reference to each until its batch is done. Output: uint8 [n, S, S, 3] (RGB).
+    reference to each until its batch is done. `passes` is the number of resizes that the source's arrays
+    are for (None: `num_passes`). Output: uint8 [n, S, S, 3] (RGB).
     """
     from nvidia.dali import fn, types
     from nvidia.dali.pipeline import Pipeline
@@ -49,13 +57,13 @@ def build_pipeline(
         prefetch_queue_depth=prefetch,
         exec_dynamic=True,
     )
-    num_regions = 3 * num_passes(device_id)
+    num_regions = 3 * (passes or num_passes(device_id))
     dtypes = [types.DALIDataType.UINT8] + [types.DALIDataType.FLOAT] * num_regions
     with pipeline:
         data, *regions = fn.external_source(
             source=source, num_outputs=1 + num_regions, batch=True, no_copy=True, dtype=dtypes, ndim=1
         )
-        images = _decode(fn, data, types.DALIImageType.RGB, device_id)
+        images = _decode(fn, data, types.DALIImageType.RGB, device_id, apply_exif)
         for first in range(0, num_regions, 3):
             size, start, end = regions[first : first + 3]
             images = fn.resize(
@@ -71,8 +79,8 @@ def build_pipeline(
     return pipeline
 
 
-def _decode(fn: Any, data: Any, output_type: Any, device_id: int | None) -> Any:
-    same = {"output_type": output_type, "adjust_orientation": False, "jpeg_fancy_upsampling": True}
+def _decode(fn: Any, data: Any, output_type: Any, device_id: int | None, apply_exif: bool) -> Any:
+    same = {"output_type": output_type, "adjust_orientation": apply_exif, "jpeg_fancy_upsampling": True}
     if device_id is None:
         return fn.decoders.image(data, device="cpu", **same)
     # All that the hardware can decode goes there (load 1.0), so that an image's pixels don't depend on

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+
+from dali_aesthetic.decode.exif import UPRIGHT, orientation
 from dali_aesthetic.types import Buffer, ImageHeader, Route, Status
 
 _WINDOWS = (4096, 65536)
 """Bytes looked at first: most files hold their headers in the first, those with EXIF in the second."""
-_SOS, _EOI, _APP14 = 0xDA, 0xD9, 0xEE
+_SOS, _EOI, _APP1, _APP14 = 0xDA, 0xD9, 0xE1, 0xEE
 _STANDALONE = frozenset({0x01, *range(0xD0, 0xD8)})
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _DALI_FRAMES = frozenset({0xC0, 0xC1, 0xC2})
 """Baseline, extended sequential and progressive Huffman. The rest (lossless, arithmetic) goes to Pillow."""
+
+
+@dataclass(slots=True)
+class _Segments:
+    """What the walk met before the first scan: the frame header's marker and fields, APP1 contents."""
+
+    frame: tuple[int, bytes] | None = None
+    app1: list[bytes] = field(default_factory=list)
+    has_adobe: bool = False
 
 
 def read(image: Buffer) -> ImageHeader:
@@ -27,7 +39,7 @@ def read(image: Buffer) -> ImageHeader:
 
 def _walk(image: Buffer, data: bytes) -> ImageHeader | None:
     """None where `data` ends before the first scan."""
-    position, frame, has_adobe = 2, None, False
+    position, found = 2, _Segments()
     end = len(data)
     while position + 4 <= end:
         if data[position] != 0xFF:
@@ -45,19 +57,21 @@ def _walk(image: Buffer, data: bytes) -> ImageHeader | None:
         if length < 2:
             return _bad(Status.UNDECODABLE, f"JPEG: a segment of length {length} at byte {position}")
         if marker in _FRAMES:
-            frame = (marker, data[position + 4 : position + 10])
+            found.frame = (marker, data[position + 4 : position + 10])
+        elif marker == _APP1:
+            found.app1.append(data[position + 4 : position + 2 + length])
         elif marker == _APP14:
-            has_adobe = data[position + 4 : position + 9] == b"Adobe"
+            found.has_adobe = data[position + 4 : position + 9] == b"Adobe"
         elif marker == _SOS:
-            return _judge(image, frame, has_adobe, position)
+            return _judge(image, found, position)
         position += 2 + length
     return None
 
 
-def _judge(image: Buffer, frame: tuple[int, bytes] | None, has_adobe: bool, scan: int) -> ImageHeader:
-    if frame is None or len(frame[1]) < 6:
+def _judge(image: Buffer, found: _Segments, scan: int) -> ImageHeader:
+    if found.frame is None or len(found.frame[1]) < 6:
         return _bad(Status.UNDECODABLE, "JPEG: a scan without a frame header")
-    marker, fields = frame
+    marker, fields = found.frame
     precision, components = fields[0], fields[5]
     height, width = int.from_bytes(fields[1:3], "big"), int.from_bytes(fields[3:5], "big")
     if not (width and height):
@@ -67,8 +81,14 @@ def _judge(image: Buffer, frame: tuple[int, bytes] | None, has_adobe: bool, scan
     if not _has_end(image, scan):
         return _bad(Status.TRUNCATED, "JPEG: no end marker after the scan", width, height)
     # Four components without Adobe's marker: DALI and Pillow disagree about the inversion.
-    plain = marker in _DALI_FRAMES and (components in (1, 3) or (components == 4 and has_adobe))
-    return ImageHeader(format="jpeg", width=width, height=height, route=Route.DALI if plain else Route.PILLOW)
+    plain = marker in _DALI_FRAMES and (components in (1, 3) or (components == 4 and found.has_adobe))
+    return ImageHeader(
+        format="jpeg",
+        width=width,
+        height=height,
+        route=Route.DALI if plain else Route.PILLOW,
+        orientation=orientation(found.app1) if found.app1 else UPRIGHT,
+    )
 
 
 def _has_end(image: Buffer, scan: int) -> bool:

@@ -6,24 +6,48 @@ TIFF, ...), the samples of a batch that DALI refused, and the tests as the truth
 
 from __future__ import annotations
 
+import contextlib
 import io
+import threading
+import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, ImageOps
 
 from dali_aesthetic.decode.geometry import Geometry
+from dali_aesthetic.decode.probe import GIANT_PIXELS, Limits
 from dali_aesthetic.types import Buffer
 
-DRAFT_PIXELS = 32_000_000
-"""JPEGs above this are decoded at a reduced scale (never below twice the encoder's input)."""
+_PLUGINS = {
+    "jpeg": "JPEG",
+    "png": "PNG",
+    "webp": "WEBP",
+    "gif": "GIF",
+    "bmp": "BMP",
+    "tiff": "TIFF",
+    "jpeg2000": "JPEG2000",
+    "ico": "ICO",
+    "pnm": "PPM",
+    "avif": "AVIF",
+    "tga": "TGA",
+}
+"""The header check's formats and Pillow's plugins for them. Nothing else may be tried: left to itself Pillow
+takes a PostScript file with a TGA footer for what it is, and has Ghostscript run it."""
 _MAX_RESIZED_ASPECT = 16
 """Beyond this aspect ratio only the crop's region is resampled: the long side is never allocated."""
+_one_giant = threading.Lock()
+"""Held while a giant is decoded, so that memory is bounded by one of them, not by the number of threads."""
+
+# Pillow's guard also warns at half of our limit, which is no news to anyone here.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 class TooManyPixels(ValueError):
-    """The decoded header shows more pixels than the limit."""
+    """The decoded header shows more pixels than the limits allow."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,20 +59,27 @@ class Decoded:
     height: int
 
 
-def decode_reference(data: Buffer, image_size: int, max_pixels: int) -> Decoded:
+def decode_reference(
+    data: Buffer, image_size: int, limits: Limits, *, format: str = "", apply_exif: bool = False
+) -> Decoded:
     """The image as open_clip's own transform gives it, before normalisation.
 
     As the reference does: the first frame, in the file's own mode, bicubic resize, centre crop, then to
-    RGB; EXIF orientation and colour profiles are ignored. Raises `TooManyPixels` above `max_pixels`, and
-    whatever Pillow raises (many types) for data that it can't decode.
+    RGB; colour profiles are ignored, and EXIF orientation unless `apply_exif`. `format` is the header
+    check's, or empty for any that it knows. Raises `TooManyPixels` beyond `limits`, and whatever Pillow
+    raises (many types) for data that it can't decode.
     """
-    with Image.open(io.BytesIO(data)) as image:
+    with _strict(limits), Image.open(io.BytesIO(data), formats=_plugins(format)) as image:
         width, height = image.size
-        if width * height > max_pixels:
-            raise TooManyPixels(f"{width}x{height}: {width * height:,} pixels, the limit is {max_pixels:,}")
-        if width * height > DRAFT_PIXELS:
+        if message := limits.objection(width, height, len(data)):
+            raise TooManyPixels(message)
+        giant = width * height > GIANT_PIXELS
+        if giant:
+            # JPEGs only: decoded at a reduced scale, never below twice the encoder's input.
             image.draft(None, (2 * image_size, 2 * image_size))
-        return Decoded(square_pixels(image, image_size), width, height)
+        with _one_giant if giant else contextlib.nullcontext():
+            upright = _upright(image) if apply_exif else image
+            return Decoded(square_pixels(upright, image_size), width, height)
 
 
 def square_pixels(image: Image.Image, image_size: int) -> npt.NDArray[np.uint8]:
@@ -56,13 +87,34 @@ def square_pixels(image: Image.Image, image_size: int) -> npt.NDArray[np.uint8]:
     return np.asarray(_square(image, image_size).convert("RGB"))
 
 
-def allow_large_images() -> None:
-    """Leave the pixel limit to the header check: Pillow's own bomb guard has another limit.
+@cache
+def _plugins(format: str) -> tuple[str, ...]:
+    Image.init()
+    wanted = [_PLUGINS[format]] if format else _PLUGINS.values()
+    return tuple(plugin for plugin in wanted if plugin in Image.OPEN)
 
-    Truncated files must raise; a program that embeds this package may have switched that off.
+
+@contextlib.contextmanager
+def _strict(limits: Limits) -> Iterator[None]:
+    """Pillow's process-wide switches as they must be here, whatever an embedding program made of them.
+
+    Truncated files must raise. Pillow's own guard (it raises above twice its number) is set to our limit:
+    it also sees the images inside an icon, which are decoded while the file is being opened.
     """
-    Image.MAX_IMAGE_PIXELS = None
     ImageFile.LOAD_TRUNCATED_IMAGES = False
+    Image.MAX_IMAGE_PIXELS = -(-limits.max_pixels // 2)
+    try:
+        yield
+    except Image.DecompressionBombError as error:
+        raise TooManyPixels(f"{error}; the limit is {limits.max_pixels:,} pixels") from None
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    image.load()
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # damaged EXIF raises nearly every type, and says nothing about the pixels
+        return image
 
 
 def _square(image: Image.Image, size: int) -> Image.Image:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dali_aesthetic.decode.exif import UNCLEAR
 from dali_aesthetic.types import Buffer, ImageHeader, Route, Status
 
 _GRAY, _RGB = 0, 2
@@ -23,7 +24,13 @@ def read(image: Buffer) -> ImageHeader:
     # alpha, 1 bit and 16 bits come out differently from DALI, so Pillow decodes those.
     bit_depth, colour_type = start[24], start[25]
     plain = colour_type in (_GRAY, _RGB) and bit_depth == 8
-    return ImageHeader(format="png", width=width, height=height, route=Route.DALI if plain else Route.PILLOW)
+    return ImageHeader(
+        format="png",
+        width=width,
+        height=height,
+        route=Route.DALI if plain else Route.PILLOW,
+        orientation=UNCLEAR,  # eXIf and XMP may stand anywhere in the file
+    )
 
 
 def _bad(status: Status, message: str, width: int = 0, height: int = 0) -> ImageHeader:

@@ -7,9 +7,10 @@ without a word, so the end marker is looked for here. Formats are told by magic 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dali_aesthetic.decode import jpeg_header, png_header, webp_header
+from dali_aesthetic.decode.exif import UNCLEAR
 from dali_aesthetic.types import Buffer, ImageHeader, Route, Status
 
 GIANT_PIXELS = 32_000_000
@@ -17,31 +18,27 @@ GIANT_PIXELS = 32_000_000
 BOMB_PIXELS = 16_000_000
 """Below this a high ratio of pixels to bytes is harmless (a flat image), so it isn't looked at."""
 
-_PILLOW_FORMATS: tuple[tuple[int, bytes, str], ...] = (
-    (0, b"GIF8", "gif"),
-    (0, b"BM", "bmp"),
-    (0, b"II*\x00", "tiff"),
-    (0, b"MM\x00*", "tiff"),
-    (0, b"\x00\x00\x00\x0cjP  ", "jpeg2000"),
-    (0, b"\xff\x4f\xff\x51", "jpeg2000"),
-    (0, b"\x00\x00\x01\x00", "ico"),
-    (0, b"P4", "pnm"),
-    (0, b"P5", "pnm"),
-    (0, b"P6", "pnm"),
-    (4, b"ftypavif", "avif"),
-    (4, b"ftypavis", "avif"),
+_PILLOW_MAGIC: tuple[tuple[bytes, str], ...] = (
+    (b"GIF8", "gif"),
+    (b"BM", "bmp"),
+    (b"II*\x00", "tiff"),
+    (b"MM\x00*", "tiff"),
+    (b"\x00\x00\x00\x0cjP  ", "jpeg2000"),
+    (b"\xff\x4f\xff\x51", "jpeg2000"),
+    (b"\x00\x00\x01\x00", "ico"),
+    (b"P4", "pnm"),
+    (b"P5", "pnm"),
+    (b"P6", "pnm"),
 )
-_KNOWN_UNSUPPORTED: tuple[tuple[int, bytes, str], ...] = (
-    (4, b"ftyphei", "heic"),
-    (4, b"ftyphev", "heic"),
-    (4, b"ftypmif1", "heic"),
-    (0, b"\xff\x0a", "jpegxl"),
-    (0, b"\x00\x00\x00\x0cJXL ", "jpegxl"),
-    (0, b"8BPS", "psd"),
-    (0, b"%PDF", "pdf"),
-    (4, b"ftyp", "video"),
-    (0, b"\x1aE\xdf\xa3", "video"),
+_KNOWN_MAGIC: tuple[tuple[bytes, str], ...] = (
+    (b"\xff\x0a", "jpegxl"),
+    (b"\x00\x00\x00\x0cJXL ", "jpegxl"),
+    (b"8BPS", "psd"),
+    (b"%PDF", "pdf"),
+    (b"\x1aE\xdf\xa3", "video"),
 )
+_AVIF_BRANDS = frozenset((b"avif", b"avis"))
+_HEIC_BRANDS = frozenset((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"))
 _TGA_FOOTER = b"TRUEVISION-XFILE.\x00"
 
 
@@ -51,6 +48,18 @@ class Limits:
 
     max_pixels: int = 200_000_000
     max_pixels_per_byte: int = 1000
+
+    def objection(self, width: int, height: int, num_bytes: int) -> str:
+        """Why an image of this size in this many bytes is too large, or an empty string."""
+        pixels = width * height
+        if pixels > self.max_pixels:
+            return f"{width}x{height}: {pixels:,} pixels, the limit is {self.max_pixels:,}"
+        if pixels > BOMB_PIXELS and pixels > self.max_pixels_per_byte * num_bytes:
+            limit = self.max_pixels_per_byte
+            return (
+                f"{width}x{height}: {pixels:,} pixels in {num_bytes:,} bytes, the limit is {limit:,} a byte"
+            )
+        return ""
 
 
 def probe(image: Buffer, limits: Limits) -> ImageHeader:
@@ -70,40 +79,44 @@ def probe(image: Buffer, limits: Limits) -> ImageHeader:
 
 
 def _other(image: Buffer, data: bytes) -> ImageHeader:
-    for offset, magic, name in _PILLOW_FORMATS:
-        if data.startswith(magic, offset):
-            return ImageHeader(format=name, width=0, height=0, route=Route.PILLOW)
-    for offset, magic, name in _KNOWN_UNSUPPORTED:
-        if data.startswith(magic, offset):
-            return _bad(name, Status.UNSUPPORTED, f"{name} is not supported: convert it to JPEG, PNG or WebP")
-    if bytes(image[-18:]) == _TGA_FOOTER:
-        return ImageHeader(format="tga", width=0, height=0, route=Route.PILLOW)
+    """Formats that are only recognised: Pillow reads their sizes, and applies the limits then."""
+    name = _pillow_format(image, data)
+    if name:
+        return ImageHeader(format=name, width=0, height=0, route=Route.PILLOW, orientation=UNCLEAR)
+    name = _media(image) if data[4:8] == b"ftyp" else _by_magic(data, _KNOWN_MAGIC)
+    if name:
+        return _bad(name, Status.UNSUPPORTED, f"{name} is not supported: convert it to JPEG, PNG or WebP")
     return _bad("", Status.UNDECODABLE, f"no image format begins with {data[:12]!r}")
 
 
+def _pillow_format(image: Buffer, data: bytes) -> str:
+    if data[4:8] == b"ftyp":
+        return "avif" if _AVIF_BRANDS & _brands(image) else ""
+    if name := _by_magic(data, _PILLOW_MAGIC):
+        return name
+    return "tga" if bytes(image[-18:]) == _TGA_FOOTER else ""
+
+
+def _by_magic(data: bytes, table: tuple[tuple[bytes, str], ...]) -> str:
+    return next((name for magic, name in table if data.startswith(magic)), "")
+
+
+def _media(image: Buffer) -> str:
+    return "heic" if _HEIC_BRANDS & _brands(image) else "video"
+
+
+def _brands(image: Buffer) -> set[bytes]:
+    """The brands that an ISO media file claims to follow: its own, then the compatible ones."""
+    box = bytes(image[: min(256, int.from_bytes(image[:4], "big"))])
+    return {box[8:12], *(box[i : i + 4] for i in range(16, len(box), 4))}
+
+
 def _within(limits: Limits, header: ImageHeader, num_bytes: int) -> ImageHeader:
-    pixels = header.width * header.height
-    if pixels > limits.max_pixels:
-        return _too_large(header, f"{pixels:,} pixels, the limit is {limits.max_pixels:,}")
-    if pixels > BOMB_PIXELS and pixels > limits.max_pixels_per_byte * num_bytes:
-        return _too_large(
-            header,
-            f"{pixels:,} pixels in {num_bytes:,} bytes, the limit is {limits.max_pixels_per_byte:,} a byte",
-        )
-    if pixels > GIANT_PIXELS and header.route is Route.DALI:
-        return ImageHeader(format=header.format, width=header.width, height=header.height, route=Route.PILLOW)
+    if message := limits.objection(header.width, header.height, num_bytes):
+        return replace(header, route=Route.NOBODY, status=Status.TOO_LARGE, message=message)
+    if header.width * header.height > GIANT_PIXELS and header.route is Route.DALI:
+        return replace(header, route=Route.PILLOW)
     return header
-
-
-def _too_large(header: ImageHeader, message: str) -> ImageHeader:
-    return ImageHeader(
-        format=header.format,
-        width=header.width,
-        height=header.height,
-        route=Route.NOBODY,
-        status=Status.TOO_LARGE,
-        message=f"{header.width}x{header.height}: {message}",
-    )
 
 
 def _bad(name: str, status: Status, message: str) -> ImageHeader:

@@ -9,6 +9,7 @@ import numpy.typing as npt
 from PIL import UnidentifiedImageError
 
 from dali_aesthetic.decode.pillow import TooManyPixels, decode_reference
+from dali_aesthetic.decode.probe import Limits
 from dali_aesthetic.types import Buffer, ImageHeader, Route, Status
 
 
@@ -20,10 +21,12 @@ class Rescued:
     pixels_SSC: npt.NDArray[np.uint8] | None
 
 
-def rescue(image: Buffer, header: ImageHeader, image_size: int, max_pixels: int) -> Rescued:
+def rescue(
+    image: Buffer, header: ImageHeader, image_size: int, limits: Limits, apply_exif: bool = False
+) -> Rescued:
     """Decode by Pillow. Never raises for what the bytes are: the failure becomes the header's status."""
     try:
-        decoded = decode_reference(image, image_size, max_pixels)
+        decoded = decode_reference(image, image_size, limits, format=header.format, apply_exif=apply_exif)
     except TooManyPixels as error:
         return _failed(header, Status.TOO_LARGE, str(error))
     except UnidentifiedImageError:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dali_aesthetic.decode.exif import UNCLEAR, UPRIGHT
 from dali_aesthetic.types import Buffer, ImageHeader, Route, Status
 
-_ALPHA, _ANIMATION = 0x10, 0x02
+_ALPHA, _EXIF, _XMP, _ANIMATION = 0x10, 0x08, 0x04, 0x02
 
 
 def read(image: Buffer) -> ImageHeader:
@@ -20,7 +21,14 @@ def read(image: Buffer) -> ImageHeader:
         return _bad(Status.TRUNCATED, "WebP: shorter than its RIFF size", width, height)
     if not (width and height):
         return _bad(Status.UNDECODABLE, f"WebP: a size of {width}x{height}")
-    return ImageHeader(format="webp", width=width, height=height, route=Route.DALI if plain else Route.PILLOW)
+    tagged = start[12:16] == b"VP8X" and start[20] & (_EXIF | _XMP)
+    return ImageHeader(
+        format="webp",
+        width=width,
+        height=height,
+        route=Route.DALI if plain else Route.PILLOW,
+        orientation=UNCLEAR if tagged else UPRIGHT,
+    )
 
 
 def _size(start: bytes) -> tuple[int, int, bool] | None:

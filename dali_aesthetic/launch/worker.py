@@ -54,7 +54,8 @@ def build_worker(config: Config) -> Worker:
         batch_size=batch_size,
         device=device,
         num_threads=config.decode.num_threads or cpu_count(),
-        max_pixels=limits.max_pixels,
+        limits=limits,
+        apply_exif=config.decode.apply_exif,
     )
     return Worker(device=device, limits=limits, decoder=decoder, scorer=scorer, weights=files)
 
@@ -94,6 +95,7 @@ def run_record(config: Config, worker: Worker) -> dict[str, Any]:
         "precision": worker.scorer.backend.precision,
         "max_pixels": worker.limits.max_pixels,
         "max_pixels_per_byte": worker.limits.max_pixels_per_byte,
+        "apply_exif": config.decode.apply_exif,
     }
     return {
         "identity": identity,

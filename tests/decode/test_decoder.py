@@ -55,14 +55,14 @@ def make(batch_size: int, device: str) -> DaliDecoder:
         batch_size=batch_size,
         device=torch.device(device),
         num_threads=2,
-        max_pixels=200_000_000,
+        limits=Limits(),
     )
 
 
 def check_pixels(batch: ImageBatch, worst: float) -> None:
     images = batch.images_NHWC.cpu().numpy().astype(np.int16)
     for i, row in enumerate(batch.rows_N):
-        reference = decode_reference(batch.encoded.samples[row].image, SIZE, 10**9).pixels_SSC
+        reference = decode_reference(batch.encoded.samples[row].image, SIZE, Limits()).pixels_SSC
         assert np.abs(images[i] - reference).mean() < worst
 
 
@@ -123,7 +123,7 @@ def test_what_the_reference_treats_differently_goes_to_pillow(device: str) -> No
     assert (batch.headers[2].width, batch.headers[2].height) == (512, 512)
     by_row = dict(zip(batch.rows_N.tolist(), batch.images_NHWC.cpu().numpy(), strict=False))
     for row in range(3):
-        reference = decode_reference(images[row], SIZE, 10**9).pixels_SSC
+        reference = decode_reference(images[row], SIZE, Limits()).pixels_SSC
         np.testing.assert_array_equal(by_row[row], reference)
 
 

@@ -1,0 +1,59 @@
+"""A second try through DALI for a chunk that raised: the images that don't decode, told from the rest."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+from dali_aesthetic.decode.graph import Feed, Source
+from dali_aesthetic.decode.handoff import to_torch
+
+PIECE = 16
+_NAMED = re.compile(r"Failed to decode sample #(\d+)")
+
+
+class Retry:
+    """Decodes rows in pieces, leaving out what DALI names as undecodable, through a pipeline of its own.
+
+    `build` makes a pipeline over a source for pieces of up to `PIECE` images; it is called when the first
+    chunk raises, so that a run without damage doesn't pay for it.
+    """
+
+    def __init__(self, build: Callable[[Source, int], Any]) -> None:
+        self._build = build
+        self._pipeline: Any = None
+        self._feed: Feed | None = None
+
+    def decode(
+        self, rows: list[int], feed_of: Callable[[list[int]], Feed]
+    ) -> Iterator[tuple[list[int], torch.Tensor]]:
+        """Yields rows with their pixels [n, S, S, 3]; a row that is never yielded did not decode."""
+        if self._pipeline is None:
+            self._pipeline = self._build(self._next_feed, PIECE)
+        for start in range(0, len(rows), PIECE):
+            piece: list[int] | None = rows[start : start + PIECE]
+            while piece:
+                self._feed = feed_of(piece)
+                try:
+                    (images,) = self._pipeline.run()
+                    yield piece, to_torch(images)
+                    break
+                except RuntimeError as error:
+                    piece = _without_named(piece, str(error))
+
+    def _next_feed(self) -> Feed:
+        if self._feed is None:
+            raise StopIteration
+        return self._feed
+
+
+def _without_named(piece: list[int], message: str) -> list[int] | None:
+    """`piece` without the one row that `message` names; None where it names none of them."""
+    named = _NAMED.search(message)
+    if named is None or int(named[1]) >= len(piece):
+        return None
+    position = int(named[1])
+    return piece[:position] + piece[position + 1 :]
