@@ -121,7 +121,7 @@ def test_the_flags_of_run_are_frozen() -> None:
 FLAGS = {
     "--input", "--output", "--threshold", "--raw-threshold", "--preset", "--encoder", "--weights", "--head",
     "--model-dir", "--device", "--precision", "--backend", "--batch-size", "--num-threads", "--config",
-    "--verbose",
+    "--apply-exif", "--verbose",
 }  # fmt: skip
 
 

@@ -57,7 +57,7 @@ def _walk(image: Buffer, data: bytes) -> ImageHeader | None:
         if length < 2:
             return _bad(Status.UNDECODABLE, f"JPEG: a segment of length {length} at byte {position}")
         if marker in _FRAMES:
-            found.frame = (marker, data[position + 4 : position + 10])
+            found.frame = (marker, data[position + 4 : position + min(10, 2 + length)])
         elif marker == _APP1:
             found.app1.append(data[position + 4 : position + 2 + length])
         elif marker == _APP14:

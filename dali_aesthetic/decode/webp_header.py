@@ -14,11 +14,12 @@ def read(image: Buffer) -> ImageHeader:
     if len(start) < 25:
         return _bad(Status.TRUNCATED, "WebP: ends within its header")
     size = _size(start)
+    if 8 + int.from_bytes(start[4:8], "little") > len(image):
+        width, height, _ = size or (0, 0, False)
+        return _bad(Status.TRUNCATED, "WebP: shorter than its RIFF size", width, height)
     if size is None:
         return _bad(Status.UNDECODABLE, f"WebP: its first chunk is {start[12:16]!r}, or damaged")
     width, height, plain = size
-    if 8 + int.from_bytes(start[4:8], "little") > len(image):
-        return _bad(Status.TRUNCATED, "WebP: shorter than its RIFF size", width, height)
     if not (width and height):
         return _bad(Status.UNDECODABLE, f"WebP: a size of {width}x{height}")
     tagged = start[12:16] == b"VP8X" and start[20] & (_EXIF | _XMP)
@@ -34,7 +35,7 @@ def read(image: Buffer) -> ImageHeader:
 def _size(start: bytes) -> tuple[int, int, bool] | None:
     """Width, height, and whether DALI decodes it as the reference does (no alpha, no animation)."""
     chunk = start[12:16]
-    if chunk == b"VP8 " and start[23:26] == b"\x9d\x01\x2a":
+    if chunk == b"VP8 " and len(start) >= 30 and start[23:26] == b"\x9d\x01\x2a":
         width = int.from_bytes(start[26:28], "little") & 0x3FFF
         return width, int.from_bytes(start[28:30], "little") & 0x3FFF, True
     if chunk == b"VP8L" and start[20] == 0x2F:

@@ -1,0 +1,226 @@
+"""JPEG headers: every branch of the marker walk, and cuts at every byte."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dali_aesthetic.decode import jpeg_header
+from dali_aesthetic.types import ImageHeader, Route, Status
+
+
+def encode(image: Image.Image, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", **options)
+    return buffer.getvalue()
+
+
+def noise(width: int = 40, height: int = 24, mode: str = "RGB") -> Image.Image:
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+    return Image.fromarray(pixels).convert(mode)
+
+
+PLAIN = encode(noise())
+
+
+def segment(marker: int, content: bytes) -> bytes:
+    return bytes([0xFF, marker]) + (len(content) + 2).to_bytes(2, "big") + content
+
+
+def with_app1(content: bytes, jpeg: bytes = PLAIN) -> bytes:
+    return jpeg[:2] + segment(0xE1, content) + jpeg[2:]
+
+
+def frame_at(jpeg: bytes) -> int:
+    """Where the SOF0 or SOF2 marker stands."""
+    return max(jpeg.find(b"\xff\xc0\x00\x11"), jpeg.find(b"\xff\xc2\x00\x11"))
+
+
+def edited(offset: int, content: bytes, jpeg: bytes = PLAIN) -> bytes:
+    return jpeg[:offset] + content + jpeg[offset + len(content) :]
+
+
+def scan_at(jpeg: bytes) -> int:
+    return jpeg.index(b"\xff\xda")
+
+
+def check(header: ImageHeader, status: Status, route: Route, size: tuple[int, int]) -> None:
+    assert (header.status, header.route, (header.width, header.height)) == (status, route, size)
+    assert header.format == "jpeg"
+    assert bool(header.message) == (status is not Status.OK)
+
+
+@pytest.mark.parametrize("num_exif_bytes", [0, 3900, 4090, 4096, 5000, 65000])
+@pytest.mark.parametrize("num_segments", [1, 3])
+def test_headers_are_found_behind_exif_of_any_size(num_exif_bytes: int, num_segments: int) -> None:
+    """One window, the second, or the whole file (three segments of 65000)."""
+    jpeg = PLAIN
+    for _ in range(num_segments):
+        jpeg = with_app1(b"Exif\0\0" + bytes(num_exif_bytes), jpeg)
+    check(jpeg_header.read(jpeg), Status.OK, Route.DALI, (40, 24))
+    check(jpeg_header.read(memoryview(jpeg)), Status.OK, Route.DALI, (40, 24))
+
+
+def test_segments_that_straddle_a_window_are_read_whole() -> None:
+    for padding in range(4096 - 300, 4096 + 20):
+        header = jpeg_header.read(with_app1(bytes(padding)))
+        check(header, Status.OK, Route.DALI, (40, 24))
+
+
+def test_fill_bytes_and_standalone_markers_are_skipped() -> None:
+    start = PLAIN[:2]
+    check(jpeg_header.read(start + b"\xff\xff\xff" + PLAIN[2:]), Status.OK, Route.DALI, (40, 24))
+    check(jpeg_header.read(start + b"\xff\x01\xff\xd0" + PLAIN[2:]), Status.OK, Route.DALI, (40, 24))
+
+
+@pytest.mark.parametrize(
+    ("image", "options", "route"),
+    [
+        (noise(), {"progressive": True}, Route.DALI),
+        (noise(), {"subsampling": 0}, Route.DALI),
+        (noise(mode="L"), {}, Route.DALI),
+        (noise(mode="CMYK"), {}, Route.DALI),
+    ],
+)
+def test_what_dali_decodes_as_pillow_does(
+    image: Image.Image, options: dict[str, object], route: Route
+) -> None:
+    check(jpeg_header.read(encode(image, **options)), Status.OK, route, (40, 24))
+
+
+def test_four_components_without_adobes_marker_go_to_pillow() -> None:
+    cmyk = encode(noise(mode="CMYK"))
+    adobe = cmyk.index(b"\xff\xee")
+    length = int.from_bytes(cmyk[adobe + 2 : adobe + 4], "big")
+    without = cmyk[:adobe] + cmyk[adobe + 2 + length :]
+    check(jpeg_header.read(without), Status.OK, Route.PILLOW, (40, 24))
+    other_app14 = edited(adobe + 4, b"Other", cmyk)
+    check(jpeg_header.read(other_app14), Status.OK, Route.PILLOW, (40, 24))
+
+
+@pytest.mark.parametrize("marker", [0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF])
+def test_lossless_arithmetic_and_hierarchical_go_to_pillow(marker: int) -> None:
+    jpeg = edited(frame_at(PLAIN), bytes([0xFF, marker]))
+    check(jpeg_header.read(jpeg), Status.OK, Route.PILLOW, (40, 24))
+
+
+@pytest.mark.parametrize("marker", [0xC4, 0xC8, 0xCC])
+def test_tables_and_extensions_are_no_frames(marker: int) -> None:
+    jpeg = edited(frame_at(PLAIN), bytes([0xFF, marker]))
+    check(jpeg_header.read(jpeg), Status.UNDECODABLE, Route.NOBODY, (0, 0))
+
+
+def test_two_components_go_to_pillow() -> None:
+    jpeg = edited(frame_at(PLAIN) + 9, b"\x02")
+    assert jpeg_header.read(jpeg).route is Route.PILLOW
+
+
+@pytest.mark.parametrize("precision", [2, 12, 16])
+def test_other_precisions_are_unsupported(precision: int) -> None:
+    jpeg = edited(frame_at(PLAIN) + 4, bytes([precision]))
+    check(jpeg_header.read(jpeg), Status.UNSUPPORTED, Route.NOBODY, (40, 24))
+
+
+@pytest.mark.parametrize(("offset", "size"), [(5, (40, 0)), (7, (0, 24))])
+def test_a_size_of_zero_is_undecodable(offset: int, size: tuple[int, int]) -> None:
+    header = jpeg_header.read(edited(frame_at(PLAIN) + offset, b"\0\0"))
+    check(header, Status.UNDECODABLE, Route.NOBODY, (0, 0))
+    assert f"{size[0]}x{size[1]}" in header.message
+
+
+@pytest.mark.parametrize("length", [0, 1])
+def test_segments_shorter_than_their_length_field_are_undecodable(length: int) -> None:
+    header = jpeg_header.read(edited(4, length.to_bytes(2, "big")))
+    check(header, Status.UNDECODABLE, Route.NOBODY, (0, 0))
+
+
+def test_a_frame_header_too_short_for_its_fields_is_undecodable() -> None:
+    short = PLAIN[:2] + segment(0xC0, b"\x08\x00") + PLAIN[scan_at(PLAIN) :][:4]
+    assert jpeg_header.read(short).status is Status.UNDECODABLE
+
+
+def test_garbage_where_a_marker_belongs_is_undecodable() -> None:
+    check(jpeg_header.read(edited(2, b"\x00")), Status.UNDECODABLE, Route.NOBODY, (0, 0))
+
+
+def test_an_end_before_the_first_scan_is_undecodable() -> None:
+    for jpeg in (b"\xff\xd8\xff\xd9\0\0", PLAIN[: scan_at(PLAIN)] + b"\xff\xd9\0\0"):
+        check(jpeg_header.read(jpeg), Status.UNDECODABLE, Route.NOBODY, (0, 0))
+
+
+def test_a_scan_without_a_frame_is_undecodable() -> None:
+    jpeg = PLAIN[:2] + PLAIN[scan_at(PLAIN) :]
+    check(jpeg_header.read(jpeg), Status.UNDECODABLE, Route.NOBODY, (0, 0))
+
+
+def test_a_missing_end_marker_is_truncated() -> None:
+    check(jpeg_header.read(PLAIN[:-2]), Status.TRUNCATED, Route.NOBODY, (40, 24))
+
+
+def test_an_end_marker_inside_a_thumbnail_is_not_the_end() -> None:
+    with_thumbnail = with_app1(b"Exif\0\0" + encode(noise(16, 16)))
+    check(jpeg_header.read(with_thumbnail), Status.OK, Route.DALI, (40, 24))
+    check(jpeg_header.read(with_thumbnail[:-2]), Status.TRUNCATED, Route.NOBODY, (40, 24))
+
+
+@pytest.mark.parametrize("behind", [bytes(5), bytes(10_000), b"<html>" * 2000])
+def test_what_follows_the_end_marker_is_harmless(behind: bytes) -> None:
+    check(jpeg_header.read(PLAIN + behind), Status.OK, Route.DALI, (40, 24))
+
+
+def test_a_cut_at_any_byte_is_told_and_never_raises() -> None:
+    scan = scan_at(PLAIN)
+    for end in range(2, len(PLAIN)):
+        header = jpeg_header.read(PLAIN[:end])
+        assert header.status is Status.TRUNCATED, end
+        assert (header.width > 0) == (end >= scan + 4), end
+
+
+def test_a_flip_of_any_byte_never_raises() -> None:
+    for offset in range(2, len(PLAIN)):
+        for flip in (0x01, 0x80, 0xFF):
+            jpeg_header.read(edited(offset, bytes([PLAIN[offset] ^ flip])))
+
+
+def exif(orientation: int, order: str = "<") -> bytes:
+    image = Image.Exif()
+    image.endian = order
+    image[0x0112] = orientation
+    return image.tobytes()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_orientation_is_exifs(orientation: int) -> None:
+    plain = encode(noise(), exif=exif(orientation))
+    assert jpeg_header.read(plain).orientation == orientation
+    big = with_app1(exif(orientation, ">"))
+    assert b"MM\0*" in big
+    assert jpeg_header.read(big).orientation == orientation
+
+
+XMP = b'http://ns.adobe.com/xap/1.0/\0<rdf tiff:Orientation="6"/>'
+
+
+@pytest.mark.parametrize(
+    ("segments", "expected"),
+    [
+        ([], 1),
+        ([b"anything"], 1),
+        ([b"Exif\0\0"], 0),
+        ([b"Exif\0\0II*\0\xff\xff\xff\x7f"], 0),
+        ([b"Exif\0\0garbage-garbage"], 0),
+        ([exif(9)], 0),
+        ([exif(6), exif(3)], 0),
+        ([XMP], 0),
+        ([exif(3), XMP], 3),
+    ],
+)
+def test_an_orientation_that_parsers_disagree_about_is_unclear(segments: list[bytes], expected: int) -> None:
+    jpeg = PLAIN
+    for content in reversed(segments):
+        jpeg = with_app1(content, jpeg)
+    header = jpeg_header.read(jpeg)
+    assert (header.status, header.orientation) == (Status.OK, expected)

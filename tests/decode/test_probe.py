@@ -1,0 +1,144 @@
+"""The header check as a whole: formats by magic, limits, and bytes that mean nothing."""
+
+from __future__ import annotations
+
+import io
+import random
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dali_aesthetic.decode.probe import Limits, probe
+from dali_aesthetic.types import Route, Status
+
+LIMITS = Limits()
+
+
+def encode(format: str, mode: str = "RGB", size: tuple[int, int] = (40, 24)) -> bytes:
+    pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).convert(mode).save(buffer, format)
+    return buffer.getvalue()
+
+
+def tga() -> bytes:
+    return encode("TGA").removesuffix(b"TRUEVISION-XFILE.\x00") + b"TRUEVISION-XFILE.\x00"
+
+
+@pytest.mark.parametrize(
+    ("image", "name", "route"),
+    [
+        (encode("JPEG"), "jpeg", Route.DALI),
+        (encode("PNG"), "png", Route.DALI),
+        (encode("WEBP"), "webp", Route.DALI),
+        (encode("GIF"), "gif", Route.PILLOW),
+        (encode("BMP"), "bmp", Route.PILLOW),
+        (encode("TIFF"), "tiff", Route.PILLOW),
+        (b"MM\x00*" + bytes(40), "tiff", Route.PILLOW),
+        (encode("JPEG2000"), "jpeg2000", Route.PILLOW),
+        (b"\xff\x4f\xff\x51" + bytes(40), "jpeg2000", Route.PILLOW),
+        (encode("ICO"), "ico", Route.PILLOW),
+        (encode("PPM"), "pnm", Route.PILLOW),
+        (encode("PPM", "L"), "pnm", Route.PILLOW),
+        (encode("PPM", "1"), "pnm", Route.PILLOW),
+        (encode("AVIF"), "avif", Route.PILLOW),
+        (b"\0\0\0\x18ftypmif1\0\0\0\0mif1avif" + bytes(40), "avif", Route.PILLOW),
+        (tga(), "tga", Route.PILLOW),
+    ],
+)
+def test_formats_are_told_by_their_bytes(image: bytes, name: str, route: Route) -> None:
+    for form in (image, memoryview(image)):
+        header = probe(form, LIMITS)
+        assert (header.status, header.format, header.route) == (Status.OK, name, route)
+
+
+@pytest.mark.parametrize(
+    ("image", "name"),
+    [
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "heic"),
+        (b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic", "heic"),
+        (b"\0\0\0\x18ftyphevc\0\0\0\0hevc", "heic"),
+        (b"\xff\x0a" + bytes(30), "jpegxl"),
+        (b"\0\0\0\x0cJXL \x0d\x0a\x87\x0a", "jpegxl"),
+        (b"8BPS\0\x01", "psd"),
+        (b"%PDF-1.7", "pdf"),
+        (b"\0\0\0\x18ftypisom\0\0\0\0isomavc1", "video"),
+        (b"\xff\xff\xff\xffftyp", "video"),
+        (b"\x1aE\xdf\xa3webm", "video"),
+    ],
+)
+def test_formats_that_nobody_here_decodes_are_named(image: bytes, name: str) -> None:
+    header = probe(image, LIMITS)
+    assert (header.status, header.format, header.route) == (Status.UNSUPPORTED, name, Route.NOBODY)
+    assert name in header.message
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"<html>", b'{"a": 1}', b"<svg/>", bytes(100), b"\xff", b"GIF", b"%!PS-Adobe", b"\0" + b"\xff\xd8"],
+)
+def test_no_image_is_undecodable_and_shows_its_beginning(data: bytes) -> None:
+    header = probe(data, LIMITS)
+    assert (header.status, header.route) == (Status.UNDECODABLE, Route.NOBODY)
+    assert repr(data[:12]) in header.message
+
+
+def test_no_bytes_are_empty() -> None:
+    assert probe(b"", LIMITS).status is Status.EMPTY
+    assert probe(memoryview(b""), LIMITS).status is Status.EMPTY
+
+
+def test_a_size_that_is_known_is_held_to_the_limits() -> None:
+    png = encode("PNG")
+    assert probe(png, Limits(max_pixels=40 * 24)).status is Status.OK
+    header = probe(png, Limits(max_pixels=40 * 24 - 1))
+    assert (header.status, header.route) == (Status.TOO_LARGE, Route.NOBODY)
+    assert (header.width, header.height) == (40, 24)
+    assert "40x24: 960 pixels, the limit is 959" in header.message
+
+
+def sized_png(width: int, height: int, num_bytes: int) -> bytes:
+    png = encode("PNG")
+    png = png[:16] + width.to_bytes(4, "big") + height.to_bytes(4, "big") + png[24:]
+    return png + bytes(num_bytes - len(png))
+
+
+def test_many_pixels_a_byte_are_a_bomb_only_above_sixteen_megapixels() -> None:
+    assert probe(sized_png(4000, 4000, 10_000), LIMITS).status is Status.OK
+    assert probe(sized_png(4000, 4001, 10_000), LIMITS).status is Status.TOO_LARGE
+    assert probe(sized_png(4000, 4001, 16_004), LIMITS).status is Status.OK
+
+
+def test_giants_go_to_pillow() -> None:
+    assert probe(sized_png(8000, 4000, 100_000), LIMITS).route is Route.DALI
+    assert probe(sized_png(8000, 4001, 100_000), LIMITS).route is Route.PILLOW
+
+
+SEEDS = [
+    encode("JPEG"),
+    encode("PNG"),
+    encode("WEBP"),
+    tga(),
+    encode("AVIF"),
+    b"\xff\xd8",
+    b"RIFF\xff\xff\xff\xff",
+]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_random_bytes_and_mutations_never_raise(seed: int) -> None:
+    rng = random.Random(seed)
+    for _ in range(1500):
+        data = bytearray(rng.choice(SEEDS))
+        if rng.random() < 0.5:
+            data[rng.randrange(2, 30) :] = rng.randbytes(rng.randrange(200))
+        for _ in range(rng.randrange(8)):
+            data[rng.randrange(len(data))] = rng.randrange(256)
+        header = probe(bytes(data), LIMITS)
+        assert (header.route is Route.NOBODY) == (header.status is not Status.OK)
+        assert bool(header.message) == (header.status is not Status.OK)
+
+
+def test_one_byte_is_undecodable_whatever_it_is() -> None:
+    assert {probe(bytes([value]), LIMITS).status for value in range(256)} == {Status.UNDECODABLE}
