@@ -1,0 +1,298 @@
+"""The tower as eight kernels a block: QuACK products with everything else inside them, Triton between.
+
+What is changed is exact algebra in float64, rounded once (`folding.py`), and the last block is computed for
+the class token only.
+
+Shape legend: N images, L tokens, P = L - 1 patches, R = N * L rows, W width, F MLP width, K values of a
+patch, D embedding, H scores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from dali_aesthetic.score.clip import LAYER_NORM_EPS, Block, VisionTower, check_pixels
+from dali_aesthetic.score.fast import folding
+from dali_aesthetic.score.fast.backend import DTYPES
+from dali_aesthetic.score.fast.folding import FoldedBlock
+from dali_aesthetic.score.fast.kernels import gemm
+from dali_aesthetic.score.fast.kernels.gemm import Gemm
+from dali_aesthetic.score.head import HeadBank
+from dali_aesthetic.score.spec import TowerSpec
+
+
+def refusal(spec: TowerSpec, device: torch.device, precision: str) -> str:
+    """Why this backend can't run `spec` on `device`; empty where it can."""
+    if precision not in ("fp16", "bf16"):
+        return f"it has fp16 and bf16, not {precision}"
+    if reason := gemm.refusal(device):
+        return reason
+    from dali_aesthetic.score.fast.kernels import attention
+
+    if reason := attention.refusal(spec.tokens - 1, spec.width // spec.heads):
+        return reason
+    if not spec.quick_gelu:
+        return "its epilogue has QuickGELU only"
+    return "" if spec.width % 64 == 0 else f"it takes widths in steps of 64, not {spec.width}"
+
+
+@dataclass(frozen=True, slots=True)
+class Workspace:
+    """The buffers of a batch. `wide` holds patches, then each block's qkv, then its hidden values."""
+
+    images: int
+    tokens_RW: Tensor
+    normed_RW: Tensor
+    wide: Tensor
+
+    @classmethod
+    def make(cls, spec: TowerSpec, images: int, device: torch.device, dtype: torch.dtype) -> Workspace:
+        """Uninitialised buffers for so many images."""
+        rows = images * spec.tokens
+        tokens, normed = (torch.empty(rows, spec.width, device=device, dtype=dtype) for _ in range(2))
+        columns = max(3 * spec.width, spec.mlp_width, folding.padded_patch(spec.patch_size) + spec.width)
+        return cls(images, tokens, normed, torch.empty(rows * columns, device=device, dtype=dtype))
+
+    def first(self, images: int) -> Workspace:
+        """The same buffers for fewer images."""
+        rows = self.tokens_RW.shape[0] // self.images * images
+        return Workspace(images, self.tokens_RW[:rows], self.normed_RW[:rows], self.wide)
+
+    def scratch(self, columns: int, dtype: torch.dtype | None = None) -> Tensor:
+        """A contiguous [R, columns] over `wide`; the next one overwrites it."""
+        rows = self.tokens_RW.shape[0]
+        wide = self.wide if dtype is None else self.wide.view(dtype)
+        return wide[: rows * columns].view(rows, columns)
+
+
+class Middle(Protocol):
+    """All blocks but the last: tokens in place, and what they are after the last block's first norm.
+
+    `wants_normed` says whether it starts from normed tokens too.
+    """
+
+    wants_normed: bool
+
+    def __call__(self, work: Workspace) -> None: ...
+
+
+class DeferredNorms:
+    """Blocks without a LayerNorm pass: `LN(h) W = (h W) / sigma - (sum of W) mean / sigma`.
+
+    The products that write the residual stream also write each row's sums; those that read it apply
+    them in their epilogue.
+    """
+
+    wants_normed = False
+
+    def __init__(
+        self, blocks: Sequence[FoldedBlock], rows: int, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        self._heads = blocks[0].heads
+        self._blocks = [self._gemms(block, dtype) for block in blocks]
+        tiles = -(-blocks[0].q.shape[1] // self._blocks[0][1].tile.n)
+        self._sums_RT = [torch.empty(rows * tiles, device=device) for _ in range(2)]
+        self._moments_R = [torch.empty(rows, device=device) for _ in range(2)]
+
+    @staticmethod
+    def _gemms(block: FoldedBlock, dtype: torch.dtype) -> tuple[Gemm, Gemm, Gemm, Gemm]:
+        qkv, fc1 = block.qkv.to(dtype), block.fc1.to(dtype)
+        # Sums of the rounded weights: the mean must cancel against what the product really adds up.
+        return (
+            Gemm("normed_linear", qkv, b=block.qkv_bias.float(), ws=qkv.double().sum(1).float()),
+            Gemm("linear_residual_moments", block.proj.to(dtype), b=block.proj_bias.float()),
+            Gemm("normed_linear_quick_gelu", fc1, b=block.fc1_bias.float(), ws=fc1.double().sum(1).float()),
+            Gemm("linear_residual_moments", block.fc2.to(dtype), b=block.fc2_bias.float()),
+        )
+
+    def __call__(self, work: Workspace) -> None:
+        from dali_aesthetic.score.fast.kernels.attention import attend
+        from dali_aesthetic.score.fast.kernels.layernorm import fold_moments, normalize_rows, row_moments
+
+        h = work.tokens_RW
+        rows, width = h.shape
+        scale_R, shift_R = (moment[:rows] for moment in self._moments_R)
+        norm = {"rs": scale_R[None], "rm": shift_R[None]}
+        row_moments(h, scale_R, shift_R, LAYER_NORM_EPS)
+        for qkv, proj, fc1, fc2 in self._blocks:
+            sums = [
+                each[: rows * (each.numel() // len(self._moments_R[0]))].view(rows, -1)
+                for each in self._sums_RT
+            ]
+            named = {"total": sums[0], "squares": sums[1]}
+            qkv(h, packed := work.scratch(3 * width), **norm)
+            attend(packed, work.normed_RW, work.images, self._heads)
+            proj(work.normed_RW, h, h, **named)
+            fold_moments(sums[0], sums[1], scale_R, shift_R, width, LAYER_NORM_EPS)
+            fc1(h, hidden := work.scratch(fc1.channels_out), **norm)
+            fc2(hidden, h, h, **named)
+            fold_moments(sums[0], sums[1], scale_R, shift_R, width, LAYER_NORM_EPS)
+        normalize_rows(h, work.normed_RW, LAYER_NORM_EPS)
+
+
+class NormPasses:
+    """Blocks with one pass over the residual stream before each of the two products that read it."""
+
+    wants_normed = True
+
+    def __init__(self, blocks: Sequence[FoldedBlock], dtype: torch.dtype) -> None:
+        self._heads = blocks[0].heads
+        self._blocks = [
+            (
+                Gemm("linear", block.qkv.to(dtype), b=block.qkv_bias.float()),
+                Gemm("linear_residual", block.proj.to(dtype), b=block.proj_bias.float()),
+                Gemm("linear_quick_gelu", block.fc1.to(dtype), b=block.fc1_bias.float()),
+                Gemm("linear_residual", block.fc2.to(dtype), b=block.fc2_bias.float()),
+            )
+            for block in blocks
+        ]
+        self.observe: Callable[[int, str, Tensor], None] | None = None
+
+    def __call__(self, work: Workspace) -> None:
+        from dali_aesthetic.score.fast.kernels.attention import attend
+        from dali_aesthetic.score.fast.kernels.layernorm import normalize_rows
+
+        h, normed = work.tokens_RW, work.normed_RW
+        see = self.observe or (lambda *_: None)
+        for index, (qkv, proj, fc1, fc2) in enumerate(self._blocks):
+            see(index, "qkv", normed)
+            qkv(normed, packed := work.scratch(3 * h.shape[1]))
+            attend(packed, normed, work.images, self._heads)
+            see(index, "proj", normed)
+            proj(normed, h, h)
+            normalize_rows(h, normed, LAYER_NORM_EPS)
+            see(index, "fc1", normed)
+            fc1(normed, hidden := work.scratch(fc1.channels_out))
+            see(index, "fc2", hidden)
+            fc2(hidden, h, h)
+            normalize_rows(h, normed, LAYER_NORM_EPS)
+
+
+class FusedEncoder:
+    """Pixels to embeddings, with `middle` for all blocks but the last."""
+
+    def __init__(self, tower: VisionTower, middle: Middle, dtype: torch.dtype) -> None:
+        """The tower is float32 and on the GPU; nothing of it is kept."""
+        from dali_aesthetic.score.fast.kernels.class_block import ClassBlock
+
+        self.spec, self.middle, self._dtype = tower.spec, middle, dtype
+        patch, patch_bias = folding.fold_pixels(tower.patch_embed.weight, tower.spec)
+        self._patch_KW = patch.to(dtype).T
+        self._positions_LW = folding.fold_positions(tower, patch_bias).float()
+        self._gain_W, self._bias_W = tower.ln_pre.weight.float(), tower.ln_pre.bias.float()
+        last = tower.blocks[-1]
+        assert isinstance(last, Block)
+        self._last = ClassBlock(folding.fold_block(last), dtype)
+        projection, bias = folding.fold_projection(tower)
+        self._projection_DW, self._projection_bias_D = projection.float(), bias.float()
+
+    def patchify(self, images_NHWC: Tensor, work: Workspace) -> None:
+        """The pixels as rows in `work.wide`: the only read of the caller's tensor."""
+        from dali_aesthetic.score.fast.kernels import embed
+
+        embed.patchify(images_NHWC, self._patches(work)[0], self.spec.patch_size)
+
+    def encode(self, work: Workspace) -> Tensor:
+        """Embeddings [N, D] float32, not normalised, of what `patchify` left."""
+        from dali_aesthetic.score.fast.kernels import embed
+
+        rows_RK, embedded_RW = self._patches(work)
+        torch.mm(rows_RK, self._patch_KW, out=embedded_RW)
+        tokens_NLW, normed_NLW = (
+            t.view(work.images, -1, self.spec.width) for t in (work.tokens_RW, work.normed_RW)
+        )
+        table, gain, bias = self._positions_LW, self._gain_W, self._bias_W
+        start_NLW = normed_NLW if self.middle.wants_normed else None
+        embed.assemble(embedded_RW, table, gain, bias, tokens_NLW, start_NLW, LAYER_NORM_EPS)
+        self.middle(work)
+        class_NW = self._last(tokens_NLW, normed_NLW, LAYER_NORM_EPS).float()
+        unit_NW = torch.nn.functional.layer_norm(class_NW, class_NW.shape[1:], eps=LAYER_NORM_EPS)
+        return torch.addmm(self._projection_bias_D, unit_NW, self._projection_DW.T)
+
+    def _patches(self, work: Workspace) -> tuple[Tensor, Tensor]:
+        """Patch rows [N * P, K] and their products [N * P, W], both in `wide`."""
+        rows, columns = work.images * (self.spec.tokens - 1), self._patch_KW.shape[0]
+        flat, end = work.wide, rows * columns
+        embedded = flat[end : end + rows * self.spec.width].view(rows, self.spec.width)
+        return flat[:end].view(rows, columns), embedded
+
+
+class FusedBackend:
+    """See `Backend`. A full batch is replayed from a CUDA graph; smaller ones are launched."""
+
+    name = "fused"
+
+    def __init__(self, encoder: FusedEncoder, heads: HeadBank, work: Workspace, precision: str) -> None:
+        self.precision, self.spec, self.head_names = precision, encoder.spec, heads.names
+        self._encoder, self._heads, self._work = encoder, heads, work
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._results: tuple[Tensor, Tensor] | None = None
+
+    def set_heads(self, heads: HeadBank) -> None:
+        """Other heads for the same embeddings."""
+        self._heads, self._graph = heads, None
+
+    @torch.inference_mode()
+    def embed(self, images_NHWC: Tensor) -> Tensor:
+        """Embeddings alone, [N, D] float32, of at most a batch."""
+        work = self._work.first(len(images_NHWC))
+        self._encoder.patchify(images_NHWC, work)
+        return self._encoder.encode(work)
+
+    @torch.inference_mode()
+    def __call__(self, images_NHWC: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Backend`."""
+        check_pixels(images_NHWC, self.spec)
+        parts = [self._score(part) for part in torch.split(images_NHWC.contiguous(), self._work.images)]
+        if len(parts) == 1:
+            return parts[0]
+        return torch.cat([scores for scores, _ in parts]), torch.cat([embeddings for _, embeddings in parts])
+
+    def _score(self, images_NHWC: Tensor) -> tuple[Tensor, Tensor]:
+        work = self._work.first(len(images_NHWC))
+        self._encoder.patchify(images_NHWC, work)
+        if work.images < self._work.images:
+            return self._launch(work)
+        if self._graph is None:
+            self._capture()
+            self._encoder.patchify(images_NHWC, work)
+        assert self._graph is not None
+        assert self._results is not None
+        self._graph.replay()
+        scores_NH, embeddings_ND = self._results
+        # The next replay overwrites the graph's own.
+        return scores_NH.clone(), embeddings_ND.clone()
+
+    def _launch(self, work: Workspace) -> tuple[Tensor, Tensor]:
+        embeddings_ND = self._encoder.encode(work)
+        return self._heads(embeddings_ND), embeddings_ND
+
+    def _capture(self) -> None:
+        """Compiles what isn't yet, then records one batch."""
+        side = torch.cuda.Stream(self._work.wide.device)  # type: ignore[no-untyped-call]
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            self._launch(self._work)
+        torch.cuda.current_stream().wait_stream(side)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph):
+            self._results = self._launch(self._work)
+
+
+def build(
+    tower: VisionTower, heads: HeadBank, device: torch.device, precision: str, batch_size: int
+) -> FusedBackend:
+    """A fused fp16 or bf16 backend. Raises ValueError where `refusal` gives a reason."""
+    if reason := refusal(tower.spec, device, precision):
+        raise ValueError(f"backend fused can't run here: {reason}")
+    dtype = DTYPES[precision]
+    tower = tower.float().to(device)
+    blocks = [folding.fold_block(block) for block in tower.blocks[:-1] if isinstance(block, Block)]
+    middle = DeferredNorms(blocks, batch_size * tower.spec.tokens, device, dtype)
+    work = Workspace.make(tower.spec, batch_size, device, dtype)
+    return FusedBackend(FusedEncoder(tower, middle, dtype), heads.float().to(device), work, precision)

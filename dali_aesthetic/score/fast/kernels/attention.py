@@ -1,0 +1,133 @@
+"""Attention for a power of two of patches and one class token, each key and value read once.
+
+One program per image and head. The patch keys are one tile and the class key joins the softmax as a
+rank-one correction, so no key is padding; the class query is the N side of a transposed product, so it
+costs an eighth of a query tile. Reads the packed qkv buffer and writes rows of heads: no transposes.
+
+Shape legend: R = images * tokens rows, W = heads * size columns.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+QUERY_ROWS = 64
+"""Queries of one tile: the M of one warp group's matrix instruction."""
+
+_CLASS_COLUMNS = 16
+"""Equal copies of the class query: the fewest columns that `tl.dot` takes."""
+
+
+def attend(qkv_R3W: Tensor, out_RW: Tensor, images: int, heads: int, out_scale: float = 1.0) -> None:
+    """`out = out_scale * softmax2(q k^T) v` for each image and head; q carries
+    `folding.softmax_scale`.
+
+    qkv is float16 or bfloat16, contiguous [R, 3W], columns q, k, v, each heads * size; row 0 of an image
+    is its class token. `out` is [R, W] of the same dtype, or float8_e4m3fn, to which it saturates.
+    """
+    width = qkv_R3W.shape[1] // 3
+    size, patches = width // heads, qkv_R3W.shape[0] // images - 1
+    rows = min(QUERY_ROWS, patches)
+    _attend[(images * heads,)](
+        qkv_R3W,
+        out_RW,
+        TensorDescriptor.from_tensor(qkv_R3W, [patches, size]),
+        TensorDescriptor.from_tensor(qkv_R3W, [rows, size]),
+        out_scale,
+        heads,
+        size,
+        rows,
+        patches,
+        _CLASS_COLUMNS,
+        num_warps=4,
+    )
+
+
+def refusal(patches: int, size: int) -> str:
+    """Why this kernel can't take towers of so many patches and head size; empty where it can."""
+    if patches & (patches - 1) or not 16 <= patches <= 256:
+        return f"its attention kernel takes 16 to 256 patches, a power of two, not {patches}"
+    if size not in (16, 32, 64, 128):
+        return f"its attention kernel takes heads of 16, 32, 64 or 128, not {size}"
+    return ""
+
+
+@triton.jit  # type: ignore[untyped-decorator,unused-ignore]
+def _patch_queries(
+    q: tl.tensor, k: tl.tensor, v: tl.tensor, k_class: tl.tensor, v_class: tl.tensor
+) -> tl.tensor:
+    """Outputs [rows, size], float32, of a tile of queries."""
+    s = tl.dot(q, k.T)
+    s_class = tl.sum(q.to(tl.float32) * k_class[None, :], 1)
+    top = tl.maximum(tl.max(s, 1), s_class)
+    p = tl.exp2(s - top[:, None])
+    p_class = tl.exp2(s_class - top)
+    total = tl.sum(p, 1) + p_class
+    o = tl.dot(p.to(q.dtype), v) + p_class[:, None] * v_class[None, :]
+    return o * (1.0 / total)[:, None]
+
+
+@triton.jit  # type: ignore[untyped-decorator,unused-ignore]
+def _class_query(
+    q: tl.tensor, k: tl.tensor, v: tl.tensor, k_class: tl.tensor, v_class: tl.tensor, COLUMNS: tl.constexpr
+) -> tl.tensor:
+    """Output [size], float32, of one query."""
+    columns = tl.broadcast_to(q[:, None], [q.shape[0], COLUMNS])
+    is_first = (tl.arange(0, COLUMNS) == 0)[None, :]
+    s = tl.sum(tl.where(is_first, tl.dot(k, columns), 0.0), 1)
+    s_class = tl.sum(q.to(tl.float32) * k_class, 0)
+    top = tl.maximum(tl.max(s, 0), s_class)
+    p = tl.exp2(s - top)
+    p_class = tl.exp2(s_class - top)
+    # Not a second product: with 16 columns on its N side Triton 3.6 compiles that to a wrong one on sm_90.
+    o = tl.sum(p[:, None] * v.to(tl.float32), 0) + p_class * v_class
+    return o / (tl.sum(p, 0) + p_class)
+
+
+@triton.jit  # type: ignore[untyped-decorator,unused-ignore]
+def _attend(
+    qkv: tl.tensor,
+    out: tl.tensor,
+    keys: tl.tensor,
+    queries: tl.tensor,
+    out_scale: tl.tensor,
+    HEADS: tl.constexpr,
+    SIZE: tl.constexpr,
+    ROWS: tl.constexpr,
+    PATCHES: tl.constexpr,
+    COLUMNS: tl.constexpr,
+) -> None:
+    image, head = tl.program_id(0) // HEADS, tl.program_id(0) % HEADS
+    width: tl.constexpr = HEADS * SIZE
+    row = image * (PATCHES + 1)
+    base = qkv + row.to(tl.int64) * (3 * width) + head * SIZE
+    base_out = out + row.to(tl.int64) * width + head * SIZE
+    d = tl.arange(0, SIZE)
+    k = keys.load([row + 1, width + head * SIZE])
+    v = keys.load([row + 1, 2 * width + head * SIZE])
+    k_class = tl.load(base + width + d).to(tl.float32)
+    v_class = tl.load(base + 2 * width + d).to(tl.float32)
+    # The class query first: after the loop it would spill registers.
+    o_class = _class_query(tl.load(base + d), k, v, k_class, v_class, COLUMNS) * out_scale
+    tl.store(base_out + d, o_class.to(out.dtype.element_ty))
+    for tile in tl.range(0, PATCHES // ROWS, num_stages=1):
+        first = 1 + tile * ROWS
+        q = queries.load([row + first, head * SIZE])
+        o = _patch_queries(q, k, v, k_class, v_class) * out_scale
+        at = base_out + (first + tl.arange(0, ROWS))[:, None] * width + d[None, :]
+        tl.store(at, o.to(out.dtype.element_ty))
+
+
+def reference(qkv_R3W: Tensor, images: int, heads: int) -> Tensor:
+    """The same in plain torch, float32 [R, W]: what tests and benchmarks compare with."""
+    size = qkv_R3W.shape[1] // 3 // heads
+    q, k, v = qkv_R3W.float().view(images, -1, 3, heads, size).permute(2, 0, 3, 1, 4)
+    weights = torch.softmax(q @ k.transpose(-1, -2) * math.log(2), dim=-1)
+    attended_RW: Tensor = (weights @ v).transpose(1, 2).reshape(qkv_R3W.shape[0], -1)
+    return attended_RW

@@ -1,0 +1,39 @@
+"""The last block and the projection, for the class token only: plain torch on [N, W] and one kernel.
+
+Shape legend: N images, L tokens, W width, H heads, S = W / H, D embedding.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dali_aesthetic.score.fast.folding import FoldedBlock
+from dali_aesthetic.score.fast.kernels.class_attention import class_attention
+
+
+class ClassBlock:
+    """A block whose keys and values are never made; see `class_attention`."""
+
+    def __init__(self, folded: FoldedBlock, dtype: torch.dtype) -> None:
+        heads, width = folded.heads, folded.q.shape[1]
+        self._q, self._q_bias = folded.q.to(dtype), folded.q_bias.to(dtype)
+        self._k_HSW = folded.k.view(heads, -1, width).to(dtype)
+        self._v_HWS = folded.v.view(heads, -1, width).mT.contiguous().to(dtype)
+        self._proj, self._proj_bias = folded.proj.to(dtype), folded.proj_bias.to(dtype)
+        self._fc1, self._fc1_bias = folded.fc1.to(dtype), folded.fc1_bias.to(dtype)
+        self._fc2, self._fc2_bias = folded.fc2.to(dtype), folded.fc2_bias.to(dtype)
+
+    def __call__(self, tokens_NLW: Tensor, normed_NLW: Tensor, eps: float) -> Tensor:
+        """The class token [N, W] after the block, from the residual stream and the same normalised."""
+        images, _, width = normed_NLW.shape
+        q_NHS = F.linear(normed_NLW[:, 0], self._q, self._q_bias).view(images, len(self._k_HSW), -1)
+        asks_NHW = torch.bmm(q_NHS.transpose(0, 1), self._k_HSW).transpose(0, 1).contiguous()
+        mixed_NHW = torch.empty_like(asks_NHW)
+        class_attention(asks_NHW, normed_NLW, mixed_NHW)
+        attended_HNS = torch.bmm(mixed_NHW.transpose(0, 1), self._v_HWS)
+        attended_NW = attended_HNS.transpose(0, 1).reshape(images, width)
+        class_NW = tokens_NLW[:, 0] + F.linear(attended_NW, self._proj, self._proj_bias)
+        hidden = F.linear(F.layer_norm(class_NW, (width,), eps=eps), self._fc1, self._fc1_bias)
+        return class_NW + F.linear(hidden * torch.sigmoid(1.702 * hidden), self._fc2, self._fc2_bias)
