@@ -108,20 +108,26 @@ class _Input:
 
     centre_K: Tensor
     scale: float
+    offset_K: Tensor
+
+    @classmethod
+    def of(cls, centre_K: Tensor, scale: float) -> _Input:
+        """With the offset that goes with them: `x * scale + offset`."""
+        return cls(centre_K, scale, -centre_K * scale)
 
     @classmethod
     def normalized(cls, seen: Seen) -> _Input:
         """For a LayerNorm's output, which is bounded."""
         bound = math.sqrt(len(seen.total_K)) + float(seen.centre_K.abs().max())
-        return cls(seen.centre_K, LARGEST / bound)
+        return cls.of(seen.centre_K, LARGEST / bound)
 
     @classmethod
     def calibrated(cls, seen: Seen, centred: bool) -> _Input:
         """For anything else."""
         if centred:
-            return cls(seen.centre_K, calibrated_scale(seen.peak))
+            return cls.of(seen.centre_K, calibrated_scale(seen.peak))
         peak = float(torch.maximum(seen.largest_K, -seen.least_K).max())
-        return cls(torch.zeros_like(seen.total_K), calibrated_scale(peak))
+        return cls.of(torch.zeros_like(seen.total_K), calibrated_scale(peak))
 
 
 class Float8Blocks:
@@ -146,11 +152,11 @@ class Float8Blocks:
         rows, width = h.shape
         narrow, hidden = self._narrow_RW[:rows], self._hidden_RF[:rows]
         for block in self._blocks:
-            normalize_rows(h, narrow, LAYER_NORM_EPS, block.qkv_in.scale, block.qkv_offset_W)
+            normalize_rows(h, narrow, LAYER_NORM_EPS, block.qkv_in.scale, block.qkv_in.offset_K)
             block.qkv(narrow, packed := work.scratch(3 * width))
             attend(packed, narrow, work.images, self._heads, block.proj_in.scale)
             block.proj(narrow, h, h)
-            normalize_rows(h, narrow, LAYER_NORM_EPS, block.fc1_in.scale, block.fc1_offset_W)
+            normalize_rows(h, narrow, LAYER_NORM_EPS, block.fc1_in.scale, block.fc1_in.offset_K)
             block.fc1(narrow, hidden)
             block.fc2(hidden, h, h)
         normalize_rows(h, work.normed_RW, LAYER_NORM_EPS)
@@ -163,25 +169,16 @@ class _Float8Block:
         seen = {site: calibration[index, site] for site in _SITES}
         self.qkv_in, self.fc1_in = _Input.normalized(seen["qkv"]), _Input.normalized(seen["fc1"])
         self.proj_in = _Input.calibrated(seen["proj"], centred=True)
+        # Not centred: most hidden values are near zero, where e4m3 is finest.
         fc2_in = _Input.calibrated(seen["fc2"], centred=False)
-        self.qkv_offset_W, self.fc1_offset_W = (
-            -each.centre_K * each.scale for each in (self.qkv_in, self.fc1_in)
-        )
-        qkv_bias = block.qkv_bias + block.qkv @ self.qkv_in.centre_K.double()
-        # Values are centred by their bias: the attention's weights add up to one.
-        width = len(self.proj_in.centre_K)
-        key_value_bias = torch.cat([torch.zeros_like(self.proj_in.centre_K), -self.proj_in.centre_K])
-        qkv_bias[width:] = key_value_bias.double()
-        value_shift = block.v @ self.qkv_in.centre_K.double()
-        qkv_bias[2 * width :] += value_shift
-        self.qkv = _gemm("scaled_linear", block.qkv, qkv_bias, self.qkv_in)
-        self.proj = _gemm(
-            "scaled_linear_residual",
-            block.proj,
-            block.proj_bias + block.proj @ self.proj_in.centre_K.double(),
-            self.proj_in,
-        )
+        qkv_centre, proj_centre = self.qkv_in.centre_K.double(), self.proj_in.centre_K.double()
+        # Values are centred by their bias, as the attention's weights add up to one; keys need no bias.
+        q_bias, v_bias = block.q_bias + block.q @ qkv_centre, block.v @ qkv_centre - proj_centre
+        qkv_bias = torch.cat([q_bias, torch.zeros_like(v_bias), v_bias])
+        proj_bias = block.proj_bias + block.proj @ proj_centre
         fc1_bias = block.fc1_bias + block.fc1 @ self.fc1_in.centre_K.double()
+        self.qkv = _gemm("scaled_linear", block.qkv, qkv_bias, self.qkv_in)
+        self.proj = _gemm("scaled_linear_residual", block.proj, proj_bias, self.proj_in)
         self.fc1 = _gemm("scaled_linear_quick_gelu", block.fc1, fc1_bias, self.fc1_in, fc2_in.scale)
         self.fc2 = _gemm("scaled_linear_residual", block.fc2, block.fc2_bias, fc2_in)
 
@@ -219,20 +216,14 @@ def corrected_heads(heads: HeadBank, embeddings_ND: Tensor, reference_ND: Tensor
     return corrected
 
 
-class Float8Backend(FusedBackend):
-    """See `Backend`."""
-
-    name = "fused"
-
-
 def build(
     tower: VisionTower,
     heads: HeadBank,
     device: torch.device,
     batch_size: int,
     calibration_NHWC: Tensor,
-) -> Float8Backend:
-    """A float8 backend calibrated on these pixels. Raises ValueError where `refusal` gives a reason."""
+) -> FusedBackend:
+    """A fused float8 backend calibrated on these pixels. Raises ValueError where `refusal` gives a reason."""
     if reason := refusal(tower.spec, device):
         raise ValueError(f"backend fused can't run fp8 here: {reason}")
     tower, heads = tower.float().to(device), heads.float().to(device)
@@ -242,7 +233,7 @@ def build(
         encoder = FusedEncoder(tower, NormPasses(blocks, torch.float16), torch.float16)
         calibration, reference_ND = observe(encoder, calibration_NHWC.to(device), work)
         encoder.middle = Float8Blocks(blocks, calibration, batch_size * tower.spec.tokens, device)
-        backend = Float8Backend(encoder, heads, work, "fp8")
+        backend = FusedBackend(encoder, heads, work, "fp8")
         embeddings = [backend.embed(part) for part in torch.split(calibration_NHWC.to(device), batch_size)]
         backend.set_heads(corrected_heads(heads, torch.cat(embeddings), reference_ND))
     return backend

@@ -5,8 +5,6 @@ Shape legend: N output channels, K input channels.
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -18,11 +16,6 @@ def quantize_weight(weight_NK: Tensor) -> tuple[Tensor, Tensor]:
     """float8_e4m3fn [N, K] and float32 [N] with `weight = quantized * scale`, each channel's peak at 448."""
     scale_N = weight_NK.abs().amax(1).clamp_min(torch.finfo(torch.float32).tiny) / LARGEST
     return (weight_NK / scale_N[:, None]).to(torch.float8_e4m3fn), scale_N.float()
-
-
-def normalized_scale(width: int) -> float:
-    """What a normalised row of `width` is multiplied with: it can't exceed sqrt(width), so can't saturate."""
-    return LARGEST / math.sqrt(width)
 
 
 def calibrated_scale(peak: float, headroom: float = 2.0) -> float:
