@@ -23,6 +23,9 @@ class Scorer:
         self.backend = backend
         self.device = device
         self.batch_size = batch_size
+        # The default stream waits for every blocking stream of the process and they for it, the decoder's
+        # among them: the encoder gets one of its own.
+        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
     @property
     def image_size(self) -> int:
@@ -35,7 +38,7 @@ class Scorer:
         return self.backend.head_names
 
     def score(self, batches: Iterable[ImageBatch]) -> Iterator[PendingScores]:
-        """Launch each batch on the device's current stream; `wait()` of what comes out blocks for it."""
+        """Launch each batch on the scorer's own stream; `wait()` of what comes out blocks for it."""
         for batch in batches:
             yield PendingScores(_Launched(self, batch).wait)
 
@@ -46,12 +49,19 @@ class Scorer:
         how many others were asked for with it.
         """
         scores = [np.empty((0, len(self.head_names)), np.float32)]
-        for start in range(0, len(images_NHWC), self.batch_size):
-            chunk = images_NHWC[start : start + self.batch_size]
-            padded = torch.zeros(self.batch_size, *chunk.shape[1:], dtype=chunk.dtype, device=self.device)
-            padded[: len(chunk)] = chunk
-            scores.append(self.backend(padded)[0][: len(chunk)].cpu().numpy())
+        if self.stream is not None:
+            self.stream.wait_stream(torch.cuda.current_stream(self.device))  # for pixels still being made
+        with torch.cuda.stream(self.stream):
+            for start in range(0, len(images_NHWC), self.batch_size):
+                scores.append(self._score_chunk(images_NHWC[start : start + self.batch_size]))
         return np.concatenate(scores)
+
+    def _score_chunk(self, chunk_NHWC: Tensor) -> npt.NDArray[np.float32]:
+        shape = (self.batch_size, *chunk_NHWC.shape[1:])
+        padded_NHWC = torch.zeros(shape, dtype=chunk_NHWC.dtype, device=self.device)
+        padded_NHWC[: len(chunk_NHWC)] = chunk_NHWC
+        scores_NH: npt.NDArray[np.float32] = self.backend(padded_NHWC)[0][: len(chunk_NHWC)].cpu().numpy()
+        return scores_NH
 
 
 class _Launched:
@@ -65,7 +75,8 @@ class _Launched:
         self._host_NH: Tensor | None = None
         self._event: torch.cuda.Event | None = None
         if len(batch.rows_N):
-            self._launch(scorer)
+            with torch.cuda.stream(scorer.stream):
+                self._launch(scorer)
 
     def _launch(self, scorer: Scorer) -> None:
         assert self._batch is not None
