@@ -69,7 +69,7 @@ def decode_reference(
     check's, or empty for any that it knows. Raises `TooManyPixels` beyond `limits`, and whatever Pillow
     raises (many types) for data that it can't decode.
     """
-    with _strict(limits), Image.open(io.BytesIO(data), formats=_plugins(format)) as image:
+    with _strict.within(limits), Image.open(io.BytesIO(data), formats=_plugins(format)) as image:
         width, height = image.size
         if message := limits.objection(width, height, len(data)):
             raise TooManyPixels(message)
@@ -94,19 +94,37 @@ def _plugins(format: str) -> tuple[str, ...]:
     return tuple(plugin for plugin in wanted if plugin in Image.OPEN)
 
 
-@contextlib.contextmanager
-def _strict(limits: Limits) -> Iterator[None]:
-    """Pillow's process-wide switches as they must be here, whatever an embedding program made of them.
+class _Strict:
+    """Pillow's process-wide switches as they must be while anything is decoded here, and as they were after.
 
     Truncated files must raise. Pillow's own guard (it raises above twice its number) is set to our limit:
     it also sees the images inside an icon, which are decoded while the file is being opened.
     """
-    ImageFile.LOAD_TRUNCATED_IMAGES = False
-    Image.MAX_IMAGE_PIXELS = -(-limits.max_pixels // 2)
-    try:
-        yield
-    except Image.DecompressionBombError as error:
-        raise TooManyPixels(f"{error}; the limit is {limits.max_pixels:,} pixels") from None
+
+    def __init__(self) -> None:
+        self._lock, self._inside = threading.Lock(), 0
+        self._before: tuple[bool, int | None] = (False, None)
+
+    @contextlib.contextmanager
+    def within(self, limits: Limits) -> Iterator[None]:
+        with self._lock:
+            if self._inside == 0:
+                self._before = (ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS)
+            self._inside += 1
+            ImageFile.LOAD_TRUNCATED_IMAGES = False
+            Image.MAX_IMAGE_PIXELS = -(-limits.max_pixels // 2)
+        try:
+            yield
+        except Image.DecompressionBombError as error:
+            raise TooManyPixels(str(error).partition(",")[0]) from None
+        finally:
+            with self._lock:
+                self._inside -= 1
+                if self._inside == 0:
+                    ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS = self._before
+
+
+_strict = _Strict()
 
 
 def _upright(image: Image.Image) -> Image.Image:

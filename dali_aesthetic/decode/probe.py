@@ -15,6 +15,9 @@ from dali_aesthetic.types import Buffer, ImageHeader, Route, Status
 
 GIANT_PIXELS = 32_000_000
 """Above this an image goes to Pillow, one at a time, so that it can't blow up DALI's batch buffers."""
+TINY_SIDE = 32
+"""An image whose short side is below this goes to Pillow: magnified so far, the border, where the two
+resamplers differ, is a large share of it."""
 BOMB_PIXELS = 16_000_000
 """Below this a high ratio of pixels to bytes is harmless (a flat image), so it isn't looked at."""
 
@@ -114,9 +117,8 @@ def _brands(image: Buffer) -> set[bytes]:
 def _within(limits: Limits, header: ImageHeader, num_bytes: int) -> ImageHeader:
     if message := limits.objection(header.width, header.height, num_bytes):
         return replace(header, route=Route.NOBODY, status=Status.TOO_LARGE, message=message)
-    if header.width * header.height > GIANT_PIXELS and header.route is Route.DALI:
-        return replace(header, route=Route.PILLOW)
-    return header
+    extreme = header.width * header.height > GIANT_PIXELS or min(header.width, header.height) < TINY_SIDE
+    return replace(header, route=Route.PILLOW) if extreme and header.route is Route.DALI else header
 
 
 def _bad(name: str, status: Status, message: str) -> ImageHeader:

@@ -15,7 +15,7 @@ from dali_aesthetic.types import Route, Status
 LIMITS = Limits()
 
 
-def encode(format: str, mode: str = "RGB", size: tuple[int, int] = (40, 24)) -> bytes:
+def encode(format: str, mode: str = "RGB", size: tuple[int, int] = (50, 40)) -> bytes:
     pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(pixels).convert(mode).save(buffer, format)
@@ -91,11 +91,11 @@ def test_no_bytes_are_empty() -> None:
 
 def test_a_size_that_is_known_is_held_to_the_limits() -> None:
     png = encode("PNG")
-    assert probe(png, Limits(max_pixels=40 * 24)).status is Status.OK
-    header = probe(png, Limits(max_pixels=40 * 24 - 1))
+    assert probe(png, Limits(max_pixels=50 * 40)).status is Status.OK
+    header = probe(png, Limits(max_pixels=50 * 40 - 1))
     assert (header.status, header.route) == (Status.TOO_LARGE, Route.NOBODY)
-    assert (header.width, header.height) == (40, 24)
-    assert "40x24: 960 pixels, the limit is 959" in header.message
+    assert (header.width, header.height) == (50, 40)
+    assert "50x40: 2,000 pixels, the limit is 1,999" in header.message
 
 
 def sized_png(width: int, height: int, num_bytes: int) -> bytes:
@@ -113,6 +113,12 @@ def test_many_pixels_a_byte_are_a_bomb_only_above_sixteen_megapixels() -> None:
 def test_giants_go_to_pillow() -> None:
     assert probe(sized_png(8000, 4000, 100_000), LIMITS).route is Route.DALI
     assert probe(sized_png(8000, 4001, 100_000), LIMITS).route is Route.PILLOW
+
+
+def test_tiny_images_go_to_pillow() -> None:
+    assert probe(encode("JPEG", size=(32, 500)), LIMITS).route is Route.DALI
+    assert probe(encode("JPEG", size=(31, 500)), LIMITS).route is Route.PILLOW
+    assert probe(encode("PNG", size=(500, 1)), LIMITS).route is Route.PILLOW
 
 
 SEEDS = [

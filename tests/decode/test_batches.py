@@ -1,0 +1,77 @@
+"""Filling batches: what counts, what travels along, where shards end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from dali_aesthetic.decode.batches import check, fill_batches
+from dali_aesthetic.decode.probe import Limits
+from dali_aesthetic.types import EncodedBatch, Route, Sample, Shard, ShardEnd, Status
+from tests.decode.encoded import noise, sample, save
+
+GOOD, BAD = save(noise()), b"<html>"
+PILLOW = save(noise(), "GIF")
+
+
+def end(name: str = "00000") -> ShardEnd:
+    return ShardEnd(shard=Shard(index=0, name=name, kind="tar", source=f"{name}.tar"))
+
+
+def fill(items: list[bytes | ShardEnd | None], batch_size: int) -> list[EncodedBatch]:
+    stream = [item if isinstance(item, ShardEnd) else sample(str(i), item) for i, item in enumerate(items)]
+    return list(fill_batches(stream, batch_size, Limits()))
+
+
+def test_a_batch_is_full_of_decodable_images() -> None:
+    batches = fill([GOOD, BAD, PILLOW, GOOD, None, GOOD, GOOD, end()], 2)
+    assert [len(batch.samples) for batch in batches] == [3, 3, 1]
+    assert [sum(h.route is not Route.NOBODY for h in batch.headers) for batch in batches] == [2, 2, 1]
+
+
+def test_bad_samples_behind_a_full_batch_belong_to_the_next() -> None:
+    batches = fill([GOOD, BAD, BAD, GOOD, end()], 1)
+    assert [[s.key for s in batch.samples] for batch in batches] == [["0"], ["1", "2", "3"]]
+
+
+def test_a_run_of_bad_samples_ends_a_batch_too() -> None:
+    batches = fill([BAD] * 20 + [end()], 2)
+    assert [len(batch.samples) for batch in batches] == [8, 8, 4]
+
+
+def test_shards_that_end_at_a_border_are_in_the_batch_of_their_last_sample() -> None:
+    batches = fill([GOOD, GOOD, end("a"), end("b"), GOOD, end("c")], 2)
+    assert [[e.shard.name for e in batch.ended] for batch in batches] == [["a", "b"], ["c"]]
+
+
+def test_batches_fill_across_shards() -> None:
+    (batch,) = fill([GOOD, end("a"), GOOD, end("b")], 4)
+    assert len(batch.samples) == 2
+    assert [e.shard.name for e in batch.ended] == ["a", "b"]
+
+
+def test_an_empty_shard_is_a_batch_of_its_end_and_an_empty_stream_is_none() -> None:
+    (batch,) = fill([end()], 2)
+    assert (batch.samples, len(batch.ended)) == ((), 1)
+    assert fill([], 2) == []
+
+
+@pytest.mark.parametrize("status", [Status.TRUNCATED, Status.MISSING_IMAGE])
+def test_what_the_reader_found_wrong_stands(status: Status) -> None:
+    header = check(sample("a", GOOD, status), Limits())
+    assert (header.status, header.route) == (status, Route.NOBODY)
+    assert check(sample("a", GOOD), Limits()).status is Status.OK
+
+
+def test_batches_come_as_soon_as_they_are_full() -> None:
+    taken = 0
+
+    def source() -> Iterator[Sample | ShardEnd]:
+        nonlocal taken
+        for i in range(9):
+            taken += 1
+            yield sample(str(i), GOOD)
+
+    next(fill_batches(source(), 3, Limits()))
+    assert taken == 4  # the fourth sample shows that no shard end follows the third

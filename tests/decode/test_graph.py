@@ -1,0 +1,103 @@
+"""DALI's resize against PIL's on real photos and odd sizes: one pass and two, on the CPU and the GPU."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dali_aesthetic.decode.geometry import resize_steps
+from dali_aesthetic.decode.graph import build_pipeline, num_passes
+from dali_aesthetic.decode.handoff import to_torch
+from dali_aesthetic.decode.pillow import decode_reference
+from dali_aesthetic.decode.probe import Limits
+from tests.decode.encoded import SIZE, decode_with, decoder, mean_error, photo, pixels_by_row, save
+
+LIMITS = Limits(max_pixels=10**9, max_pixels_per_byte=10**9)
+ONE_PASS, TWO_PASSES = (0.2, 0.3), (0.05, 0.2)
+"""Mean over all images and worst image, in 1/255."""
+DEVICES = [
+    pytest.param(None, 1, id="cpu-one-pass"),
+    pytest.param(None, 2, id="cpu-two-passes"),
+    pytest.param(0, 1, id="gpu-one-pass", marks=pytest.mark.gpu),
+    pytest.param(0, 2, id="gpu-two-passes", marks=pytest.mark.gpu),
+]
+SIDES = (32, 33, 223, 224, 225, 226, 227, 229, 448, 449, 451)
+ODD = [
+    *((width, height) for width in SIDES for height in SIDES),
+    *[(40, 4000), (4000, 40), (97, 1009), (2240, 224), (33, 3300), (6001, 601)],
+]
+"""Below `probe.TINY_SIDE` DALI is not asked."""
+
+
+def decode(
+    images: list[bytes], sizes: list[tuple[int, int]], device_id: int | None, passes: int
+) -> np.ndarray:
+    feed = [np.frombuffer(image, np.uint8) for image in images], *resize_steps(sizes, SIZE, passes)
+    pipeline = build_pipeline(
+        lambda: feed,
+        max_batch=len(images),
+        num_threads=2,
+        device_id=device_id,
+        prefetch=1,
+        passes=passes,
+    )
+    (decoded,) = pipeline.run()
+    return to_torch(decoded).cpu().numpy()
+
+
+def errors(images: list[Image.Image], device_id: int | None, passes: int, format: str = "PNG") -> list[float]:
+    """Mean error of each image. PNG shows the resize alone."""
+    encoded = [save(image, format) for image in images]
+    decoded = decode(encoded, [image.size for image in images], device_id, passes)
+    pairs = zip(decoded, encoded, strict=True)
+    return [mean_error(ours, decode_reference(image, SIZE, LIMITS).pixels_SSC) for ours, image in pairs]
+
+
+def limits(passes: int) -> tuple[float, float]:
+    return ONE_PASS if passes == 1 else TWO_PASSES
+
+
+@pytest.mark.parametrize(("device_id", "passes"), DEVICES)
+def test_real_photos_are_pils(photos: list[Image.Image], device_id: int | None, passes: int) -> None:
+    mean, worst = limits(passes)
+    found = errors(photos, device_id, passes, "JPEG")
+    assert np.mean(found) <= mean
+    assert max(found) <= worst
+
+
+@pytest.mark.parametrize(("device_id", "passes"), DEVICES)
+def test_odd_sizes_are_pils(device_id: int | None, passes: int) -> None:
+    mean, worst = limits(passes)
+    source = photo("coffee")
+    found = errors([source.resize(size) for size in ODD], device_id, passes)
+    assert np.mean(found) <= mean
+    assert {size: error for size, error in zip(ODD, found, strict=True) if error > worst} == {}
+
+
+def test_tiny_images_are_pils_because_it_decodes_them() -> None:
+    """PIL renormalises its kernel at the border, DALI repeats the edge: here the border is a large share."""
+    sizes = [(1, 1), (1, 100), (100, 1), (7, 700), (700, 7), (2, 2), (31, 31), (3, 300), (5000, 31)]
+    images = [save(photo("coffee", *size)) for size in sizes]
+    (batch,) = decode_with(decoder(16), images, 16)
+    for row, pixels in pixels_by_row(batch).items():
+        np.testing.assert_array_equal(pixels, decode_reference(images[row], SIZE, LIMITS).pixels_SSC)
+    assert len(batch.rows_N) == len(sizes)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("device_id", "passes"), DEVICES)
+def test_a_hundred_megapixels_are_pils(device_id: int | None, passes: int) -> None:
+    large = photo("coffee").resize((12000, 9000))
+    (error,) = errors([large], device_id, passes, "JPEG")
+    assert error <= limits(passes)[1]
+
+
+@pytest.mark.parametrize(("device_id", "passes"), DEVICES)
+def test_grey_jpegs_become_rgb(device_id: int | None, passes: int) -> None:
+    (error,) = errors([photo().convert("L")], device_id, passes, "JPEG")
+    assert error <= limits(passes)[1]
+
+
+def test_the_cpu_takes_one_pass_and_a_gpu_two() -> None:
+    assert (num_passes(None), num_passes(0), num_passes(3)) == (1, 2, 2)

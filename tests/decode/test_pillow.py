@@ -1,0 +1,197 @@
+"""The reference path: byte for byte open_clip's transform, and strict about what it opens."""
+
+from __future__ import annotations
+
+import io
+import threading
+import zlib
+
+import numpy as np
+import numpy.typing as npt
+import open_clip
+import pytest
+from PIL import Image, ImageFile, ImageOps
+
+from dali_aesthetic.decode import pillow
+from dali_aesthetic.decode.pillow import TooManyPixels, decode_reference, square_pixels
+from dali_aesthetic.decode.probe import Limits
+from tests.decode.encoded import mean_error, noise, photo, save
+
+LIMITS = Limits()
+TRANSFORM = open_clip.image_transform(224, is_train=False, mean=(0, 0, 0), std=(1, 1, 1))
+
+
+def open_clips(image: Image.Image) -> npt.NDArray[np.uint8]:
+    """open_clip's own pixels before it normalises them."""
+    scaled = TRANSFORM(image).permute(1, 2, 0).numpy() * 255
+    assert np.abs(scaled - scaled.round()).max() < 1e-3
+    return scaled.round().astype(np.uint8)
+
+
+MODES = [
+    ("RGB", "PNG"),
+    ("L", "PNG"),
+    ("P", "PNG"),
+    ("1", "PNG"),
+    ("LA", "PNG"),
+    ("RGBA", "PNG"),
+    ("I;16", "PNG"),
+    ("I;16", "TIFF"),
+    ("CMYK", "JPEG"),
+    ("CMYK", "TIFF"),
+    ("YCbCr", "JPEG"),
+    ("RGB", "JPEG"),
+    ("L", "JPEG"),
+    ("P", "GIF"),
+    ("RGBA", "WEBP"),
+    ("RGBA", "AVIF"),
+    ("RGB", "BMP"),
+    ("F", "TIFF"),
+    ("LAB", "TIFF"),
+]
+
+
+@pytest.mark.parametrize(("mode", "format"), MODES)
+@pytest.mark.parametrize("size", [(300, 227), (90, 400), (224, 224)])
+def test_pixels_are_open_clips_in_every_mode(mode: str, format: str, size: tuple[int, int]) -> None:
+    image = noise(*size, "RGB").convert("RGB") if mode == "LAB" else noise(*size, mode)
+    if mode == "LAB":
+        image = Image.merge("LAB", image.split())
+    encoded = save(image, format)
+    decoded = decode_reference(encoded, 224, LIMITS)
+    np.testing.assert_array_equal(decoded.pixels_SSC, open_clips(Image.open(io.BytesIO(encoded))))
+    assert (decoded.width, decoded.height) == size
+
+
+def test_the_first_frame_counts() -> None:
+    first, second = noise(60, 60), ImageOps.invert(noise(60, 60))
+    for format in ("GIF", "TIFF", "WEBP", "AVIF", "PNG"):
+        encoded = save(first, format, save_all=True, append_images=[second])
+        alone = open_clips(Image.open(io.BytesIO(encoded)))
+        np.testing.assert_array_equal(decode_reference(encoded, 224, LIMITS).pixels_SSC, alone)
+
+
+@pytest.mark.parametrize("size", [(17 * 30, 30), (30, 3000), (65000, 2)])
+def test_extreme_ratios_resample_the_crop_only(size: tuple[int, int]) -> None:
+    image = photo(width=size[0], height=size[1])
+    ours = decode_reference(save(image, "PNG"), 224, LIMITS).pixels_SSC
+    if max(size) < 10_000:  # beyond that the reference allocates gigabytes
+        assert mean_error(ours, open_clips(image)) < 0.1
+    assert ours.shape == (224, 224, 3)
+
+
+def test_giant_jpegs_are_decoded_at_a_reduced_scale(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoded = save(photo(width=2000, height=1500), quality=95)
+    exact = decode_reference(encoded, 224, LIMITS).pixels_SSC
+    monkeypatch.setattr(pillow, "GIANT_PIXELS", 1_000_000)
+    drafted = decode_reference(encoded, 224, LIMITS)
+    assert (drafted.width, drafted.height) == (2000, 1500)
+    assert 0 < mean_error(drafted.pixels_SSC, exact) < 1.5
+
+
+def test_giants_are_decoded_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pillow, "GIANT_PIXELS", 100)
+    inside, most = 0, 0
+    real, lock = pillow.square_pixels, threading.Lock()
+
+    def counted(image: Image.Image, size: int) -> npt.NDArray[np.uint8]:
+        nonlocal inside, most
+        with lock:
+            inside += 1
+            most = max(most, inside)
+        pixels = real(image, size)
+        with lock:
+            inside -= 1
+        return pixels
+
+    monkeypatch.setattr(pillow, "square_pixels", counted)
+    encoded = save(photo(), "PNG")
+    threads = [threading.Thread(target=decode_reference, args=(encoded, 224, LIMITS)) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == 1
+
+
+@pytest.mark.parametrize("format", ["GIF", "BMP", "TIFF", "PPM", "PNG", "AVIF"])
+def test_sizes_beyond_the_limits_raise_before_decoding(format: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda _: pytest.fail("decoded"))
+    encoded = save(noise(), format)
+    with pytest.raises(TooManyPixels, match=r"960 pixels.* limit (is|of) 9[56]"):
+        decode_reference(encoded, 224, Limits(max_pixels=959))
+
+
+def test_the_image_inside_an_icon_is_held_to_the_limits_too() -> None:
+    """Pillow decodes an icon's image while it opens the file, whatever the directory says of its size."""
+    icon = save(noise(64, 64), "ICO", sizes=[(64, 64)])
+    header = icon.index(b"IHDR")
+    content = b"IHDR" + (30_000).to_bytes(4, "big") * 2 + icon[header + 12 : header + 17]
+    checksum = zlib.crc32(content).to_bytes(4, "big")
+    bomb = icon[:header] + content + checksum + icon[header + 21 :]
+    with pytest.raises(TooManyPixels, match="900000000 pixels"):
+        decode_reference(bomb, 224, LIMITS)
+
+
+def test_many_pixels_a_byte_raise_in_formats_whose_size_only_pillow_reads() -> None:
+    flat = save(Image.new("L", (5000, 4000)), "GIF")
+    with pytest.raises(TooManyPixels, match=r"5000x4000: 20,000,000 pixels in .* a byte"):
+        decode_reference(flat, 224, Limits(max_pixels_per_byte=10))
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "GIF", "BMP", "TIFF"])
+def test_a_cut_image_raises_even_where_a_program_allowed_it(
+    format: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    encoded = save(photo(), format)
+    with pytest.raises(Exception, match=r".+"):
+        decode_reference(encoded[: len(encoded) // 2], 224, LIMITS)
+    assert ImageFile.LOAD_TRUNCATED_IMAGES, "the program's own setting is back"
+
+
+def test_a_programs_own_pixel_limit_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoded = save(photo(), "PNG")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    decode_reference(encoded, 224, LIMITS)
+    with pytest.raises(TooManyPixels):
+        decode_reference(encoded, 224, Limits(max_pixels=1000))
+    assert Image.MAX_IMAGE_PIXELS == 100
+
+
+POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n(x) print\n%%EOF\n"
+
+
+@pytest.mark.parametrize("format", ["tga", "bmp", "jpeg", ""])
+def test_other_plugins_of_pillow_are_never_tried(format: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A PostScript file with a TGA footer passes the header check, and Pillow would call Ghostscript."""
+    from PIL import EpsImagePlugin
+
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_: pytest.fail("Ghostscript was called"))
+    data = POSTSCRIPT + bytes(8) + b"TRUEVISION-XFILE.\x00"
+    with pytest.raises(Exception, match=r".+"):
+        decode_reference(data, 224, LIMITS, format=format)
+
+
+def tagged(orientation: int, format: str) -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return save(photo("coffee", 320, 200), format, exif=exif)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "AVIF"])
+def test_the_orientation_is_applied_on_demand_only(orientation: int, format: str) -> None:
+    encoded = tagged(orientation, format)
+    opened = Image.open(io.BytesIO(encoded))
+    stored = decode_reference(encoded, 224, LIMITS)
+    upright = decode_reference(encoded, 224, LIMITS, apply_exif=True)
+    np.testing.assert_array_equal(stored.pixels_SSC, open_clips(opened))
+    np.testing.assert_array_equal(upright.pixels_SSC, square_pixels(ImageOps.exif_transpose(opened), 224))
+    assert (orientation == 1) == np.array_equal(stored.pixels_SSC, upright.pixels_SSC)
+
+
+def test_damaged_exif_leaves_the_image_as_it_is() -> None:
+    encoded = save(photo(), "JPEG", exif=b"Exif\0\0no directory at all")
+    upright = decode_reference(encoded, 224, LIMITS, apply_exif=True).pixels_SSC
+    np.testing.assert_array_equal(upright, decode_reference(encoded, 224, LIMITS).pixels_SSC)
