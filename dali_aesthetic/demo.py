@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image, ImageFilter
 from rich.console import Console
@@ -131,8 +132,8 @@ def _encode(image: Image.Image, format: str = "JPEG", **options: int) -> bytes:
 
 
 def _noisy(image: Image.Image) -> bytes:
-    noise = Image.effect_noise(image.size, 90).convert("RGB")
-    return _encode(Image.blend(image, noise, 0.5), quality=90)
+    noise = np.random.default_rng(0).normal(128, 60, (image.height, image.width, 3)).clip(0, 255)
+    return _encode(Image.blend(image, Image.fromarray(noise.astype(np.uint8)), 0.5), quality=90)
 
 
 def _tiny(image: Image.Image) -> bytes:

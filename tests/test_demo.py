@@ -1,0 +1,58 @@
+"""The demo set is real, complete and the same each time; random weights come under a banner only."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from dali_aesthetic.demo import make_demo_set, run_demo
+from tests.conftest import read_members, snapshot
+
+
+@pytest.fixture(scope="module")
+def demo_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("demo") / "input"
+    assert make_demo_set(folder).endswith("demo-{00000..00002}.tar")
+    return folder
+
+
+def test_the_set_has_about_200_samples_of_image_txt_and_json(demo_set: Path) -> None:
+    members = [name for tar in sorted(demo_set.iterdir()) for name, _ in read_members(tar)]
+    suffixes = [name.split(".")[1] for name in members]
+    assert 150 <= suffixes.count("txt") == suffixes.count("json") <= 250
+    assert suffixes.count("jpg") + suffixes.count("webp") == suffixes.count("txt")
+
+
+def test_its_images_decode(demo_set: Path) -> None:
+    with tarfile.open(demo_set / "demo-00000.tar") as tar:
+        for member in tar.getmembers()[:30]:
+            if member.name.endswith(("jpg", "webp")):
+                content = tar.extractfile(member)
+                assert content is not None
+                Image.open(io.BytesIO(content.read())).load()
+
+
+def test_the_set_is_the_same_each_time(demo_set: Path, tmp_path: Path) -> None:
+    make_demo_set(tmp_path)
+    assert snapshot(tmp_path) == snapshot(demo_set)
+
+
+@pytest.mark.slow
+def test_without_weights_the_demo_says_that_scores_mean_nothing(
+    demo_set: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    console = Console(file=io.StringIO(), width=200)
+    assert run_demo(demo_set.parent, None, "cpu", console) == 0
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "RANDOM WEIGHTS: THE SCORES BELOW MEAN NOTHING" in text
+    assert "3 committed, 0 failed" in text
+    assert (demo_set.parent / "output-random-weights" / "stats" / "demo-00002.json").exists()
+    assert not (demo_set.parent / "output").exists()

@@ -1,0 +1,67 @@
+"""What a person reads: a line while it runs, a table after."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+
+from dali_aesthetic.config import Config
+from dali_aesthetic.display import Progress, clock, share, summary, watch_on
+from dali_aesthetic.launch.local import RunResult
+from dali_aesthetic.stats import RunStats
+from dali_aesthetic.types import ImageHeader, Route, ShardReport, Status
+
+
+@pytest.fixture
+def stats() -> RunStats:
+    stats = RunStats()
+    good = ImageHeader(format="jpeg", width=1, height=1, route=Route.DALI)
+    bad = ImageHeader(format="", width=0, height=0, route=Route.NOBODY, status=Status.EMPTY)
+    stats.add((good, good, good, good, bad), num_kept=1)
+    stats.reports.append(ShardReport(name="a", source="a"))
+    return stats
+
+
+def test_the_line_has_rate_share_bad_and_time_left(stats: RunStats) -> None:
+    line = Progress(stats, 3).line()
+    for part in ("1/3 shards", "5 images", "images/s", "kept 25.0%", "bad 1", "ETA"):
+        assert part in line
+
+
+def test_the_summary_names_damaged_and_failed_shards(stats: RunStats) -> None:
+    stats.reports.append(ShardReport(name="b", source="b.tar", damage="cut at byte 7"))
+    stats.reports.append(ShardReport(name="c", source="[c].tar", error="no tar"))
+    console = Console(file=io.StringIO(), width=120)
+    config = Config(input=("x",), output="out")
+    summary(RunResult(stats=stats, num_shards=4, num_skipped=1), config, console)
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "2 committed, 1 failed" in text
+    assert "1 of 4 committed before" in text
+    assert "1 (1 empty)" in text
+    assert "damaged b.tar: cut at byte 7" in text
+    assert "failed [c].tar: no tar" in text
+
+
+def test_a_log_file_gets_no_live_line(stats: RunStats) -> None:
+    console = Console(file=io.StringIO())
+    with watch_on(console, stats, 3):
+        pass
+    assert console.file.getvalue() == ""  # type: ignore[attr-defined]
+
+
+def test_a_terminal_gets_one(stats: RunStats) -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=160)
+    with watch_on(console, stats, 3):
+        pass
+    assert "1/3 shards" in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(5, "0:05"), (65, "1:05"), (3723, "1:02:03")])
+def test_clock(seconds: int, text: str) -> None:
+    assert clock(seconds) == text
+
+
+def test_a_share_of_nothing_is_a_dash() -> None:
+    assert (share(1, 4), share(0, 0)) == ("25.0%", "-")

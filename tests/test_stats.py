@@ -1,0 +1,52 @@
+"""Counters add up and the verdict names the stage that works most."""
+
+from __future__ import annotations
+
+from dali_aesthetic.overlap import StageTimes
+from dali_aesthetic.stats import RunStats
+from dali_aesthetic.types import ImageHeader, Route, ShardReport, Status
+
+
+def header(status: Status) -> ImageHeader:
+    return ImageHeader(format="jpeg", width=1, height=1, route=Route.DALI, status=status)
+
+
+def stage(name: str, seconds: float, full: float, empty: float) -> StageTimes:
+    return StageTimes(name, 10, full, empty, started_at=100.0, ended_at=100.0 + seconds)
+
+
+def test_samples_are_counted_by_status() -> None:
+    stats = RunStats()
+    stats.add((header(Status.OK), header(Status.TRUNCATED)), num_kept=1)
+    stats.add((header(Status.OK), header(Status.OK), header(Status.EMPTY)), num_kept=0)
+    assert (stats.num_samples, stats.num_scored, stats.num_bad, stats.num_kept) == (5, 3, 2, 1)
+    assert stats.statuses == {"ok": 3, "truncated": 1, "empty": 1}
+
+
+def test_failed_and_damaged_shards_are_told_apart() -> None:
+    stats = RunStats()
+    stats.reports = [
+        ShardReport(name="a", source="a"),
+        ShardReport(name="b", source="b", damage="cut"),
+        ShardReport(name="c", source="c", error="no tar"),
+    ]
+    assert [report.name for report in stats.damaged] == ["b"]
+    assert [report.name for report in stats.failed] == ["c"]
+
+
+def test_waiting_is_taken_off_each_stages_work() -> None:
+    stats = RunStats(waited_for_device=1.0, wrote=0.5)
+    # storage works 2 of 10 s; decode waits 1 for it and 6 for room; encode waits 3 for decode.
+    stats.stages = [stage("storage", 10, 8, 1), stage("decode", 10, 6, 3), stage("encode", 10, 0, 6)]
+    assert stats.work_times() == {"storage": 2.0, "decode": 3.0, "encode": 8.0, "sink": 0.5}
+    assert stats.bound_by() == "encode"
+
+
+def test_there_is_no_verdict_before_there_is_work() -> None:
+    assert RunStats().bound_by() == ""
+
+
+def test_the_clock_stops_at_the_end() -> None:
+    stats = RunStats()
+    stats.finish()
+    assert stats.seconds == stats.seconds
