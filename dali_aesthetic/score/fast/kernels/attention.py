@@ -39,6 +39,7 @@ def attend(qkv_R3W: Tensor, out_RW: Tensor, images: int, heads: int, out_scale: 
         out_RW,
         TensorDescriptor.from_tensor(qkv_R3W, [patches, size]),
         TensorDescriptor.from_tensor(qkv_R3W, [rows, size]),
+        TensorDescriptor.from_tensor(out_RW, [rows, size]),
         out_scale,
         heads,
         size,
@@ -96,6 +97,7 @@ def _attend(
     out: tl.tensor,
     keys: tl.tensor,
     queries: tl.tensor,
+    answers: tl.tensor,
     out_scale: tl.tensor,
     HEADS: tl.constexpr,
     SIZE: tl.constexpr,
@@ -116,12 +118,10 @@ def _attend(
     # The class query first: after the loop it would spill registers.
     o_class = _class_query(tl.load(base + d), k, v, k_class, v_class, COLUMNS) * out_scale
     tl.store(base_out + d, o_class.to(out.dtype.element_ty))
-    for tile in tl.range(0, PATCHES // ROWS, num_stages=1):
-        first = 1 + tile * ROWS
-        q = queries.load([row + first, head * SIZE])
-        o = _patch_queries(q, k, v, k_class, v_class) * out_scale
-        at = base_out + (first + tl.arange(0, ROWS))[:, None] * width + d[None, :]
-        tl.store(at, o.to(out.dtype.element_ty))
+    for tile in tl.range(0, PATCHES // ROWS, num_stages=2):
+        at = row + 1 + tile * ROWS
+        o = _patch_queries(queries.load([at, head * SIZE]), k, v, k_class, v_class) * out_scale
+        answers.store([at, head * SIZE], o.to(out.dtype.element_ty))
 
 
 def reference(qkv_R3W: Tensor, images: int, heads: int) -> Tensor:
