@@ -32,8 +32,8 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(VENV)/.dev ## images per second of each stage on this machine, as JSON
-	$(BIN)/python -m benchmarks
+bench: $(VENV)/.bench ## images per second of each stage on this machine, as JSON: make bench [FLAGS=--quick]
+	$(BIN)/python -m benchmarks all $(FLAGS)
 
 clean: ## remove the environment and the demo
 	rm -rf $(VENV) demo
@@ -50,3 +50,7 @@ $(VENV)/.run: pyproject.toml $(VENV)/bin/python
 $(VENV)/.dev: pyproject.toml $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --editable '.[$(CUDA),demo,dev]'
 	touch $@ $(VENV)/.run
+
+$(VENV)/.bench: $(VENV)/.dev
+	$(BIN)/python -m pip install --quiet --editable '.[$(CUDA),demo,dev,bench]'
+	touch $@

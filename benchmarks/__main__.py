@@ -1,100 +1,78 @@
-"""`python -m benchmarks`: measure this machine and write a result file."""
+"""`python -m benchmarks PART`: measure this machine and write result files; see `--help`."""
 
 from __future__ import annotations
 
-import json
 import sys
-import tempfile
-import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-import torch
 import typer
-from rich.console import Console
-from rich.table import Table
 
-from benchmarks.dataset import DatasetSpec, make_dataset
-from benchmarks.machine import describe, slug
-from benchmarks.throughput import Measured, measure
-from dali_aesthetic.config import Config
-from dali_aesthetic.launch.worker import resolve_device
-from dali_aesthetic.overlap import cpu_count
+from benchmarks.parts import PARTS
+from benchmarks.settings import Settings
 
-console = Console(highlight=False)
+app = typer.Typer(
+    help="How fast each part is on this machine, against the chip and against others.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+RESULTS = Path("benchmarks/results")
 
 
-def main(
+def _command(work: Callable[[Settings], None]) -> Callable[..., None]:
+    """A command with the options of `Settings`, which are the same for every part."""
+
+    def command(
+        device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+        encoder: Annotated[str, typer.Option(help="Default: ViT-L-14 on a GPU, ViT-B-32 on a CPU.")] = "",
+        weights: Annotated[str, typer.Option(help="Speed does not depend on them.")] = "random:0",
+        head: str = "random:0",
+        backend: str = "auto",
+        precision: str = "auto",
+        batch_size: Annotated[int, typer.Option(help="0: the default of the device.")] = 0,
+        distinct: Annotated[int, typer.Option(help="Distinct images in a shard; 0: as fits.")] = 0,
+        num_shards: Annotated[int, typer.Option(help="Times the shard is read; 0: as fits.")] = 0,
+        repeats: int = 0,
+        seconds: float = 0.0,
+        quick: Annotated[bool, typer.Option(help="Fewer images and repeats.")] = False,
+        data: Annotated[Path, typer.Option(help="Where the shards are made.")] = Path("build/bench-data"),
+        results: Annotated[Path, typer.Option(help="Where result files go.")] = RESULTS,
+    ) -> None:
+        work(Settings(**{name: value for name, value in locals().items() if name != "work"}))
+
+    command.__doc__ = work.__doc__
+    return command
+
+
+for _name, _part in PARTS.items():
+    app.command(_name)(_command(_part))
+
+
+@app.command("all", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def run_everything(
+    context: typer.Context,
+    minutes: Annotated[float, typer.Option(help="For all parts together.")] = 60,
+    resume: Annotated[bool, typer.Option(help="Leave out parts with a complete result of today.")] = False,
+    quick: bool = False,
     device: str = "auto",
-    encoder: str = "",
-    head: str = "random:0",
-    weights: str = "random:0",
-    backend: str = "auto",
-    precision: str = "auto",
-    batch_size: Annotated[int, typer.Option(help="0: the default of the device.")] = 0,
-    distinct: Annotated[int, typer.Option(help="Distinct images in a shard; 0: as fits the device.")] = 0,
-    num_shards: int = 0,
-    short_side: int = 512,
-    repeats: int = 3,
-    results: Path = Path("benchmarks/results"),
+    results: Path = RESULTS,
 ) -> None:
-    """Decode only, encoder only, end to end. Random weights by default: speed does not depend on them."""
-    chip = resolve_device(device)
-    on_gpu = chip.type == "cuda"
-    spec = DatasetSpec(
-        short_side=short_side,
-        distinct=distinct or (2048 if on_gpu else 96),
-        num_shards=num_shards or (8 if on_gpu else 2),
-    )
-    with tempfile.TemporaryDirectory() as folder:
-        console.print(f"making {spec.distinct} images for {spec.num_shards} shards ...")
-        config = Config.build(
-            {
-                "input": make_dataset(Path(folder) / "input", spec, cpu_count()),
-                "output": folder,
-                "device": device,
-                "model": {
-                    "encoder": encoder or ("ViT-L-14" if on_gpu else "ViT-B-32"),
-                    "weights": weights,
-                    "heads": (head,),
-                    "backend": backend,
-                    "precision": precision,
-                },
-                "decode": {"batch_size": batch_size or None},
-            }
-        )
-        console.print("measuring ...")
-        measured = measure(config, Path(folder), repeats)
-    _write(results, chip, config, spec, measured)
+    """Every part that writes a result, each in its own process and time; other options go to the parts."""
+    from benchmarks.everything import run_all
+
+    settings = Settings(device=device, quick=quick, results=results)
+    options = [*(["--quick"] if quick else []), "--device", device, "--results", str(results), *context.args]
+    outcomes = run_all(settings, options, minutes, resume)
+    for outcome in outcomes:
+        typer.echo(f"{outcome.part:<12} {outcome.how:<12} {outcome.seconds:6.0f} s")
+    sys.exit(any(outcome.how == "failed" for outcome in outcomes))
 
 
-def _write(
-    results: Path, device: torch.device, config: Config, spec: DatasetSpec, measured: list[Measured]
-) -> None:
-    date = time.strftime("%Y-%m-%d")
-    record = {
-        "theme": "throughput",
-        "date": date,
-        "command": "python -m benchmarks " + " ".join(sys.argv[1:]),
-        "machine": describe(device),
-        "dataset": {name: getattr(spec, name) for name in spec.__dataclass_fields__},
-        "model": config.model.model_dump(mode="json"),
-        "rows": [row.as_row() for row in measured],
-    }
-    results.mkdir(parents=True, exist_ok=True)
-    path = results / f"throughput_{slug(device)}_{date}.json"
-    path.write_text(json.dumps(record, indent=2) + "\n")
-    console.print(_table(measured))
-    console.print(f"written to {path}")
-
-
-def _table(measured: list[Measured]) -> Table:
-    table = Table("stage", "images/s", "min", "max")
-    for row in (m.as_row() for m in measured):
-        rate, low, high = (f"{row[name]:,.0f}" for name in ("images_per_second", "min", "max"))
-        table.add_row(row["stage"], rate, low, high)
-    return table
+def main() -> Any:
+    """Entry point of `python -m benchmarks`."""
+    return app()
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    main()

@@ -15,7 +15,7 @@ import torch
 
 _PACKAGES = (
     "torch", "triton", "nvidia-dali-cuda120", "nvidia-dali-cuda130", "open_clip_torch", "quack-kernels",
-    "nvidia-cutlass-dsl",
+    "nvidia-cutlass-dsl", "torchvision", "pillow", "pyarrow", "webdataset", "nemo-curator", "transformers",
 )  # fmt: skip
 
 
@@ -26,6 +26,7 @@ def describe(device: torch.device) -> dict[str, Any]:
         "driver": _driver() if device.type == "cuda" else None,
         "cpu": _cpu_model(),
         "cpu_cores": len(os.sched_getaffinity(0)),
+        "gpu_limits": _limits(device) if device.type == "cuda" else None,
         "python": platform.python_version(),
         "packages": {name: version for name in _PACKAGES if (version := _version(name))},
     }
@@ -43,17 +44,21 @@ def slug(device: torch.device) -> str:
 
 
 class GpuSampler:
-    """Samples SM clock (MHz), power (W) and utilisation (%) of a GPU while its block runs."""
+    """Samples a GPU while its block runs: clocks (MHz), power (W), utilisation (%) of its SMs, its memory and
+    its JPEG decoders, memory in use (MiB). Does nothing for a device that is no GPU."""
 
     def __init__(self, device: torch.device, interval_s: float = 0.1) -> None:
-        self._index = device.index or 0 if device.type == "cuda" else None
+        self._device = device
         self._interval_s = interval_s
         self._rows: list[dict[str, float]] = []
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._sample, daemon=True)
+        self._start_joules = 0.0
+        self.joules = 0.0
 
     def __enter__(self) -> GpuSampler:
-        if self._index is not None:
+        if self._device.type == "cuda":
+            self._start_joules = _joules(self._device)
             self._thread.start()
         return self
 
@@ -63,33 +68,69 @@ class GpuSampler:
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join()
+        if self._device.type == "cuda":
+            self.joules = _joules(self._device) - self._start_joules
 
     def medians(self) -> dict[str, float]:
-        """The median of each figure over the block; empty without a GPU."""
+        """The median of each figure over the block, memory its maximum; empty without a GPU."""
         if not self._rows:
             return {}
-        return {name: round(statistics.median(row[name] for row in self._rows), 1) for name in self._rows[0]}
+        medians = {name: statistics.median(row[name] for row in self._rows) for name in self._rows[0]}
+        medians["memory_mib"] = max(row["memory_mib"] for row in self._rows)
+        return {name: round(value, 1) for name, value in medians.items() if value >= 0}
 
     def _sample(self) -> None:
-        import pynvml
-
-        pynvml.nvmlInit()
-        handle = pynvml.nvmlDeviceGetHandleByIndex(self._index)
+        pynvml, handle = _nvml(self._device)
         while not self._stop.wait(self._interval_s):
             self._rows.append(_figures(pynvml, handle))
 
 
+def _nvml(device: torch.device) -> tuple[Any, Any]:
+    """NVML and its handle of a torch device, which `CUDA_VISIBLE_DEVICES` may have renumbered."""
+    import pynvml
+
+    pynvml.nvmlInit()
+    uuid = f"GPU-{torch.cuda.get_device_properties(device).uuid}"
+    try:
+        return pynvml, pynvml.nvmlDeviceGetHandleByUUID(uuid)
+    except pynvml.NVMLError:
+        return pynvml, pynvml.nvmlDeviceGetHandleByIndex(device.index or 0)
+
+
+def _joules(device: torch.device) -> float:
+    """Energy since the driver was loaded; 0 where the GPU doesn't count it."""
+    pynvml, handle = _nvml(device)
+    try:
+        return float(pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)) / 1000
+    except pynvml.NVMLError:
+        return 0.0
+
+
 def _figures(pynvml: Any, handle: Any) -> dict[str, float]:
+    """A figure that this GPU doesn't tell is -1."""
+    utilisation = pynvml.nvmlDeviceGetUtilizationRates(handle)
     figures = {
         "sm_mhz": float(pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_SM)),
+        "memory_mhz": float(pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_MEM)),
         "watts": pynvml.nvmlDeviceGetPowerUsage(handle) / 1000,
-        "sm_percent": float(pynvml.nvmlDeviceGetUtilizationRates(handle).gpu),
+        "sm_percent": float(utilisation.gpu),
+        "memory_percent": float(utilisation.memory),
+        "memory_mib": pynvml.nvmlDeviceGetMemoryInfo(handle).used / 2**20,
     }
     try:
         figures["jpeg_percent"] = float(pynvml.nvmlDeviceGetJpgUtilization(handle)[0])
-    except pynvml.NVMLError:
+    except (pynvml.NVMLError, AttributeError):
         figures["jpeg_percent"] = -1.0
     return figures
+
+
+def _limits(device: torch.device) -> dict[str, float]:
+    """The most the GPU is allowed: power (W) and SM clock (MHz)."""
+    pynvml, handle = _nvml(device)
+    return {
+        "watts": pynvml.nvmlDeviceGetPowerManagementLimit(handle) / 1000,
+        "sm_mhz": float(pynvml.nvmlDeviceGetMaxClockInfo(handle, pynvml.NVML_CLOCK_SM)),
+    }
 
 
 def _driver() -> str:

@@ -1,118 +1,210 @@
-"""Images per second of decode only, encoder only and end to end, on the device at hand."""
+"""Images per second of each stage, and end to end from tars on disk to committed output."""
 
 from __future__ import annotations
 
-import statistics
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from benchmarks.machine import GpuSampler
+from benchmarks.record import Measured
+from benchmarks.timing import Work, finish, for_seconds, measure_rate, peak_host_mib
 from dali_aesthetic.config import Config
 from dali_aesthetic.decode.batches import fill_batches
-from dali_aesthetic.launch.local import run
 from dali_aesthetic.launch.worker import Worker, build_worker
 from dali_aesthetic.overlap import ahead
+from dali_aesthetic.run_shard import Rooms, run_shards
 from dali_aesthetic.shards.plan import plan_shards
 from dali_aesthetic.shards.read import read_shards
+from dali_aesthetic.stats import RunStats
+from dali_aesthetic.threshold import Threshold
+from dali_aesthetic.types import EncodedBatch, ScoredBatch
+from dali_aesthetic.write.commit import ShardSink
+
+NOTHING = Threshold(raw=1e30)
+EVERYTHING = Threshold(raw=-1e30)
 
 
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """Images per second of each repeat, and the GPU's medians meanwhile."""
+@dataclass(slots=True)
+class Bench:
+    """A worker, the shards it is measured on, and a folder for output.
 
-    stage: str
-    rates: list[float]
-    gpu: dict[str, float]
-    detail: dict[str, Any]
+    `precision` and `backend` are those of the worker's encoder; `seconds` is how long work without an end
+    of its own goes on for one repeat.
+    """
 
-    def as_row(self) -> dict[str, Any]:
-        """Median, spread and detail, ready for JSON."""
-        return {
-            "stage": self.stage,
-            "images_per_second": round(statistics.median(self.rates), 1),
-            "min": round(min(self.rates), 1),
-            "max": round(max(self.rates), 1),
-            "repeats": len(self.rates),
-            **self.detail,
-            "gpu": self.gpu,
-        }
+    config: Config
+    worker: Worker
+    folder: Path
+    repeats: int = 3
+    seconds: float = 4.0
+    last_run: RunStats = field(default_factory=RunStats)
+
+    @property
+    def device(self) -> torch.device:
+        return self.worker.device
+
+    def measure(
+        self, name: str, work: Work, limit: float | None = None, repeats: int | None = None
+    ) -> Measured:
+        """`work` as a row of images/s."""
+        return measure_rate(name, work, repeats or self.repeats, self.device, limit=limit)
 
 
 def measure(config: Config, folder: Path, repeats: int) -> list[Measured]:
-    """The three stages, each `repeats` times, on the same shards and the same weights."""
-    worker = build_worker(config)
-    stages: dict[str, Callable[[], float]] = {
-        "decode": lambda: decode_rate(config, worker),
-        "encoder": lambda: encoder_rate(worker, seconds=4.0),
-    }
-    measured = [_repeat(name, work, repeats, worker) for name, work in stages.items()]
-    worker.decoder.close()
-    return [*measured, _end_to_end(config, folder, repeats, worker.device)]
+    """Decode, encoder and end to end, each `repeats` times, on the same shards and the same weights."""
+    bench = Bench(config=config, worker=build_worker(config), folder=folder, repeats=repeats)
+    pattern = config.input
+    try:
+        rows = [
+            bench.measure("decode", decode_work(bench, pattern)),
+            encoder_row(bench),
+            end_to_end_row(bench, "end to end", pattern, config.threshold),
+        ]
+    finally:
+        bench.worker.decoder.close()
+    return rows
 
 
-def decode_rate(config: Config, worker: Worker) -> float:
-    """Tar scan, header check, decode and resize of every image; nothing is encoded. Images/s."""
-    samples = read_shards(plan_shards(config.input))
-    batches = ahead(fill_batches(samples, worker.scorer.batch_size, worker.limits), 2, "storage")
-    start, num_images = time.perf_counter(), 0
-    for batch in worker.decoder.decode(batches):
-        num_images += len(batch.rows_N)
-    return num_images / (time.perf_counter() - start)
+def scan_work(pattern: Sequence[str]) -> Work:
+    """Tar scan and grouping of samples."""
+    shards = plan_shards(pattern)
+    return lambda: sum(1 for _ in read_shards(shards)) - len(shards)
 
 
-def encoder_rate(worker: Worker, seconds: float) -> float:
-    """Pixels on the device to scores on the device, random pixels, full batches. Images/s."""
-    scorer = worker.scorer
-    size = scorer.image_size
-    images_NHWC = torch.randint(
-        0, 256, (scorer.batch_size, size, size, 3), dtype=torch.uint8, device=worker.device
-    )
-    for _ in range(3):
-        scorer.backend(images_NHWC)
-    _finish(worker.device)
-    start, batches = time.perf_counter(), 0
-    while time.perf_counter() - start < seconds:
-        scorer.backend(images_NHWC)
-        batches += 1
-        if batches % 4 == 0:
-            _finish(worker.device)
-    _finish(worker.device)
-    return batches * scorer.batch_size / (time.perf_counter() - start)
+def check_work(bench: Bench, pattern: Sequence[str]) -> Work:
+    """Tar scan, header check, grouping into batches."""
+    return lambda: sum(len(batch.samples) for batch in encoded_batches(bench, pattern))
 
 
-def _end_to_end(config: Config, folder: Path, repeats: int, device: torch.device) -> Measured:
+def encoded_batches(bench: Bench, pattern: Sequence[str]) -> Iterator[EncodedBatch]:
+    """The batches of some shards, read and checked."""
+    worker = bench.worker
+    return fill_batches(read_shards(plan_shards(pattern)), worker.scorer.batch_size, worker.limits)
+
+
+def decode_work(bench: Bench, pattern: Sequence[str]) -> Work:
+    """Tar scan, header check, decode and resize of every image; nothing is encoded."""
+
+    def work() -> int:
+        batches = ahead(encoded_batches(bench, pattern), 2, "storage")
+        return sum(len(batch.encoded.samples) for batch in bench.worker.decoder.decode(batches))
+
+    return work
+
+
+def encoder_row(bench: Bench, limit: float | None = None, name: str = "encoder") -> Measured:
+    """Pixels on the device to scores on the device: random pixels, full batches."""
+    scorer = bench.worker.scorer
+    shape = (scorer.batch_size, scorer.image_size, scorer.image_size, 3)
+    images_NHWC = torch.randint(0, 256, shape, dtype=torch.uint8, device=bench.device)
+    work = for_seconds(lambda: scorer.backend(images_NHWC), bench.seconds, bench.device, scorer.batch_size)
+    backend = scorer.backend
+    detail = {"backend": backend.name, "precision": backend.precision, "batch_size": scorer.batch_size}
+    return measure_rate(name, work, bench.repeats, bench.device, limit=limit, detail=lambda: detail)
+
+
+def head_work(bench: Bench, head: torch.nn.Module, embed_dim: int) -> Work:
+    """Embeddings on the device to scores on the device."""
+    embeddings_ND = torch.randn(bench.worker.scorer.batch_size, embed_dim, device=bench.device)
+    return for_seconds(lambda: head(embeddings_ND), bench.seconds / 4, bench.device, len(embeddings_ND))
+
+
+def sink_work(bench: Bench, pattern: Sequence[str], keep: Threshold) -> Work:
+    """Scored batches to committed shards: rows, kept entries, fsync, rename. Scores are uniform in 0..10."""
+    rng = np.random.default_rng(0)
+    batches = [
+        ScoredBatch(
+            encoded=batch,
+            headers=batch.headers,
+            scores_RH=rng.uniform(0, 10, (len(batch.samples), 1)).astype(np.float32),
+        )
+        for batch in encoded_batches(bench, pattern)
+    ]
+
+    def work() -> int:
+        output = fresh(bench.folder / "sink")
+        with ShardSink(output, ["random"], keep.keep) as sink:
+            for batch in batches:
+                sink.write(batch)
+        return sum(len(batch.encoded.samples) for batch in batches)
+
+    return work
+
+
+def end_to_end_work(bench: Bench, pattern: Sequence[str], threshold: Threshold) -> Work:
     """From tars to committed output, model loading excluded; a fresh output each time."""
-    rates: list[float] = []
-    detail: dict[str, Any] = {}
-    with GpuSampler(device) as gpu:
-        for number in range(repeats + 1):
-            output = str(folder / f"output-{number}")
-            stats = run(config.model_copy(update={"output": output})).stats
-            if number == 0:
-                continue  # warm-up: kernels, decoder buffers, page cache
-            rates.append(stats.num_samples / stats.seconds)
-            work = {name: round(seconds, 2) for name, seconds in stats.work_times().items()}
-            detail = {"kept": stats.num_kept, "samples": stats.num_samples, "work_seconds": work}
-            detail["bound_by"] = stats.bound_by()
-    return Measured("end to end", rates, gpu.medians(), detail)
+
+    def work() -> int:
+        bench.last_run = run_once(bench, pattern, threshold)
+        return bench.last_run.num_samples
+
+    return work
 
 
-def _repeat(name: str, work: Callable[[], float], repeats: int, worker: Worker) -> Measured:
-    work()
-    with GpuSampler(worker.device) as gpu:
-        rates = [work() for _ in range(repeats)]
-    backend = worker.scorer.backend
-    detail = {"batch_size": worker.scorer.batch_size}
-    if name == "encoder":
-        detail |= {"backend": backend.name, "precision": backend.precision}
-    return Measured(name, rates, gpu.medians(), detail)
+def run_once(bench: Bench, pattern: Sequence[str], threshold: Threshold) -> RunStats:
+    """The package's own loop over the shards, once. Raises RuntimeError where a shard failed."""
+    worker, stats = bench.worker, RunStats()
+    output = fresh(bench.folder / "output")
+    with ShardSink(output, worker.scorer.head_names, threshold.keep) as sink:
+        rooms = Rooms(
+            limits=worker.limits,
+            decoder=worker.decoder,
+            scorer=worker.scorer,
+            threshold=threshold,
+            sink=sink,
+        )
+        for _ in run_shards(plan_shards(pattern), rooms, stats):
+            pass
+    finish(bench.device)
+    stats.finish()
+    if stats.failed:
+        raise RuntimeError(f"{stats.failed[0].source} failed: {stats.failed[0].error}")
+    return stats
 
 
-def _finish(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+def end_to_end_row(
+    bench: Bench, name: str, pattern: Sequence[str], threshold: Threshold, limit: float | None = None
+) -> Measured:
+    """A run as a row: kept share, work by stage, what it was bound by."""
+    work = end_to_end_work(bench, pattern, threshold)
+    return measure_rate(
+        name, work, bench.repeats, bench.device, limit=limit, detail=lambda: run_detail(bench.last_run)
+    )
+
+
+def run_detail(stats: RunStats) -> dict[str, Any]:
+    """What a run says of itself, ready for JSON."""
+    return {
+        "samples": stats.num_samples,
+        "kept": stats.num_kept,
+        "bad": stats.num_bad,
+        "work_seconds": {name: round(seconds, 3) for name, seconds in stats.work_times().items()},
+        "bound_by": stats.bound_by(),
+        "peak_host_mib": round(peak_host_mib()),
+    }
+
+
+def cut_for_share(bench: Bench, pattern: Sequence[str], share: float) -> Threshold:
+    """The threshold that keeps `share` of these images, from the scores of one run."""
+    import pyarrow.parquet as pq
+
+    if share <= 0:
+        return NOTHING
+    if share >= 1:
+        return EVERYTHING
+    run_once(bench, pattern, NOTHING)
+    table = pq.read_table(next((bench.folder / "output" / "scores").glob("*.parquet")))
+    scores = table["aesthetic_score"].drop_null().to_numpy()
+    return Threshold(raw=float(np.quantile(scores, 1 - share)))
+
+
+def fresh(folder: Path) -> Path:
+    """An empty folder in place of whatever was there."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return folder

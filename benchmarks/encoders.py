@@ -1,0 +1,116 @@
+"""Every way to run the encoder, one after the other on the same device, against the limit of the chip."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from benchmarks.open_clip_model import open_clip_tower
+from benchmarks.record import Measured, Record, latest, read_record
+from benchmarks.settings import Settings
+from benchmarks.throughput import Bench, encoder_row, head_work
+from benchmarks.timing import for_seconds, measure_rate
+from dali_aesthetic.launch.worker import build_worker
+from dali_aesthetic.score.clip import Normalize
+from dali_aesthetic.score.fast.backend import resolve_backend
+from dali_aesthetic.score.head import HeadBank
+from dali_aesthetic.score.spec import spec_of
+from dali_aesthetic.score.weights import load_head
+
+BACKENDS = ("eager", "torchscript", "export", "compile", "fused", "fp8")
+PRECISIONS = ("fp32", "fp16", "fp8")
+BASELINE = "open_clip eager"
+
+
+def measure_encoders(record: Record, settings: Settings, pattern: str) -> None:
+    """open_clip's own tower, then each backend that there is in each precision, then the head alone."""
+    device = settings.chip
+    precision = "fp16" if settings.on_gpu else "fp32"
+    record.add(_open_clip_row(settings, precision))
+    for name in BACKENDS:
+        for wanted in PRECISIONS:
+            if wanted == "fp32" and settings.on_gpu:
+                continue
+            try:
+                resolve_backend(name, wanted, device)
+            except ValueError:
+                continue  # this backend, or this precision of it, isn't there
+            _measure_backend(record, settings, pattern, name, wanted)
+    spec = spec_of(settings.encoder_name)
+    head, _ = load_head(settings.head, settings.encoder_name, spec.embed_dim, None)
+    bench = _bench(settings, pattern, "auto", "auto")
+    work = head_work(bench, HeadBank([head], spec.embed_dim).to(device), spec.embed_dim)
+    record.add(bench.measure("head alone", work))
+    bench.worker.decoder.close()
+
+
+def encoder_limit(results: Path, hardware: str, precision: str) -> float | None:
+    """Images/s that the GEMM rate of the newest ceilings on this hardware allows, None without any."""
+    path = latest(results, "ceilings", hardware)
+    if path is None:
+        return None
+    name = f"encoder limit {'fp16' if precision == 'bf16' else precision}"
+    return next((row["median"] for row in read_record(path)["rows"] if row["name"] == name), None)
+
+
+def _measure_backend(record: Record, settings: Settings, pattern: str, name: str, precision: str) -> None:
+    title = f"{name} {precision}"
+    try:
+        bench = _bench(settings, pattern, name, precision)
+        row = encoder_row(bench, _limit(record, precision), title)
+        record.add(row)
+        bench.worker.decoder.close()
+    except Exception as error:  # a backend may fail in as many ways as its libraries have
+        record.skip(title, f"{type(error).__name__}: {error}".splitlines()[0][:300])
+
+
+def _bench(settings: Settings, pattern: str, backend: str, precision: str) -> Bench:
+    config = settings.config(pattern, backend=backend, precision=precision)
+    return Bench(
+        config=config,
+        worker=build_worker(config),
+        folder=settings.data,
+        repeats=settings.num_repeats,
+        seconds=settings.num_seconds,
+    )
+
+
+def _limit(record: Record, precision: str) -> float | None:
+    return encoder_limit(record.path.parent, record.path.stem.split("_")[1], precision)
+
+
+def _open_clip_row(settings: Settings, precision: str) -> Measured:
+    """What most people run: open_clip's `encode_image` as it comes, in the same precision."""
+    device = settings.chip
+    dtype = torch.float16 if precision == "fp16" else torch.float32
+    spec = spec_of(settings.encoder_name)
+    tower = open_clip_tower(spec, settings.weights).to(device, dtype).eval()
+    normalize = Normalize(spec, dtype).to(device)
+    batch = settings.batch_size or (512 if settings.on_gpu else 32)
+    shape = (batch, spec.image_size, spec.image_size, 3)
+    images_NHWC = torch.randint(0, 256, shape, dtype=torch.uint8, device=device)
+
+    @torch.inference_mode()
+    def launch() -> Tensor:
+        embeddings: Tensor = tower(normalize(images_NHWC))
+        return embeddings
+
+    work = for_seconds(launch, settings.num_seconds, device, batch)
+    detail = {"precision": precision, "batch_size": batch}
+    limit = encoder_limit(settings.results, "cpu" if device.type == "cpu" else _slug(device), precision)
+    return measure_rate(
+        f"{BASELINE} {precision}",
+        work,
+        settings.num_repeats,
+        device,
+        limit=limit,
+        detail=lambda: detail,
+    )
+
+
+def _slug(device: torch.device) -> str:
+    from benchmarks.machine import slug
+
+    return slug(device)

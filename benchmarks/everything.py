@@ -1,0 +1,72 @@
+"""All parts of a benchmark run, each in a process of its own with its own time bound."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from benchmarks.bounded import run_bounded
+from benchmarks.parts import IN_ALL
+from benchmarks.record import Record, latest
+from benchmarks.settings import Settings
+
+BOUND_S = {
+    "data": 60,
+    "host": 45,
+    "ceilings": 45,
+    "encoders": 110,
+    "end-to-end": 110,
+    "peers": 200,
+    "stages": 75,
+    "growth": 75,
+}
+"""Seconds each part may take when quick; ten times as many when not."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a part ended: `done`, `resumed`, `cut off`, `failed` or `no time left`."""
+
+    part: str
+    how: str
+    seconds: float
+
+
+def run_all(settings: Settings, options: Sequence[str], minutes: float, resume: bool) -> list[Outcome]:
+    """Each part in turn, with `options` as this run was given them, for at most `minutes` together.
+
+    A part that fails or is cut off leaves the rows it had, and the next goes on. With `resume` a part that
+    has a complete result of today is left out.
+    """
+    end = time.monotonic() + 60 * minutes
+    outcomes = []
+    for part in IN_ALL:
+        left = end - time.monotonic()
+        if resume and part != "data" and _complete(settings.record(part)):
+            outcomes.append(Outcome(part, "resumed", 0.0))
+        elif left < 5:
+            outcomes.append(Outcome(part, "no time left", 0.0))
+        else:
+            bound = BOUND_S[part] * (1 if settings.quick else 10)
+            outcomes.append(_run(part, options, min(bound, left)))
+    return outcomes
+
+
+def _run(part: str, options: Sequence[str], bound_s: float) -> Outcome:
+    print(f"== {part} (at most {bound_s:.0f} s)", flush=True)
+    start = time.monotonic()
+    code = run_bounded([sys.executable, "-m", "benchmarks", part, *options], bound_s)
+    how = "cut off" if code is None else "failed" if code else "done"
+    seconds = time.monotonic() - start
+    print(f"== {part} {how} after {seconds:.0f} s", flush=True)
+    return Outcome(part, how, seconds)
+
+
+def _complete(record: Record) -> bool:
+    path = latest(record.path.parent, *record.path.stem.split("_")[:2])
+    if path is None or path != record.path:
+        return False
+    return bool(json.loads(path.read_text()).get("complete"))

@@ -1,0 +1,102 @@
+"""DALI's own tar reader, the usual resize and crop, open_clip under `torch.compile`: the best short script.
+
+In its favour: decoding in hardware, one process, nothing written. DALI's reader gives no keys, so scores are
+told apart by position.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks.open_clip_model import open_clip_tower
+from benchmarks.peers.job import Job, PeerResult, Unavailable, position_key, versions
+from dali_aesthetic.score.spec import OPENAI_MEAN, OPENAI_STD
+
+BATCH = 256
+
+
+def run(job: Job) -> PeerResult:
+    """Raises Unavailable without DALI."""
+    try:
+        pipeline = _pipeline(job)
+    except ImportError as error:
+        raise Unavailable(f"DALI is not installed ({error})") from error
+    tower: Any = open_clip_tower(job.spec, job.weights).to(job.device, job.dtype)
+    on_gpu = job.device.startswith("cuda")
+    if on_gpu:
+        tower = torch.compile(tower)
+    head = job.head_layer()
+    total = job.per_tar * len(job.few_tars())
+    _pass(job, pipeline, tower, head, 2 * _batch(job))
+    pipeline.reset()
+    start = time.perf_counter()
+    scores = _pass(job, pipeline, tower, head, total)
+    return PeerResult(
+        num_images=len(scores),
+        seconds=time.perf_counter() - start,
+        scores={position_key(index): score for index, score in enumerate(scores[: job.per_tar])},
+        settings={"batch_size": _batch(job), "precision": job.precision, "torch.compile": on_gpu},
+        writes="nothing; scores in memory",
+        versions=versions("nvidia-dali-cuda120", "nvidia-dali-cuda130", "torch", "open_clip_torch"),
+    )
+
+
+def _batch(job: Job) -> int:
+    return BATCH if job.device.startswith("cuda") else 8
+
+
+def _pipeline(job: Job) -> Any:
+    from nvidia.dali import fn, types
+    from nvidia.dali.pipeline import Pipeline
+
+    on_gpu, size = job.device.startswith("cuda"), job.spec.image_size
+    pipeline = Pipeline(
+        batch_size=_batch(job),
+        num_threads=job.num_workers,
+        device_id=0 if on_gpu else None,
+        prefetch_queue_depth=3,
+        exec_dynamic=True,
+    )
+    with pipeline:
+        encoded = fn.readers.webdataset(
+            paths=list(job.few_tars()), ext=["jpg"], missing_component_behavior="skip", name="reader"
+        )
+        images = fn.decoders.image(
+            encoded, device="mixed" if on_gpu else "cpu", output_type=types.DALIImageType.RGB
+        )
+        images = fn.resize(images, resize_shorter=size, interp_type=types.DALIInterpType.INTERP_CUBIC)
+        pipeline.set_outputs(
+            fn.crop_mirror_normalize(
+                images,
+                crop=(size, size),
+                mean=[255 * value for value in OPENAI_MEAN],
+                std=[255 * value for value in OPENAI_STD],
+                output_layout="CHW",
+                dtype=types.DALIDataType.FLOAT16 if on_gpu else types.DALIDataType.FLOAT,
+            )
+        )
+    pipeline.build()
+    return pipeline
+
+
+@torch.inference_mode()
+def _pass(job: Job, pipeline: Any, tower: Any, head: torch.nn.Module, count: int) -> list[float]:
+    parts: list[Tensor] = []
+    held: deque[tuple[Tensor, Tensor]] = deque()
+    for _ in range(0, count, _batch(job)):
+        (images,) = pipeline.run()
+        pixels = torch.utils.dlpack.from_dlpack(images.as_tensor())
+        embeddings_ND = tower(pixels)
+        parts.append(head(F.normalize(embeddings_ND.float(), dim=-1))[:, 0])
+        # DALI may write over pixels that nobody refers to, so they are held until their scores are there.
+        held.append((pixels, parts[-1]))
+        if len(held) > 2:
+            held.popleft()[1].cpu()
+    scores: list[float] = torch.cat(parts).cpu().tolist()
+    return scores[:count]

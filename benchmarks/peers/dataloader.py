@@ -1,0 +1,102 @@
+"""webdataset + DataLoader with Pillow + open_clip: what most people write, and what clip-retrieval does.
+
+In its favour: as many workers as cores, kept from one pass to the next; images cross between processes as
+uint8 and are normalised on the device (the usual script sends float32, four times as much); only scores are
+kept, no image is written.
+"""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from benchmarks.open_clip_model import open_clip_tower
+from benchmarks.peers.job import Job, PeerResult, Unavailable, versions
+from dali_aesthetic.score.clip import Normalize
+
+BATCH = 256
+
+
+def run(job: Job) -> PeerResult:
+    """Raises Unavailable without webdataset."""
+    try:
+        import webdataset as wds
+    except ImportError as error:
+        raise Unavailable(f"webdataset is not installed ({error})") from error
+    batch = BATCH if job.device.startswith("cuda") else 8
+    tars = list(job.few_tars())
+    workers = min(job.num_workers, len(tars))
+    dataset = wds.WebDataset(tars, shardshuffle=False, empty_check=False).map(_ToPixels(job.spec.image_size))
+    loader = wds.WebLoader(
+        dataset.batched(batch),
+        batch_size=None,
+        num_workers=workers,
+        pin_memory=job.device.startswith("cuda"),
+        prefetch_factor=2,
+        persistent_workers=True,
+    )
+    score = _Scorer(job)
+    _pass(loader, score)
+    start = time.perf_counter()
+    count, scores = _pass(loader, score)
+    return PeerResult(
+        num_images=count,
+        seconds=time.perf_counter() - start,
+        scores=scores,
+        settings={"workers": workers, "batch_size": batch, "precision": job.precision, "prefetch": 2},
+        writes="nothing; scores in memory",
+        versions=versions("webdataset", "torch", "open_clip_torch", "pillow"),
+    )
+
+
+class _ToPixels:
+    """In a worker: one sample to key and uint8 RGB square, by open_clip's own transform."""
+
+    def __init__(self, image_size: int) -> None:
+        import open_clip
+
+        steps: Any = open_clip.image_transform(image_size, is_train=False)
+        self._steps = [step for step in steps.transforms if type(step).__name__ in ("Resize", "CenterCrop")]
+
+    def __call__(self, sample: Mapping[str, Any]) -> tuple[str, Any]:
+        image = Image.open(io.BytesIO(sample["jpg"])).convert("RGB")
+        for step in self._steps:
+            image = step(image)
+        return sample["__key__"], torch.from_numpy(np.array(image))
+
+
+class _Scorer:
+    """Pixels to scores, in the job's precision."""
+
+    def __init__(self, job: Job) -> None:
+        self._device = job.device
+        self._tower = open_clip_tower(job.spec, job.weights).to(job.device, job.dtype)
+        self._normalize = Normalize(job.spec, job.dtype).to(job.device)
+        self._head = job.head_layer()
+
+    @torch.inference_mode()
+    def __call__(self, pixels_NHWC: Tensor) -> Tensor:
+        pixels_NHWC = pixels_NHWC.to(self._device, non_blocking=True)
+        embeddings_ND = self._tower(self._normalize(pixels_NHWC))
+        scores: Tensor = self._head(F.normalize(embeddings_ND.float(), dim=-1))[:, 0]
+        return scores
+
+
+def _pass(loader: Iterable[Any], score: _Scorer) -> tuple[int, dict[str, float]]:
+    """All images once; scores by key, which the last of the equal tars decides."""
+    keys: list[str] = []
+    parts = []
+    for batch_keys, images in loader:
+        pixels = images if isinstance(images, Tensor) else torch.stack(list(images))
+        parts.append(score(pixels))
+        keys += batch_keys
+    scores = torch.cat(parts).float().cpu().tolist()
+    return len(keys), dict(zip(keys, scores, strict=True))

@@ -1,0 +1,54 @@
+"""This package, by the same rules as the others: it also writes scores and kept samples."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from benchmarks.peers.job import Job, PeerResult, versions
+from benchmarks.throughput import Bench, run_once
+from dali_aesthetic.config import Config
+from dali_aesthetic.launch.worker import build_worker
+from dali_aesthetic.threshold import Threshold
+
+
+def run(job: Job) -> PeerResult:
+    """One pass to warm up, one that counts."""
+    config = Config.build(
+        {
+            "input": job.tars,
+            "output": job.output,
+            "device": "cuda" if job.device.startswith("cuda") else "cpu",
+            "model": {
+                "encoder": job.encoder,
+                "weights": job.weights,
+                "heads": (job.head,),
+                "backend": job.backend,
+                "precision": job.our_precision,
+            },
+            "decode": {"batch_size": job.batch_size or None},
+        }
+    )
+    worker = build_worker(config)
+    bench = Bench(config=config, worker=worker, folder=Path(job.output))
+    run_once(bench, job.tars[:1], Threshold(raw=job.cut))
+    stats = run_once(bench, job.tars, Threshold(raw=job.cut))
+    worker.decoder.close()
+    folder = bench.folder / "output"
+    first = Path(job.tars[0]).stem
+    table = pq.read_table(folder / "scores" / f"{first}.parquet", columns=["key", "aesthetic_score"])
+    backend = worker.scorer.backend
+    return PeerResult(
+        num_images=stats.num_samples,
+        seconds=stats.seconds,
+        scores=dict(zip(table["key"].to_pylist(), table["aesthetic_score"].to_pylist(), strict=True)),
+        settings={
+            "backend": backend.name,
+            "precision": backend.precision,
+            "batch_size": worker.scorer.batch_size,
+        },
+        writes="scores of all, kept samples byte for byte",
+        versions=versions("dali-aesthetic", "torch"),
+        kept_tars=(str(folder / "shards" / f"{first}.tar"),),
+    )

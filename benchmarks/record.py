@@ -1,0 +1,129 @@
+"""Result files: what was measured, on what, how often, with what spread. Written after every row."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.machine import describe, slug
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """One line of a result: the value of each repeat, and what else was seen meanwhile.
+
+    `limit` is the most the hardware allows in the same unit, where that was measured in the same run.
+    """
+
+    name: str
+    values: Sequence[float]
+    unit: str = "images/s"
+    limit: float | None = None
+    detail: Mapping[str, Any] = field(default_factory=dict)
+    gpu: Mapping[str, float] = field(default_factory=dict)
+
+    def as_row(self) -> dict[str, Any]:
+        """Median, spread and detail, ready for JSON."""
+        row: dict[str, Any] = {
+            "name": self.name,
+            "unit": self.unit,
+            "median": _rounded(statistics.median(self.values)),
+            "min": _rounded(min(self.values)),
+            "max": _rounded(max(self.values)),
+            "repeats": len(self.values),
+        }
+        if self.limit:
+            row |= {"limit": _rounded(self.limit), "of_limit": round(row["median"] / self.limit, 4)}
+        return {**row, **self.detail, "gpu": dict(self.gpu)} if self.gpu else {**row, **self.detail}
+
+
+class Record:
+    """A result file of one theme; `add` and `skip` write it at once, so that a part cut short leaves rows."""
+
+    def __init__(self, theme: str, folder: Path, device: torch.device, settings: Mapping[str, Any]) -> None:
+        date = time.strftime("%Y-%m-%d")
+        self.path = folder / f"{theme}_{slug(device)}_{date}.json"
+        self._content: dict[str, Any] = {
+            "theme": theme,
+            "date": date,
+            "command": _command(),
+            "machine": describe(device),
+            "settings": dict(settings),
+            "rows": [],
+            "skipped": [],
+        }
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """The rows so far."""
+        return list(self._content["rows"])
+
+    def add(self, measured: Measured) -> None:
+        """Append a row, replacing one of the same name, and write the file."""
+        row = measured.as_row()
+        self._content["rows"] = [*(r for r in self._content["rows"] if r["name"] != measured.name), row]
+        self._write()
+        low, high = format_number(row["min"]), format_number(row["max"])
+        share = f"  {100 * row['of_limit']:.1f}% of the limit" if "of_limit" in row else ""
+        value = format_number(row["median"])
+        print(f"  {row['name']:<44} {value:>10} {row['unit']}  ({low} .. {high}){share}", flush=True)
+
+    def skip(self, name: str, reason: str) -> None:
+        """Note what could not be measured, and why."""
+        self._content["skipped"].append({"name": name, "reason": reason})
+        self._write()
+        print(f"  {name:<44} skipped: {reason}", flush=True)
+
+    def note(self, name: str, value: Any) -> None:
+        """Put one more fact about the whole run beside the rows."""
+        self._content[name] = value
+        self._write()
+
+    def _write(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.path.with_suffix(".partial")
+        temporary.write_text(json.dumps(self._content, indent=1) + "\n")
+        temporary.replace(self.path)
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """The content of a result file. Raises ValueError for a file that is none."""
+    content = json.loads(path.read_text())
+    if not isinstance(content, dict) or "rows" not in content or "theme" not in content:
+        raise ValueError(f"{path} is no result of these benchmarks")
+    return content
+
+
+def latest(folder: Path, theme: str, hardware: str) -> Path | None:
+    """The newest result of a theme on a kind of hardware (`h100`, `cpu`), by the date in its name."""
+    found = sorted(folder.glob(f"{theme}_{hardware}_*.json"))
+    return found[-1] if found else None
+
+
+def format_number(value: float) -> str:
+    """With thousands separators, three digits where it is small."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.6g}")
+
+
+def _command() -> str:
+    """As typed, without the folders it was given: they say nothing about the result."""
+    words = iter(sys.argv[1:])
+    kept = []
+    for word in words:
+        if word in ("--results", "--data"):
+            next(words, None)
+        else:
+            kept.append(word)
+    return " ".join(["python -m benchmarks", *kept])

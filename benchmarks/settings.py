@@ -1,0 +1,94 @@
+"""What a benchmark run is about: model, data, how often, where to."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.dataset import DatasetSpec, make_dataset
+from benchmarks.datasets import Datasets
+from benchmarks.record import Record
+from dali_aesthetic.config import Config
+from dali_aesthetic.launch.worker import resolve_device
+from dali_aesthetic.overlap import cpu_count
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """The options of every part. Zero or empty means: as fits the device, and `quick`."""
+
+    device: str = "auto"
+    encoder: str = ""
+    weights: str = "random:0"
+    head: str = "random:0"
+    backend: str = "auto"
+    precision: str = "auto"
+    batch_size: int = 0
+    distinct: int = 0
+    num_shards: int = 0
+    repeats: int = 0
+    seconds: float = 0.0
+    quick: bool = False
+    data: Path = Path("build/bench-data")
+    results: Path = Path("benchmarks/results")
+
+    @property
+    def chip(self) -> torch.device:
+        return resolve_device(self.device)
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.chip.type == "cuda"
+
+    @property
+    def num_repeats(self) -> int:
+        return self.repeats or (2 if self.quick else 3)
+
+    @property
+    def num_seconds(self) -> float:
+        """How long one repeat of work without an end of its own goes on."""
+        return self.seconds or (4.0 if not self.quick else 2.0 if self.on_gpu else 0.3)
+
+    @property
+    def encoder_name(self) -> str:
+        return self.encoder or ("ViT-L-14" if self.on_gpu else "ViT-B-32")
+
+    @property
+    def datasets(self) -> Datasets:
+        """The shards: 16,384 images of each kind on a GPU, fewer where quick or on a CPU."""
+        distinct, shards = (1024, 8) if self.on_gpu else (96, 2)
+        if self.quick:
+            distinct, shards = (1024, 6) if self.on_gpu else (40, 2)
+        return Datasets(self.data, self.distinct or distinct, self.num_shards or shards)
+
+    def host_shards(self) -> tuple[DatasetSpec, str]:
+        """Shards for the host side, whose per-shard costs must not stand out; their spec and glob."""
+        spec = DatasetSpec(distinct=self.distinct or 512, num_shards=self.num_shards or 8)
+        return spec, make_dataset(self.data / "host", spec, cpu_count())
+
+    def config(self, pattern: str, **model: Any) -> Config:
+        """The package's config of a run over `pattern`; `model` overrules fields of its model section."""
+        fields = {
+            "encoder": self.encoder_name,
+            "weights": self.weights,
+            "heads": (self.head,),
+            "backend": self.backend,
+            "precision": self.precision,
+        }
+        return Config.build(
+            {
+                "input": pattern,
+                "output": str(self.data / "output"),
+                "device": self.device,
+                "model": fields | model,
+                "decode": {"batch_size": self.batch_size or None},
+            }
+        )
+
+    def record(self, theme: str) -> Record:
+        """A result file of this theme that names these settings."""
+        plain = {name: value for name, value in asdict(self).items() if not isinstance(value, Path)}
+        return Record(theme, self.results, self.chip, {**plain, "encoder": self.encoder_name})
