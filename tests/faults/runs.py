@@ -1,0 +1,127 @@
+"""Runs of the real command line with a tiny encoder, in processes that can be killed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from tests.conftest import REPOSITORY, snapshot
+
+TINY = {
+    "embed_dim": 32,
+    "vision_cfg": {"image_size": 32, "layers": 1, "width": 64, "patch_size": 16},
+    "text_cfg": {"context_length": 8, "vocab_size": 100, "width": 64, "heads": 1, "layers": 1},
+}
+MODEL = (
+    *("--encoder", "tiny-vit", "--weights", "random:1", "--head", "random:1"),
+    *("--device", "cpu", "--num-threads", "1", "--batch-size", "8", "--raw-threshold", "5"),
+)
+
+
+class Command:
+    """One run of the command line."""
+
+    def __init__(self, zygote: Zygote, pid: int, log: Path) -> None:
+        self._zygote, self.pid, self._log = zygote, pid, log
+
+    def poll(self) -> int | None:
+        """The exit code (minus the signal that killed it), or None while it runs."""
+        code = self._zygote.ask({"poll": self.pid})
+        return None if code is None else int(code)
+
+    def wait(self, timeout: float = 60) -> int:
+        """The exit code, once it has ended."""
+        deadline = time.monotonic() + timeout
+        while (code := self.poll()) is None:
+            assert time.monotonic() < deadline, f"still running after {timeout} s:\n{self.text}"
+            time.sleep(0.01)
+        return code
+
+    @property
+    def text(self) -> str:
+        """What it printed."""
+        return self._log.read_text()
+
+
+class Zygote:
+    """Forks the command line from a process that has everything imported already."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._count = folder, 0
+        (folder / "tiny-vit.json").write_text(json.dumps(TINY))
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.faults.zygote"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=REPOSITORY,
+        )
+        assert self._answer() == "ready"
+
+    def ask(self, request: dict[str, Any]) -> Any:
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        return self._answer()
+
+    def start(self, *arguments: object, faults: Sequence[str] = ()) -> Command:
+        """Runs `dali-aesthetic ARGUMENTS` with `faults` (see `tests.faults.inject`)."""
+        self._count += 1
+        log = self._folder / f"{self._count}.log"
+        log.touch()
+        request = {"run": [str(a) for a in arguments], "faults": list(faults), "log": str(log)}
+        return Command(self, int(self.ask({**request, "configs": str(self._folder)})), log)
+
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+
+    def _answer(self) -> Any:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        assert line, "the process that starts the others has died"
+        return json.loads(line)
+
+
+def noise(side: int, seed: int) -> Image.Image:
+    """An image that compresses badly and differs from every other seed's."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+@dataclass(frozen=True)
+class Job:
+    """An input, the bytes that a run over it must give, and the seconds it takes undisturbed."""
+
+    zygote: Zygote
+    source: Path
+    expected: dict[str, bytes]
+    seconds: float = 0.0
+
+    def start(self, output: Path, *more: object, faults: Sequence[str] = ()) -> Command:
+        """Starts the run into `output`."""
+        arguments = ("run", "--input", self.source, "--output", output, *MODEL, *more)
+        return self.zygote.start(*arguments, faults=faults)
+
+    def finish(self, output: Path, *more: object) -> Command:
+        """Gives the same command again, undisturbed, and compares every byte."""
+        command = self.start(output, *more)
+        assert command.wait() == 0, command.text
+        assert_same(snapshot(output), self.expected)
+        return command
+
+
+def assert_same(got: dict[str, bytes], expected: dict[str, bytes]) -> None:
+    """Equal, without a diff of megabytes where they are not."""
+    assert sorted(got) == sorted(expected)
+    assert [name for name in expected if got[name] != expected[name]] == []

@@ -1,0 +1,63 @@
+"""kill -9 at any moment, the same command again, and in the end the bytes of an undisturbed run."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import snapshot
+from tests.faults.runs import Job
+
+KILLS = int(os.environ.get("DALI_AESTHETIC_KILLS", "8"))
+"""`make soak` asks for 100."""
+
+
+def test_killed_at_random_moments_it_ends_with_the_same_bytes(job: Job, tmp_path: Path) -> None:
+    seed = int(os.environ.get("DALI_AESTHETIC_SEED", time.time_ns() % 1_000_000))
+    moments, kills, output, round_ = random.Random(seed), 0, tmp_path / "out", 0
+    while kills < KILLS:
+        # A run that got through to its end begins anew in another folder.
+        command = job.start(output)
+        time.sleep(moments.uniform(0, 1.3 * job.seconds))
+        os.kill(command.pid, signal.SIGKILL)
+        if command.wait() == 0:
+            job.finish(output)
+            round_ += 1
+            output = tmp_path / f"out{round_}"
+            continue
+        kills += 1
+        assert_nothing_torn(job, output)
+    job.finish(output)
+
+
+@pytest.mark.parametrize("point", ["die:rename", "die-after:rename", "die:sync", "die:write", "die:link"])
+def test_killed_within_every_commit_it_ends_with_the_same_bytes(job: Job, tmp_path: Path, point: str) -> None:
+    """Each run dies at its own first, second, ... such call, so that every step of a commit is hit."""
+    output, count, deaths = tmp_path / "out", 1, 0
+    while count <= (40 if KILLS > 8 else 3):
+        command = job.start(output, faults=[f"{point}:{count}"])
+        if (code := command.wait()) == 0:
+            break
+        assert code == -signal.SIGKILL, command.text
+        deaths += 1
+        count += 1
+        assert_nothing_torn(job, output)
+    assert deaths
+    job.finish(output)
+
+
+def assert_nothing_torn(job: Job, output: Path) -> None:
+    """Whatever has its final name is whole, and what has stats has everything."""
+    there = snapshot(output)
+    visible = {name: content for name, content in there.items() if "/." not in name and name[0] != "."}
+    assert [name for name, content in visible.items() if job.expected.get(name) != content] == []
+    for name in [Path(name).stem for name in visible if name.startswith("stats/")]:
+        assert {f"shards/{name}.tar", f"scores/{name}.parquet"} <= visible.keys()
+    if (output / "run.json").exists():
+        json.loads((output / "run.json").read_bytes())
