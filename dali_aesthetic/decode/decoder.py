@@ -7,7 +7,6 @@ and those go to Pillow: one bad image costs itself, never its neighbours.
 
 from __future__ import annotations
 
-import contextlib
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
@@ -22,6 +21,7 @@ from dali_aesthetic.decode.exif import UNCLEAR, swaps_sides
 from dali_aesthetic.decode.geometry import resize_steps
 from dali_aesthetic.decode.graph import Feed, Source, build_pipeline, num_passes
 from dali_aesthetic.decode.handoff import assemble, to_torch
+from dali_aesthetic.decode.lanes import Lanes
 from dali_aesthetic.decode.probe import Limits
 from dali_aesthetic.decode.rescue import Rescued, rescue
 from dali_aesthetic.decode.retry import Retry
@@ -60,28 +60,28 @@ class DaliDecoder:
         self._image_size, self._batch_size, self._device = image_size, batch_size, device
         self._limits, self._num_threads, self._apply_exif = limits, num_threads, apply_exif
         on_gpu = device.type == "cuda"
-        chunk_images = min(batch_size, 512 if on_gpu else 64)
+        chunk_images = min(batch_size, 256 if on_gpu else 64)
         self._chunker = Chunker(chunk_images, (2 << 30) if on_gpu else (512 << 20))
         self._device_id = (device.index or 0) if on_gpu else None
         self._pillow = pool(num_threads, "pillow")
         self._feeds: Iterator[Feed] = iter(())
         self._jobs: deque[_Job] = deque()
         self._failure: BaseException | None = None
-        self._pipeline = self._build(self._next_feed, chunk_images, _PREFETCH)
-        self._in_flight = 0
+        self._num_lanes = 2 if on_gpu else 1
+        self._lanes = Lanes(
+            self._next_feed, lambda source: self._build(source, chunk_images, _PREFETCH), self._num_lanes
+        )
         self._retry = Retry(lambda source, most_images: self._build(source, most_images, 1))
 
     def decode(self, batches: Iterable[EncodedBatch]) -> Iterator[ImageBatch]:
         """One `ImageBatch` a batch, in order. A failure of `batches` is raised after what came before it."""
         self._feeds, self._failure = self._feed(iter(batches)), None
-        self._pipeline.reset()
-        self._pipeline.schedule_run()
+        self._lanes.start()
         try:
             while self._jobs:
                 job = self._jobs.popleft()
                 for chunk in job.chunks:
                     self._collect(job, chunk)
-                    self._pipeline.schedule_run()
                 yield self._finish(job)
         finally:
             self._drain()
@@ -96,7 +96,7 @@ class DaliDecoder:
         return build_pipeline(
             source,
             max_batch=max_batch,
-            num_threads=self._num_threads,
+            num_threads=max(1, self._num_threads // self._num_lanes),
             device_id=self._device_id,
             prefetch=prefetch,
             apply_exif=self._apply_exif,
@@ -105,14 +105,12 @@ class DaliDecoder:
     def _next_feed(self) -> Feed:
         """DALI's source: must not raise, so a failure upstream ends the feed and is kept for later."""
         try:
-            feed = next(self._feeds)
+            return next(self._feeds)
         except StopIteration:
             raise
         except BaseException as error:
             self._failure = error
             raise StopIteration from None
-        self._in_flight += 1
-        return feed
 
     def _feed(self, batches: Iterator[EncodedBatch]) -> Iterator[Feed]:
         """Queue a job for each batch and yield its chunks in the form the graph takes."""
@@ -148,17 +146,15 @@ class DaliDecoder:
 
     def _collect(self, job: _Job, rows: list[int]) -> None:
         """Take the chunk's pixels from DALI, or redo the chunk where DALI raised."""
-        self._in_flight -= 1
         try:
-            (images,) = self._pipeline.share_outputs()
-            job.parts_NHWC.append(to_torch(images))
-            job.rows += rows
-            self._chunker.passed()
+            with self._lanes.oldest() as images:
+                job.parts_NHWC.append(to_torch(images))
         except RuntimeError:
             self._chunker.failed()
             self._redo(job, rows)
-        finally:
-            self._pipeline.release_outputs()
+        else:
+            job.rows += rows
+            self._chunker.passed()
 
     def _redo(self, job: _Job, rows: list[int]) -> None:
         """Through DALI again without the images that it names, which go to Pillow for a second opinion."""
@@ -196,15 +192,10 @@ class DaliDecoder:
         )
 
     def _drain(self) -> None:
-        """Leave the pipeline empty, so that the next call's outputs are its own."""
+        """Leave the lanes empty, so that the next call's outputs are its own."""
         self._feeds = iter(())
         self._jobs.clear()
-        while self._in_flight:
-            self._in_flight -= 1
-            with contextlib.suppress(RuntimeError):
-                self._pipeline.share_outputs()
-            self._pipeline.release_outputs()
-        self._pipeline.schedule_run()
+        self._lanes.drain()
 
 
 def _image(batch: EncodedBatch, row: int) -> Buffer:
