@@ -95,7 +95,7 @@ def run(
     precision: Annotated[str | None, typer.Option(help="auto, fp32, fp16 or bf16. (default: auto)")] = None,
     backend: Annotated[str | None, typer.Option(help="auto, eager or torchscript. (default: auto)")] = None,
     batch_size: Annotated[
-        int | None, typer.Option(help="Images encoded at a time. (default: 512 GPU, 32 CPU)")
+        int | None, typer.Option(help="Images encoded at a time. (default: what suits the backend)")
     ] = None,
     num_threads: Annotated[
         int | None, typer.Option(help="CPU threads that decode. (default: all cores)")

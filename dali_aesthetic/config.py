@@ -53,10 +53,10 @@ class ModelConfig(_Section):
 class DecodeConfig(_Section):
     """Decoding and its limits.
 
-    `batch_size` images are encoded at a time (None: 512 on a GPU, 32 on a CPU). `num_threads` CPU
-    threads decode (None: all cores). An image of more than `max_pixels` is `too_large`; so is one of
+    `batch_size` images are encoded at a time (None: what suits the backend; 32 on a CPU). `num_threads`
+    CPU threads decode (None: all cores). An image of more than `max_pixels` is `too_large`; so is one of
     more than 16 megapixels whose pixels outnumber its bytes by more than `max_pixels_per_byte`.
-    `apply_exif` turns images upright before they are scored, which the reference does not.
+    `apply_exif` turns images upright by their EXIF orientation, which the reference does not.
     """
 
     batch_size: int | None = Field(default=None, ge=1, le=8192)

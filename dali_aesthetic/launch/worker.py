@@ -17,7 +17,6 @@ from dali_aesthetic.overlap import cpu_count
 from dali_aesthetic.score.build import build_scorer
 from dali_aesthetic.score.scorer import Scorer
 
-GPU_BATCH, CPU_BATCH = 512, 32
 _PACKAGES = ("torch", "nvidia-dali-cuda120", "nvidia-dali-cuda130", "open_clip_torch", "pillow", "pyarrow")
 
 
@@ -46,12 +45,11 @@ def resolve_device(device: str) -> torch.device:
 def build_worker(config: Config) -> Worker:
     """Load the weights, build decoder and scorer. Raises `ConfigError` or `WeightsUnavailable`."""
     device = resolve_device(config.device)
-    batch_size = config.decode.batch_size or (GPU_BATCH if device.type == "cuda" else CPU_BATCH)
-    scorer, files = _scorer(config, device, batch_size)
+    scorer, files = _scorer(config, device)
     limits = Limits(config.decode.max_pixels, config.decode.max_pixels_per_byte)
     decoder = DaliDecoder(
         image_size=scorer.image_size,
-        batch_size=batch_size,
+        batch_size=scorer.batch_size,
         device=device,
         num_threads=config.decode.num_threads or cpu_count(),
         limits=limits,
@@ -60,7 +58,7 @@ def build_worker(config: Config) -> Worker:
     return Worker(device=device, limits=limits, decoder=decoder, scorer=scorer, weights=files)
 
 
-def _scorer(config: Config, device: torch.device, batch_size: int) -> tuple[Scorer, list[dict[str, Any]]]:
+def _scorer(config: Config, device: torch.device) -> tuple[Scorer, list[dict[str, Any]]]:
     model = config.model
     try:
         scorer, files = build_scorer(
@@ -71,7 +69,7 @@ def _scorer(config: Config, device: torch.device, batch_size: int) -> tuple[Scor
             device=device,
             precision=model.precision,
             backend=model.backend,
-            batch_size=batch_size,
+            batch_size=config.decode.batch_size,
         )
     except ValueError as error:
         raise ConfigError(f"model: {error}") from error

@@ -7,7 +7,12 @@ from pathlib import Path
 
 import torch
 
-from dali_aesthetic.score.fast.backend import build_backend, resolve_backend
+from dali_aesthetic.score.fast.backend import (
+    build_backend,
+    choose_backend,
+    default_batch,
+    resolve_backend,
+)
 from dali_aesthetic.score.head import HeadBank
 from dali_aesthetic.score.scorer import Scorer
 from dali_aesthetic.score.spec import spec_of
@@ -23,18 +28,22 @@ def build_scorer(
     device: torch.device,
     precision: str = "auto",
     backend: str = "auto",
-    batch_size: int,
+    batch_size: int | None = None,
 ) -> tuple[Scorer, list[ResolvedFile]]:
     """A scorer, and the weights in use: the tower's first, then one for each head in order.
+
+    Without a `batch_size` the scorer has the one that suits its backend.
 
     Raises ValueError for names and files that don't fit together or the device, WeightsUnavailable for
     published weights that can't be had.
     """
     # Whatever can be wrong is found before gigabytes are downloaded or a tower is built: cheapest first.
-    backend, precision = resolve_backend(backend, precision, device)
+    resolve_backend(backend, precision, device)
     embed_dim = spec_of(encoder).embed_dim
     loaded = [load_head(head, encoder, embed_dim, model_dir) for head in heads]
     bank = HeadBank([head for head, _ in loaded], embed_dim)
     tower, tower_file = load_tower(encoder, weights, model_dir)
+    backend, precision = choose_backend(backend, precision, device, tower.spec)
+    batch_size = batch_size or default_batch(backend, device)
     built = build_backend(backend, tower, bank, device, precision, batch_size)
     return Scorer(built, device, batch_size), [tower_file, *(file for _, file in loaded)]

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from dali_aesthetic.config import Config, ConfigError, ModelConfig
-from dali_aesthetic.launch.worker import CPU_BATCH, build_worker, resolve_device, run_record
+from dali_aesthetic.launch.worker import build_worker, resolve_device, run_record
+from dali_aesthetic.score.fast.backend import CPU_BATCH
 
 
 def test_auto_takes_the_gpu_where_there_is_one() -> None:

@@ -10,8 +10,14 @@ import torch
 from torch import Tensor
 
 from dali_aesthetic.score.fast import torchscript
-from dali_aesthetic.score.fast.backend import Backend, resolve_backend
-from dali_aesthetic.score.spec import TowerSpec
+from dali_aesthetic.score.fast.backend import (
+    Backend,
+    choose_backend,
+    default_batch,
+    resolve_backend,
+    why_not_fused,
+)
+from dali_aesthetic.score.spec import TowerSpec, spec_of
 
 MakeBackend = Callable[..., Backend]
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -118,6 +124,9 @@ def test_torchscript_file_of_something_else_is_refused(
 def test_auto_and_what_cannot_be() -> None:
     assert resolve_backend("auto", "auto", CPU) == ("eager", "fp32")
     assert resolve_backend("auto", "auto", CUDA) == ("torchscript", "fp16")
+    assert default_batch("eager", CPU) == 32
+    assert default_batch("torchscript", CUDA) == 512
+    assert default_batch("fused", CUDA) == 1019
     with pytest.raises(ValueError, match=r"precision fp16 needs a GPU.*--precision fp32"):
         resolve_backend("auto", "fp16", CPU)
     with pytest.raises(ValueError, match="unknown backend 'warp'; there are auto, eager, torchscript"):
@@ -155,3 +164,11 @@ def test_gpu_backends(
     torch.testing.assert_close(found.cpu(), expected, atol=atol, rtol=0)
     order = torch.randperm(16)
     assert torch.equal(backend(pixels[order].cuda())[0].cpu(), found.cpu()[order])
+
+
+def test_the_fused_backend_says_why_it_cannot_run_and_auto_goes_on_without_it() -> None:
+    spec = spec_of("ViT-L-14-quickgelu")
+    assert "Hopper" in why_not_fused(spec, CPU, "fp16")
+    assert choose_backend("auto", "auto", CPU, spec) == ("eager", "fp32")
+    with pytest.raises(ValueError, match=r"backend fused has no precision 'fp32'; it has auto, fp16, bf16"):
+        resolve_backend("fused", "fp32", CPU)

@@ -44,16 +44,23 @@ Builder = Callable[[VisionTower, HeadBank, torch.device, str, int], Backend]
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """`builder` is `module:function`, imported when asked for: a backend may need what isn't installed."""
+    """`builder` is `module:function`, imported when asked for: a backend may need what isn't installed.
+
+    `gpu_batch` is the batch size that suits it on a GPU.
+    """
 
     builder: str
     precisions: tuple[str, ...]
+    gpu_batch: int = 512
 
 
 _BACKENDS: Mapping[str, _Entry] = {
     "eager": _Entry("dali_aesthetic.score.fast.eager:build", tuple(DTYPES)),
     "torchscript": _Entry("dali_aesthetic.score.fast.torchscript:build", tuple(DTYPES)),
+    # 1019 images of 257 tokens fill the waves of tiles on 132 multiprocessors.
+    "fused": _Entry("dali_aesthetic.score.fast.fused:build", ("fp16", "bf16"), gpu_batch=1019),
 }
+CPU_BATCH = 32
 
 
 def resolve_backend(name: str, precision: str, device: torch.device) -> tuple[str, str]:
@@ -78,11 +85,40 @@ def resolve_backend(name: str, precision: str, device: torch.device) -> tuple[st
     return name, precision
 
 
+def choose_backend(name: str, precision: str, device: torch.device, spec: TowerSpec) -> tuple[str, str]:
+    """As `resolve_backend`, for a tower that is known: `auto` takes the fused kernels where they can run."""
+    chosen, precision = resolve_backend(name, precision, device)
+    if name == "auto" and device.type == "cuda" and not why_not_fused(spec, device, precision):
+        chosen = "fused"
+    return chosen, precision
+
+
+def why_not_fused(spec: TowerSpec, device: torch.device, precision: str) -> str:
+    """Why the fused kernels can't run `spec` on `device`; empty where they can."""
+    from dali_aesthetic.score.fast.fused import refusal
+
+    return refusal(spec, device, precision)
+
+
+def default_batch(name: str, device: torch.device) -> int:
+    """Images encoded at a time by the backend `name`, where nothing else is asked for."""
+    return _BACKENDS[name].gpu_batch if device.type == "cuda" else CPU_BATCH
+
+
 def build_backend(
     name: str, tower: VisionTower, heads: HeadBank, device: torch.device, precision: str, batch_size: int
 ) -> Backend:
-    """The backend `name` (or `auto`) on `device`. Takes the tower over. Raises as `resolve_backend`."""
-    name, precision = resolve_backend(name, precision, device)
+    """The backend `name` (or `auto`) on `device`. Takes the tower over. Raises as `resolve_backend`.
+
+    It has run a batch when it is returned: compiling, tuning and graph capture don't belong in the loop,
+    and a capture there would break on what the decoder's threads do meanwhile.
+    """
+    name, precision = choose_backend(name, precision, device, tower.spec)
     module, function = _BACKENDS[name].builder.split(":")
     builder: Builder = getattr(importlib.import_module(module), function)
-    return builder(tower, heads, device, precision, batch_size)
+    backend = builder(tower, heads, device, precision, batch_size)
+    if device.type == "cuda":
+        size = backend.spec.image_size
+        backend(torch.zeros(batch_size, size, size, 3, dtype=torch.uint8, device=device))
+        torch.cuda.synchronize(device)
+    return backend
