@@ -12,9 +12,11 @@ _ROWS_PER_IMAGE = 4
 
 
 def fill_batches(
-    stream: Iterable[Sample | ShardEnd], batch_size: int, limits: Limits
+    stream: Iterable[Sample | ShardEnd], batch_size: int, limits: Limits, max_bytes: int = 1 << 40
 ) -> Iterator[EncodedBatch]:
     """Check each sample's header and group the stream into batches of `batch_size` decodable images.
+
+    A batch also ends before it would hold more than `max_bytes`, unless a single sample does.
 
     Bad samples travel along and take no place. A batch is never empty of both rows and shard ends.
     """
@@ -24,10 +26,12 @@ def fill_batches(
             batch.ended.append(item)
             continue
         # Shards that end exactly at a batch's border commit with that batch, hence the check comes first.
-        if batch.num_images == batch_size or len(batch.samples) == _ROWS_PER_IMAGE * batch_size:
+        full = batch.num_images == batch_size or len(batch.samples) == _ROWS_PER_IMAGE * batch_size
+        num_bytes = sum(map(len, item.entries))
+        if full or (batch.samples and batch.num_bytes + num_bytes > max_bytes):
             yield batch.close()
             batch = _Open()
-        batch.add(item, check(item, limits))
+        batch.add(item, check(item, limits), num_bytes)
     if batch.samples or batch.ended:
         yield batch.close()
 
@@ -49,11 +53,13 @@ class _Open:
         self.headers: list[ImageHeader] = []
         self.ended: list[ShardEnd] = []
         self.num_images = 0
+        self.num_bytes = 0
 
-    def add(self, sample: Sample, header: ImageHeader) -> None:
+    def add(self, sample: Sample, header: ImageHeader, num_bytes: int) -> None:
         self.samples.append(sample)
         self.headers.append(header)
         self.num_images += header.route is not Route.NOBODY
+        self.num_bytes += num_bytes
 
     def close(self) -> EncodedBatch:
         return EncodedBatch(samples=tuple(self.samples), headers=tuple(self.headers), ended=tuple(self.ended))

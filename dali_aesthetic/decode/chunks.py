@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 from dali_aesthetic.types import ImageHeader, Route
 
-FEWEST_IMAGES = 8
 _CALM = 32
 
 
@@ -14,11 +13,12 @@ class Chunker:
     """Divides batches into chunks, bounded in images and in decoded bytes.
 
     One image that raises costs its whole chunk a second decode, so a chunk that failed halves the next
-    ones (not below `FEWEST_IMAGES`), and 32 good ones in a row double them again.
+    ones (not below `fewest_images`), and 32 good ones in a row double them again.
     """
 
-    def __init__(self, most_images: int, most_bytes: int) -> None:
+    def __init__(self, most_images: int, most_bytes: int, fewest_images: int) -> None:
         self._most_images, self._most_bytes = most_images, most_bytes
+        self._fewest_images = min(fewest_images, most_images)
         self._images = most_images
         self._good_in_a_row = 0
 
@@ -45,7 +45,7 @@ class Chunker:
     def failed(self) -> None:
         """A chunk raised."""
         self._good_in_a_row = 0
-        self._images = min(self._most_images, max(FEWEST_IMAGES, self._images // 2))
+        self._images = max(self._fewest_images, self._images // 2)
 
     def passed(self) -> None:
         """A chunk came through."""

@@ -61,7 +61,8 @@ class DaliDecoder:
         self._limits, self._num_threads, self._apply_exif = limits, num_threads, apply_exif
         on_gpu = device.type == "cuda"
         chunk_images = min(batch_size, 256 if on_gpu else 64)
-        self._chunker = Chunker(chunk_images, (2 << 30) if on_gpu else (512 << 20))
+        # A GPU decodes small chunks slowly and a chunk for nothing quickly; on a CPU it is the reverse.
+        self._chunker = Chunker(chunk_images, (2 << 30) if on_gpu else (512 << 20), 64 if on_gpu else 8)
         self._device_id = (device.index or 0) if on_gpu else None
         self._pillow = pool(num_threads, "pillow")
         self._feeds: Iterator[Feed] = iter(())

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
 
+from dali_aesthetic.config import Config, ModelConfig
 from dali_aesthetic.decode.pillow import decode_reference
 from dali_aesthetic.decode.probe import Limits
+from dali_aesthetic.launch.local import run
 from dali_aesthetic.types import Route
+from tests.conftest import write_shard
 from tests.decode.encoded import DEVICES, SIZE, decode_with, decoder, mean_error, photo, pixels_by_row, save
 
 ORIENTATIONS = range(1, 9)
@@ -54,3 +60,15 @@ def test_what_the_header_check_can_not_tell_is_pillows_when_it_matters(apply_exi
             assert batch.headers[row].route is Route.PILLOW
             np.testing.assert_array_equal(decoded[row], reference)
         assert mean_error(decoded[row], reference) < 0.3
+
+
+def test_a_run_records_whether_it_turned_images_and_refuses_to_mix(
+    tmp_path: Path, tiny_model: ModelConfig
+) -> None:
+    shard = write_shard(tmp_path / "in.tar", {"0000": tagged(6), "0001": tagged(1)})
+    values = {"input": str(shard), "output": str(tmp_path / "out"), "device": "cpu"}
+    values |= {"model": tiny_model.model_dump(), "threshold": {"raw": -1e9}}
+    run(Config.build({**values, "decode": {"apply_exif": True}}))
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["identity"]["apply_exif"] is True
+    with pytest.raises(ValueError, match="apply_exif: True there, False now"):
+        run(Config.build(values))
