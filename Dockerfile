@@ -20,6 +20,7 @@ RUN apt-get update \
 WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./
 COPY dali_aesthetic dali_aesthetic
+# hadolint ignore=DL3013
 RUN pip install ".[cuda${CUDA}]"
 
 # BAKE=1 puts the default weights into the image; otherwise mount /models (see `dali-aesthetic download`).
@@ -28,7 +29,7 @@ RUN useradd --create-home --uid 10001 aesthetic \
     && mkdir -p /models /input /output \
     && if [ "$BAKE" = 1 ]; then dali-aesthetic download --model-dir /models; fi \
     && chown -R aesthetic /models /output
-USER aesthetic
+USER 10001
 WORKDIR /output
 ENTRYPOINT ["dali-aesthetic", "run", "--model-dir", "/models"]
 CMD ["--help"]

@@ -68,6 +68,20 @@ def resolve(
     return _download_first(name, files, None, model_dir, command)
 
 
+def find(
+    name: str, files: Sequence[PublishedFile], model_dir: Path | None, command: str
+) -> ResolvedFile | WeightsUnavailable:
+    """As `resolve` without downloading anything: the file, or the error that says how to get it."""
+    for file in files:
+        for path in _places(file, model_dir):
+            try:
+                return _verified(name, file, path)[1]
+            except WeightsUnavailable as error:
+                return error
+    folder = f" --model-dir {model_dir}" if model_dir else ""
+    return WeightsUnavailable(f"weights {name!r} are not on this machine\n{command}{folder}")
+
+
 def download(
     name: str, files: Sequence[PublishedFile], model_dir: Path | None, command: str
 ) -> tuple[Path, ResolvedFile]:

@@ -13,6 +13,7 @@ from dali_aesthetic.score.checkpoints import read_clip, read_tensors, weights_fi
 from dali_aesthetic.score.clip import VisionTower
 from dali_aesthetic.score.download import ResolvedFile, WeightsUnavailable, hash_file
 from dali_aesthetic.score.download import download as _download
+from dali_aesthetic.score.download import find as _find
 from dali_aesthetic.score.download import resolve as _resolve
 from dali_aesthetic.score.head import Head, head_from_state
 from dali_aesthetic.score.random_init import random_head_state, random_tower_state
@@ -26,7 +27,7 @@ from dali_aesthetic.score.registry import (
 )
 from dali_aesthetic.score.spec import TowerSpec, spec_of
 
-__all__ = ["ResolvedFile", "WeightsUnavailable", "download", "load_head", "load_tower"]
+__all__ = ["ResolvedFile", "WeightsUnavailable", "download", "load_head", "load_tower", "present"]
 
 _LOG = logging.getLogger(__name__)
 
@@ -93,6 +94,37 @@ def download(encoder: str, weights: str, heads: Sequence[str], model_dir: Path |
         for name, files, flags in wanted
         if files
     ]
+
+
+def present(
+    encoder: str, weights: str, heads: Sequence[str], model_dir: Path | None
+) -> list[tuple[str, ResolvedFile | WeightsUnavailable]]:
+    """Each weight that encoder and heads need, as found on this machine, or how to get it. Downloads nothing.
+
+    A path must be a file that can be read (its content isn't looked at). Raises as `download`.
+    """
+    spec_of(encoder)
+    wanted = [(weights, _published_tower(encoder, weights), "--weights")]
+    wanted += [(head, _published_head(encoder, head), "--head") for head in heads]
+    return [
+        (
+            name,
+            _find(name, files, model_dir, _command("--encoder", encoder, flag, name))
+            if files
+            else _given(name),
+        )
+        for name, files, flag in wanted
+    ]
+
+
+def _given(name: str) -> ResolvedFile:
+    """Random weights, or a user's own file."""
+    seed = _seed(name)
+    if seed is not None:
+        return _random(seed)
+    plain, _, suffix = name.rpartition(":")
+    path = weights_file(Path(plain if plain and suffix in ("relu", "linear") else name).expanduser())
+    return _own(path.name, path)
 
 
 def _published_tower(encoder: str, weights: str) -> tuple[PublishedFile, ...]:

@@ -1,0 +1,219 @@
+"""Checks before a long job: what would go wrong later, found now, each with its fix."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from dali_aesthetic.config import ConfigError, Device, ModelConfig
+from dali_aesthetic.decode.batches import fill_batches
+from dali_aesthetic.decode.decoder import DaliDecoder
+from dali_aesthetic.decode.pillow import square_pixels
+from dali_aesthetic.decode.probe import Limits
+from dali_aesthetic.launch.worker import resolve_device
+from dali_aesthetic.overlap import cpu_count
+from dali_aesthetic.score.fast.backend import resolve_backend, why_not_fused
+from dali_aesthetic.score.spec import spec_of
+from dali_aesthetic.score.weights import WeightsUnavailable, present
+from dali_aesthetic.types import Sample, Shard
+
+MIN_DRIVER = {12: "525.60", 13: "580.65"}
+"""The oldest Linux driver for each CUDA major version (CUDA toolkit release notes, table 2)."""
+_LITTLE_DISK_GB = 10.0
+_PIXEL_TOLERANCE = 0.5
+"""Mean difference to PIL, of 255, that DALI's decoding of the test photo must stay under."""
+
+
+class Verdict(StrEnum):
+    """How a check went. A warning doesn't stop a run; a failure does."""
+
+    OK = "ok"
+    WARN = "warn"
+    FAIL = "fail"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of the report. `fix` says what to do, and is empty where there is nothing to do."""
+
+    check: str
+    verdict: Verdict
+    detail: str
+    fix: str = ""
+
+
+def examine(model: ModelConfig, device: Device, output: Path | None) -> Iterator[Finding]:
+    """Every check, cheapest first. A check that itself breaks is a failed finding."""
+    checks: list[tuple[str, Callable[[], Iterator[Finding]]]] = [
+        ("python", _python),
+        ("driver", _driver),
+        ("gpu", lambda: _gpu(device)),
+        ("decoder", lambda: _decoder(device)),
+        ("encoder", lambda: _encoder(model, device)),
+        ("weights", lambda: _weights(model)),
+    ]
+    if output is not None:
+        checks.append(("output", lambda: _output(output)))
+    for name, check in checks:
+        try:
+            yield from check()
+        except Exception as error:  # the doctor reports what breaks, whatever it is
+            yield Finding(name, Verdict.FAIL, f"{type(error).__name__}: {error}", "see the message")
+
+
+def _python() -> Iterator[Finding]:
+    yield Finding("python", Verdict.OK, f"{sys.version.split()[0]}, {cpu_count()} cores for this process")
+    yield Finding("torch", Verdict.OK, f"{torch.__version__}, built for CUDA {torch.version.cuda}")
+
+
+def _driver() -> Iterator[Finding]:
+    """A driver too old for the installed torch or DALI build, with the install line that fits."""
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+    except Exception:  # no driver: a missing library or an error of NVML's own, by version
+        yield Finding("driver", Verdict.WARN, "no NVIDIA driver", "none needed to run on the CPU, slower")
+        return
+    version, cuda = pynvml.nvmlSystemGetDriverVersion(), pynvml.nvmlSystemGetCudaDriverVersion() // 1000
+    yield Finding("driver", Verdict.OK, f"{version}, CUDA {cuda}")
+    builds = {"torch": int((torch.version.cuda or "0").split(".")[0]), "DALI": dali_build()}
+    yield from (_too_old(name, build, cuda) for name, build in builds.items() if build > cuda)
+
+
+def _too_old(name: str, build: int, cuda: int) -> Finding:
+    install = (
+        f"pip install 'dali-aesthetic[cuda{cuda}]' and uninstall nvidia-dali-cuda{build}0"
+        if name == "DALI"
+        else f"install a torch built for CUDA {cuda} (pytorch.org, Get Started)"
+    )
+    detail = f"{name} is built for CUDA {build}, the driver knows CUDA {cuda}"
+    return Finding(
+        "driver", Verdict.FAIL, detail, f"{install}, or a driver from {MIN_DRIVER.get(build, '?')} up"
+    )
+
+
+def dali_build() -> int:
+    """The CUDA major version that the installed DALI is built for, 0 where there is none."""
+    for build in MIN_DRIVER:
+        try:
+            metadata.version(f"nvidia-dali-cuda{build}0")
+        except metadata.PackageNotFoundError:
+            continue
+        return build
+    return 0
+
+
+def _gpu(device: Device) -> Iterator[Finding]:
+    try:
+        chip = resolve_device(device)
+    except ConfigError as error:
+        yield Finding("gpu", Verdict.FAIL, str(error), "check nvidia-smi, or use --device cpu")
+        return
+    if chip.type == "cpu":
+        yield Finding("gpu", Verdict.WARN, "none in use: decoding and encoding run on the CPU, slower")
+        return
+    properties = torch.cuda.get_device_properties(chip)
+    capability = f"{properties.major}.{properties.minor}"
+    memory = f"{properties.total_memory / 2**30:.0f} GiB"
+    yield Finding("gpu", Verdict.OK, f"{properties.name}, compute capability {capability}, {memory}")
+    yield _jpeg_engine(chip)
+
+
+def _jpeg_engine(chip: torch.device) -> Finding:
+    import pynvml
+
+    handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(chip).uuid}")
+    try:
+        pynvml.nvmlDeviceGetJpgUtilization(handle)
+    except pynvml.NVMLError:
+        return Finding("jpeg engine", Verdict.WARN, "this GPU has none: JPEGs decode on its SMs and the CPU")
+    return Finding("jpeg engine", Verdict.OK, "present; baseline JPEGs decode in hardware")
+
+
+def _decoder(device: Device) -> Iterator[Finding]:
+    """A photo-like picture through DALI, compared with PIL."""
+    if not dali_build():
+        install = "pip install 'dali-aesthetic[cuda12]' (or cuda13)"
+        yield Finding("dali", Verdict.FAIL, "not installed", f"{install}; it runs without a GPU too")
+        return
+    chip = resolve_device(device)
+    difference = decode_difference(chip)
+    good = difference <= _PIXEL_TOLERANCE
+    version = metadata.version(f"nvidia-dali-cuda{dali_build()}0")
+    detail = f"{version} on {chip.type}: {difference:.3f}/255 from PIL"
+    fix = "" if good else "this version decodes another way: install the one that the extra pins"
+    yield Finding("dali", Verdict.OK if good else Verdict.FAIL, detail, fix)
+
+
+def decode_difference(device: torch.device) -> float:
+    """Mean absolute difference of DALI's decoding of a test picture to PIL's, of 255."""
+    y, x = np.mgrid[0:300, 0:400]
+    waves = [127 + 90 * np.sin(x / 9 + c) * np.cos(y / (7 + c)) + x * 0.07 for c in range(3)]
+    picture = Image.fromarray(np.stack(waves, axis=-1).clip(0, 255).astype(np.uint8))
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=92)
+    shard = Shard(index=0, name="doctor", kind="folder", source="")
+    sample = Sample(shard=shard, key="0", image=buffer.getvalue(), entries=(), source="", offset=0)
+    decoder = DaliDecoder(image_size=224, batch_size=1, device=device, num_threads=2, limits=Limits())
+    (batch,) = decoder.decode(fill_batches([sample], 1, Limits()))
+    decoder.close()
+    if not len(batch.rows_N):
+        raise RuntimeError(f"the test picture did not decode: {batch.headers[0].message}")
+    reference = square_pixels(Image.open(buffer), 224).astype(np.int16)
+    return float(np.abs(batch.images_NHWC[0].cpu().numpy().astype(np.int16) - reference).mean())
+
+
+def _encoder(model: ModelConfig, device: Device) -> Iterator[Finding]:
+    chip, spec = resolve_device(device), spec_of(model.encoder)
+    backend, precision = resolve_backend(model.backend, model.precision, chip)
+    quick = spec if spec.quick_gelu or model.weights != "openai" else spec.with_quick_gelu(True)
+    reason = why_not_fused(quick, chip, precision)
+    if model.backend == "auto" and not reason:
+        backend = "fused"
+    detail = f"{model.encoder}: {backend}, {precision}"
+    if chip.type == "cuda" and reason and torch.cuda.get_device_capability(chip)[0] == 9:
+        yield Finding("encoder", Verdict.WARN, f"{detail}; the fused kernels can't run: {reason}")
+        return
+    yield Finding("encoder", Verdict.OK, detail)
+
+
+def _weights(model: ModelConfig) -> Iterator[Finding]:
+    for name, file in present(model.encoder, model.weights, model.heads, model.model_dir):
+        if isinstance(file, WeightsUnavailable):
+            first, *rest = str(file).splitlines()
+            yield Finding("weights", Verdict.FAIL, first, " ".join(line.strip() for line in rest))
+        else:
+            yield Finding("weights", Verdict.OK, f"{name}: {file.path or file.source} {file.sha256[:12]}")
+
+
+def _output(output: Path) -> Iterator[Finding]:
+    folder = output
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        yield Finding(
+            "output", Verdict.FAIL, f"{folder} is no folder that can be written", "choose another --output"
+        )
+        return
+    free = shutil.disk_usage(folder).free / 1e9
+    little = free < _LITTLE_DISK_GB
+    fix = "kept samples are copied whole: count the input's size times the share kept" if little else ""
+    yield Finding("output", Verdict.WARN if little else Verdict.OK, f"{output}: {free:,.0f} GB free", fix)
+
+
+def as_dict(finding: Finding) -> dict[str, Any]:
+    """For JSON."""
+    return {name: str(getattr(finding, name)) for name in ("check", "verdict", "detail", "fix")}

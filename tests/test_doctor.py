@@ -1,0 +1,100 @@
+"""The doctor finds what would break a long job, and says what to do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from dali_aesthetic import doctor
+from dali_aesthetic.config import ModelConfig
+from dali_aesthetic.doctor import Finding, Verdict, examine
+
+
+def findings(model: ModelConfig, output: Path | None = None) -> dict[str, list[Finding]]:
+    by_check: dict[str, list[Finding]] = {}
+    for finding in examine(model, "cpu", output):
+        by_check.setdefault(finding.check, []).append(finding)
+    return by_check
+
+
+def test_a_machine_that_can_run_has_no_failure(tiny_model: ModelConfig, tmp_path: Path) -> None:
+    found = findings(tiny_model, tmp_path / "not" / "yet")
+    assert not [f for group in found.values() for f in group if f.verdict is Verdict.FAIL]
+    assert torch.__version__ in found["torch"][0].detail
+    assert "/255 from PIL" in found["dali"][0].detail
+    assert "eager, fp32" in found["encoder"][0].detail
+    assert len(found["weights"]) == 2
+    assert "GB free" in found["output"][0].detail
+
+
+def test_missing_weights_fail_with_the_command_that_gets_them(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *args, **options: None)
+    missing = findings(ModelConfig(model_dir=tmp_path))["weights"]
+    assert [finding.verdict for finding in missing] == [Verdict.FAIL, Verdict.FAIL]
+    assert missing[0].fix == (
+        f"dali-aesthetic download --encoder ViT-L-14 --weights openai --model-dir {tmp_path}"
+    )
+
+
+def test_damaged_weights_fail_with_both_hashes(tmp_path: Path) -> None:
+    (tmp_path / "sa_0_4_vit_b_32_linear.pth").write_bytes(b"cut off")
+    model = ModelConfig(encoder="ViT-B-32", weights="random:0", heads=("laion-v1",), model_dir=tmp_path)
+    (_, head) = findings(model)["weights"]
+    assert head.verdict is Verdict.FAIL
+    assert "expected c7b14cea" in head.detail
+
+
+def test_a_driver_too_old_for_a_build_names_the_install_line_that_fits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class OldDriver:
+        @staticmethod
+        def nvmlInit() -> None:
+            return
+
+        @staticmethod
+        def nvmlSystemGetDriverVersion() -> str:
+            return "535.10"
+
+        @staticmethod
+        def nvmlSystemGetCudaDriverVersion() -> int:
+            return 12020
+
+    monkeypatch.setitem(__import__("sys").modules, "pynvml", OldDriver)
+    monkeypatch.setattr(doctor, "dali_build", lambda: 13)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    driver = list(doctor._driver())
+    assert [f.verdict for f in driver] == [Verdict.OK, Verdict.FAIL, Verdict.FAIL]
+    assert "torch built for CUDA 12" in driver[1].fix
+    assert "pip install 'dali-aesthetic[cuda12]'" in driver[2].fix
+    assert "580.65" in driver[2].fix
+
+
+def test_an_output_that_cannot_be_written_fails(tiny_model: ModelConfig, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (output,) = findings(tiny_model, tmp_path / "file" / "out")["output"]
+    assert output.verdict is Verdict.FAIL
+
+
+def test_a_check_that_breaks_is_a_finding_and_not_the_end(
+    monkeypatch: pytest.MonkeyPatch, tiny_model: ModelConfig
+) -> None:
+    def broken(device: torch.device) -> float:
+        raise RuntimeError("libnvjpeg.so not found")
+
+    monkeypatch.setattr(doctor, "decode_difference", broken)
+    found = findings(tiny_model)
+    assert found["decoder"][0].verdict is Verdict.FAIL
+    assert "libnvjpeg.so not found" in found["decoder"][0].detail
+    assert "weights" in found
+
+
+def test_pixels_far_from_pils_fail(monkeypatch: pytest.MonkeyPatch, tiny_model: ModelConfig) -> None:
+    monkeypatch.setattr(doctor, "decode_difference", lambda device: 3.7)
+    assert findings(tiny_model)["dali"][0].verdict is Verdict.FAIL

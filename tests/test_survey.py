@@ -1,0 +1,51 @@
+"""A look at an input tells what a run would meet."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from dali_aesthetic.survey import survey
+from tests.conftest import jpeg, write_shard
+
+
+def test_keys_members_formats_and_sizes(shards_dir: Path) -> None:
+    found = survey([str(shards_dir)], max_shards=10)
+    assert found.samples_per_shard == {"00000": 7, "00001": 10, "00002": 7}
+    assert found.formats["jpeg"] == 23
+    assert found.statuses == {"ok": 22, "truncated": 1, "empty": 1}
+    assert found.extensions == {"jpg": 24, "txt": 24, "json": 24}
+    first = found.first[0]
+    assert (first["key"], first["size"]) == ("0000", "512x512")
+    assert [member["name"] for member in first["members"]] == ["0000.jpg", "0000.txt", "0000.json"]
+    assert found.short_side["min"] < found.short_side["max"]
+    assert not found.damage
+
+
+def test_of_many_shards_some_are_read_and_the_rest_estimated(tmp_path: Path) -> None:
+    image = jpeg(Image.new("RGB", (64, 48)))
+    for i in range(20):
+        write_shard(tmp_path / f"{i:05d}.tar", {f"{i}{j}": image for j in range(3)})
+    found = survey([str(tmp_path)], max_shards=4)
+    assert list(found.samples_per_shard) == ["00000", "00006", "00013", "00019"]
+    assert (found.num_shards, found.num_samples, found.estimated_samples) == (20, 12, 60)
+
+
+def test_damage_is_named(tmp_path: Path, shards_dir: Path) -> None:
+    (tmp_path / "cut.tar").write_bytes((shards_dir / "00000.tar").read_bytes()[:200_000])
+    (tmp_path / "page.tar").write_text("<html>" * 1000)
+    assert set(survey([str(tmp_path)], max_shards=5).damage) == {"cut", "page"}
+
+
+def test_a_folder_of_images_is_an_input_too(tmp_path: Path, photos: list[Image.Image]) -> None:
+    photos[0].save(tmp_path / "a.png")
+    photos[1].save(tmp_path / "b.webp")
+    found = survey([str(tmp_path)], max_shards=1)
+    assert found.formats == {"png": 1, "webp": 1}
+
+
+def test_nothing_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=str(tmp_path)):
+        survey([str(tmp_path)], max_shards=1)
