@@ -15,8 +15,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 ROOMS = ("shards", "decode", "score", "write")
 FOREIGN = {
     "nvidia": {"decode"},
-    "PIL": {"decode", "library", "demo"},
-    "torch": {"decode", "score", "launch", "library", "demo", "types"},
+    "PIL": {"decode", "library", "demo", "doctor"},
+    "torch": {"decode", "score", "launch", "library", "demo", "types", "doctor"},
     "triton": {"score"},
     "open_clip": {"score"},
     "pyarrow": {"write"},
