@@ -43,6 +43,8 @@ class Retry:
                     break
                 except RuntimeError as error:
                     piece = _without_named(piece, str(error))
+                finally:
+                    self._feed = None  # it refers to the shard's mapping
 
     def _next_feed(self) -> Feed:
         if self._feed is None:
