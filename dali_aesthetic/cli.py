@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import sys
 import traceback
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from rich.markup import escape
 
 from dali_aesthetic import __version__
 from dali_aesthetic.config import Config, ConfigError, merge
+from dali_aesthetic.launch.signals import Stopped, stoppable
 
 app = typer.Typer(
     help="Score image datasets by aesthetic quality and keep the good part.",
@@ -31,7 +33,8 @@ Examples:
 
   dali-aesthetic run --input photos/ --output kept --encoder ViT-B-32 --head laion-v1 --raw-threshold 5
 
-Exit code: 0 complete, 1 shards failed (they are named), 2 wrong configuration.
+Exit code: 0 complete, 1 shards failed (they are named) or it stalled, 2 wrong configuration or an output in
+use, 130 and 143 stopped by Ctrl-C and SIGTERM. Whatever ended it: run the same command again to go on.
 """
 
 Input = Annotated[
@@ -104,6 +107,19 @@ def run(
         bool | None,
         typer.Option("--apply-exif", help="Turn images upright first. (default: as stored, as CLIP does)"),
     ] = None,
+    max_bad_fraction: Annotated[
+        float | None,
+        typer.Option(help="A shard with a larger share of bad samples fails; 1 accepts any. (default: 0.5)"),
+    ] = None,
+    quarantine: Annotated[
+        bool | None, typer.Option("--quarantine", help="Keep a copy of the samples that can't be scored.")
+    ] = None,
+    stall_timeout: Annotated[
+        float | None, typer.Option(help="End after this many seconds without progress. (default: 600)")
+    ] = None,
+    memory_budget: Annotated[
+        float | None, typer.Option(help="GiB of encoded images in memory. (default: a quarter of it, max 16)")
+    ] = None,
     config: ConfigFile = None,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say more; show tracebacks.")] = False,
 ) -> None:
@@ -122,6 +138,12 @@ def run(
             "backend": backend,
         },
         "decode": {"batch_size": batch_size, "num_threads": num_threads, "apply_exif": apply_exif},
+        "guard": {
+            "max_bad_fraction": max_bad_fraction,
+            "quarantine": quarantine,
+            "stall_timeout": stall_timeout,
+            "memory_budget_gb": memory_budget,
+        },
     }
     _guarded(verbose, lambda: _run(flags, config, verbose))
 
@@ -195,9 +217,14 @@ def _read_yaml(file: Path) -> dict[str, Any]:
 def _guarded(verbose: bool, work: Callable[[], int]) -> NoReturn:
     """Run `work` and exit with its code; what the user can mend is one message, not a traceback."""
     try:
-        raise SystemExit(work())
-    except KeyboardInterrupt:
-        _fail("interrupted: committed shards are kept; run the same command again to go on", 130)
+        with stoppable():
+            code = work()
+        sys.exit(code)
+    except Stopped as stopped:
+        _fail(
+            f"{stopped}: committed shards are kept; run the same command again to go on",
+            128 + stopped.signal,
+        )
     except Exception as error:
         if verbose:
             traceback.print_exc()
@@ -217,4 +244,5 @@ def _fail(message: str, code: int) -> NoReturn:
 
 def main() -> None:
     """Entry point of `dali-aesthetic`."""
+    faulthandler.enable()  # says where it was when a mapped file shrank (SIGBUS) or a library crashed
     app()

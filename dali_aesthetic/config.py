@@ -66,6 +66,24 @@ class DecodeConfig(_Section):
     apply_exif: bool = False
 
 
+class GuardConfig(_Section):
+    """What a run does about garbage, a hang and a full memory.
+
+    A shard of which more than `max_bad_fraction` can't be scored fails (from 100 samples up; 1.0: never).
+    `quarantine` keeps a copy of such samples. A run without progress for `stall_timeout` seconds ends (0:
+    never). Encoded images on their way take up to `memory_budget_gb` GiB (None: a quarter of the memory, at
+    most 16). A sample with a member above `max_member_mb` MiB is `too_large`, a tar above `max_tar_gb` GiB
+    fails.
+    """
+
+    max_bad_fraction: float = Field(default=0.5, ge=0, le=1)
+    quarantine: bool = False
+    stall_timeout: float = Field(default=600.0, ge=0)
+    memory_budget_gb: float | None = Field(default=None, gt=0)
+    max_member_mb: int = Field(default=1024, ge=1)
+    max_tar_gb: int = Field(default=1024, ge=1)
+
+
 class Config(_Section):
     """One run. `input` holds locations or patterns; `output` is the folder that receives everything."""
 
@@ -75,6 +93,7 @@ class Config(_Section):
     threshold: Threshold = Threshold()
     model: ModelConfig = ModelConfig()
     decode: DecodeConfig = DecodeConfig()
+    guard: GuardConfig = GuardConfig()
 
     @field_validator("input", mode="before")
     @classmethod

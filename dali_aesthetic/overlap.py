@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import os
 import queue
+import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
+import traceback
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -129,6 +132,33 @@ def ahead(source: Iterable[T], depth: int, name: str) -> Ahead[T]:
 def pool(num_threads: int, name: str) -> Executor:
     """Threads for work that arrives in pieces and releases the interpreter lock (decoding by Pillow)."""
     return ThreadPoolExecutor(max_workers=num_threads, thread_name_prefix=name)
+
+
+@contextmanager
+def every(seconds: float, call: Callable[[], None], name: str) -> Iterator[None]:
+    """Calls `call` again and again in a thread of its own for as long as the block runs."""
+    stopped = threading.Event()
+
+    def work() -> None:
+        while not stopped.wait(seconds):
+            call()
+
+    thread = threading.Thread(target=work, name=name, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stopped.set()
+        thread.join()
+
+
+def stacks() -> str:
+    """What each thread of the process is doing, under its name."""
+    names = {thread.ident: thread.name for thread in threading.enumerate()}
+    return "\n".join(
+        f"thread {names.get(ident, ident)}:\n{''.join(traceback.format_stack(frame))}"
+        for ident, frame in sys._current_frames().items()
+    )
 
 
 def cpu_count() -> int:

@@ -10,7 +10,7 @@ shard borders. Nothing waits for the device but the last line, one batch behind 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 
 from dali_aesthetic.decode.batches import fill_batches
@@ -18,11 +18,15 @@ from dali_aesthetic.decode.decoder import DaliDecoder
 from dali_aesthetic.decode.probe import Limits
 from dali_aesthetic.overlap import ahead
 from dali_aesthetic.score.scorer import Scorer
+from dali_aesthetic.shards.buffer import DEFAULT_LIMITS, ReadLimits
 from dali_aesthetic.shards.read import read_shards
 from dali_aesthetic.stats import RunStats
 from dali_aesthetic.threshold import Threshold
 from dali_aesthetic.types import PendingScores, ScoredBatch, Shard, ShardReport
 from dali_aesthetic.write.commit import ShardSink
+
+BATCHES_IN_FLIGHT = 14
+"""Batches alive at a time, at most: two in each queue, one in each hand, and those inside the decoder."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,12 +38,15 @@ class Rooms:
     scorer: Scorer
     threshold: Threshold
     sink: ShardSink
+    read_limits: ReadLimits = DEFAULT_LIMITS
+    batch_bytes: int = 1 << 40
 
 
-def run_shards(shards: Iterable[Shard], rooms: Rooms, stats: RunStats) -> Iterator[ShardReport]:
+def run_shards(shards: Iterable[Shard], rooms: Rooms, stats: RunStats) -> Generator[ShardReport, None, None]:
     """Process `shards` in order; a report for each as it is committed, or given up with an error."""
-    samples = read_shards(shards)
-    encoded = ahead(fill_batches(samples, rooms.scorer.batch_size, rooms.limits), 2, "storage")
+    samples = read_shards(shards, rooms.read_limits)
+    batches = fill_batches(samples, rooms.scorer.batch_size, rooms.limits, rooms.batch_bytes)
+    encoded = ahead(batches, 2, "storage")
     images = ahead(rooms.decoder.decode(encoded), 2, "decode")
     launched = ahead(rooms.scorer.score(images), 2, "encode")
     stats.stages = [encoded.times, images.times, launched.times]

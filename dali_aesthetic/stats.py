@@ -51,6 +51,11 @@ class RunStats:
         return [report for report in self.reports if report.damage and not report.error]
 
     @property
+    def progress(self) -> int:
+        """A number that changes whenever any stage hands something on."""
+        return sum(stage.items for stage in self.stages) + self.num_samples + len(self.reports)
+
+    @property
     def seconds(self) -> float:
         """From the start of the loop to its end, or to now."""
         return (self.ended_at or time.perf_counter()) - self.started_at

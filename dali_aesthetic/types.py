@@ -174,6 +174,7 @@ class ShardReport:
     num_kept: int = 0
     statuses: Mapping[str, int] = field(default_factory=dict)
     bytes_kept: int = 0
+    num_quarantined: int = 0
     damage: str = ""
     error: str = ""
     warnings: tuple[str, ...] = ()

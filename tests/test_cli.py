@@ -121,7 +121,7 @@ def test_the_flags_of_run_are_frozen() -> None:
 FLAGS = {
     "--input", "--output", "--threshold", "--raw-threshold", "--preset", "--encoder", "--weights", "--head",
     "--model-dir", "--device", "--precision", "--backend", "--batch-size", "--num-threads", "--config",
-    "--apply-exif", "--verbose",
+    "--apply-exif", "--max-bad-fraction", "--quarantine", "--stall-timeout", "--memory-budget", "--verbose",
 }  # fmt: skip
 
 

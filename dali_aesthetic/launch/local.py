@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 
 from dali_aesthetic.config import Config
+from dali_aesthetic.launch.memory import budget_bytes, memory_bytes
+from dali_aesthetic.launch.stall import stall_guard
 from dali_aesthetic.launch.worker import Worker, build_worker, run_record
-from dali_aesthetic.run_shard import Rooms, run_shards
+from dali_aesthetic.run_shard import BATCHES_IN_FLIGHT, Rooms, run_shards
+from dali_aesthetic.shards.buffer import ReadLimits
 from dali_aesthetic.shards.plan import plan_shards
 from dali_aesthetic.stats import RunStats
 from dali_aesthetic.types import Shard, ShardReport
 from dali_aesthetic.write.commit import ShardSink
+from dali_aesthetic.write.lock import claim
 from dali_aesthetic.write.output import open_output
 
 Watch = Callable[[RunStats, int], AbstractContextManager[object]]
@@ -49,28 +53,47 @@ def run(config: Config, *, watch: Watch | None = None) -> RunResult:
 
 
 def _run(config: Config, shards: list[Shard], worker: Worker, watch: Watch | None) -> RunResult:
-    todo = open_output(config.output, run_record(config, worker), shards)
-    stats = RunStats()
-    sink = ShardSink(config.output, worker.scorer.head_names, config.threshold.keep)
-    rooms = Rooms(
+    with claim(config.output):
+        todo = open_output(config.output, run_record(config, worker), shards)
+        stats = RunStats()
+        with _sink(config, worker) as sink, (watch or _unwatched)(stats, len(todo)):
+            with stall_guard(stats, config.guard.stall_timeout):
+                _exhaust(run_shards(todo, _rooms(config, worker, sink), stats))
+            stats.finish()
+    return RunResult(stats=stats, num_shards=len(shards), num_skipped=len(shards) - len(todo))
+
+
+def _sink(config: Config, worker: Worker) -> ShardSink:
+    return ShardSink(
+        config.output,
+        worker.scorer.head_names,
+        config.threshold.keep,
+        max_bad_fraction=config.guard.max_bad_fraction,
+        quarantine=config.guard.quarantine,
+    )
+
+
+def _rooms(config: Config, worker: Worker, sink: ShardSink) -> Rooms:
+    return Rooms(
+        read_limits=ReadLimits(
+            max_member_bytes=config.guard.max_member_mb << 20,
+            max_tar_bytes=config.guard.max_tar_gb << 30,
+            max_download_bytes=memory_bytes() // 2,
+        ),
+        batch_bytes=budget_bytes(config.guard.memory_budget_gb) // BATCHES_IN_FLIGHT,
         limits=worker.limits,
         decoder=worker.decoder,
         scorer=worker.scorer,
         threshold=config.threshold,
         sink=sink,
     )
-    try:
-        with (watch or _unwatched)(stats, len(todo)):
-            _exhaust(run_shards(todo, rooms, stats))
-        stats.finish()
-    finally:
-        sink.close()
-    return RunResult(stats=stats, num_shards=len(shards), num_skipped=len(shards) - len(todo))
 
 
-def _exhaust(reports: Iterator[ShardReport]) -> None:
-    for _ in reports:
-        pass
+def _exhaust(reports: Generator[ShardReport, None, None]) -> None:
+    # Closed here and now: a signal between two reports would else leave the stages' threads running.
+    with closing(reports):
+        for _ in reports:
+            pass
 
 
 def _unwatched(stats: RunStats, num_shards: int) -> AbstractContextManager[object]:

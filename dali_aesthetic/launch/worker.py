@@ -94,6 +94,8 @@ def run_record(config: Config, worker: Worker) -> dict[str, Any]:
         "max_pixels": worker.limits.max_pixels,
         "max_pixels_per_byte": worker.limits.max_pixels_per_byte,
         "apply_exif": config.decode.apply_exif,
+        "quarantine": config.guard.quarantine,
+        "max_member_mb": config.guard.max_member_mb,
     }
     return {
         "identity": identity,

@@ -31,12 +31,16 @@ _EXTENSIONS = frozenset((b"L", b"K", b"x", b"X", b"g"))
 
 
 class TarDamage(ValueError):
-    """The tar can't be read from `offset` (bytes) on; what was yielded before stands."""
+    """The tar can't be read from `offset` (bytes) on; what was yielded before stands.
 
-    def __init__(self, offset: int, reason: str) -> None:
+    `is_end` says that the file itself ends there, so that nothing can follow.
+    """
+
+    def __init__(self, offset: int, reason: str, is_end: bool = False) -> None:
         super().__init__(f"byte {offset}: {reason}")
         self.offset = offset
         self.reason = reason
+        self.is_end = is_end
 
 
 class Member(NamedTuple):
@@ -70,8 +74,10 @@ class _Pending:
     records: dict[str, str] = field(default_factory=dict)
 
 
-def scan_tar(buffer: Buffer, start: int = 0) -> Iterator[Member]:
+def scan_tar(buffer: Buffer, start: int = 0, defaults: dict[str, str] | None = None) -> Iterator[Member]:
     """Yields every member from `start` on; ends at two zero blocks or at the end of the buffer.
+
+    `defaults` are the records of PAX global headers before `start`; those that follow are added to it.
 
     A member whose data is cut off by the end of the buffer is yielded, then `TarDamage` is raised. Raises
     nothing else, whatever the bytes are.
@@ -80,7 +86,7 @@ def scan_tar(buffer: Buffer, start: int = 0) -> Iterator[Member]:
     total = len(view)
     offset = start
     pending: _Pending | None = None
-    defaults: dict[str, str] = {}
+    defaults = {} if defaults is None else defaults
     new_member = tuple.__new__  # a third of the time of Member(...)
     while (block := _next_header(view, offset)) is not None:
         if block is _ZERO_BLOCK:
@@ -116,9 +122,9 @@ def scan_tar(buffer: Buffer, start: int = 0) -> Iterator[Member]:
         offset = data if kind in _WITHOUT_DATA else data + (size + 511 & -512)
         yield new_member(Member, (name, kind, first, data, size, offset, sparse))
         if offset > total and kind not in _WITHOUT_DATA and data + size > total:
-            raise TarDamage(first, f"the tar ends inside {name[:200]!r}")
+            raise TarDamage(first, f"the tar ends inside {name[:200]!r}", is_end=True)
     if pending is not None:
-        raise TarDamage(pending.start, "an extension header without the member it belongs to")
+        raise TarDamage(pending.start, "an extension header without the member it belongs to", is_end=True)
 
 
 def _next_header(view: memoryview, offset: int) -> bytes | None:
@@ -126,7 +132,7 @@ def _next_header(view: memoryview, offset: int) -> bytes | None:
     block = view[offset : offset + BLOCK].tobytes()
     if len(block) < BLOCK:
         if block.strip(b"\0"):
-            raise TarDamage(offset, "the tar ends inside a header")
+            raise TarDamage(offset, "the tar ends inside a header", is_end=True)
         return None
     if block[0] or block != _ZERO_BLOCK:
         return block
@@ -178,7 +184,7 @@ def _extension_data(view: memoryview, data: int, size: int, offset: int) -> byte
         raise TarDamage(offset, f"an extension header of {size} bytes (at most {MAX_EXTENSION_BYTES})")
     content = view[data : data + size].tobytes()
     if len(content) < size:
-        raise TarDamage(offset, "the tar ends inside an extension header")
+        raise TarDamage(offset, "the tar ends inside an extension header", is_end=True)
     return content
 
 

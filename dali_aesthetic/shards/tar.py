@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 
-from dali_aesthetic.shards.buffer import open_buffer
+from dali_aesthetic.shards.buffer import DEFAULT_LIMITS, ReadLimits, has_changed, open_buffer
 from dali_aesthetic.shards.formats import IMAGE_RANK, KNOWN_SIDECARS, looks_like_image
+from dali_aesthetic.shards.resync import next_header
 from dali_aesthetic.shards.scan import BLOCK, GLOBAL_HEADER, Member, TarDamage, parse_pax, scan_tar
 from dali_aesthetic.shards.warn import Oddities
 from dali_aesthetic.types import Buffer, Sample, Shard, ShardEnd, Status
 
 _MAX_GLOBAL_BYTES = 1 << 16
+_DAMAGES_SHOWN = 3
 
 
-def read_tar(shard: Shard) -> Iterator[Sample | ShardEnd]:
-    """Yields the samples of a tar in its order, then its one ShardEnd. Raises nothing for bad data."""
+def read_tar(shard: Shard, limits: ReadLimits = DEFAULT_LIMITS) -> Iterator[Sample | ShardEnd]:
+    """Yields the samples of a tar in its order, then its one ShardEnd. Raises nothing for bad data.
+
+    Behind damage it goes on at the next header. The samples on both sides of it are `truncated`: which of
+    their members are lost can't be known.
+    """
     try:
-        buffer = open_buffer(shard.source)
+        buffer = open_buffer(shard.source, limits.max_tar_bytes, limits.max_download_bytes)
     except Exception as error:  # fsspec's file systems raise what their clients raise
-        yield ShardEnd(shard=shard, error=f"{shard.source} can't be read: {error}")
+        yield ShardEnd(shard=shard, error=f"{shard.source} can't be read: {str(error) or repr(error)}")
         return
     if len(buffer) == 0:
         yield ShardEnd(shard=shard, error=f"{shard.source} is empty (0 bytes), not even an empty tar")
         return
-    yield from _TarReader(shard, buffer).read()
+    yield from _TarReader(shard, buffer, limits).read()
 
 
 def split_name(name: str) -> tuple[str, str]:
@@ -51,6 +57,7 @@ class _Group:
     suffixes: list[str] = field(default_factory=list)
     version: int = 0
     cut: str = ""
+    too_large: str = ""
 
     def add(self, suffix: str, member: Member) -> None:
         """Takes a member whose bytes are all there."""
@@ -77,13 +84,17 @@ class _Group:
 
 
 class _TarReader:
-    def __init__(self, shard: Shard, buffer: Buffer) -> None:
-        self.shard = shard
+    def __init__(self, shard: Shard, buffer: Buffer, limits: ReadLimits) -> None:
+        self.shard, self.limits = shard, limits
         self.view = memoryview(buffer)
         self.total = len(self.view)
         self.group: _Group | None = None
         self.seen: set[str] = set()
         self.oddities = Oddities()
+        self.damages: list[str] = []
+        self.resumed = False
+        self.end = -1
+        self.records: dict[str, str] = {}
         # PAX global headers in force, as (keys, start, end). A kept sample may be the first of its output
         # tar or follow any other, so each carries them all: the meaning of its entries then doesn't
         # depend on what else is kept.
@@ -91,27 +102,49 @@ class _TarReader:
         self.globals_version = 0
 
     def read(self) -> Iterator[Sample | ShardEnd]:
-        damage, end = "", -1
+        start = 0
+        while start >= 0:
+            found = yield from self._read_from(start)
+            start = self._resume(found) if found is not None else -1
+        if self.end < 0 and self.damages:
+            yield ShardEnd(shard=self.shard, error=f"{self.shard.source} is not a tar: {self._start()}")
+            return
+        if self.group is not None:
+            yield self._sample(self.group)
+        if found is None:
+            self._check_end(max(self.end, 0))
+        yield self._end()
+
+    def _read_from(self, start: int) -> Generator[Sample, None, TarDamage | None]:
+        """Yields the samples that are complete; returns the damage that ended it, if any did."""
         try:
-            for member in scan_tar(self.view):
-                end = member.next_offset
+            for member in scan_tar(self.view, start, self.records):
+                self.end = member.next_offset
                 if not member.is_file:
                     self._skip(member)
                 elif (done := self._take(member)) is not None:
                     yield self._sample(done)
         except TarDamage as found:
-            damage = str(found)
-            if end < 0:
-                yield ShardEnd(shard=self.shard, error=f"{self.shard.source} is not a tar: {self._start()}")
-                return
+            return found
+        return None
+
+    def _resume(self, found: TarDamage) -> int:
+        """Notes the damage; returns the offset where reading can go on, or -1."""
         if self.group is not None:
-            if damage:
-                # Which members it still had can't be known, and a sample without its caption is not kept.
-                self.group.cut = self.group.cut or f"the tar is damaged right after it ({damage})"
-            yield self._sample(self.group)
-        if not damage:
-            self._check_end(max(end, 0))
-        yield ShardEnd(shard=self.shard, damage=damage, warnings=self.oddities.warnings())
+            # Which members it still had can't be known, and a sample without its caption is not kept.
+            self.group.cut = self.group.cut or f"the tar is damaged right after it ({found})"
+        start = -1 if found.is_end else next_header(self.view, found.offset + BLOCK)
+        self.damages.append(f"{found}; went on at byte {start}" if start >= 0 else str(found))
+        self.resumed = start >= 0
+        return start
+
+    def _end(self) -> ShardEnd:
+        if has_changed(self.shard.source, self.total):
+            error = f"{self.shard.source} changed its size while it was read: run again when it is finished"
+            return ShardEnd(shard=self.shard, error=error)
+        more = len(self.damages) - _DAMAGES_SHOWN
+        shown = self.damages[:_DAMAGES_SHOWN] + ([f"and {more} more"] if more > 0 else [])
+        return ShardEnd(shard=self.shard, damage=" | ".join(shown), warnings=self.oddities.warnings())
 
     def _take(self, member: Member) -> _Group | None:
         """Adds a file to its sample; returns the sample before it where a new one starts."""
@@ -125,12 +158,18 @@ class _TarReader:
             done, group = group, self._open(key, member)
         elif suffix in group.suffixes:
             self.oddities.add("members that came twice in one sample", member.name)
+        if self.resumed:
+            self.resumed = False
+            group.cut = group.cut or "the tar is damaged right before it"
         if group.version != self.globals_version:
             group.version = self.globals_version
             for _, start, end in self.globals:
                 group.add_range(start, end)
         if member.data_offset + member.size <= self.total:
             group.add(suffix, member)
+            if member.size > self.limits.max_member_bytes:
+                limit = self.limits.max_member_bytes
+                group.too_large = f"{member.name} has {member.size:,} bytes, the limit is {limit:,}"
         else:
             group.cut = f"the tar ends inside {member.name}"
         return done
@@ -164,6 +203,8 @@ class _TarReader:
         status, message = Status.OK, ""
         if group.cut:
             status, message = Status.TRUNCATED, group.cut
+        elif group.too_large:
+            status, message = Status.TOO_LARGE, group.too_large
         elif image is None:
             status, message = Status.MISSING_IMAGE, f"no image among its members ({self._members(group)})"
         elif image.size == 0:
@@ -172,10 +213,10 @@ class _TarReader:
             shard=self.shard,
             key=group.key,
             image=self._data(image) if image is not None and status is Status.OK else None,
-            entries=self._entries(group),
+            entries=() if group.too_large else self._entries(group),
             source=self.shard.source,
             offset=group.first,
-            sidecar=self._data(group.sidecar) if group.sidecar is not None else None,
+            sidecar=self._data(group.sidecar) if group.sidecar is not None and not group.too_large else None,
             status=status,
             message=message,
         )
@@ -205,7 +246,7 @@ class _TarReader:
         rest = self.view[end:]
         if len(rest) < 2 * BLOCK:
             self.oddities.add("tar without its end marker (two zero blocks), it may have been cut", "")
-        elif bytes(rest[: 20 * BLOCK]).strip(b"\0"):
+        elif bytes(rest[: 20 * BLOCK]).strip(b"\0") or next_header(self.view, end + 2 * BLOCK) >= 0:
             self.oddities.add("data behind the end marker left out (joined with cat?)", f"byte {end}")
 
     def _start(self) -> str:

@@ -27,6 +27,9 @@ from dali_aesthetic.write.parquet import ScoreRows, score_columns
 from dali_aesthetic.write.tar import ShardTarWriter
 
 FOLDERS = ("shards", "scores", "stats")
+QUARANTINE = "quarantine"
+JUDGED_FROM = 100
+"""Samples a shard must have for its share of bad ones to say anything."""
 Keep = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.bool_]]
 """Which raw scores of the first head are good enough; NaN (not scored) never is."""
 
@@ -34,13 +37,16 @@ Keep = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.bool_]]
 class _OpenShard:
     """A shard whose end has not come: its tar under a temporary name, its rows in memory."""
 
-    def __init__(self, output: Path, shard: Shard, head_names: Sequence[str]) -> None:
+    def __init__(self, output: Path, shard: Shard, head_names: Sequence[str], quarantine: bool) -> None:
         self.shard = shard
         self.rows = ScoreRows(head_names, f"shards/{shard.name}.tar")
         self.num_samples = 0
         self.num_kept = 0
         self._scores = output_path(output / "scores", shard.name, ".parquet")
         self._stats = output_path(output / "stats", shard.name, ".json")
+        self._bad = output_path(output / QUARANTINE, shard.name, ".tar") if quarantine else None
+        self.quarantine: ShardTarWriter | None = None
+        self.num_quarantined = 0
         self.tar = ShardTarWriter(output_path(output / "shards", shard.name, ".tar"))
 
     def add(
@@ -49,18 +55,34 @@ class _OpenShard:
         headers: Sequence[ImageHeader],
         scores_RH: npt.NDArray[np.float32],
         kept_R: npt.NDArray[np.bool_],
+        ok_R: npt.NDArray[np.bool_],
     ) -> None:
-        """Appends rows and streams the entries of those kept."""
+        """Appends rows and streams the entries of those kept, and of those that could not be scored."""
         self.rows.add(samples, headers, scores_RH, kept_R)
-        entries: list[Buffer] = []
-        for row in np.flatnonzero(kept_R).tolist():
-            entries.extend(samples[row].entries)
-        self.tar.add(entries)
+        self.tar.add(_entries(samples, kept_R))
+        if self._bad is not None and (bad := _entries(samples, ~ok_R)):
+            self.quarantine = self.quarantine or ShardTarWriter(self._bad)
+            self.quarantine.add(bad)
+            self.num_quarantined += sum(
+                bool(s.entries) for s, ok in zip(samples, ok_R, strict=True) if not ok
+            )
         self.num_samples += len(samples)
         self.num_kept += int(np.count_nonzero(kept_R))
 
+    def objection(self, max_bad_fraction: float) -> str:
+        """Why the shard is garbage, or an empty string."""
+        statuses = self.rows.statuses()
+        num_bad = self.num_samples - statuses.pop(Status.OK.value, 0)
+        if self.num_samples < JUDGED_FROM or num_bad <= max_bad_fraction * self.num_samples:
+            return ""
+        reasons = ", ".join(f"{count} {status}" for status, count in statuses.items())
+        return (
+            f"{num_bad} of its {self.num_samples} samples are bad ({reasons}), more than --max-bad-fraction "
+            f"{max_bad_fraction:g} allows; nothing of it was written (1 would accept it)"
+        )
+
     def commit(self, end: ShardEnd) -> ShardReport:
-        """Tar, scores, stats, in this order; a kill in between leaves the shard undone."""
+        """Tars, scores, stats, in this order; a kill in between leaves the shard undone."""
         report = ShardReport(
             name=self.shard.name,
             source=self.shard.source,
@@ -68,14 +90,17 @@ class _OpenShard:
             num_kept=self.num_kept,
             statuses=self.rows.statuses(),
             bytes_kept=self.tar.num_bytes,
+            num_quarantined=self.num_quarantined,
             damage=end.damage,
             warnings=(*end.warnings, *self.rows.warnings()),
             fingerprint=self.shard.fingerprint,
         )
         scores = write_temporary(self._scores, memoryview(self.rows.to_parquet()))
         try:
-            self.tar.finish()
-            self.tar.publish()
+            for tar in self._tars():
+                tar.finish()
+            for tar in self._tars():
+                tar.publish()
         except BaseException:
             scores.unlink(missing_ok=True)
             raise
@@ -83,21 +108,40 @@ class _OpenShard:
         write_whole(self._stats, json.dumps(asdict(report), indent=2, sort_keys=True).encode() + b"\n")
         return report
 
+    def abandon(self) -> None:
+        """Removes the temporary files; also fine after `commit`."""
+        for tar in self._tars():
+            tar.abandon()
+
+    def _tars(self) -> list[ShardTarWriter]:
+        return [self.tar] if self.quarantine is None else [self.tar, self.quarantine]
+
 
 class ShardSink:
     """Takes scored batches in input order and commits each shard when its end has come.
 
     A context manager: leaving it abandons what is open (its temporary files are removed). Raises OSError
-    naming the file where a write fails; the sink is then of no more use.
+    naming the file where a write fails; the sink is then of no more use. A shard of `JUDGED_FROM` samples or
+    more of which more than `max_bad_fraction` could not be scored is reported as failed. With `quarantine`
+    the entries of all such samples go to `quarantine/NAME.tar`.
     """
 
-    def __init__(self, output: str | Path, head_names: Sequence[str], keep: Keep) -> None:
+    def __init__(
+        self,
+        output: str | Path,
+        head_names: Sequence[str],
+        keep: Keep,
+        *,
+        max_bad_fraction: float = 1.0,
+        quarantine: bool = False,
+    ) -> None:
         self.output = Path(output)
         self.head_names = tuple(head_names)
         score_columns(head_names)
         self.keep = keep
+        self.max_bad_fraction, self.quarantine = max_bad_fraction, quarantine
         self._open: dict[str, _OpenShard] = {}
-        for folder in FOLDERS:
+        for folder in (*FOLDERS, *([QUARANTINE] if quarantine else [])):
             (self.output / folder).mkdir(parents=True, exist_ok=True)
 
     def write(self, batch: ScoredBatch) -> list[ShardReport]:
@@ -110,31 +154,34 @@ class ShardSink:
         for _, run in groupby(sample.shard.name for sample in batch.encoded.samples):
             rows = slice(start, start + sum(1 for _ in run))
             samples = batch.encoded.samples[rows]
-            self._opened(samples[0].shard).add(samples, batch.headers[rows], scores_RH[rows], kept_R[rows])
+            opened = self._opened(samples[0].shard)
+            opened.add(samples, batch.headers[rows], scores_RH[rows], kept_R[rows], ok_R[rows])
             start = rows.stop
         return [self._end(end) for end in batch.encoded.ended]
 
     def _opened(self, shard: Shard) -> _OpenShard:
         if shard.name not in self._open:
-            self._open[shard.name] = _OpenShard(self.output, shard, self.head_names)
+            self._open[shard.name] = _OpenShard(self.output, shard, self.head_names, self.quarantine)
         return self._open[shard.name]
 
     def _end(self, end: ShardEnd) -> ShardReport:
         shard = end.shard
         if end.error:
             if (opened := self._open.pop(shard.name, None)) is not None:
-                opened.tar.abandon()
-            return ShardReport(name=shard.name, source=shard.source, error=end.error, warnings=end.warnings)
+                opened.abandon()
+            return _failed(end, end.error)
         opened = self._opened(shard)
         try:
+            if objection := opened.objection(self.max_bad_fraction):
+                return _failed(end, objection)
             return opened.commit(end)
         finally:
-            self._open.pop(shard.name).tar.abandon()
+            self._open.pop(shard.name).abandon()
 
     def close(self) -> None:
         """Abandons the shards still open; they are done again by the next run."""
         while self._open:
-            self._open.popitem()[1].tar.abandon()
+            self._open.popitem()[1].abandon()
 
     def __enter__(self) -> ShardSink:
         return self
@@ -143,6 +190,14 @@ class ShardSink:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _failed(end: ShardEnd, error: str) -> ShardReport:
+    return ShardReport(name=end.shard.name, source=end.shard.source, error=error, warnings=end.warnings)
+
+
+def _entries(samples: Sequence[Sample], wanted_R: npt.NDArray[np.bool_]) -> list[Buffer]:
+    return [entry for row in np.flatnonzero(wanted_R).tolist() for entry in samples[row].entries]
 
 
 def _is_ok(sample: Sample, header: ImageHeader) -> bool:

@@ -5,18 +5,18 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import socket
 import time
 from collections.abc import Iterator, Sequence
 from hashlib import sha256
 from pathlib import Path
 
 from dali_aesthetic.types import Buffer
+from dali_aesthetic.write.owner import Owner
 
 _MAX_BUFFERS = 512
 _MAX_WRITE_BYTES = 1 << 30
 _OTHER_HOST_SECONDS = 24 * 3600
-_TEMPORARY = re.compile(r"\.tmp-(?P<host>[A-Za-z0-9._]+)-(?P<pid>\d+)-(?P<started>\d+)-[0-9a-f]{16}")
+_TEMPORARY = re.compile(r"\.tmp-(?P<owner>.+)-[0-9a-f]{16}")
 
 
 class OutsideOutput(ValueError):
@@ -41,20 +41,20 @@ def output_path(root: Path, name: str, extension: str) -> Path:
 def temporary_path(final: Path) -> Path:
     """The name a file has until it is whole: in its folder, hidden, and naming the process that owns it."""
     digest = sha256(final.name.encode()).hexdigest()[:16]
-    return final.with_name(f".tmp-{_host()}-{os.getpid()}-{_started(os.getpid())}-{digest}")
+    return final.with_name(f".tmp-{Owner.current()}-{digest}")
 
 
 def is_leftover(path: Path) -> bool:
     """Whether `path` is a temporary file whose process is dead (another host's: silent for a day)."""
     match = _TEMPORARY.fullmatch(path.name)
-    if match is None:
+    owner = match and Owner.parse(match["owner"])
+    if owner is None:
         return False
-    if match["host"] != _host():
+    if not owner.is_here:
         with contextlib.suppress(FileNotFoundError):
             return time.time() - path.stat().st_mtime > _OTHER_HOST_SECONDS
         return False
-    # A process number is used again, also for this very process after a restart: its start time tells.
-    return _started(int(match["pid"])) != int(match["started"]) or not _alive(int(match["pid"]))
+    return not owner.is_alive
 
 
 def write_all(descriptor: int, buffers: Sequence[Buffer]) -> int:
@@ -131,30 +131,3 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _host() -> str:
-    """This host, and its namespace of process numbers: containers of one host may share its name."""
-    try:
-        namespace = "".join(filter(str.isdigit, os.readlink("/proc/self/ns/pid")))
-    except OSError:
-        namespace = "0"
-    return re.sub(r"[^A-Za-z0-9.]", "_", socket.gethostname())[:64] + "." + namespace
-
-
-def _started(pid: int) -> int:
-    """When a process of this host started, in clock ticks since boot; 0 where that can't be known."""
-    try:
-        return int(Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[19])
-    except (OSError, IndexError, ValueError):
-        return 0
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

@@ -116,7 +116,11 @@ def test_damage_in_the_middle_keeps_what_lies_before(tmp_path: Path) -> None:
     whole, _ = read_bytes(bytes(content), tmp_path)
     content[whole[2].offset + 3] ^= 0xFF
     samples, end = read_bytes(bytes(content), tmp_path)
-    assert [(s.key, s.status) for s in samples] == [("a", Status.OK), ("b", Status.TRUNCATED)]
+    assert [(s.key, s.status) for s in samples] == [
+        ("a", Status.OK),
+        ("b", Status.TRUNCATED),
+        ("c", Status.TRUNCATED),
+    ]
     assert end.damage.startswith(f"byte {whole[2].offset}:")
 
 

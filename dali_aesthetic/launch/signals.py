@@ -1,0 +1,42 @@
+"""Ctrl-C and SIGTERM: the run stops where it stands, leaves nothing half written, and can be resumed."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+_STOPPING = (signal.SIGINT, signal.SIGTERM)
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal asked the process to end."""
+
+    def __init__(self, number: int) -> None:
+        self.signal = signal.Signals(number)
+        super().__init__(f"stopped by {self.signal.name}")
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """Within the block the first such signal raises `Stopped`; a second one ends the process at once.
+
+    Outside of the main thread, where Python allows no handlers, it does nothing.
+    """
+    try:
+        before = {number: signal.signal(number, _stop) for number in _STOPPING}
+    except ValueError:
+        yield
+        return
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _stop(number: int, _: FrameType | None) -> None:
+    for stopping in _STOPPING:
+        signal.signal(stopping, signal.SIG_DFL)
+    raise Stopped(number)

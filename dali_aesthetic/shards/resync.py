@@ -1,0 +1,35 @@
+"""Where a damaged tar goes on: the next block that can only be a header."""
+
+from __future__ import annotations
+
+from dali_aesthetic.shards.scan import BLOCK, checksum
+from dali_aesthetic.types import Buffer
+
+_CHUNK = 1 << 20
+_MAGIC, _MAGIC_AT = b"ustar", 257
+
+
+def next_header(buffer: Buffer, start: int) -> int:
+    """The offset of the first header at or behind the block at `start`; -1 where there is none.
+
+    A header is a block with the magic of POSIX or GNU tar and a right checksum. The tars of before 1988 have
+    no magic: in one of those nothing is found. A tar stored within the damaged one is not told from it.
+    """
+    view = memoryview(buffer)
+    for first in range(start, len(view), _CHUNK):
+        chunk = view[first : first + _CHUNK].tobytes()
+        found = chunk.find(_MAGIC)
+        while found >= 0:
+            block = found - _MAGIC_AT
+            if block % BLOCK == 0 and _is_header(chunk[block : block + BLOCK]):
+                return first + block
+            found = chunk.find(_MAGIC, found + 1)
+    return -1
+
+
+def _is_header(block: bytes) -> bool:
+    try:
+        stated = int(block[148:156].strip(b" \0"), 8)
+    except ValueError:
+        return False
+    return len(block) == BLOCK and stated == checksum(block)

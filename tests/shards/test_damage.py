@@ -1,0 +1,163 @@
+"""Tars damaged in the middle: what is readable is read, and nothing incomplete passes for whole."""
+
+from __future__ import annotations
+
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from dali_aesthetic.shards.buffer import ReadLimits
+from dali_aesthetic.shards.read import read_shards
+from dali_aesthetic.shards.resync import next_header
+from dali_aesthetic.shards.scan import scan_tar
+from dali_aesthetic.types import Sample, Shard, ShardEnd, Status
+from tests.shards.tar_factory import PNG, joined, pack, read_bytes, sample_members, unpack
+
+FORMATS = [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]
+
+
+def smash(content: bytes, offset: int, num_bytes: int = 100) -> bytes:
+    damaged = bytearray(content)
+    damaged[offset : offset + num_bytes] = b"\xa5" * num_bytes
+    return bytes(damaged)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_every_damaged_header_costs_its_neighbours_at_most(tmp_path: Path, format: int) -> None:
+    keys = [f"{i:03d}" for i in range(8)]
+    content = pack(sample_members(keys), format)
+    whole, _ = read_bytes(content, tmp_path)
+    for member in list(scan_tar(content))[1:]:
+        key = member.name.partition(".")[0]
+        samples, end = read_bytes(smash(content, member.header_offset), tmp_path)
+        good = [sample.key for sample in samples if sample.status is Status.OK]
+        assert set(keys) - set(good) <= {f"{int(key) + step:03d}" for step in (-1, 0, 1)}
+        assert f"byte {member.header_offset}: " in end.damage
+        intact = [sample for sample in whole if sample.key in good]
+        assert joined(s for s in samples if s.status is Status.OK) == joined(intact)
+
+
+def test_the_first_header_may_be_the_damaged_one(tmp_path: Path) -> None:
+    samples, end = read_bytes(smash(pack(sample_members("abc")), 0), tmp_path)
+    assert end.error == ""
+    assert [(s.key, s.status) for s in samples] == [
+        ("a", Status.TRUNCATED), ("b", Status.OK), ("c", Status.OK)
+    ]  # fmt: skip
+
+
+def test_a_sample_damaged_inside_stays_one_row(tmp_path: Path) -> None:
+    content = pack(sample_members("abc"))
+    inside = next(m for m in scan_tar(content) if m.name == "b.json")
+    samples, _ = read_bytes(smash(content, inside.header_offset), tmp_path)
+    assert [(s.key, s.status) for s in samples] == [
+        ("a", Status.OK), ("b", Status.TRUNCATED), ("c", Status.OK)
+    ]  # fmt: skip
+
+
+def test_many_damages_are_counted_and_the_first_are_named(tmp_path: Path) -> None:
+    content = pack(sample_members([f"{i:03d}" for i in range(60)]))
+    for member in list(scan_tar(content))[6::30]:
+        content = smash(content, member.header_offset)
+    samples, end = read_bytes(content, tmp_path)
+    assert end.damage.count("went on at byte") == 3
+    assert end.damage.endswith("and 3 more")
+    assert sum(sample.status is Status.OK for sample in samples) >= 48
+
+
+def test_damaged_data_is_the_images_own_business(tmp_path: Path) -> None:
+    content = pack(sample_members("abc"))
+    second = next(m for m in scan_tar(content) if m.name == "b.jpg")
+    samples, end = read_bytes(smash(content, second.data_offset), tmp_path)
+    assert end.damage == ""
+    assert [s.status for s in samples] == [Status.OK] * 3
+
+
+def test_global_pax_records_hold_behind_the_damage(tmp_path: Path) -> None:
+    content = pack(sample_members("abcd"), tarfile.PAX_FORMAT, {"comment": "for all"})
+    second = next(m for m in scan_tar(content) if m.name == "b.jpg")
+    samples, _ = read_bytes(smash(content, second.header_offset), tmp_path)
+    assert samples[-1].status is Status.OK
+    assert b"for all" in bytes(samples[-1].entries[0])
+
+
+def test_a_zeroed_region_is_reported(tmp_path: Path) -> None:
+    members = sample_members([f"{i:03d}" for i in range(40)])
+    content = bytearray(pack(members))
+    content[20_480 : 20_480 + 30 * 512] = bytes(30 * 512)
+    samples, end = read_bytes(bytes(content), tmp_path)
+    assert 0 < len(samples) < 40
+    assert end.damage or any("behind the end marker" in warning for warning in end.warnings)
+
+
+def test_the_search_takes_nothing_for_a_header_that_is_none() -> None:
+    tar = pack([("a.jpg", PNG)])
+    assert next_header(tar, 0) == 0
+    assert next_header(tar, 512) == -1
+    assert next_header(b"ustar" * 10_000, 0) == -1
+    assert next_header(bytes(512 * 3) + tar, 512) == 512 * 3
+    assert next_header(bytes((1 << 20) * 2 - 512) + tar, 0) == (1 << 20) * 2 - 512
+    moved = bytes(100) + tar
+    assert next_header(moved + bytes(-len(moved) % 512), 0) == -1, "off the grid of blocks"
+
+
+def read_limited(content: bytes, folder: Path, limits: ReadLimits) -> tuple[list[Sample], ShardEnd]:
+    (folder / "s.tar").write_bytes(content)
+    shard = Shard(index=0, name="s", kind="tar", source=str(folder / "s.tar"))
+    *samples, end = read_shards([shard], limits)
+    assert isinstance(end, ShardEnd)
+    return [sample for sample in samples if isinstance(sample, Sample)], end
+
+
+def test_a_member_above_its_limit_is_too_large_and_its_bytes_stay_where_they_are(tmp_path: Path) -> None:
+    content = pack([("a.jpg", PNG), ("b.jpg", PNG), ("b.mp4", bytes(5000)), ("c.jpg", PNG)])
+    samples, end = read_limited(content, tmp_path, ReadLimits(max_member_bytes=4000))
+    assert [s.status for s in samples] == [Status.OK, Status.TOO_LARGE, Status.OK]
+    assert samples[1].entries == ()
+    assert samples[1].message == "b.mp4 has 5,000 bytes, the limit is 4,000"
+    assert end.damage == ""
+
+
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_a_tar_above_its_limit_is_an_error(tmp_path: Path, scheme: str) -> None:
+    (tmp_path / "s.tar").write_bytes(pack(sample_members("abc")))
+    shard = Shard(index=0, name="s", kind="tar", source=f"{scheme}{tmp_path}/s.tar")
+    (end,) = read_shards([shard], ReadLimits(max_tar_bytes=5000))
+    assert isinstance(end, ShardEnd)
+    assert "5,000 bytes" in end.error
+    if scheme:
+        (end,) = read_shards([shard], ReadLimits(max_download_bytes=6000))
+        assert isinstance(end, ShardEnd)
+        assert "6,000 bytes" in end.error
+
+
+def test_a_file_above_the_member_limit_is_too_large(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(PNG)
+    (tmp_path / "b.png").write_bytes(PNG * 10)
+    shard = Shard(index=0, name="f", kind="folder", source=str(tmp_path), files=("a.png", "b.png"))
+    first, second, _ = read_shards([shard], ReadLimits(max_member_bytes=4000))
+    assert isinstance(first, Sample)
+    assert isinstance(second, Sample)
+    assert (first.status, second.status) == (Status.OK, Status.TOO_LARGE)
+
+
+def test_a_tar_that_grows_while_it_is_read_is_not_committed(tmp_path: Path) -> None:
+    path = tmp_path / "s.tar"
+    path.write_bytes(pack(sample_members("abc")))
+    items = read_shards([Shard(index=0, name="s", kind="tar", source=str(path))])
+    next(items)
+    with path.open("ab") as file:
+        file.write(bytes(512))
+    *_, end = items
+    assert isinstance(end, ShardEnd)
+    assert "changed its size" in end.error
+
+
+def test_an_empty_image_of_a_folder_keeps_its_entries(tmp_path: Path) -> None:
+    (tmp_path / "a.png").touch()
+    (tmp_path / "a.txt").write_text("caption")
+    shard = Shard(index=0, name="f", kind="folder", source=str(tmp_path), files=("a.png", "a.txt"))
+    sample = next(read_shards([shard]))
+    assert isinstance(sample, Sample)
+    assert sample.status is Status.EMPTY
+    assert unpack(joined([sample])) == [("a.png", b""), ("a.txt", b"caption")]
