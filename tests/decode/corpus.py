@@ -13,7 +13,17 @@ from PIL import Image, ImageCms
 
 from dali_aesthetic.types import Status
 from tests.decode import rare_jpegs
-from tests.decode.encoded import noise, photo, save, without_huffman_tables
+from tests.decode.damage import (
+    as_440,
+    edited,
+    flips,
+    frame_at,
+    height_times,
+    with_footer,
+    without_app14,
+    without_huffman_tables,
+)
+from tests.decode.encoded import noise, photo, save
 from tests.decode.pngs import chunk, png
 
 OK = (Status.OK,)
@@ -54,7 +64,7 @@ def _jpegs() -> Iterator[Case]:
         for progressive in (False, True):
             jpeg = save(image, subsampling=subsampling, progressive=progressive)
             yield Case(f"jpeg {subsampling} progressive={progressive}", jpeg)
-    yield Case("jpeg 4:4:0", _as_440(save(image.resize((320, 240)), subsampling="4:2:2")))
+    yield Case("jpeg 4:4:0", as_440(save(image.resize((320, 240)), subsampling="4:2:2")))
     yield Case("jpeg optimised", save(image, optimize=True))
     yield Case("jpeg grey", save(grey))
     yield Case("jpeg grey progressive", save(grey, progressive=True))
@@ -62,12 +72,12 @@ def _jpegs() -> Iterator[Case]:
     yield Case("jpeg restart rows", save(image, restart_marker_rows=1))
     yield Case("jpeg restart blocks", save(image, restart_marker_blocks=5))
     yield Case("jpeg cmyk", save(cmyk))
-    yield Case("jpeg ycck", _edited(save(cmyk), save(cmyk).index(b"Adobe") + 11, b"\x02"))
-    yield Case("jpeg cmyk without adobe", _without_app14(save(cmyk)))
+    yield Case("jpeg ycck", edited(save(cmyk), save(cmyk).index(b"Adobe") + 11, b"\x02"))
+    yield Case("jpeg cmyk without adobe", without_app14(save(cmyk)))
     yield Case("jpeg arithmetic", rare_jpegs.ARITHMETIC)
     yield Case("jpeg arithmetic progressive", rare_jpegs.ARITHMETIC_PROGRESSIVE)
     yield Case("jpeg lossless", rare_jpegs.LOSSLESS)
-    yield Case("jpeg 12 bits", _edited(save(image), _frame(save(image)) + 4, b"\x0c"), UNSUPPORTED)
+    yield Case("jpeg 12 bits", edited(save(image), frame_at(save(image)) + 4, b"\x0c"), UNSUPPORTED)
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
     yield Case("jpeg lab profile", save(image, icc_profile=profile))
     yield Case("jpeg garbage profile", save(image, icc_profile=b"garbage" * 100))
@@ -103,16 +113,16 @@ def _broken_jpegs() -> Iterator[Case]:
         yield Case(f"jpeg {kind} cut in half and ended", half, (*OK, *BROKEN), damaged=True)
         for factor in (0.5, 2):
             yield Case(
-                f"jpeg {kind} height times {factor}", _height_times(jpeg, factor), ANYTHING, damaged=True
+                f"jpeg {kind} height times {factor}", height_times(jpeg, factor), ANYTHING, damaged=True
             )
-        yield Case(f"jpeg {kind} height 0", _height_times(jpeg, 0), UNDECODABLE)
+        yield Case(f"jpeg {kind} height 0", height_times(jpeg, 0), UNDECODABLE)
         yield Case(f"jpeg {kind} without tables", without_huffman_tables(jpeg), UNDECODABLE)
         scan = jpeg.index(b"\xff\xda")
         for number in range(25):
             count = (1, 1, 5, 20, 100)[number % 5]
-            yield Case(f"jpeg {kind} scan flips {number}", _flips(jpeg, number, count, scan), ANYTHING, True)
+            yield Case(f"jpeg {kind} scan flips {number}", flips(jpeg, number, count, scan), ANYTHING, True)
         for number in range(25):
-            flipped = _flips(jpeg, number, 1, 2, scan)
+            flipped = flips(jpeg, number, 1, 2, scan)
             yield Case(f"jpeg {kind} header flip {number}", flipped, ANYTHING, damaged=True)
     jpeg = kinds["baseline"]
     yield Case("jpeg behind a byte", b"\0" + jpeg, UNDECODABLE)
@@ -120,7 +130,7 @@ def _broken_jpegs() -> Iterator[Case]:
     yield Case("jpeg start and end", b"\xff\xd8\xff\xd9", TRUNCATED)
     yield Case("jpeg headers only", jpeg[: jpeg.index(b"\xff\xda")] + b"\xff\xd9\0\0", UNDECODABLE)
     for marker in (0xC3, 0xC5, 0xC7, 0xCB, 0xCF):
-        changed = _edited(jpeg, _frame(jpeg), bytes([0xFF, marker]))
+        changed = edited(jpeg, frame_at(jpeg), bytes([0xFF, marker]))
         yield Case(f"jpeg said to be SOF {marker:X}", changed, ANYTHING, damaged=True)
 
 
@@ -156,9 +166,7 @@ def _pngs() -> Iterator[Case]:
     yield Case("png too high", png(pixels, colour_type=2, size=(325, 400)), (*OK, *BROKEN), damaged=True)
     yield Case("png without IDAT", plain[: plain.index(b"IDAT") - 4] + chunk(b"IEND", b""), BROKEN)
     for number in range(20):
-        yield Case(
-            f"png flip {number}", _flips(plain, number, 1, 33, len(plain) - 12), ANYTHING, damaged=True
-        )
+        yield Case(f"png flip {number}", flips(plain, number, 1, 33, len(plain) - 12), ANYTHING, damaged=True)
 
 
 def _webps() -> Iterator[Case]:
@@ -177,7 +185,7 @@ def _webps() -> Iterator[Case]:
         for share in (0.02, 0.5, 0.99):
             yield Case(f"webp {kind} cut to {share}", webp[: max(13, int(len(webp) * share))], TRUNCATED)
         for number in range(6):
-            yield Case(f"webp {kind} flip {number}", _flips(webp, number, 1, 12), ANYTHING, damaged=True)
+            yield Case(f"webp {kind} flip {number}", flips(webp, number, 1, 12), ANYTHING, damaged=True)
 
 
 def _others() -> Iterator[Case]:
@@ -191,9 +199,9 @@ def _others() -> Iterator[Case]:
         "gif transparent": save(image.quantize(16), "GIF", transparency=2),
         "avif": save(image, "AVIF"),
         "avif alpha": save(noise(100, 100, "RGBA"), "AVIF"),
-        "tga": _with_footer(save(image, "TGA")),
-        "tga compressed": _with_footer(save(image, "TGA", compression="tga_rle")),
-        "tga grey": _with_footer(save(image.convert("L"), "TGA")),
+        "tga": with_footer(save(image, "TGA")),
+        "tga compressed": with_footer(save(image, "TGA", compression="tga_rle")),
+        "tga grey": with_footer(save(image.convert("L"), "TGA")),
         "ico png": icon,
         "ico bmp": save(small, "ICO", sizes=[(64, 64)], bitmap_format="bmp"),
         "bmp": save(image, "BMP"),
@@ -264,70 +272,29 @@ def bombs() -> Iterator[Case]:
     for name, jpeg in (("baseline", save(shot())), ("progressive", save(shot(), progressive=True))):
         for side in (12_000, 20_000, 60_000):
             claim = side.to_bytes(2, "big") * 2
-            yield Case(f"bomb jpeg {name} {side}", _edited(jpeg, _frame(jpeg) + 5, claim), TOO_LARGE)
+            yield Case(f"bomb jpeg {name} {side}", edited(jpeg, frame_at(jpeg) + 5, claim), TOO_LARGE)
     for side in (12_000, 60_000, 2**31 - 1):
         one_row = np.zeros((1, 8, 1), np.uint8)
         yield Case(f"bomb png {side}", png(one_row, colour_type=0, size=(side, side)), TOO_LARGE)
     webp = save(shot(), "WEBP")
-    yield Case("bomb webp", _edited(webp, 26, (16_383).to_bytes(2, "little") * 2), TOO_LARGE)
+    yield Case("bomb webp", edited(webp, 26, (16_383).to_bytes(2, "little") * 2), TOO_LARGE)
     gif = save(shot(), "GIF")
-    yield Case("bomb gif", _edited(gif, 6, (60_000).to_bytes(2, "little") * 2), TOO_LARGE)
+    yield Case("bomb gif", edited(gif, 6, (60_000).to_bytes(2, "little") * 2), TOO_LARGE)
     yield Case("bomb gif flat", save(Image.new("L", (5000, 4000)), "GIF"), TOO_LARGE)
     bmp = save(shot(), "BMP")
-    yield Case("bomb bmp", _edited(bmp, 18, (60_000).to_bytes(4, "little") * 2), TOO_LARGE)
+    yield Case("bomb bmp", edited(bmp, 18, (60_000).to_bytes(4, "little") * 2), TOO_LARGE)
     yield Case("bomb pnm", b"P6 60000 60000 255 " + bytes(1000), TOO_LARGE)
     tiff = save(Image.new("1", (5000, 4000)), "TIFF", compression="group4")
     yield Case("bomb tiff", tiff, TOO_LARGE)
-    tga = _with_footer(_edited(save(shot(), "TGA"), 12, (60_000).to_bytes(2, "little") * 2))
+    tga = with_footer(edited(save(shot(), "TGA"), 12, (60_000).to_bytes(2, "little") * 2))
     yield Case("bomb tga", tga, TOO_LARGE)
     stream = save(shot(), "JPEG2000", no_jp2=True)
     claim = (60_000).to_bytes(4, "big") * 2
-    yield Case("bomb jpeg2000", _edited(_edited(stream, 8, claim), 24, claim), TOO_LARGE)
+    yield Case("bomb jpeg2000", edited(edited(stream, 8, claim), 24, claim), TOO_LARGE)
     icon = save(shot().resize((64, 64)), "ICO", sizes=[(64, 64)])
     header = icon.index(b"IHDR")
     claim = b"IHDR" + (60_000).to_bytes(4, "big") * 2 + icon[header + 12 : header + 17]
-    yield Case("bomb ico", _edited(icon, header, claim + zlib.crc32(claim).to_bytes(4, "big")), TOO_LARGE)
+    yield Case("bomb ico", edited(icon, header, claim + zlib.crc32(claim).to_bytes(4, "big")), TOO_LARGE)
     avif = save(shot(), "AVIF")
     claim = (60_000).to_bytes(4, "big") * 2
-    yield Case("bomb avif", _edited(avif, avif.index(b"ispe") + 8, claim), (*TOO_LARGE, *BROKEN))
-
-
-def _frame(jpeg: bytes) -> int:
-    """Where the frame header's marker stands."""
-    scan = jpeg.index(b"\xff\xda")
-    return max(jpeg.rfind(bytes([0xFF, marker, 0]), 0, scan) for marker in (0xC0, 0xC2))
-
-
-def _edited(data: bytes, offset: int, content: bytes) -> bytes:
-    return data[:offset] + content + data[offset + len(content) :]
-
-
-def _as_440(jpeg: bytes) -> bytes:
-    """A 4:2:2 JPEG whose blocks are read as 4:4:0 ones: another picture, but a valid one."""
-    frame = _frame(jpeg)
-    size = jpeg[frame + 7 : frame + 9] + jpeg[frame + 5 : frame + 7]
-    return _edited(_edited(jpeg, frame + 5, size), frame + 11, b"\x12")
-
-
-def _height_times(jpeg: bytes, factor: float) -> bytes:
-    frame = _frame(jpeg)
-    height = int.from_bytes(jpeg[frame + 5 : frame + 7], "big")
-    return _edited(jpeg, frame + 5, int(height * factor).to_bytes(2, "big"))
-
-
-def _without_app14(jpeg: bytes) -> bytes:
-    start = jpeg.index(b"\xff\xee")
-    return jpeg[:start] + jpeg[start + 2 + int.from_bytes(jpeg[start + 2 : start + 4], "big") :]
-
-
-def _with_footer(tga: bytes) -> bytes:
-    footer = bytes(8) + b"TRUEVISION-XFILE.\0"
-    return tga if tga.endswith(footer[8:]) else tga + footer
-
-
-def _flips(data: bytes, seed: int, count: int, start: int, end: int | None = None) -> bytes:
-    """`count` random bytes between `start` and `end` changed."""
-    rng, changed = random.Random(seed), bytearray(data)
-    for _ in range(count):
-        changed[rng.randrange(start, end or len(data) - 2)] ^= rng.randrange(1, 256)
-    return bytes(changed)
+    yield Case("bomb avif", edited(avif, avif.index(b"ispe") + 8, claim), (*TOO_LARGE, *BROKEN))

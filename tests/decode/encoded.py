@@ -43,13 +43,6 @@ def noise(width: int = 40, height: int = 24, mode: str = "RGB") -> Image.Image:
     return Image.fromarray(pixels).convert(mode)
 
 
-def without_huffman_tables(jpeg: bytes) -> bytes:
-    """A JPEG that passes the header check and that no decoder decodes."""
-    start = jpeg.index(b"\xff\xc4")
-    length = int.from_bytes(jpeg[start + 2 : start + 4], "big")
-    return jpeg[: start + 4] + b"\xff" * (length - 2) + jpeg[start + 2 + length :]
-
-
 def sample(key: str, image: bytes | None, status: Status = Status.OK) -> Sample:
     """A sample as the reader gives it; None is a sample without an image."""
     status = Status.MISSING_IMAGE if image is None else status

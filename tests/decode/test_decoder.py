@@ -13,6 +13,7 @@ from dali_aesthetic.decode.batches import fill_batches
 from dali_aesthetic.decode.pillow import decode_reference
 from dali_aesthetic.decode.probe import Limits
 from dali_aesthetic.types import ImageBatch, Route, Sample, ShardEnd, Status
+from tests.decode.damage import without_huffman_tables
 from tests.decode.encoded import (
     DEVICES,
     SIZE,
@@ -24,7 +25,6 @@ from tests.decode.encoded import (
     sample,
     save,
     stream,
-    without_huffman_tables,
 )
 
 

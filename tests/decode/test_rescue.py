@@ -11,7 +11,8 @@ from dali_aesthetic.decode.pillow import decode_reference
 from dali_aesthetic.decode.probe import Limits, probe
 from dali_aesthetic.decode.rescue import rescue
 from dali_aesthetic.types import ImageHeader, Route, Status
-from tests.decode.encoded import noise, photo, save, without_huffman_tables
+from tests.decode.damage import without_huffman_tables
+from tests.decode.encoded import noise, photo, save
 
 LIMITS = Limits()
 
