@@ -97,11 +97,11 @@ Snapshot = Callable[[Path], dict[str, bytes]]
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:
-    """Every file below `folder` and its bytes, but for run.json (it names versions and paths)."""
+    """Every file below `folder` and its bytes, but for run.json (versions, paths) and timing.jsonl (times)."""
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != "run.json"
+        if path.is_file() and path.name not in ("run.json", "timing.jsonl")
     }
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from dali_aesthetic.config import Config
 from dali_aesthetic.launch.memory import budget_bytes, memory_bytes
 from dali_aesthetic.launch.stall import stall_guard
+from dali_aesthetic.launch.timing import timed
 from dali_aesthetic.launch.worker import Worker, build_worker, run_record
 from dali_aesthetic.run_shard import BATCHES_IN_FLIGHT, Rooms, run_shards
 from dali_aesthetic.shards.buffer import ReadLimits
@@ -58,7 +59,8 @@ def _run(config: Config, shards: list[Shard], worker: Worker, watch: Watch | Non
         stats = RunStats()
         with _sink(config, worker) as sink, (watch or _unwatched)(stats, len(todo)):
             with stall_guard(stats, config.guard.stall_timeout):
-                _exhaust(run_shards(todo, _rooms(config, worker, sink), stats))
+                reports = run_shards(todo, _rooms(config, worker, sink), stats)
+                _exhaust(timed(reports, config.output, stats))
             stats.finish()
     return RunResult(stats=stats, num_shards=len(shards), num_skipped=len(shards) - len(todo))
 

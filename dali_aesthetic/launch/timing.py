@@ -1,0 +1,54 @@
+"""`timing.jsonl`: how long each shard took and what bound it. For people, not for comparing outputs."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Generator
+from contextlib import closing, suppress
+from pathlib import Path
+
+from dali_aesthetic.stats import RunStats
+from dali_aesthetic.types import ShardReport
+
+TIMING = "timing.jsonl"
+
+
+def timed(
+    reports: Generator[ShardReport, None, None], output: str | Path, stats: RunStats
+) -> Generator[ShardReport, None, None]:
+    """Passes `reports` on, appends one line for each committed shard, and closes `reports` at the end.
+
+    `run` is when this process began, in seconds since 1970; `seconds` and `work` (by stage) count from then.
+    A line that can't be written is left out: a full disk fails the run elsewhere.
+    """
+    begun = time.time()
+    with closing(reports):
+        for report in reports:
+            if not report.error:
+                _append(Path(output) / TIMING, _line(report, stats, begun))
+            yield report
+
+
+def _line(report: ShardReport, stats: RunStats, begun: float) -> dict[str, object]:
+    return {
+        "run": round(begun, 3),
+        "process": os.getpid(),
+        "name": report.name,
+        "samples": report.num_samples,
+        "kept": report.num_kept,
+        "seconds": round(stats.seconds, 3),
+        "work": {stage: round(seconds, 3) for stage, seconds in stats.work_times().items()},
+        "bound_by": stats.bound_by(),
+    }
+
+
+def _append(path: Path, line: dict[str, object]) -> None:
+    """One write to a file opened for appending, so that lines of several processes don't mix."""
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    except OSError:
+        return
+    with os.fdopen(descriptor, "wb", buffering=0) as file, suppress(OSError):
+        file.write((json.dumps(line) + "\n").encode())

@@ -1,0 +1,50 @@
+"""The lines about time: one for each committed shard, and never a reason to fail."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Generator
+from pathlib import Path
+
+from dali_aesthetic.launch.timing import TIMING, timed
+from dali_aesthetic.stats import RunStats
+from dali_aesthetic.types import ShardReport
+
+DONE = ShardReport(name="a/b", source="b.tar", num_samples=7, num_kept=2)
+FAILED = ShardReport(name="c", source="c.tar", error="no tar")
+
+
+def some(closed: list[bool]) -> Generator[ShardReport, None, None]:
+    try:
+        yield DONE
+        yield FAILED
+    finally:
+        closed.append(True)
+
+
+def test_a_committed_shard_gets_a_line_and_a_failed_one_none(tmp_path: Path) -> None:
+    closed: list[bool] = []
+    assert list(timed(some(closed), tmp_path, RunStats())) == [DONE, FAILED]
+    (line,) = [json.loads(text) for text in (tmp_path / TIMING).read_text().splitlines()]
+    assert (line["name"], line["samples"], line["kept"]) == ("a/b", 7, 2)
+    assert line["seconds"] >= 0
+    assert closed == [True]
+
+
+def test_leaving_early_closes_what_it_was_given(tmp_path: Path) -> None:
+    closed: list[bool] = []
+    reports = timed(some(closed), tmp_path, RunStats())
+    next(reports)
+    reports.close()
+    assert closed == [True]
+
+
+def test_lines_are_appended(tmp_path: Path) -> None:
+    for _ in range(2):
+        list(timed(some([]), tmp_path, RunStats()))
+    assert len((tmp_path / TIMING).read_text().splitlines()) == 2
+
+
+def test_an_unwritable_place_stops_nothing(tmp_path: Path) -> None:
+    (tmp_path / TIMING).mkdir()
+    assert len(list(timed(some([]), tmp_path, RunStats()))) == 2
