@@ -9,7 +9,7 @@ OUTPUT ?=
 THRESHOLD ?= 0.5
 FLAGS ?=
 
-.PHONY: help run test test-gpu lint bench clean
+.PHONY: help run test test-gpu lint bench bench-report bench-check clean
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
@@ -34,6 +34,12 @@ lint: $(VENV)/.dev
 
 bench: $(VENV)/.bench ## images per second of each stage on this machine, as JSON: make bench [FLAGS=--quick]
 	$(BIN)/python -m benchmarks all $(FLAGS)
+
+bench-report: $(VENV)/.bench ## tables, plots and the README's figures from the committed results
+	$(BIN)/python -m benchmarks report
+
+bench-check: $(VENV)/.bench ## fail where a ratio is over 10% below the committed one: make bench-check [FLAGS=--quick]
+	$(BIN)/python -m benchmarks check $(FLAGS)
 
 clean: ## remove the environment and the demo
 	rm -rf $(VENV) demo

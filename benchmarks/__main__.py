@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from shutil import rmtree
 from typing import Annotated, Any
 
 import typer
@@ -67,6 +68,51 @@ def run_everything(
     for outcome in outcomes:
         typer.echo(f"{outcome.part:<12} {outcome.how:<12} {outcome.seconds:6.0f} s")
     sys.exit(any(outcome.how == "failed" for outcome in outcomes))
+
+
+@app.command()
+def report(results: Annotated[Path, typer.Option(help="Where result files are.")] = RESULTS) -> None:
+    """Pages, plots, the README's blocks and the package's rates, from the results that there are."""
+    from benchmarks.report import write_report
+
+    for path in write_report(results):
+        typer.echo(f"wrote {path}")
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def check(
+    context: typer.Context,
+    fresh: Annotated[
+        Path | None, typer.Option(help="Results measured before; else measures now, with the other options.")
+    ] = None,
+    results: Annotated[Path, typer.Option(help="The committed results.")] = RESULTS,
+    minutes: Annotated[float, typer.Option(help="For measuring.")] = 30,
+    quick: bool = False,
+    device: str = "auto",
+) -> None:
+    """Compare ratios with the committed ones; exit code 1 where over 10% is lost."""
+    from benchmarks import check as guard
+    from benchmarks.everything import run_all
+    from benchmarks.result import read_results
+
+    if fresh is None:
+        fresh = Path("build/bench-check")
+        rmtree(fresh, ignore_errors=True)
+        options = [
+            *(["--quick"] if quick else []),
+            "--device",
+            device,
+            "--results",
+            str(fresh),
+            *context.args,
+        ]
+        run_all(Settings(device=device, quick=quick, results=fresh), options, minutes, parts=guard.PARTS)
+    verdicts = guard.compare(read_results(fresh), read_results(results))
+    for verdict in verdicts:
+        typer.echo(str(verdict))
+    if not verdicts:
+        typer.echo(f"no ratios in {fresh}")
+    sys.exit(not verdicts or any(verdict.failed for verdict in verdicts))
 
 
 def main() -> Any:

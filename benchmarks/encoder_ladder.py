@@ -15,11 +15,11 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from benchmarks.ladder_table import ladder_markdown
 from benchmarks.synthetic import DEVICE, SPEC, head_bank, synthetic_images, tower_state
 from dali_aesthetic.score.clip import Block, VisionTower, normalize
 from dali_aesthetic.score.fast import folding, fused, fused_fp8
@@ -213,31 +213,6 @@ def matmul_teraflops(dtype: torch.dtype) -> float:
     return float(300 * 2 * 8192**3 / before.elapsed_time(after) / 1e9)
 
 
-def markdown(result: dict[str, Any]) -> str:
-    """The tables of a result, with those under `notes` that were added by hand."""
-    rows, base = result["ladder"], result["ladder"][0]["microseconds"]
-    lines = [f"{result['device']}; {result['date']}", ""]
-    lines += ["| encoder | batch | us/image | img/s | ratio | W | MHz |", "|---|---|---|---|---|---|---|"]
-    for r in rows:
-        numbers = f"{r['microseconds']:.1f} | {r['images_per_second']:,.0f} | {base / r['microseconds']:.2f}"
-        lines.append(f"| {r['name']} | {r['batch']} | {numbers} | {r['watts']:.0f} | {r['megahertz']:.0f} |")
-    lines += [
-        "",
-        "| score error | weights | mean | p99 | max | bias | flips | spread |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for e in result["errors"]:
-        numbers = " | ".join(f"{e[k]:.4f}" for k in ("mean", "p99", "largest", "bias", "flips", "spread"))
-        lines.append(f"| {e['name']} | {e['weights']} | {numbers} |")
-    ceilings = ", ".join(f"{name} {value:.0f}" for name, value in result["matmul_teraflops"].items())
-    lines += ["", f"Matrix product 8192^3, TFLOP/s: {ceilings}", ""]
-    for title, table in result.get("notes", {}).items():
-        columns = list(table[0])
-        lines += [title, "", "| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
-        lines += ["| " + " | ".join(str(row[column]) for column in columns) + " |" for row in table] + [""]
-    return "\n".join(lines)
-
-
 def main() -> None:
     """Measures and writes the JSON and, beside it, its tables."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -280,8 +255,8 @@ def main() -> None:
         },
     }
     args.output.write_text(json.dumps(result, indent=1) + "\n")
-    args.output.with_suffix(".md").write_text(markdown(result))
-    print(markdown(result))
+    args.output.with_suffix(".md").write_text(ladder_markdown(result))
+    print(ladder_markdown(result))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.open_clip_model import open_clip_tower
-from benchmarks.record import Measured, Record, latest, read_record
+from benchmarks.record import Measured, Record
+from benchmarks.result import latest, read_record
 from benchmarks.settings import Settings
 from benchmarks.throughput import Bench, encoder_row, head_work
 from benchmarks.timing import for_seconds, measure_rate

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from benchmarks.bounded import run_bounded
 from benchmarks.parts import IN_ALL
-from benchmarks.record import Record, latest
+from benchmarks.record import Record
+from benchmarks.result import latest
 from benchmarks.settings import Settings
 
 BOUND_S = {
@@ -35,7 +36,13 @@ class Outcome:
     seconds: float
 
 
-def run_all(settings: Settings, options: Sequence[str], minutes: float, resume: bool) -> list[Outcome]:
+def run_all(
+    settings: Settings,
+    options: Sequence[str],
+    minutes: float,
+    resume: bool = False,
+    parts: Sequence[str] = IN_ALL,
+) -> list[Outcome]:
     """Each part in turn, with `options` as this run was given them, for at most `minutes` together.
 
     A part that fails or is cut off leaves the rows it had, and the next goes on. With `resume` a part that
@@ -43,7 +50,7 @@ def run_all(settings: Settings, options: Sequence[str], minutes: float, resume: 
     """
     end = time.monotonic() + 60 * minutes
     outcomes = []
-    for part in IN_ALL:
+    for part in parts:
         left = end - time.monotonic()
         if resume and part != "data" and _complete(settings.record(part)):
             outcomes.append(Outcome(part, "resumed", 0.0))

@@ -26,6 +26,7 @@ def describe(device: torch.device) -> dict[str, Any]:
         "driver": _driver() if device.type == "cuda" else None,
         "cpu": _cpu_model(),
         "cpu_cores": len(os.sched_getaffinity(0)),
+        "load_average_before": round(os.getloadavg()[0], 2),
         "gpu_limits": _limits(device) if device.type == "cuda" else None,
         "python": platform.python_version(),
         "packages": {name: version for name in _PACKAGES if (version := _version(name))},

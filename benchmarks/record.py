@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from benchmarks.machine import describe, slug
+from benchmarks.result import format_number
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,25 +93,6 @@ class Record:
         temporary = self.path.with_suffix(".partial")
         temporary.write_text(json.dumps(self._content, indent=1) + "\n")
         temporary.replace(self.path)
-
-
-def read_record(path: Path) -> dict[str, Any]:
-    """The content of a result file. Raises ValueError for a file that is none."""
-    content = json.loads(path.read_text())
-    if not isinstance(content, dict) or "rows" not in content or "theme" not in content:
-        raise ValueError(f"{path} is no result of these benchmarks")
-    return content
-
-
-def latest(folder: Path, theme: str, hardware: str) -> Path | None:
-    """The newest result of a theme on a kind of hardware (`h100`, `cpu`), by the date in its name."""
-    found = sorted(folder.glob(f"{theme}_{hardware}_*.json"))
-    return found[-1] if found else None
-
-
-def format_number(value: float) -> str:
-    """With thousands separators, three digits where it is small."""
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def _rounded(value: float) -> float:

@@ -11,6 +11,11 @@ from dataclasses import dataclass
 
 from dali_aesthetic.score.spec import TowerSpec
 
+VIT_L_14 = TowerSpec(
+    name="ViT-L-14-quickgelu", image_size=224, patch_size=14, width=1024, layers=24, heads=16, mlp_width=4096,
+    embed_dim=768, quick_gelu=True,
+)  # fmt: skip
+"""The tower of the encoder's ladder: the one that the published heads were made for."""
 ELEMENT_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "fp8": 1}
 
 

@@ -6,14 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.roofline import VIT_L_14
 from dali_aesthetic.score.head import Head, HeadBank, head_from_state
 from dali_aesthetic.score.random_init import random_head_state, random_tower_state
-from dali_aesthetic.score.spec import TowerSpec
 
-SPEC = TowerSpec(
-    name="ViT-L-14-quickgelu", image_size=224, patch_size=14, width=1024, layers=24, heads=16, mlp_width=4096,
-    embed_dim=768, quick_gelu=True,
-)  # fmt: skip
+SPEC = VIT_L_14
 DEVICE = torch.device("cuda")
 
 

@@ -1,0 +1,107 @@
+"""The guard against losing speed: ratios of this machine's fresh results against the committed ones.
+
+A ratio's two sides are measured in one run on one machine, so it does not move with the machine as a rate
+does. The host's samples per second of CPU time do, so they are compared on the same CPU model only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from benchmarks.result import Result, Row, newest
+from benchmarks.tables import OURS, encoder_row, end_to_end
+
+PARTS = ("host", "end-to-end", "peers")
+"""What has to be measured for the ratios."""
+MOST_LOST = 0.10
+PEER = "webdataset + DataLoader + open_clip"
+END_TO_END = "end to end, 25% kept"
+HOST = "host loop, 25% kept"
+
+
+@dataclass(frozen=True, slots=True)
+class Ratio:
+    """`like` says what must be equal for two of the same name to be compared."""
+
+    name: str
+    value: float
+    like: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """A ratio now and as committed; either may be missing."""
+
+    name: str
+    now: float | None
+    committed: float | None
+    like: tuple[str, ...]
+
+    @property
+    def failed(self) -> bool:
+        """Over 10% lost, or not measured although there is something to compare with."""
+        if self.committed is None:
+            return False
+        return self.now is None or self.now < (1 - MOST_LOST) * self.committed
+
+    def __str__(self) -> str:
+        about = f"{self.name} ({', '.join(self.like)})"
+        if self.now is None:
+            return f"FAILED    {about}: not measured; committed is {self.committed:.3g}"
+        if self.committed is None:
+            return f"no match  {about}: {self.now:.3g}, and nothing committed to compare with"
+        change = 100 * (self.now / self.committed - 1)
+        word = "FAILED   " if self.failed else "ok       "
+        return f"{word} {about}: {self.now:.3g}, committed {self.committed:.3g}, {change:+.1f}%"
+
+
+def ratios(results: Sequence[Result]) -> list[Ratio]:
+    """Every ratio that the newest of these results give."""
+    found = [
+        *(_over_peer(result) for result in newest(results, "peers").values()),
+        *(_over_encoder(result) for result in end_to_end(results).values()),
+        *(_per_core(result) for result in newest(results, "host").values()),
+    ]
+    return [ratio for ratio in found if ratio]
+
+
+def compare(fresh: Sequence[Result], committed: Sequence[Result]) -> list[Verdict]:
+    """Fresh ratios against committed ones on the same kinds of hardware."""
+    slugs = {result.slug for result in fresh}
+    now = _by_key(ratios(fresh))
+    before = _by_key(ratios([result for result in committed if result.slug in slugs]))
+    # A committed ratio of another CPU or encoder says nothing about this run: it is not missing from it.
+    themes = {name for name, _ in now}
+    missing = [key for key in before if key not in now and key[0] not in themes]
+    keys = [*now, *missing]
+    return [Verdict(name, now.get((name, like)), before.get((name, like)), like) for name, like in keys]
+
+
+def _by_key(found: Sequence[Ratio]) -> Mapping[tuple[str, tuple[str, ...]], float]:
+    return {(ratio.name, ratio.like): ratio.value for ratio in found}
+
+
+def _over_peer(result: Result) -> Ratio | None:
+    like = (result.slug, _encoder(result))
+    return _quotient(f"ours over {PEER}", result.row(OURS), result.row(PEER), like)
+
+
+def _over_encoder(result: Result) -> Ratio | None:
+    like = (result.slug, _encoder(result))
+    return _quotient("end to end over encoder only", result.row(END_TO_END), encoder_row(result), like)
+
+
+def _per_core(result: Result) -> Ratio | None:
+    row = result.row(HOST)
+    if row is None or row.cpu_us is None:
+        return None
+    return Ratio("host samples/s per core", 1e6 / row.cpu_us, (result.slug, str(result.machine["cpu"])))
+
+
+def _quotient(name: str, above: Row | None, below: Row | None, like: tuple[str, ...]) -> Ratio | None:
+    return Ratio(name, above.median / below.median, like) if above and below else None
+
+
+def _encoder(result: Result) -> str:
+    return str(result.content["settings"].get("encoder", ""))

@@ -1,0 +1,111 @@
+"""From results to what shows them: figures come from result files, and the committed ones are up to date."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks.readme import fill, names
+from benchmarks.report import RATES, README, texts, write_report
+from benchmarks.result import read_result, read_results
+from benchmarks.tables import blocks, page
+from tests.benchmarks import made_up
+
+ROOT = Path(__file__).parents[2]
+COMMITTED = ROOT / "benchmarks" / "results"
+
+
+def test_what_is_committed_is_what_the_command_would_write() -> None:
+    for path, text in texts(read_results(COMMITTED), COMMITTED, ROOT).items():
+        assert path.read_text() == text, f"{path.relative_to(ROOT)}: run `python -m benchmarks report`"
+
+
+def test_the_readme_shows_speed_and_encoders() -> None:
+    document = (ROOT / README).read_text()
+    assert {"throughput", "encoders", "peers"} <= set(names(document))
+    assert "end to end" in document
+
+
+def test_a_made_up_result_goes_through_to_every_page(tmp_path: Path) -> None:
+    (tmp_path / "dali_aesthetic").mkdir()
+    (tmp_path / README).write_text("a\n<!-- bench:begin throughput -->\nold 7\n<!-- bench:end -->\nz\n")
+    folder = tmp_path / "results"
+    made_up.whole(folder, end_to_end=2501.0)
+    written = write_report(folder, tmp_path)
+    document = (tmp_path / README).read_text()
+    assert "| end to end, 25% kept | 2,501 | 96% |" in document
+    assert "old 7" not in document
+    assert document.startswith("a\n")
+    assert document.endswith("z\n")
+    rate = json.loads((tmp_path / RATES).read_text())["gpus"]["h100"]
+    assert (rate["images_per_second"], rate["backend"], rate["cpu_cores"]) == (2501.0, "fused", 16)
+    plot = folder / "throughput_h100_2026-01-01.svg"
+    assert plot in written
+    assert "2,501" in plot.read_text()
+    before = {path: path.read_bytes() for path in written}
+    assert write_report(folder, tmp_path) == written
+    assert {path: path.read_bytes() for path in written} == before
+
+
+def test_a_newer_result_replaces_an_older_one_and_a_cpu_shows_no_gpu_figures(tmp_path: Path) -> None:
+    rows = [made_up.row("end to end, 25% kept", 11.0), made_up.row("encoder only, same run", 12.0)]
+    results = [
+        *made_up.whole(tmp_path),
+        made_up.result(tmp_path, "end-to-end", rows, date="2026-02-01"),
+        made_up.result(tmp_path, "end-to-end", [made_up.row("end to end, 25% kept", 7.5)], slug="cpu"),
+    ]
+    text = blocks(results)["throughput"]
+    assert "| end to end, 25% kept | 11 | 92% |" in text
+    assert "2,500" not in text
+    assert "7.5" not in text
+
+
+def test_peers_are_shown_with_the_factor_and_what_was_skipped(tmp_path: Path) -> None:
+    text = blocks(made_up.whole(tmp_path))["peers"]
+    assert "| webdataset + DataLoader + open_clip | 1,000 | 4.0 | 0.002 | nothing |" in text
+    assert "nothing: made up" in text
+
+
+def test_a_page_has_every_row_and_every_skip(tmp_path: Path) -> None:
+    rows = [made_up.row("a", 1234.0, limit=2468.0), made_up.row("b", 0.5, "GB/s", gpu={"watts": 700.0})]
+    text = page(made_up.result(tmp_path, "ceilings", rows))
+    assert "| a | 1,234 | images/s | 1,234 .. 1,234 | 1 | 50.0% |" in text
+    assert "| b | 0.5 | GB/s |" in text
+    assert "700" in text
+    assert "nothing: skipped, made up" in text
+
+
+def test_the_ladder_is_read_as_rows() -> None:
+    (path,) = COMMITTED.glob("encoder_h100_2026-11-22.json")
+    ladder = read_result(path)
+    content = json.loads(path.read_text())
+    assert [row.median for row in ladder.rows] == [row["images_per_second"] for row in content["ladder"]]
+    assert ladder.machine["hardware"] == "H100 80GB HBM3"
+
+
+def test_a_file_that_is_no_result_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "host_cpu_2026-01-01.json").write_text("[1]")
+    with pytest.raises(ValueError, match="no result of these benchmarks"):
+        read_results(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("document", "message"),
+    [
+        ("<!-- bench:begin a -->\n", "without its"),
+        ("<!-- bench:end -->", "without its"),
+        ("<!-- bench:begin nobody -->\n<!-- bench:end -->", "no such block: nobody"),
+    ],
+)
+def test_markers_that_are_wrong_are_refused(document: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        fill(document, {"a": "text"})
+
+
+def test_a_block_is_replaced_and_can_be_emptied() -> None:
+    document = "<!-- bench:begin a -->\n<!-- bench:end -->"
+    filled = fill(document, {"a": r"one \1"})
+    assert filled == "<!-- bench:begin a -->\none \\1\n<!-- bench:end -->"
+    assert fill(filled, {"a": ""}) == document
