@@ -1,0 +1,131 @@
+"""What a run would take: hours, cost and storage rates, from the speed that was measured on a kind of GPU."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass
+from importlib import resources
+
+from dali_aesthetic.config import ConfigError
+
+_SECONDS_PER_HOUR = 3600
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rate:
+    """Images/s of one GPU from tars on disk to committed output, and how it was measured."""
+
+    images_per_second: float
+    encoder: str
+    backend: str
+    precision: str
+    hardware: str
+    cpu_cores: int
+    date: str
+    source: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """The answer: `cost` in the price's currency, None without a price; GB are 10^9 bytes, TB 10^12."""
+
+    images: int
+    gpus: int
+    gpu: str
+    hours: float
+    gpu_hours: float
+    cost: float | None
+    images_per_second: float
+    read_gb_per_second: float
+    write_gb_per_second: float
+    read_tb: float
+    write_tb: float
+    assumptions: tuple[str, ...]
+
+    def as_json(self) -> str:
+        """All fields, for programs."""
+        return json.dumps(asdict(self), indent=1)
+
+    def as_text(self) -> str:
+        """A few lines for people, the assumptions last."""
+        lines = [
+            f"{self.images:,} images on {self.gpus:,} x {self.gpu}: {_hours(self.hours)}",
+            f"{self.gpu_hours:,.1f} GPU-hours" + ("" if self.cost is None else f", cost {self.cost:,.2f}"),
+            f"{self.images_per_second:,.0f} images/s together",
+            f"storage: read {self.read_gb_per_second:,.3g} GB/s ({self.read_tb:,.4g} TB in all), "
+            f"write {self.write_gb_per_second:,.3g} GB/s ({self.write_tb:,.4g} TB in all)",
+            "assumed:",
+            *(f"  - {assumption}" for assumption in self.assumptions),
+        ]
+        return "\n".join(lines)
+
+
+def known_rates() -> dict[str, Rate]:
+    """Measured rates by kind of GPU, as they came with the package."""
+    content = json.loads(resources.files("dali_aesthetic").joinpath("rates.json").read_text())
+    return {gpu: Rate(**fields) for gpu, fields in content["gpus"].items()}
+
+
+def make_plan(images: float, gpus: int, gpu: str, price: float | None, image_kb: float, keep: float) -> Plan:
+    """Raises `ConfigError` for a GPU that was not measured and for numbers that make no sense."""
+    _check(images, gpus, price, image_kb, keep)
+    rate = _rate(gpu)
+    together = gpus * rate.images_per_second
+    hours = images / together / _SECONDS_PER_HOUR
+    image_bytes = 1e3 * image_kb
+    return Plan(
+        images=int(images),
+        gpus=gpus,
+        gpu=gpu.lower(),
+        hours=hours,
+        gpu_hours=gpus * hours,
+        cost=None if price is None else price * gpus * hours,
+        images_per_second=together,
+        read_gb_per_second=together * image_bytes / 1e9,
+        write_gb_per_second=keep * together * image_bytes / 1e9,
+        read_tb=images * image_bytes / 1e12,
+        write_tb=keep * images * image_bytes / 1e12,
+        assumptions=_assumptions(rate, gpus, price, image_kb, keep),
+    )
+
+
+def _rate(gpu: str) -> Rate:
+    rates = known_rates()
+    if gpu.lower() not in rates:
+        raise ConfigError(f"no measurement of a {gpu!r} came with this version: there are {', '.join(rates)}")
+    return rates[gpu.lower()]
+
+
+def _check(images: float, gpus: int, price: float | None, image_kb: float, keep: float) -> None:
+    wrong = [
+        (not (math.isfinite(images) and images >= 1), f"--images {images:g}: at least 1"),
+        (gpus < 1, f"--gpus {gpus}: at least 1"),
+        (price is not None and not (math.isfinite(price) and price >= 0), f"--price {price}: 0 or more"),
+        (not (math.isfinite(image_kb) and image_kb > 0), f"--image-kb {image_kb:g}: more than 0"),
+        (not 0 <= keep <= 1, f"--keep {keep:g}: a share between 0 and 1"),
+    ]
+    for is_wrong, message in wrong:
+        if is_wrong:
+            raise ConfigError(message)
+
+
+def _assumptions(rate: Rate, gpus: int, price: float | None, image_kb: float, keep: float) -> tuple[str, ...]:
+    measured = f"{rate.encoder}, {rate.backend}, {rate.precision}, {rate.cpu_cores} CPU cores"
+    found = [
+        f"each GPU does {rate.images_per_second:,.0f} images/s end to end, as one {rate.hardware} did on "
+        f"{rate.date} ({measured}; {rate.source})",
+        f"samples of {image_kb:g} KB, of which {100 * keep:g}% are kept; scores and stats are not counted",
+        "storage keeps up with the rates above, no worker fails, and starting takes no time",
+    ]
+    if gpus > 1:
+        found.append(f"{gpus:,} GPUs are {gpus:,} times as fast as one; only one was measured")
+    if price is not None:
+        found.append(f"{price:g} per GPU-hour, for the GPUs alone")
+    return tuple(found)
+
+
+def _hours(hours: float) -> str:
+    if hours < 1:
+        return f"{60 * hours:.1f} minutes"
+    return f"{hours:,.1f} hours" + (f" ({hours / 24:,.1f} days)" if hours >= 48 else "")

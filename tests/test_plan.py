@@ -1,0 +1,92 @@
+"""Planning: figures that add up, from rates that were measured."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from dali_aesthetic.config import ConfigError
+from dali_aesthetic.plan import Plan, known_rates, make_plan
+
+
+def plan(**change: object) -> Plan:
+    values = {"images": 5e9, "gpus": 64, "gpu": "h100", "price": 2.5, "image_kb": 100.0, "keep": 0.25}
+    return make_plan(**(values | change))  # type: ignore[arg-type]
+
+
+def call(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "dali_aesthetic", "plan", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_the_figures_add_up() -> None:
+    rate, found = known_rates()["h100"].images_per_second, plan()
+    assert found.gpu_hours == pytest.approx(5e9 / rate / 3600)
+    assert found.hours == pytest.approx(found.gpu_hours / 64)
+    assert found.cost == pytest.approx(2.5 * found.gpu_hours)
+    assert found.images_per_second == pytest.approx(64 * rate)
+    assert found.read_gb_per_second * found.hours * 3600 / 1000 == pytest.approx(found.read_tb)
+    assert found.write_gb_per_second * found.hours * 3600 / 1000 == pytest.approx(found.write_tb)
+    assert found.read_tb == pytest.approx(500)
+    assert found.write_tb == pytest.approx(125)
+
+
+def test_more_gpus_take_less_time_and_cost_the_same() -> None:
+    one, many = plan(gpus=1), plan(gpus=100)
+    assert one.hours == pytest.approx(100 * many.hours)
+    assert one.cost == pytest.approx(many.cost)
+    assert many.read_gb_per_second == pytest.approx(100 * one.read_gb_per_second)
+
+
+def test_every_assumption_is_printed_and_names_its_measurement() -> None:
+    found = plan()
+    text, rate = found.as_text(), known_rates()["h100"]
+    assert all(assumption in text for assumption in found.assumptions)
+    assert rate.source in text
+    assert rate.date in text
+    assert "only one was measured" in text
+    assert "only one was measured" not in plan(gpus=1).as_text()
+    assert "cost" not in plan(price=None).as_text()
+
+
+def test_short_and_long_runs_are_told_in_their_units() -> None:
+    assert " minutes" in plan(images=1e6).as_text()
+    assert " days)" in plan(gpus=1).as_text()
+
+
+def test_an_unknown_gpu_lists_the_known() -> None:
+    with pytest.raises(ConfigError, match=r"'tpu'.*there are .*h100"):
+        plan(gpu="tpu")
+    assert plan(gpu="H100") == plan()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"images": 0}, {"images": float("nan")}, {"images": float("inf")}, {"gpus": 0}, {"price": -1.0},
+        {"price": float("nan")}, {"image_kb": 0.0}, {"keep": 1.1}, {"keep": -0.1},
+    ],
+)  # fmt: skip
+def test_nonsense_is_refused_and_named(change: dict[str, float]) -> None:
+    with pytest.raises(ConfigError, match="--" + next(iter(change)).replace("_", "-")):
+        plan(**change)
+
+
+def test_from_the_shell() -> None:
+    done = call("--images", "5e9", "--gpus", "64", "--gpu", "h100", "--price", "2.5", "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["gpu_hours"] == pytest.approx(plan().gpu_hours)
+    assert found["assumptions"]
+    assert "GPU-hours" in call("--images", "1e6").stdout
+
+
+def test_nonsense_from_the_shell_is_exit_2() -> None:
+    for arguments in (("--images", "1e6", "--gpu", "abacus"), ("--images", "many"), ("--images", "-5")):
+        done = call(*arguments)
+        assert done.returncode == 2, done.stderr
+        assert "Traceback" not in done.stderr
+    assert "h100" in call("--images", "1e6", "--gpu", "abacus").stderr
