@@ -2,15 +2,20 @@
 
 `raise` raises at the COUNT-th call of a place, `hang` sleeps there for ever, `slow` sleeps 20 ms at each call
 from the COUNT-th on, `die` kills the process before the call and `die-after` behind it. The places are one
-function of each room, and the system calls of a commit.
+function of each room, and the system calls of a commit. Others change what the process finds: a small or a
+read-only disk, files that may not grow, a file system without locks.
 """
 
 from __future__ import annotations
 
+import atexit
 import ctypes
+import errno
+import fcntl
 import itertools
 import os
 import resource
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -33,7 +38,7 @@ PLACES: dict[str, tuple[Any, str]] = {
     "sync": (os, "fsync"),
     "write": (os, "writev"),
 }
-_NEW_NAMESPACE = 0x00020000
+_NEW_NAMESPACE, _READ_ONLY = 0x00020000, 1
 
 
 def install(fault: str) -> None:
@@ -41,6 +46,12 @@ def install(fault: str) -> None:
     kind, where, count = fault.split(":")
     if kind == "disk":
         small_disk(where, int(count))
+    elif kind == "read-only":
+        small_disk(where, 1 << 20, _READ_ONLY)
+    elif kind == "copy-at-exit":
+        atexit.register(shutil.copytree, *where.split(">"))
+    elif kind == "no-locks":
+        fcntl.flock = _no_locks
     elif kind == "file-limit":
         resource.setrlimit(resource.RLIMIT_FSIZE, (int(count), int(count)))
     else:
@@ -85,15 +96,19 @@ def _die(call: int, count: int) -> None:
 _ACTIONS = {"raise": _raise, "hang": _hang, "slow": _slow, "die": _die, "die-after": _die}
 
 
-def small_disk(folder: str, num_bytes: int) -> None:
-    """Mounts a tmpfs of `num_bytes` on `folder` for this process alone. Raises OSError where that's forbidden."""
+def _no_locks(descriptor: int, operation: int) -> None:
+    raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+
+def small_disk(folder: str, num_bytes: int, flags: int = 0) -> None:
+    """Mounts a tmpfs of `num_bytes` on `folder` for this process alone. Raises OSError if forbidden."""
     libc = ctypes.CDLL(None, use_errno=True)
     for failed in (
         lambda: libc.unshare(_NEW_NAMESPACE),
         lambda: libc.mount(
             b"none", b"/", None, 0x44000, None
         ),  # private: nothing of it leaves this namespace
-        lambda: libc.mount(b"tmpfs", folder.encode(), b"tmpfs", 0, f"size={num_bytes}".encode()),
+        lambda: libc.mount(b"tmpfs", folder.encode(), b"tmpfs", flags, f"size={num_bytes}".encode()),
     ):
         if failed():
             raise OSError(ctypes.get_errno(), "can't mount a small disk here")

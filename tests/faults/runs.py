@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -125,3 +125,28 @@ def assert_same(got: dict[str, bytes], expected: dict[str, bytes]) -> None:
     """Equal, without a diff of megabytes where they are not."""
     assert sorted(got) == sorted(expected)
     assert [name for name in expected if got[name] != expected[name]] == []
+
+
+def assert_nothing_torn(job: Job, output: Path) -> None:
+    """Whatever has its final name is whole, and what has stats has everything."""
+    there = snapshot(output)
+    visible = {name: content for name, content in there.items() if "/." not in name and name[0] != "."}
+    assert [name for name, content in visible.items() if job.expected.get(name) != content] == []
+    for name in [Path(name).stem for name in visible if name.startswith("stats/")]:
+        assert {f"shards/{name}.tar", f"scores/{name}.parquet"} <= visible.keys()
+    if (output / "run.json").exists():
+        json.loads((output / "run.json").read_bytes())
+
+
+def hidden_files(output: Path) -> list[str]:
+    """Temporary files and locks that are still there."""
+    return [name for name in snapshot(output) if Path(name).name.startswith(".")]
+
+
+def wait_for(condition: Callable[[], bool], command: Command, timeout: float = 60) -> None:
+    """Until `condition` holds; fails where the command ends before."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert command.poll() is None, command.text
+        assert time.monotonic() < deadline, command.text
+        time.sleep(0.005)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import signal
@@ -11,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import snapshot
-from tests.faults.runs import Job
+from tests.faults.runs import Job, assert_nothing_torn
 
 KILLS = int(os.environ.get("DALI_AESTHETIC_KILLS", "8"))
 """`make soak` asks for 100."""
@@ -50,14 +48,3 @@ def test_killed_within_every_commit_it_ends_with_the_same_bytes(job: Job, tmp_pa
         assert_nothing_torn(job, output)
     assert deaths
     job.finish(output)
-
-
-def assert_nothing_torn(job: Job, output: Path) -> None:
-    """Whatever has its final name is whole, and what has stats has everything."""
-    there = snapshot(output)
-    visible = {name: content for name, content in there.items() if "/." not in name and name[0] != "."}
-    assert [name for name, content in visible.items() if job.expected.get(name) != content] == []
-    for name in [Path(name).stem for name in visible if name.startswith("stats/")]:
-        assert {f"shards/{name}.tar", f"scores/{name}.parquet"} <= visible.keys()
-    if (output / "run.json").exists():
-        json.loads((output / "run.json").read_bytes())
