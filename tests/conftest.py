@@ -97,7 +97,7 @@ Snapshot = Callable[[Path], dict[str, bytes]]
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:
-    """Every file below `folder` and its bytes, but for run.json (versions, paths) and timing.jsonl (times)."""
+    """Every file below `folder` and its bytes, but for what tells versions, paths and times."""
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in sorted(folder.rglob("*"))
