@@ -1,0 +1,206 @@
+"""Score stored embeddings: every file found, in blocks through the heads, committed as a run's shards are.
+
+Shape legend: R rows of a block, H heads.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+import dali_aesthetic
+from dali_aesthetic.embeddings.files import EmbeddingFile, find_embeddings
+from dali_aesthetic.embeddings.matrix import Block, blocks, open_matrix
+from dali_aesthetic.score.head import HeadBank
+from dali_aesthetic.score.weights import ResolvedFile, load_head
+from dali_aesthetic.shards.inputs import InputError
+from dali_aesthetic.threshold import Threshold
+from dali_aesthetic.types import ShardReport, Status
+from dali_aesthetic.write.embedding_scores import EmbeddingScores
+from dali_aesthetic.write.lock import claim
+from dali_aesthetic.write.output import clean_leftovers, committed_names
+from dali_aesthetic.write.record import write_run_record
+
+GROUP_BLOCKS = 128
+"""Blocks in a row group of the scores: 65,536 rows."""
+Progress = Callable[[ShardReport], None]
+
+
+@dataclass(slots=True, kw_only=True)
+class EmbeddingsResult:
+    """What was done. `num_skipped` files were committed by an earlier call with the same arguments."""
+
+    reports: list[ShardReport] = field(default_factory=list)
+    num_skipped: int = 0
+    seconds: float = 0.0
+
+    @property
+    def num_rows(self) -> int:
+        return sum(report.num_samples for report in self.reports)
+
+    @property
+    def num_kept(self) -> int:
+        return sum(report.num_kept for report in self.reports)
+
+    @property
+    def num_bad(self) -> int:
+        """Rows without a score: NaN, infinity, all zero, or the wrong norm."""
+        return self.num_rows - sum(report.statuses.get(Status.OK.value, 0) for report in self.reports)
+
+    @property
+    def rows_per_second(self) -> float:
+        return self.num_rows / max(self.seconds, 1e-9)
+
+
+def score_embeddings(
+    inputs: str | Path | Sequence[str | Path],
+    output: str | Path,
+    heads: Sequence[str] = ("laion-v2",),
+    *,
+    encoder: str = "ViT-L-14",
+    model_dir: Path | None = None,
+    threshold: Threshold | None = None,
+    normalize: bool = False,
+    progress: Progress | None = None,
+) -> EmbeddingsResult:
+    """Scores every embedding of `inputs` into `output/scores/`; a file that is committed is skipped.
+
+    `encoder` is the CLIP that made the embeddings. Raises InputError for inputs that aren't embeddings,
+    NotNormalized, ValueError for heads that don't fit, RunMismatch for an output that holds another run,
+    WeightsUnavailable, and OSError where the output can't be written.
+    """
+    root = Path(output)
+    files = find_embeddings(inputs, str(root))
+    threshold = threshold or Threshold()
+    bank, weights = _bank(files, heads, encoder, model_dir)
+    result = EmbeddingsResult()
+    start = time.perf_counter()
+    with claim(root):
+        write_run_record(root, _record(files, bank, weights, threshold, encoder, normalize))
+        clean_leftovers(root)
+        done = committed_names(root)
+        for file in files:
+            if file.name in done:
+                result.num_skipped += 1
+                continue
+            report = _score_file(file, root, bank, threshold, normalize)
+            result.reports.append(report)
+            result.seconds = time.perf_counter() - start
+            if progress is not None:
+                progress(report)
+    return result
+
+
+def _bank(
+    files: Sequence[EmbeddingFile], heads: Sequence[str], encoder: str, model_dir: Path | None
+) -> tuple[HeadBank, list[ResolvedFile]]:
+    widths = {open_matrix(file.path).shape[1]: file.path for file in files}
+    if len(widths) > 1:
+        listed = ", ".join(f"{width} ({path})" for width, path in widths.items())
+        raise InputError(f"the files hold embeddings of different lengths: {listed}; score them apart")
+    (embed_dim,) = widths
+    loaded = [load_head(head, encoder, embed_dim, model_dir) for head in heads]
+    return HeadBank([head for head, _ in loaded], embed_dim), [file for _, file in loaded]
+
+
+def _record(
+    files: Sequence[EmbeddingFile],
+    bank: HeadBank,
+    weights: Sequence[ResolvedFile],
+    threshold: Threshold,
+    encoder: str,
+    normalize: bool,
+) -> dict[str, Any]:
+    identity = {
+        "input_kind": "embeddings",
+        "min_raw": threshold.min_raw,
+        "encoder": encoder,
+        "weights": [{"name": file.name, "sha256": file.sha256} for file in weights],
+        "heads": list(bank.names),
+        "normalize": normalize,
+    }
+    versions = {"dali_aesthetic": dali_aesthetic.__version__, "torch": torch.__version__}
+    return {
+        "identity": identity,
+        "input": [file.path for file in files],
+        "weights": [{key: str(value) for key, value in asdict(file).items()} for file in weights],
+        "environment": versions,
+    }
+
+
+def _score_file(
+    file: EmbeddingFile, output: Path, bank: HeadBank, threshold: Threshold, normalize: bool
+) -> ShardReport:
+    matrix = open_matrix(file.path)
+    metadata = _metadata(file, len(matrix))
+    sink = EmbeddingScores(output, file.name, file.path, bank.names)
+    try:
+        for group in _groups(blocks(file.path, matrix, normalize)):
+            scores_RH = np.concatenate([_scores(block, bank) for block in group])
+            problems = {
+                block.start - group[0].start + row: found
+                for block in group
+                for row, found in block.problems.items()
+            }
+            rows = metadata.take(len(scores_RH)) if metadata is not None else None
+            sink.add(scores_RH, threshold.keep(scores_RH[:, 0]), problems, rows)
+        return sink.commit()
+    finally:
+        sink.abandon()
+
+
+@torch.inference_mode()
+def _scores(block: Block, bank: HeadBank) -> npt.NDArray[np.float32]:
+    scores_RH: npt.NDArray[np.float32] = bank(block.rows_RD).numpy()
+    scores_RH[list(block.problems)] = np.nan
+    return scores_RH
+
+
+def _groups(stream: Iterator[Block]) -> Iterator[list[Block]]:
+    group: list[Block] = []
+    for block in stream:
+        group.append(block)
+        if len(group) == GROUP_BLOCKS:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+def _metadata(file: EmbeddingFile, rows: int) -> _MetadataRows | None:
+    """Raises InputError where the metadata's rows aren't as many as the embeddings."""
+    if not file.metadata:
+        return None
+    source = pq.ParquetFile(file.metadata)
+    if source.metadata.num_rows != rows:
+        raise InputError(
+            f"{file.path} has {rows} embeddings, {file.metadata} {source.metadata.num_rows} rows: they don't "
+            "belong together"
+        )
+    return _MetadataRows(source)
+
+
+class _MetadataRows:
+    """Rows of a Parquet file in order, as many at a time as asked for, whatever its row groups."""
+
+    def __init__(self, source: pq.ParquetFile) -> None:
+        self._batches = source.iter_batches()
+        self._rest = source.schema_arrow.empty_table()
+
+    def take(self, rows: int) -> pa.Table:
+        """The next `rows` rows."""
+        tables = [self._rest]
+        while sum(map(len, tables)) < rows:
+            tables.append(pa.Table.from_batches([next(self._batches)]))
+        table = pa.concat_tables(tables)
+        self._rest = table.slice(rows)
+        return table.slice(0, rows)

@@ -1,0 +1,85 @@
+"""Which files of embeddings an input means, and which metadata is theirs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from dali_aesthetic.embeddings.files import find_embeddings, holds_embeddings
+from dali_aesthetic.shards.inputs import InputError
+
+
+def _npy(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.save(path, np.eye(4, dtype=np.float16))
+    return path
+
+
+def _parquet(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table({"image_path": ["a", "b", "c", "d"]}), path)
+    return path
+
+
+def test_clip_retrievals_layout(tmp_path: Path) -> None:
+    for number in range(2):
+        _npy(tmp_path / f"img_emb/img_emb_{number}.npy")
+        _npy(tmp_path / f"text_emb/text_emb_{number}.npy")
+        _parquet(tmp_path / f"metadata/metadata_{number}.parquet")
+    found = find_embeddings(tmp_path)
+    assert [file.name for file in found] == ["img_emb_0", "img_emb_1"]
+    assert [Path(file.metadata).name for file in found] == ["metadata_0.parquet", "metadata_1.parquet"]
+    assert find_embeddings(tmp_path / "img_emb") == found
+
+
+def test_laions_layout(tmp_path: Path) -> None:
+    for part in ("laion2B-en", "laion2B-multi"):
+        _npy(tmp_path / part / "img_emb/img_emb_0000.npy")
+        _parquet(tmp_path / part / f"{part}-metadata/metadata_0000.parquet")
+    found = find_embeddings(tmp_path)
+    assert [file.name for file in found] == [
+        "laion2B-en/img_emb/img_emb_0000",
+        "laion2B-multi/img_emb/img_emb_0000",
+    ]
+    assert all(file.metadata.endswith("metadata_0000.parquet") for file in found)
+    assert "multi-metadata" in found[1].metadata
+
+
+def test_plain_files_patterns_and_lists(tmp_path: Path) -> None:
+    paths = [_npy(tmp_path / f"{name}.npy") for name in ("a", "b", "c")]
+    (tmp_path / "some.txt").write_text(f"{paths[2]}\n{paths[0]}\n")
+    names = {
+        str(paths[1]): ["b"],
+        str(tmp_path / "{a,b}.npy"): ["a", "b"],
+        str(tmp_path / "[bc].npy"): ["b", "c"],
+        f"@{tmp_path}/some.txt": ["a", "c"],
+        str(tmp_path): ["a", "b", "c"],
+    }
+    assert {text: [file.name for file in find_embeddings(text)] for text in names} == names
+    assert all(not file.metadata for file in find_embeddings(tmp_path))
+
+
+def test_what_cannot_be_is_said(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    path = _npy(tmp_path / "img_emb/img_emb_1.npy")
+    with pytest.raises(InputError, match=r"no \.npy of embeddings"):
+        find_embeddings(tmp_path / "empty")
+    with pytest.raises(InputError, match="must be local"):
+        find_embeddings("s3://bucket/img_emb")
+    with pytest.raises(InputError, match="given twice"):
+        find_embeddings([path, path])
+    _parquet(tmp_path / "metadata/metadata_0.parquet")
+    with pytest.raises(InputError, match=r"has no metadata_1\.parquet, though .*metadata_0\.parquet"):
+        find_embeddings(path)
+
+
+def test_what_counts_as_embeddings(tmp_path: Path) -> None:
+    _npy(tmp_path / "e/a.npy")
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos/a.jpg").write_bytes(b"x")
+    found = [holds_embeddings(str(tmp_path / name)) for name in ("e", "e/a.npy", "photos", "photos/a.jpg")]
+    assert found == [True, True, False, False]
