@@ -10,7 +10,7 @@ import pytest
 from torchvision.transforms import CenterCrop, InterpolationMode, Resize
 from torchvision.transforms import functional as functional
 
-from dali_aesthetic.decode.geometry import Geometry, resize_steps
+from dali_aesthetic.decode.geometry import Geometry, resize_steps, source_boxes
 
 GRID = [*range(1, 12), *range(220, 232), *range(330, 342), 447, 448, 449, 450, 451, 452, 598, 599, 600]
 
@@ -81,6 +81,20 @@ def test_the_source_box_lies_in_the_image_and_is_square_up_to_rounding() -> None
         assert 0 <= top < bottom <= height + 1e-6
         # The long side is truncated to whole pixels: at most 1/224 of the short one.
         assert abs((right - left) - (bottom - top)) <= min(width, height) / 224 + 1e-6
+
+
+@pytest.mark.parametrize("size", [224, 336, 378])
+def test_many_boxes_at_once_are_the_single_ones_to_the_bit(size: int) -> None:
+    rng = random.Random(size)
+    large = [(rng.randint(1, 1 << 16), rng.randint(1, 1 << 16)) for _ in range(3000)]
+    largest = [(2**31 - 1, 1), (1, 2**31 - 1), (2**31 - 1, 2**31 - 1)]
+    some = [*sizes(), *large, *largest]
+    expected = np.array([Geometry.of(w, h, size).source_box(w, h) for w, h in some], np.float32)
+    assert np.array_equal(source_boxes(some, size), expected.T)
+
+
+def test_no_images_are_no_regions() -> None:
+    assert [array.shape for array in resize_steps([], 224, 2)] == [(0, 2)] * 6
 
 
 def test_one_pass_is_the_box_and_two_passes_are_its_halves() -> None:
