@@ -1,0 +1,171 @@
+"""The page itself: one HTML file that needs no network and loads nothing."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import yaml
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from dali_aesthetic.report.content import (
+    bars,
+    preset_rows,
+    shard_points,
+    speed_points,
+    threshold_data,
+)
+from dali_aesthetic.report.grid import decimal
+from dali_aesthetic.report.outliers import FEWEST_SHARDS, find_outliers
+from dali_aesthetic.report.rows import FIRST_HEAD
+from dali_aesthetic.report.survey import Survey, survey
+from dali_aesthetic.report.thumbnails import Thumbnails
+from dali_aesthetic.report.timing import read_speed
+
+REPORT = "report.html"
+NONE = "-"
+
+
+def write_report(output: str | Path, *, html: str | Path | None = None, by: str | None = None) -> Path:
+    """Writes one self-contained page about the run in `output` and returns its path.
+
+    `html` is where (default `output`/report.html); `by` is a column of the scores to break the keep rate
+    down by. Nothing is scored: pictures come from the kept shards and, where still there, from the sources.
+    Raises `NothingToReport`, a ValueError, where `output` holds no committed shard or no such column.
+    """
+    root = Path(output)
+    target = Path(html) if html is not None else root / REPORT
+    page = render(root, survey(root, by))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(page, encoding="utf-8", errors="backslashreplace")
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return target
+
+
+def render(output: Path, found: Survey) -> str:
+    """The page as text."""
+    scripts = [Markup(get_plotlyjs()), Markup(_asset("page.js"))]
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    environment.filters.update(percent=percent, number=number, shortest=shortest, clock=clock)
+    template = environment.from_string(_asset("page.html.j2"))
+    return template.render(
+        style=Markup(_asset("page.css")),
+        scripts=scripts,
+        script_hashes=[_hash(script) for script in scripts],
+        **_values(output, found),
+    )
+
+
+def _values(output: Path, found: Survey) -> dict[str, Any]:
+    heads = _heads(found)
+    outliers = find_outliers(found.shards)
+    speed = read_speed(output)
+    data: dict[str, Any] = threshold_data(found, heads)
+    data["shards"] = shard_points(found.shards, outliers)
+    data["speed"] = speed_points(speed) if speed else None
+    data["otherHeads"] = [bars(one) for column, one in found.heads.items() if column != FIRST_HEAD]
+    return {
+        "data": embedded(data),
+        "title": output.resolve().name,
+        "survey": found,
+        "head": heads[0],
+        "heads": list(zip(heads, found.heads.values(), strict=True)),
+        "presets": preset_rows(found.first, heads[0]),
+        "outliers": outliers,
+        "fewest_shards": FEWEST_SHARDS,
+        "damaged": [shard for shard in found.shards if shard.damage],
+        "speed": speed,
+        "random_weights": _random_weights(found.record),
+        "config": yaml.safe_dump(found.record.get("config", {}), sort_keys=False, allow_unicode=True),
+        **_pictures(output, found),
+    }
+
+
+def _pictures(output: Path, found: Survey) -> dict[str, Any]:
+    upright = bool(found.record.get("identity", {}).get("apply_exif"))
+    pictures = Thumbnails(output, upright=upright)
+    bands, at_cut = found.picks.bands(), found.picks.at_cut()
+    # Those at the cut first: they are what the page is for, should the size run out.
+    pictures.make([*at_cut, *(pick for _, _, picks in bands for pick in picks)])
+    counts = found.first.between(found.first.grid.bands)[::-1]
+    return {
+        "bands": [
+            (low, high, count, pictures.of(picks))
+            for (low, high, picks), count in zip(bands, (c for c in counts if c), strict=True)
+        ],
+        "at_cut": pictures.of(at_cut),
+        "missing": pictures.missing.most_common(6),
+        "num_missing": pictures.missing.total(),
+    }
+
+
+def _heads(found: Survey) -> list[str]:
+    """The heads' names, as recorded or else as the columns tell."""
+    names = found.record.get("identity", {}).get("heads", [])
+    if isinstance(names, list) and len(names) == len(found.heads):
+        return [str(name) for name in names]
+    return [column.removeprefix(f"{FIRST_HEAD}_") for column in found.heads]
+
+
+def _random_weights(record: dict[str, Any]) -> bool:
+    """Whether any part of the model was random: then the scores mean nothing."""
+    model = record.get("config", {}).get("model", {})
+    used = [model.get("weights"), *(model.get("heads") or [])]
+    return any(str(name).partition(":")[0] == "random" for name in used)
+
+
+def embedded(data: Any) -> Markup:
+    """JSON that is safe inside a script element, whatever strings are in it."""
+    text = json.dumps(data, separators=(",", ":"), allow_nan=False)
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return Markup(text)
+
+
+def _hash(script: str) -> str:
+    """The script's name in the page's content security policy: nothing else is allowed to run."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+
+
+def _asset(name: str) -> str:
+    return (resources.files(__package__) / name).read_text("utf-8")
+
+
+def percent(share: float | None) -> str:
+    """A share as a percentage with two or three digits that matter; a dash for None."""
+    if share is None or share != share:
+        return NONE
+    value = 100 * share
+    if value == 0 or value >= 99.995:
+        return f"{value:.0f}%"
+    return f"{value:.1f}%" if value >= 10 else f"{value:.2g}%"
+
+
+def number(value: float | None) -> str:
+    """An integer with separators, a float with three decimals, a dash for None."""
+    if value is None or value != value:
+        return NONE
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.3f}"
+
+
+def shortest(value: float) -> str:
+    """A threshold in the fewest digits that read back as the same float32."""
+    return str(decimal(value)).removesuffix(".0")
+
+
+def clock(seconds: float) -> str:
+    """1:02:03, or 2:03."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

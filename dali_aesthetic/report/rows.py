@@ -1,0 +1,111 @@
+"""What an output folder holds: its committed shards, their scores, column by column, and its run record."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+FIRST_HEAD = "aesthetic_score"
+NORMALISED = "aesthetic_score_01"
+_ENCODED = ["status"]
+
+
+class NothingToReport(ValueError):
+    """The folder is no output of a run, or lacks what was asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShardScores:
+    """One committed shard: `stats` is its stats file, `path` its scores."""
+
+    name: str
+    path: Path
+    stats: dict[str, Any]
+
+    def read(self, columns: Sequence[str], rows: Sequence[int] | None = None) -> pa.Table:
+        """The columns in this order, all rows or the given ones; a column that is absent here is null."""
+        table = pq.read_table(self.path, columns=list(columns), read_dictionary=_ENCODED)
+        if rows is not None:
+            table = table.take(pa.array(rows, pa.int64()))
+        for column in columns:
+            if column not in table.column_names:
+                table = table.append_column(column, pa.nulls(table.num_rows))
+        return table.select(list(columns))
+
+
+def committed_shards(output: Path) -> list[ShardScores]:
+    """The committed shards in the order of their names. Raises `NothingToReport` where there is none."""
+    root = output / "stats"
+    names = sorted(
+        path.relative_to(root).with_suffix("").as_posix()
+        for path in root.rglob("*.json")
+        if not path.name.startswith(".")
+    )
+    shards = [
+        ShardScores(name, output / "scores" / f"{name}.parquet", _json(root / f"{name}.json"))
+        for name in names
+    ]
+    if not shards:
+        raise NothingToReport(f"{output} holds no committed shard: give the output folder of a run")
+    if missing := [shard.path for shard in shards if not shard.path.is_file()]:
+        raise NothingToReport(f"{len(missing)} score files are missing, such as {missing[0]}")
+    return shards
+
+
+def run_record(output: Path) -> dict[str, Any]:
+    """The run's record; empty where there is none that can be read."""
+    try:
+        record = _json(output / "run.json")
+    except (OSError, NothingToReport):
+        return {}
+    return record
+
+
+def head_columns(shards: Sequence[ShardScores]) -> list[str]:
+    """The score columns, the deciding head's first."""
+    columns = pq.read_schema(shards[0].path).names
+    others = (c for c in columns if c.startswith(f"{FIRST_HEAD}_") and c != NORMALISED)
+    return [FIRST_HEAD, *others]
+
+
+def check_column(shards: Iterable[ShardScores], column: str) -> None:
+    """Raises `NothingToReport` naming the columns there are, where no shard has `column`."""
+    seen: dict[str, None] = {}
+    for shard in shards:
+        names = pq.read_schema(shard.path).names
+        if column in names:
+            return
+        seen.update(dict.fromkeys(names))
+    raise NothingToReport(f"--by {column}: no such column; there are {', '.join(seen)}")
+
+
+def score_range(shards: Iterable[ShardScores], column: str) -> tuple[float, float] | None:
+    """Lowest and highest score, from the files' statistics alone; None where nothing was scored."""
+    lows, highs = [], []
+    for shard in shards:
+        metadata = pq.read_metadata(shard.path)
+        index = metadata.schema.names.index(column) if column in metadata.schema.names else None
+        if index is None:
+            continue
+        for group in range(metadata.num_row_groups):
+            statistics = metadata.row_group(group).column(index).statistics
+            if statistics is not None and statistics.has_min_max:
+                lows.append(statistics.min)
+                highs.append(statistics.max)
+    return (float(min(lows)), float(max(highs))) if lows else None
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise NothingToReport(f"{path} can't be read: {error}") from error
+    if not isinstance(found, dict):
+        raise NothingToReport(f"{path} holds no record")
+    return found
