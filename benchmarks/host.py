@@ -133,7 +133,6 @@ def loop_work(pattern: str, folder: Path, batch_size: int, kept: float) -> Work:
                 limits=Limits(),
                 decoder=cast(DaliDecoder, NullDecoder()),
                 scorer=cast(Scorer, NullScorer(batch_size)),
-                threshold=threshold,
                 sink=sink,
             )
             for report in run_shards(shards, rooms, stats):

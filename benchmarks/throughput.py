@@ -155,7 +155,6 @@ def run_once(bench: Bench, pattern: Sequence[str], threshold: Threshold) -> RunS
             limits=worker.limits,
             decoder=worker.decoder,
             scorer=worker.scorer,
-            threshold=threshold,
             sink=sink,
         )
         for _ in run_shards(plan_shards(pattern), rooms, stats):

@@ -3,29 +3,39 @@
 from __future__ import annotations
 
 import faulthandler
-import sys
-import traceback
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated
 
 import typer
-import yaml
-from rich.console import Console
-from rich.markup import escape
 
 from dali_aesthetic import __version__
-from dali_aesthetic.config import Config, ConfigError, merge
-from dali_aesthetic.launch.signals import Stopped, stoppable
+from dali_aesthetic.commands import cut, look, page
+from dali_aesthetic.commands.launch import run_with
+from dali_aesthetic.commands.options import (
+    ConfigFile,
+    Device,
+    Encoder,
+    Heads,
+    Input,
+    MaxRaw,
+    MaxUnit,
+    ModelDir,
+    MoreInput,
+    Output,
+    Preset,
+    Raw,
+    Top,
+    Unit,
+    Weights,
+    threshold_fields,
+)
+from dali_aesthetic.commands.outcome import console, guarded
 
 app = typer.Typer(
     help="Score image datasets by aesthetic quality and keep the good part.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-console = Console(stderr=True, highlight=False)
-
-INCOMPLETE, WRONG_CONFIGURATION = 1, 2
 RUN_EXAMPLES = """
 Examples:
 
@@ -37,38 +47,10 @@ Exit code: 0 complete, 1 shards failed (they are named) or it stalled, 2 wrong c
 use, 130 and 143 stopped by Ctrl-C and SIGTERM. Whatever ended it: run the same command again to go on.
 """
 
-Input = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--input", "-i", help="A tar, a glob, a {00..99} pattern, a folder of tars or images, @list.txt."
-    ),
-]
-ConfigFile = Annotated[
-    Path | None, typer.Option("--config", help="YAML with the same fields; flags win over it.")
-]
-Unit = Annotated[
-    float | None, typer.Option("--threshold", help="Keep scores from here up, on the 0-1 scale (raw / 10).")
-]
-Raw = Annotated[
-    float | None, typer.Option("--raw-threshold", help="The same on the head's own scale, such as 5.0.")
-]
-Preset = Annotated[
-    str | None, typer.Option("--preset", help="permissive, standard, high, premium, laion-4.5 ... laion-6.5.")
-]
-Encoder = Annotated[str | None, typer.Option("--encoder", help="Any open_clip ViT name. (default: ViT-L-14)")]
-Weights = Annotated[
-    str | None, typer.Option("--weights", help="openai, random[:SEED] or a path. (default: openai)")
-]
-Heads = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--head", help="laion-v2, laion-v1 or a path; may repeat, the first decides. (default: laion-v2)"
-    ),
-]
-ModelDir = Annotated[
-    Path | None, typer.Option("--model-dir", help="Folder that is searched for weights first.")
-]
-"""Shared by `run` and `download`."""
+
+app.add_typer(cut.commands)
+app.add_typer(look.commands)
+app.add_typer(page.commands)
 
 
 @app.callback(invoke_without_command=True)
@@ -82,21 +64,24 @@ def _root(
 
 @app.command(epilog=RUN_EXAMPLES)
 def run(
-    more_input: Annotated[list[str] | None, typer.Argument(hidden=True)] = None,
+    more_input: MoreInput = None,
     input: Input = None,
-    output: Annotated[
-        str | None, typer.Option("--output", "-o", help="Folder that receives everything.")
-    ] = None,
+    output: Output = None,
     threshold: Unit = None,
     raw_threshold: Raw = None,
     preset: Preset = None,
+    keep_top: Top = None,
+    max_threshold: MaxUnit = None,
+    max_raw_threshold: MaxRaw = None,
     encoder: Encoder = None,
     weights: Weights = None,
     head: Heads = None,
     model_dir: ModelDir = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda. (default: auto)")] = None,
+    device: Device = None,
     precision: Annotated[str | None, typer.Option(help="auto, fp32, fp16 or bf16. (default: auto)")] = None,
-    backend: Annotated[str | None, typer.Option(help="auto, eager or torchscript. (default: auto)")] = None,
+    backend: Annotated[
+        str | None, typer.Option(help="auto, eager, torchscript, fused. (default: auto)")
+    ] = None,
     batch_size: Annotated[
         int | None, typer.Option(help="Images encoded at a time. (default: what suits the backend)")
     ] = None,
@@ -128,7 +113,9 @@ def run(
         "input": [*(input or []), *(more_input or [])] or None,
         "output": output,
         "device": device,
-        "threshold": {"unit": threshold, "raw": raw_threshold, "preset": preset},
+        "threshold": threshold_fields(
+            threshold, raw_threshold, preset, keep_top, max_threshold, max_raw_threshold
+        ),
         "model": {
             "encoder": encoder,
             "weights": weights,
@@ -145,7 +132,7 @@ def run(
             "memory_budget_gb": memory_budget,
         },
     }
-    _guarded(verbose, lambda: _run(flags, config, verbose))
+    guarded(verbose, lambda: run_with(flags, config, verbose))
 
 
 @app.command()
@@ -166,7 +153,7 @@ def download(
             console.print(f"{file.name}  sha256 {file.sha256}  {file.path}")
         return 0
 
-    _guarded(False, work)
+    guarded(False, work)
 
 
 @app.command()
@@ -180,7 +167,7 @@ def demo(
     """Make a small set of shards from photos that scikit-image ships, and run on it."""
     from dali_aesthetic.demo import run_demo
 
-    _guarded(False, lambda: run_demo(output, model_dir, device, console))
+    guarded(False, lambda: run_demo(output, model_dir, device, console))
 
 
 @app.command()
@@ -201,66 +188,7 @@ def plan(
         typer.echo(answer.as_json() if json else answer.as_text())
         return 0
 
-    _guarded(False, work)
-
-
-def _run(flags: dict[str, Any], file: Path | None, verbose: bool) -> int:
-    config = Config.build(_over_file(flags, file))
-    from functools import partial
-
-    from dali_aesthetic.display import summary, watch_on
-    from dali_aesthetic.launch.local import run as launch
-
-    if verbose:
-        console.print_json(config.model_dump_json())
-    result = launch(config, watch=partial(watch_on, console))
-    summary(result, config, console)
-    return result.exit_code
-
-
-def _over_file(flags: dict[str, Any], file: Path | None) -> dict[str, Any]:
-    base = _read_yaml(file) if file else {}
-    if any(value is not None for value in flags["threshold"].values()):
-        base.pop("threshold", None)  # another spelling in the file is overruled, not in conflict
-    return merge(base, flags)
-
-
-def _read_yaml(file: Path) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(file.read_text())
-    except (OSError, yaml.YAMLError) as error:
-        raise ConfigError(f"--config {file}: {error}") from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"--config {file}: holds no fields; see configs/ for examples")
-    return values
-
-
-def _guarded(verbose: bool, work: Callable[[], int]) -> NoReturn:
-    """Run `work` and exit with its code; what the user can mend is one message, not a traceback."""
-    try:
-        with stoppable():
-            code = work()
-        sys.exit(code)
-    except Stopped as stopped:
-        _fail(
-            f"{stopped}: committed shards are kept; run the same command again to go on",
-            128 + stopped.signal,
-        )
-    except Exception as error:
-        if verbose:
-            traceback.print_exc()
-        _fail(str(error) if str(error) else type(error).__name__, _exit_code(error))
-
-
-def _exit_code(error: Exception) -> int:
-    from dali_aesthetic.score.download import WeightsUnavailable
-
-    return WRONG_CONFIGURATION if isinstance(error, ValueError | WeightsUnavailable) else INCOMPLETE
-
-
-def _fail(message: str, code: int) -> NoReturn:
-    console.print(f"[red]error[/] {escape(message)}", soft_wrap=True)
-    sys.exit(code)
+    guarded(False, work)
 
 
 def main() -> None:

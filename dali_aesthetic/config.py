@@ -85,12 +85,16 @@ class GuardConfig(_Section):
 
 
 class Config(_Section):
-    """One run. `input` holds locations or patterns; `output` is the folder that receives everything."""
+    """One run. `input` holds locations or patterns; `output` is the folder that receives everything.
+
+    With `scores_only` no image is written: the scores are for `filter` to cut, as often as one likes.
+    """
 
     input: tuple[str, ...]
     output: str
     device: Device = "auto"
     threshold: Threshold = Threshold()
+    scores_only: bool = False
     model: ModelConfig = ModelConfig()
     decode: DecodeConfig = DecodeConfig()
     guard: GuardConfig = GuardConfig()

@@ -68,7 +68,7 @@ def summary(result: RunResult, config: Config, console: Console) -> None:
         table.add_row("", f"{result.num_skipped} of {result.num_shards} committed before, skipped")
     table.add_row("samples", f"{stats.num_samples:,}")
     table.add_row("kept", f"{stats.num_kept:,} ({share(stats.num_kept, stats.num_scored)} of the scored)")
-    table.add_row("threshold", escape(config.threshold.describe(config.model.heads[0])))
+    table.add_row("threshold", escape(_threshold(result, config)))
     table.add_row("bad", _bad(stats))
     table.add_row("speed", f"{stats.samples_per_second:,.1f} images/s in {clock(stats.seconds)}")
     table.add_row("bound by", stats.bound_by() or "-")
@@ -90,6 +90,12 @@ def clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def _threshold(result: RunResult, config: Config) -> str:
+    if config.scores_only:
+        return "none: scores only, for `dali-aesthetic filter` to cut"
+    return result.threshold.describe(config.model.heads[0])
 
 
 def _bad(stats: RunStats) -> str:

@@ -21,7 +21,6 @@ from dali_aesthetic.score.scorer import Scorer
 from dali_aesthetic.shards.buffer import DEFAULT_LIMITS, ReadLimits
 from dali_aesthetic.shards.read import read_shards
 from dali_aesthetic.stats import RunStats
-from dali_aesthetic.threshold import Threshold
 from dali_aesthetic.types import PendingScores, ScoredBatch, Shard, ShardReport
 from dali_aesthetic.write.commit import ShardSink
 
@@ -36,7 +35,6 @@ class Rooms:
     limits: Limits
     decoder: DaliDecoder
     scorer: Scorer
-    threshold: Threshold
     sink: ShardSink
     read_limits: ReadLimits = DEFAULT_LIMITS
     batch_bytes: int = 1 << 40
@@ -66,6 +64,6 @@ def _write(scored: ScoredBatch, rooms: Rooms, stats: RunStats) -> list[ShardRepo
     start = time.perf_counter()
     reports = rooms.sink.write(scored)
     stats.wrote += time.perf_counter() - start
-    stats.add(scored.headers, int(rooms.threshold.keep(scored.scores_RH[:, 0]).sum()))
+    stats.add(scored.headers, int(rooms.sink.keep(scored.scores_RH[:, 0]).sum()))
     stats.reports += reports
     return reports

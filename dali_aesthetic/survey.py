@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -45,7 +45,10 @@ class Survey:
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
-        return asdict(self) | {"estimated_samples": self.estimated_samples}
+        # Not dataclasses.asdict: it rebuilds a Counter from its items, which counts the items.
+        values = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        plain = {name: dict(value) if isinstance(value, Counter) else value for name, value in values.items()}
+        return plain | {"estimated_samples": self.estimated_samples}
 
 
 def survey(inputs: Sequence[str], max_shards: int) -> Survey:

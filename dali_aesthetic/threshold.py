@@ -6,11 +6,11 @@ Raw is the head's own scale (LAION v2: mostly 1.5 to 7.5, not bounded). The 0-1 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, field_validator, model_validator
 
 RAW_PER_UNIT = 10.0
 
@@ -39,58 +39,128 @@ PRESETS: dict[str, Preset] = {
 DEFAULT_PRESET = "standard"
 
 
+_SPELLINGS = {
+    "unit": "--threshold",
+    "raw": "--raw-threshold",
+    "preset": "--preset",
+    "top": "--keep-top",
+}
+
+
 class Threshold(BaseModel):
-    """Exactly one of `unit` (0-1), `raw` and `preset`; none means the preset "standard"."""
+    """Exactly one of `unit` (0-1), `raw`, `preset` and `top`; none means the preset "standard".
+
+    `top` is a share of the scored samples, 0.25 or "25%"; what raw score that is shows once all are scored.
+    `max_unit` or `max_raw` bound what is kept from above, inclusive.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     unit: float | None = None
     raw: float | None = None
     preset: str | None = None
+    top: float | None = None
+    max_unit: float | None = None
+    max_raw: float | None = None
+
+    @field_validator("top", mode="before")
+    @classmethod
+    def _share(cls, value: Any) -> Any:
+        return _read_share(value) if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _one_spelling(self) -> Self:
-        given = [name for name in ("unit", "raw", "preset") if getattr(self, name) is not None]
+        given = [flag for name, flag in _SPELLINGS.items() if getattr(self, name) is not None]
         if len(given) > 1:
-            spellings = {"unit": "--threshold", "raw": "--raw-threshold", "preset": "--preset"}
-            both = " and ".join(spellings[name] for name in given)
-            raise ValueError(f"{both} say the same thing twice: give one of them")
-        if self.unit is not None and not 0.0 <= self.unit <= 1.0:
-            raise ValueError(_not_a_unit(self.unit))
-        if self.raw is not None and not np.isfinite(self.raw):
-            raise ValueError(f"--raw-threshold {self.raw} is not a number: give one such as 5.0")
+            raise ValueError(f"{' and '.join(given)} say the same thing twice: give one of them")
         if self.preset is not None and self.preset not in PRESETS:
             raise ValueError(f"--preset {self.preset!r} is unknown: choose from {', '.join(PRESETS)}")
+        if self.top is not None and not 0.0 < self.top <= 1.0:
+            raise ValueError(f"--keep-top {self.top:g} is no share: give one such as 25% or 0.25")
+        for flag, value in (("--raw-threshold", self.raw), ("--max-raw-threshold", self.max_raw)):
+            if value is not None and not np.isfinite(value):
+                raise ValueError(f"{flag} {value} is not a number: give one such as 5.0")
+        for flag, value in (("--threshold", self.unit), ("--max-threshold", self.max_unit)):
+            if value is not None and not 0.0 <= value <= 1.0:
+                raise ValueError(_not_a_unit(flag, value))
+        return self._check_bounds()
+
+    def _check_bounds(self) -> Self:
+        if self.max_unit is not None and self.max_raw is not None:
+            raise ValueError(
+                "--max-threshold and --max-raw-threshold say the same thing twice: give one of them"
+            )
+        if self.top is None and self.upper_raw < self.min_raw:
+            raise ValueError(
+                f"the upper bound {self.upper_raw:g} (raw) is below the threshold {self.min_raw:g}: nothing "
+                "could be kept; raise --max-threshold or lower the threshold"
+            )
         return self
 
     @property
     def min_raw(self) -> float:
-        """The resolved cut on the raw scale, as the nearest float32."""
+        """The resolved cut on the raw scale, as the nearest float32. A `top` share has none yet."""
+        if self.top is not None:
+            raise ValueError("--keep-top has no raw score before everything is scored")
         if self.raw is not None:
             return float(np.float32(self.raw))
         if self.unit is not None:
             return float(np.float32(self.unit * RAW_PER_UNIT))
         return float(np.float32(PRESETS[self.preset or DEFAULT_PRESET].raw))
 
+    @property
+    def upper_raw(self) -> float:
+        """The upper bound on the raw scale, as the nearest float32; infinite where there is none."""
+        if self.max_raw is not None:
+            return float(np.float32(self.max_raw))
+        return float(np.float32(np.inf if self.max_unit is None else self.max_unit * RAW_PER_UNIT))
+
     def keep(self, raw_scores_R: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
-        """True where the raw float32 score is at least the cut; NaN (not scored) is never kept."""
+        """True where the raw float32 score is within the bounds; NaN (not scored) is never kept."""
         kept: npt.NDArray[np.bool_] = raw_scores_R >= np.float32(self.min_raw)
-        return kept
+        return kept & (raw_scores_R <= np.float32(self.upper_raw))
+
+    def resolve_top(self, raw_scores_R: npt.NDArray[np.float32]) -> Threshold:
+        """The same bounds with the `top` share as the raw score it comes to: an exact quantile.
+
+        The best `round(top * n)` samples reach it, and at least one; so do those that tie with the last of
+        them. Raises ValueError where nothing is scored.
+        """
+        if self.top is None:
+            return self
+        scored = raw_scores_R[~np.isnan(raw_scores_R)]
+        if not len(scored):
+            raise ValueError("--keep-top: nothing could be scored, so there is no share of it to keep")
+        position = len(scored) - max(1, round(self.top * len(scored)))
+        cut = float(np.partition(scored, position)[position])
+        return self.model_copy(update={"top": None, "raw": cut})
 
     def describe(self, head: str) -> str:
         """The cut in words; for the LAION v2 head with what it kept of LAION-2B-en, where that is known."""
         known = (p.laion_share for p in PRESETS.values() if p.raw == self.min_raw and head == "laion-v2")
         share = next(known, None)
+        upper = f", <= {self.upper_raw:g}" if np.isfinite(self.upper_raw) else ""
         there = f"; of LAION-2B-en this kept {_percent(share)}" if share is not None else ""
-        return f"raw score >= {self.min_raw:g} ({self.min_raw / RAW_PER_UNIT:g} on the 0-1 scale){there}"
+        return (
+            f"raw score >= {self.min_raw:g}{upper} ({self.min_raw / RAW_PER_UNIT:g} on the 0-1 scale){there}"
+        )
 
 
 def _percent(share: float) -> str:
     return f"{100 * share:.2g}%" if share < 0.1 else f"{100 * share:.1f}%"
 
 
-def _not_a_unit(value: float) -> str:
-    text = f"--threshold {value:g} is outside 0..1"
+def _read_share(text: str) -> float:
+    number, percent = text.strip().removesuffix("%"), text.strip().endswith("%")
+    try:
+        return float(number) / (100.0 if percent else 1.0)
+    except ValueError:
+        raise ValueError(f"--keep-top {text!r} is no share: give one such as 25% or 0.25") from None
+
+
+def _not_a_unit(flag: str, value: float) -> str:
+    text = f"{flag} {value:g} is outside 0..1"
     if 1.0 < value <= RAW_PER_UNIT:
-        return f"{text}: did you mean --raw-threshold {value:g} (the same as --threshold {value / 10:g})?"
+        raw_flag = flag.replace("threshold", "raw-threshold")
+        return f"{text}: did you mean {raw_flag} {value:g} (the same as {flag} {value / 10:g})?"
     return f"{text}: give a share of the 0-1 scale such as 0.5, or --raw-threshold for the head's own scale"

@@ -35,7 +35,7 @@ def test_the_summary_names_damaged_and_failed_shards(stats: RunStats) -> None:
     stats.reports.append(ShardReport(name="c", source="[c].tar", error="no tar"))
     console = Console(file=io.StringIO(), width=120)
     config = Config(input=("x",), output="out")
-    summary(RunResult(stats=stats, num_shards=4, num_skipped=1), config, console)
+    summary(RunResult(stats=stats, num_shards=4, num_skipped=1, threshold=config.threshold), config, console)
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert "2 committed, 1 failed" in text
     assert "1 of 4 committed before" in text

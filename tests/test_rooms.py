@@ -23,9 +23,9 @@ FOREIGN = {
     "ray": {"launch", "integrations"},
     "nemo_curator": {"integrations"},
     "datasets": {"integrations"},
-    "typer": {"cli"},
-    "rich": {"cli", "display", "demo"},
-    "threading": {"overlap"},
+    "typer": {"cli", "commands"},
+    "rich": {"cli", "commands", "display", "demo"},
+    "threading": {"overlap", "decode"},
     "concurrent": {"overlap", "decode"},
 }
 """Libraries that may be imported in these rooms only. `decode` holds futures, it makes no threads."""
@@ -69,7 +69,7 @@ def test_files_and_functions_stay_small(path: Path) -> None:
     text = path.read_text()
     assert len(text.splitlines()) <= 300
     for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.FunctionDef) and path.name != "cli.py":
+        if isinstance(node, ast.FunctionDef) and path.name != "cli.py" and room(path) != "commands":
             assert node.end_lineno - node.lineno < 60, f"{path.name}:{node.name}"
 
 

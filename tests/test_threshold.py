@@ -69,3 +69,34 @@ def test_the_share_of_laion_is_told_for_its_own_head_only() -> None:
 def test_presets_rise_with_falling_shares() -> None:
     shares = [p.laion_share for p in sorted(PRESETS.values(), key=lambda p: p.raw) if p.laion_share]
     assert shares == sorted(shares, reverse=True)
+
+
+def test_an_upper_bound_is_inclusive_and_optional() -> None:
+    scores = np.array([4.9, 5.0, 6.0, 7.0, 7.1], np.float32)
+    assert Threshold(raw=5.0, max_raw=7.0).keep(scores).tolist() == [False, True, True, True, False]
+    assert Threshold(unit=0.5, max_unit=0.6).keep(scores).tolist() == [False, True, True, False, False]
+    with pytest.raises(ValidationError, match="nothing could be kept"):
+        Threshold(raw=6.0, max_raw=5.0)
+    with pytest.raises(ValidationError, match="did you mean --max-raw-threshold 6"):
+        Threshold(unit=0.5, max_unit=6)
+    with pytest.raises(ValidationError, match="--max-threshold and --max-raw-threshold"):
+        Threshold(max_unit=0.9, max_raw=9.0)
+
+
+@pytest.mark.parametrize(("top", "kept"), [("25%", 25), (0.25, 25), ("1%", 1), ("0.1%", 1), ("100%", 100)])
+def test_a_top_share_is_an_exact_quantile(top: object, kept: int) -> None:
+    scores = np.random.default_rng(0).permutation(np.arange(100, dtype=np.float32) / 7)
+    with_bad = np.concatenate([scores, np.full(40, np.nan, np.float32)])
+    assert Threshold(top=top).resolve_top(with_bad).keep(with_bad).sum() == kept
+
+
+def test_ties_at_the_cut_are_all_kept_and_a_share_must_be_one() -> None:
+    scores = np.array([1, 2, 2, 2, 3], np.float32)
+    assert Threshold(top=0.4).resolve_top(scores).keep(scores).sum() == 4
+    for nonsense in ("a quarter", "0%", "120%", -0.1):
+        with pytest.raises(ValidationError, match="is no share"):
+            Threshold(top=nonsense)
+    with pytest.raises(ValidationError, match="--preset and --keep-top"):
+        Threshold(top=0.5, preset="high")
+    with pytest.raises(ValueError, match="nothing could be scored"):
+        Threshold(top=0.5).resolve_top(np.array([np.nan], np.float32))

@@ -15,6 +15,7 @@ from dali_aesthetic.run_shard import BATCHES_IN_FLIGHT, Rooms, run_shards
 from dali_aesthetic.shards.buffer import ReadLimits
 from dali_aesthetic.shards.plan import plan_shards
 from dali_aesthetic.stats import RunStats
+from dali_aesthetic.threshold import Threshold
 from dali_aesthetic.types import Shard, ShardReport
 from dali_aesthetic.write.commit import ShardSink
 from dali_aesthetic.write.lock import claim
@@ -26,11 +27,15 @@ Watch = Callable[[RunStats, int], AbstractContextManager[object]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunResult:
-    """What a run did. `num_skipped` shards were committed by an earlier run of the same command."""
+    """What a run did. `num_skipped` shards were committed by an earlier run of the same command.
+
+    `threshold` is the one that was applied, a share of the samples resolved to its raw score.
+    """
 
     stats: RunStats
     num_shards: int
     num_skipped: int
+    threshold: Threshold
 
     @property
     def exit_code(self) -> int:
@@ -62,7 +67,9 @@ def _run(config: Config, shards: list[Shard], worker: Worker, watch: Watch | Non
                 reports = run_shards(todo, _rooms(config, worker, sink), stats)
                 _exhaust(timed(reports, config.output, stats))
             stats.finish()
-    return RunResult(stats=stats, num_shards=len(shards), num_skipped=len(shards) - len(todo))
+    return RunResult(
+        stats=stats, num_shards=len(shards), num_skipped=len(shards) - len(todo), threshold=config.threshold
+    )
 
 
 def _sink(config: Config, worker: Worker) -> ShardSink:
@@ -70,6 +77,7 @@ def _sink(config: Config, worker: Worker) -> ShardSink:
         config.output,
         worker.scorer.head_names,
         config.threshold.keep,
+        images=not config.scores_only,
         max_bad_fraction=config.guard.max_bad_fraction,
         quarantine=config.guard.quarantine,
     )
@@ -86,7 +94,6 @@ def _rooms(config: Config, worker: Worker, sink: ShardSink) -> Rooms:
         limits=worker.limits,
         decoder=worker.decoder,
         scorer=worker.scorer,
-        threshold=config.threshold,
         sink=sink,
     )
 

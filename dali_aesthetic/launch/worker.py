@@ -84,7 +84,7 @@ def run_record(config: Config, worker: Worker) -> dict[str, Any]:
     heads = worker.scorer.head_names
     identity = {
         "input": list(config.input),
-        "min_raw": config.threshold.min_raw,
+        **cut_identity(config),
         "encoder": config.model.encoder,
         "weights": [{key: file[key] for key in ("name", "sha256")} for file in worker.weights],
         "heads": list(heads),
@@ -103,6 +103,14 @@ def run_record(config: Config, worker: Worker) -> dict[str, Any]:
         "weights": [{key: str(value) for key, value in file.items()} for file in worker.weights],
         "environment": _environment(worker.device),
     }
+
+
+def cut_identity(config: Config) -> dict[str, Any]:
+    """What is kept: bounds on the raw scale, or nothing where only scores are made."""
+    if config.scores_only:
+        return {"min_raw": None}
+    upper = config.threshold.upper_raw
+    return {"min_raw": config.threshold.min_raw} | ({"max_raw": upper} if upper < float("inf") else {})
 
 
 def _environment(device: torch.device) -> dict[str, Any]:

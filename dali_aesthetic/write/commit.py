@@ -37,7 +37,9 @@ Keep = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.bool_]]
 class _OpenShard:
     """A shard whose end has not come: its tar under a temporary name, its rows in memory."""
 
-    def __init__(self, output: Path, shard: Shard, head_names: Sequence[str], quarantine: bool) -> None:
+    def __init__(
+        self, output: Path, shard: Shard, head_names: Sequence[str], images: bool, quarantine: bool
+    ) -> None:
         self.shard = shard
         self.rows = ScoreRows(head_names, f"shards/{shard.name}.tar")
         self.num_samples = 0
@@ -47,7 +49,7 @@ class _OpenShard:
         self._bad = output_path(output / QUARANTINE, shard.name, ".tar") if quarantine else None
         self.quarantine: ShardTarWriter | None = None
         self.num_quarantined = 0
-        self.tar = ShardTarWriter(output_path(output / "shards", shard.name, ".tar"))
+        self.tar = ShardTarWriter(output_path(output / "shards", shard.name, ".tar")) if images else None
 
     def add(
         self,
@@ -59,7 +61,8 @@ class _OpenShard:
     ) -> None:
         """Appends rows and streams the entries of those kept, and of those that could not be scored."""
         self.rows.add(samples, headers, scores_RH, kept_R)
-        self.tar.add(_entries(samples, kept_R))
+        if self.tar is not None:
+            self.tar.add(_entries(samples, kept_R))
         if self._bad is not None and (bad := _entries(samples, ~ok_R)):
             self.quarantine = self.quarantine or ShardTarWriter(self._bad)
             self.quarantine.add(bad)
@@ -89,7 +92,7 @@ class _OpenShard:
             num_samples=self.num_samples,
             num_kept=self.num_kept,
             statuses=self.rows.statuses(),
-            bytes_kept=self.tar.num_bytes,
+            bytes_kept=0 if self.tar is None else self.tar.num_bytes,
             num_quarantined=self.num_quarantined,
             damage=end.damage,
             warnings=(*end.warnings, *self.rows.warnings()),
@@ -114,7 +117,7 @@ class _OpenShard:
             tar.abandon()
 
     def _tars(self) -> list[ShardTarWriter]:
-        return [self.tar] if self.quarantine is None else [self.tar, self.quarantine]
+        return [tar for tar in (self.tar, self.quarantine) if tar is not None]
 
 
 class ShardSink:
@@ -123,7 +126,8 @@ class ShardSink:
     A context manager: leaving it abandons what is open (its temporary files are removed). Raises OSError
     naming the file where a write fails; the sink is then of no more use. A shard of `JUDGED_FROM` samples or
     more of which more than `max_bad_fraction` could not be scored is reported as failed. With `quarantine`
-    the entries of all such samples go to `quarantine/NAME.tar`.
+    the entries of all such samples go to `quarantine/NAME.tar`. Without `images` there are scores and stats
+    only, and nothing counts as kept.
     """
 
     def __init__(
@@ -132,16 +136,19 @@ class ShardSink:
         head_names: Sequence[str],
         keep: Keep,
         *,
+        images: bool = True,
         max_bad_fraction: float = 1.0,
         quarantine: bool = False,
     ) -> None:
         self.output = Path(output)
         self.head_names = tuple(head_names)
         score_columns(head_names)
-        self.keep = keep
+        self.keep = keep if images else _keep_nothing
+        self.images = images
         self.max_bad_fraction, self.quarantine = max_bad_fraction, quarantine
         self._open: dict[str, _OpenShard] = {}
-        for folder in (*FOLDERS, *([QUARANTINE] if quarantine else [])):
+        wanted = {"shards": images, "scores": True, "stats": True, QUARANTINE: quarantine}
+        for folder in (name for name, is_wanted in wanted.items() if is_wanted):
             (self.output / folder).mkdir(parents=True, exist_ok=True)
 
     def write(self, batch: ScoredBatch) -> list[ShardReport]:
@@ -161,7 +168,9 @@ class ShardSink:
 
     def _opened(self, shard: Shard) -> _OpenShard:
         if shard.name not in self._open:
-            self._open[shard.name] = _OpenShard(self.output, shard, self.head_names, self.quarantine)
+            self._open[shard.name] = _OpenShard(
+                self.output, shard, self.head_names, self.images, self.quarantine
+            )
         return self._open[shard.name]
 
     def _end(self, end: ShardEnd) -> ShardReport:
@@ -190,6 +199,10 @@ class ShardSink:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _keep_nothing(raw_scores_R: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
+    return np.zeros(len(raw_scores_R), np.bool_)
 
 
 def _failed(end: ShardEnd, error: str) -> ShardReport:

@@ -1,0 +1,1 @@
+"""The commands beside `run`, and what all commands share: options, outcomes, the console."""

@@ -1,0 +1,132 @@
+"""Score once, cut many times: `score`, `filter`, `select`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from dali_aesthetic.commands.launch import filter_with, run_with
+from dali_aesthetic.commands.options import (
+    ConfigFile,
+    Device,
+    Encoder,
+    Heads,
+    Input,
+    MaxRaw,
+    MaxUnit,
+    ModelDir,
+    MoreInput,
+    Output,
+    Preset,
+    Raw,
+    Top,
+    Unit,
+    Weights,
+    threshold_fields,
+)
+from dali_aesthetic.commands.outcome import guarded
+
+commands = typer.Typer()
+Scores = Annotated[str, typer.Option("--scores", help="Folder that `score` (or `run`) wrote.")]
+
+SCORE_EXAMPLES = """
+Examples:
+
+  dali-aesthetic score --input 'data/{00000..00123}.tar' --output scored
+
+  dali-aesthetic filter --input 'data/{00000..00123}.tar' --scores scored --output kept --keep-top 25%
+"""
+SELECT_EXAMPLES = """
+Examples:
+
+  dali-aesthetic select --scores scored --preset high > keys.txt
+
+  dali-aesthetic select --scores scored --keep-top 10% --with-shard
+"""
+
+
+@commands.command(epilog=SCORE_EXAMPLES)
+def score(
+    more_input: MoreInput = None,
+    input: Input = None,
+    output: Output = None,
+    encoder: Encoder = None,
+    weights: Weights = None,
+    head: Heads = None,
+    model_dir: ModelDir = None,
+    device: Device = None,
+    precision: Annotated[str | None, typer.Option(help="auto, fp32, fp16 or bf16. (default: auto)")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images encoded at a time.")] = None,
+    num_threads: Annotated[int | None, typer.Option(help="CPU threads that decode.")] = None,
+    config: ConfigFile = None,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say more; show tracebacks.")] = False,
+) -> None:
+    """Score every sample and write no images: cut the scores later with `filter`, as often as you like."""
+    flags = {
+        "input": [*(input or []), *(more_input or [])] or None,
+        "output": output,
+        "scores_only": True,
+        "device": device,
+        "threshold": {},
+        "model": {
+            "encoder": encoder,
+            "weights": weights,
+            "heads": head,
+            "model_dir": model_dir,
+            "precision": precision,
+        },
+        "decode": {"batch_size": batch_size, "num_threads": num_threads},
+    }
+    guarded(verbose, lambda: run_with(flags, config, verbose))
+
+
+@commands.command(name="filter", epilog=SCORE_EXAMPLES)
+def filter_command(
+    scores: Scores,
+    more_input: MoreInput = None,
+    input: Input = None,
+    output: Output = None,
+    threshold: Unit = None,
+    raw_threshold: Raw = None,
+    preset: Preset = None,
+    keep_top: Top = None,
+    max_threshold: MaxUnit = None,
+    max_raw_threshold: MaxRaw = None,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show tracebacks.")] = False,
+) -> None:
+    """Cut stored scores at any threshold and write what `run` would have written. Needs no GPU."""
+    flags = {
+        "input": [*(input or []), *(more_input or [])] or None,
+        "output": output,
+        "threshold": threshold_fields(
+            threshold, raw_threshold, preset, keep_top, max_threshold, max_raw_threshold
+        ),
+    }
+    guarded(verbose, lambda: filter_with(flags, scores))
+
+
+@commands.command(epilog=SELECT_EXAMPLES)
+def select(
+    scores: Scores,
+    threshold: Unit = None,
+    raw_threshold: Raw = None,
+    preset: Preset = None,
+    keep_top: Top = None,
+    max_threshold: MaxUnit = None,
+    max_raw_threshold: MaxRaw = None,
+    with_shard: Annotated[
+        bool, typer.Option("--with-shard", help="Source shard and key, separated by a tab.")
+    ] = False,
+) -> None:
+    """Print the keys of the samples within a threshold, one a line, in input order."""
+    fields = threshold_fields(threshold, raw_threshold, preset, keep_top, max_threshold, max_raw_threshold)
+
+    def work() -> int:
+        from dali_aesthetic.commands.selection import selected
+
+        for source, key in selected(scores, fields):
+            typer.echo(f"{source}\t{key}" if with_shard else key)
+        return 0
+
+    guarded(False, work)

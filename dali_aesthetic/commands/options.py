@@ -1,0 +1,66 @@
+"""Options that several commands take, each defined once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+Input = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--input", "-i", help="A tar, a glob, a {00..99} pattern, a folder of tars or images, @list.txt."
+    ),
+]
+ConfigFile = Annotated[
+    Path | None, typer.Option("--config", help="YAML with the same fields; flags win over it.")
+]
+Unit = Annotated[
+    float | None, typer.Option("--threshold", help="Keep scores from here up, on the 0-1 scale (raw / 10).")
+]
+Raw = Annotated[
+    float | None, typer.Option("--raw-threshold", help="The same on the head's own scale, such as 5.0.")
+]
+Preset = Annotated[
+    str | None, typer.Option("--preset", help="permissive, standard, high, premium, laion-4.5 ... laion-6.5.")
+]
+Encoder = Annotated[str | None, typer.Option("--encoder", help="Any open_clip ViT name. (default: ViT-L-14)")]
+Weights = Annotated[
+    str | None, typer.Option("--weights", help="openai, random[:SEED] or a path. (default: openai)")
+]
+Heads = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--head", help="laion-v2, laion-v1 or a path; may repeat, the first decides. (default: laion-v2)"
+    ),
+]
+ModelDir = Annotated[
+    Path | None, typer.Option("--model-dir", help="Folder that is searched for weights first.")
+]
+Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda. (default: auto)")]
+Output = Annotated[str | None, typer.Option("--output", "-o", help="Folder that receives everything.")]
+Top = Annotated[
+    str | None,
+    typer.Option("--keep-top", help="The best share, such as 25%: scores first, then cuts."),
+]
+MaxUnit = Annotated[
+    float | None, typer.Option("--max-threshold", help="Keep scores up to here, on the 0-1 scale.")
+]
+MaxRaw = Annotated[
+    float | None, typer.Option("--max-raw-threshold", help="The same on the head's own scale.")
+]
+MoreInput = Annotated[list[str] | None, typer.Argument(hidden=True)]
+"""Where a shell expanded a pattern that was not quoted."""
+
+
+def threshold_fields(
+    unit: float | None,
+    raw: float | None,
+    preset: str | None,
+    top: str | None,
+    max_unit: float | None,
+    max_raw: float | None,
+) -> dict[str, Any]:
+    """The `threshold` section of a config."""
+    return {"unit": unit, "raw": raw, "preset": preset, "top": top, "max_unit": max_unit, "max_raw": max_raw}

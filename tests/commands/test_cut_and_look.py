@@ -1,0 +1,72 @@
+"""The commands beside `run`, called as from a shell."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from typer.testing import CliRunner
+
+from dali_aesthetic.cli import app
+from dali_aesthetic.config import Config, ModelConfig
+from dali_aesthetic.launch.local import run
+
+runner = CliRunner()
+
+
+def call(*arguments: object) -> tuple[int, str]:
+    result = runner.invoke(app, [str(argument) for argument in arguments])
+    return result.exit_code, result.stdout
+
+
+@pytest.fixture(scope="module")
+def scored(shards_dir: Path, tiny_model: ModelConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("scored")
+    values = {"input": str(shards_dir), "output": str(folder), "device": "cpu", "scores_only": True}
+    run(Config.build(values | {"model": tiny_model.model_dump()}))
+    return folder
+
+
+def test_select_prints_the_kept_keys(scored: Path) -> None:
+    rows = [row for path in sorted((scored / "scores").iterdir()) for row in pq.read_table(path).to_pylist()]
+    good = [row for row in rows if row["aesthetic_score"] is not None]
+    assert call("select", "--scores", scored, "--raw-threshold", -1e6)[1].split() == [r["key"] for r in good]
+    code, text = call("select", "--scores", scored, "--keep-top", "50%", "--with-shard")
+    best = sorted((row["aesthetic_score"] for row in good), reverse=True)[: round(len(good) / 2)]
+    expected = [f"{r['source_shard']}\t{r['key']}" for r in good if r["aesthetic_score"] >= best[-1]]
+    assert code == 0
+    assert text.splitlines() == expected
+
+
+def test_select_of_a_folder_without_scores_is_a_wrong_configuration(tmp_path: Path) -> None:
+    assert call("select", "--scores", tmp_path, "--threshold", 0.5) == (2, "")
+
+
+def test_filter_from_the_shell(scored: Path, shards_dir: Path, tmp_path: Path) -> None:
+    code, _ = call(
+        "filter", "--scores", scored, "--input", shards_dir, "--output", tmp_path, "--keep-top", "25%"
+    )
+    assert code == 0
+    assert len(list((tmp_path / "shards").iterdir())) == 3
+    assert call("filter", "--scores", scored, "--output", tmp_path)[0] == 2
+
+
+def test_inspect_says_what_is_there(shards_dir: Path, tmp_path: Path) -> None:
+    code, text = call("inspect", "--input", shards_dir, "--json", "--shards", 3)
+    found = json.loads(text)
+    assert code == 0
+    assert found["estimated_samples"] == 24
+    assert found["formats"]["jpeg"] == 23
+    assert call("inspect", "--input", tmp_path)[0] == 2
+
+
+def test_doctor_ends_with_1_where_something_fails(tmp_path: Path) -> None:
+    tiny = ("--encoder", "ViT-B-32", "--weights", "random:0", "--head", "random:0", "--device", "cpu")
+    code, text = call("doctor", *tiny, "--output", tmp_path, "--json")
+    checks = {finding["check"]: finding["verdict"] for finding in json.loads(text)}
+    assert (code, checks["dali"], checks["weights"], checks["output"]) == (0, "ok", "ok", "ok")
+    (tmp_path / "file").write_text("")
+    assert call("doctor", *tiny, "--output", tmp_path / "file" / "x")[0] == 1
+    assert call("doctor", *tiny[:-1], "gpu")[0] == 2

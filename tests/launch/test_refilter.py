@@ -1,0 +1,120 @@
+"""Score once, cut many times: the same bytes as one run, whatever the threshold's spelling."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from dali_aesthetic.config import Config, ModelConfig
+from dali_aesthetic.launch.local import run
+from dali_aesthetic.launch.refilter import filter_scored, run_top
+from dali_aesthetic.threshold import Threshold
+from tests.conftest import snapshot
+
+RUN_FILES = ("shards/", "scores/", "stats/")
+
+
+def config(source: Path, output: Path, model: ModelConfig, **more: object) -> Config:
+    values = {"input": str(source), "output": str(output), "device": "cpu", "model": model.model_dump()}
+    return Config.build(values | more)
+
+
+def outputs(folder: Path) -> dict[str, bytes]:
+    return {name: content for name, content in snapshot(folder).items() if name.startswith(RUN_FILES)}
+
+
+@pytest.fixture(scope="module")
+def scored(shards_dir: Path, tiny_model: ModelConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("scored")
+    result = run(config(shards_dir, folder, tiny_model, scores_only=True))
+    assert (result.exit_code, result.stats.num_kept) == (0, 0)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def raw_scores(scored: Path) -> np.ndarray:
+    tables = [pq.read_table(path) for path in sorted((scored / "scores").iterdir())]
+    return np.concatenate([table.column("aesthetic_score").to_numpy() for table in tables])
+
+
+def test_scores_only_writes_no_images(scored: Path) -> None:
+    names = sorted(snapshot(scored))
+    assert not [name for name in names if name.startswith("shards/")]
+    assert [name for name in names if name.startswith("stats/")] == [f"stats/{i:05d}.json" for i in range(3)]
+    for path in (scored / "scores").iterdir():
+        table = pq.read_table(path)
+        assert not any(table.column("kept").to_pylist())
+        assert set(table.column("output_shard").to_pylist()) == {None}
+
+
+@pytest.mark.parametrize("bounds", ["half", "range", "nothing", "all"])
+def test_filter_writes_what_run_would_have_written(
+    shards_dir: Path,
+    scored: Path,
+    raw_scores: np.ndarray,
+    tiny_model: ModelConfig,
+    tmp_path: Path,
+    bounds: str,
+) -> None:
+    low, middle, high = np.nanquantile(raw_scores, [0.2, 0.5, 0.8]).tolist()
+    threshold = {
+        "half": {"raw": middle},
+        "range": {"raw": low, "max_raw": high},
+        "nothing": {"raw": 1e6},
+        "all": {"raw": -1e6},
+    }[bounds]
+    run(config(shards_dir, tmp_path / "run", tiny_model, threshold=threshold))
+    result = filter_scored(config(shards_dir, tmp_path / "cut", tiny_model, threshold=threshold), str(scored))
+    assert result.exit_code == 0
+    assert outputs(tmp_path / "cut") == outputs(tmp_path / "run")
+
+
+def test_keep_top_is_score_then_cut_and_equals_the_run_at_its_quantile(
+    shards_dir: Path, raw_scores: np.ndarray, tiny_model: ModelConfig, tmp_path: Path
+) -> None:
+    result = run_top(config(shards_dir, tmp_path / "top", tiny_model, threshold={"top": "25%"}))
+    ok = raw_scores[~np.isnan(raw_scores)]
+    assert result.stats.num_kept == round(0.25 * len(ok))
+    cut = Threshold(top=0.25).resolve_top(raw_scores).min_raw
+    assert result.threshold.min_raw == cut
+    run(config(shards_dir, tmp_path / "run", tiny_model, threshold={"raw": cut}))
+    assert outputs(tmp_path / "top") == outputs(tmp_path / "run")
+    again = run_top(config(shards_dir, tmp_path / "top", tiny_model, threshold={"top": "25%"}))
+    assert again.num_skipped == 3
+
+
+def test_scores_of_another_input_are_refused(
+    shards_dir: Path, scored: Path, tiny_model: ModelConfig, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    for i in range(3):
+        (other / f"{i:05d}.tar").write_bytes((shards_dir / f"{(i + 1) % 3:05d}.tar").read_bytes())
+    with pytest.raises(ValueError, match="is not what was scored"):
+        filter_scored(config(other, tmp_path / "out", tiny_model), str(scored))
+    assert not list((tmp_path / "out" / "stats").iterdir())
+
+
+def test_a_folder_without_scores_is_refused(
+    shards_dir: Path, tiny_model: ModelConfig, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match="holds no scores"):
+        filter_scored(config(shards_dir, tmp_path / "out", tiny_model), str(tmp_path))
+
+
+def test_shards_that_are_not_scored_yet_fail_by_name_and_have_no_share(
+    shards_dir: Path, scored: Path, tiny_model: ModelConfig, tmp_path: Path
+) -> None:
+    import shutil
+
+    shutil.copytree(scored, tmp_path / "half")
+    (tmp_path / "half" / "stats" / "00001.json").unlink()
+    result = filter_scored(config(shards_dir, tmp_path / "out", tiny_model), str(tmp_path / "half"))
+    assert result.exit_code == 1
+    assert [report.name for report in result.stats.failed] == ["00001"]
+    top = config(shards_dir, tmp_path / "top", tiny_model, threshold={"top": 0.5})
+    with pytest.raises(ValueError, match="needs every score"):
+        filter_scored(top, str(tmp_path / "half"))
