@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -17,18 +18,33 @@ _LINEAR_KEY = re.compile(r"(?:(?P<prefix>.*?)\.)?(?P<index>\d+)\.(?P<what>weight
 _LAION_LINEAR = (0, 2, 4, 6, 7)
 _LAION_RELU = (0, 3, 6, 9, 11)
 """Where improved-aesthetic-predictor's `train_predictor.py` puts its Linears, without and with ReLUs."""
+_LAION_H14_NSFW = (0, 3, 6, 9, 12, 15, 16)
+"""CLIP-based-NSFW-Detector's `h14_nsfw_model.py`: ReLUs in the gaps; its output goes by without a sigmoid."""
+_LAION_NSFW_KEY = re.compile(r"linear_(?P<index>\d+)\.(?P<what>weight|bias)")
+_LAION_NSFW_NORM = {"norm.mean", "norm.variance"}
+"""CLIP-based-NSFW-Detector's heads for ViT-L/14 and ViT-B/32 as ported to PyTorch (its issue 7)."""
 
 
 class HeadMLP(nn.Module):
-    """A head as it was trained: linear layers, with a ReLU after each but the last, or without any.
+    """A head as it was trained: linear layers, with or without ReLUs between them and a sigmoid at the end.
 
     The oracle for the folded head, and what computes a head that doesn't fold.
     """
 
-    def __init__(self, layers: Sequence[tuple[Tensor, Tensor]], relu: bool) -> None:
-        """`layers` are weights [out, in] and biases [out]. Raises ValueError where they don't chain."""
+    def __init__(
+        self,
+        layers: Sequence[tuple[Tensor, Tensor]],
+        relu: bool | Sequence[bool],
+        sigmoid: bool = False,
+    ) -> None:
+        """`layers` are weights [out, in] and biases [out]. Raises ValueError where they don't chain.
+
+        `relu` says whether a ReLU stands after each layer but the last, or after all of these or none.
+        """
         super().__init__()
-        self.relu = relu
+        gaps = len(layers) - 1
+        self.relus = (relu,) * gaps if isinstance(relu, bool) else tuple(relu)
+        self.sigmoid = sigmoid
         widths = [weight.shape[1] for weight, _ in layers] + [layers[-1][0].shape[0]]
         if widths[1:-1] != [weight.shape[0] for weight, _ in layers[:-1]] or widths[-1] != 1:
             shapes = ", ".join(str(list(weight.shape)) for weight, _ in layers)
@@ -44,19 +60,20 @@ class HeadMLP(nn.Module):
     @property
     def affine(self) -> bool:
         """Whether it is one dot product and a constant, whatever its number of layers."""
-        return not self.relu or len(self.weights) == 1
+        return not any(self.relus) and not self.sigmoid
 
     def forward(self, unit_ND: Tensor) -> Tensor:
         """Scores [N] of L2-normalised embeddings, in the dtype of the weights."""
         hidden = unit_ND
-        for index, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            hidden = F.linear(hidden.relu() if self.relu and index else hidden, weight, bias)
-        return hidden[:, 0]
+        for weight, bias, relu in zip(self.weights, self.biases, (*self.relus, False), strict=True):
+            hidden = F.linear(hidden, weight, bias)
+            hidden = hidden.relu() if relu else hidden
+        return hidden[:, 0].sigmoid() if self.sigmoid else hidden[:, 0]
 
     def fold(self) -> tuple[Tensor, Tensor]:
         """`w` [D] and `b` [] in float64 with `forward(e) = w.e + b`. Raises ValueError if not affine."""
         if not self.affine:
-            raise ValueError("a head with ReLUs can't be folded")
+            raise ValueError("a head with ReLUs or a sigmoid can't be folded")
         w, b = torch.ones(1, 1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
         for weight, bias in reversed(list(zip(self.weights, self.biases, strict=True))):
             b = b + w @ bias.cpu().double()
@@ -117,18 +134,42 @@ def check_embed_dim(head: Head, embed_dim: int) -> None:
 
 
 def head_from_state(state: Mapping[str, Tensor], relu: bool | None = None) -> HeadMLP:
-    """The head of a checkpoint: `w, b`, one Linear's `weight, bias`, or a Sequential of Linears.
+    """The head of a checkpoint: `w, b`, one Linear's `weight, bias`, a Sequential of Linears, or LAION's NSFW
+    head as ported to PyTorch (`norm.mean, norm.variance, linear_1.weight, …`; a probability).
 
-    `relu` says whether ReLUs stand between the Linears; None where that is to be read off the layout,
-    which LAION's own layouts and a single layer allow. Raises ValueError for anything else.
+    `relu` says whether ReLUs stand in the gaps of the Sequential; None where that is to be read off the
+    layout, which LAION's own layouts and a single layer allow. Raises ValueError for anything else.
     """
+    if set(state) >= _LAION_NSFW_NORM:
+        return _laion_nsfw(state)
     if set(state) == {"w", "b"}:
         layers = {0: (state["w"].reshape(1, -1), state["b"].reshape(1))}
     elif set(state) == {"weight", "bias"}:
         layers = {0: (state["weight"], state["bias"])}
     else:
         layers = _sequential(state)
-    return HeadMLP([layers[i] for i in sorted(layers)], _has_relu(layers) if relu is None else relu)
+    indices = sorted(layers)
+    in_gaps = _has_relu(layers) if relu is None else relu
+    # A Linear right after a Linear leaves no room for an activation, whatever the other gaps hold.
+    relus = [in_gaps and after - before > 1 for before, after in pairwise(indices)]
+    return HeadMLP([layers[index] for index in indices], relus)
+
+
+def _laion_nsfw(state: Mapping[str, Tensor]) -> HeadMLP:
+    """Keras's input normalisation, folded into the first layer, then Linears with ReLUs, then a sigmoid."""
+    parts: dict[int, dict[str, Tensor]] = {}
+    for name in set(state) - _LAION_NSFW_NORM:
+        if (match := _LAION_NSFW_KEY.fullmatch(name)) is None:
+            raise ValueError(f"not LAION's NSFW head, though it has norm.mean: it also has {name}")
+        parts.setdefault(int(match["index"]), {})[match["what"]] = state[name].double()
+    if any(set(part) != {"weight", "bias"} for part in parts.values()) or not parts:
+        raise ValueError(f"not LAION's NSFW head: it has only {', '.join(state)}")
+    layers = [(parts[index]["weight"], parts[index]["bias"]) for index in sorted(parts)]
+    mean, std = state["norm.mean"].double().flatten(), state["norm.variance"].double().flatten().sqrt()
+    weight, bias = layers[0]
+    weight = weight / std
+    layers[0] = (weight, bias - weight @ mean)
+    return HeadMLP(layers, relu=True, sigmoid=True)
 
 
 def _sequential(state: Mapping[str, Tensor]) -> dict[int, tuple[Tensor, Tensor]]:
@@ -149,9 +190,8 @@ def _sequential(state: Mapping[str, Tensor]) -> dict[int, tuple[Tensor, Tensor]]
 def _has_relu(indices: Mapping[int, object]) -> bool:
     """Whether the gaps between the Linears of a Sequential hold ReLUs. Raises ValueError if unclear."""
     found = tuple(sorted(indices))
-    if found == _LAION_RELU:
+    if found in (_LAION_RELU, _LAION_H14_NSFW):
         return True
-    # A Linear right after a Linear leaves no room for an activation.
     if found == _LAION_LINEAR or found == tuple(range(found[0], found[0] + len(found))):
         return False
     raise ValueError(

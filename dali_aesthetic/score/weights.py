@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from dali_aesthetic.score.spec import TowerSpec, spec_of
 __all__ = ["ResolvedFile", "WeightsUnavailable", "download", "load_head", "load_tower", "present"]
 
 _LOG = logging.getLogger(__name__)
+_OWN_NAME = re.compile(r"(?P<name>[A-Za-z][\w-]*)=(?P<head>.+)")
 
 
 def load_tower(encoder: str, weights: str, model_dir: Path | None) -> tuple[VisionTower, ResolvedFile]:
@@ -61,8 +63,12 @@ def load_head(head: str, encoder: str, embed_dim: int, model_dir: Path | None) -
     """The head `laion-v2`, `laion-v1`, `random[:SEED]`, or of a path, which may end in `:relu` or `:linear`.
 
     The suffix says what lies between the layers of an MLP whose file doesn't tell. A head by path goes by
-    the name of its file. Raises as `load_tower`.
+    the name of its file; any head goes by the name put before it, as in `punsafe=nsfw.pth`. Raises as
+    `load_tower`.
     """
+    if own := _OWN_NAME.fullmatch(head):
+        loaded, file = load_head(own["head"], encoder, embed_dim, model_dir)
+        return Head(own["name"], loaded.mlp), file
     seed = _seed(head)
     if seed is not None:
         return Head(f"random:{seed}", head_from_state(random_head_state(embed_dim, seed))), _random(seed)
@@ -88,7 +94,8 @@ def download(encoder: str, weights: str, heads: Sequence[str], model_dir: Path |
     """
     spec_of(encoder)
     wanted = [(weights, _published_tower(encoder, weights), ("--weights", weights))]
-    wanted += [(head, _published_head(encoder, head), ("--head", head)) for head in heads]
+    plain = [_unnamed(head) for head in heads]
+    wanted += [(head, _published_head(encoder, head), ("--head", head)) for head in plain]
     return [
         _download(name, files, model_dir, _command("--encoder", encoder, *flags))[1]
         for name, files, flags in wanted
@@ -105,7 +112,8 @@ def present(
     """
     spec_of(encoder)
     wanted = [(weights, _published_tower(encoder, weights), "--weights")]
-    wanted += [(head, _published_head(encoder, head), "--head") for head in heads]
+    plain = [_unnamed(head) for head in heads]
+    wanted += [(head, _published_head(encoder, head), "--head") for head in plain]
     return [
         (
             name,
@@ -115,6 +123,12 @@ def present(
         )
         for name, files, flag in wanted
     ]
+
+
+def _unnamed(head: str) -> str:
+    """A head without the name put before it."""
+    own = _OWN_NAME.fullmatch(head)
+    return own["head"] if own else head
 
 
 def _given(name: str) -> ResolvedFile:

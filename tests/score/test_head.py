@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dali_aesthetic.score.checkpoints import read_tensors
@@ -168,3 +170,68 @@ def test_two_heads_of_one_name_are_refused() -> None:
     head = Head("mine", head_from_state(random_head_state(8)))
     with pytest.raises(ValueError, match="two go by one name"):
         HeadBank([head, head], 8)
+
+
+class _LaionNsfw(nn.Module):
+    """LAION's NSFW head for ViT-L/14 as it was published for PyTorch, smaller."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.Module()
+        self.norm.register_buffer("mean", torch.randn(16))
+        self.norm.register_buffer("variance", torch.rand(16) + 0.1)
+        for index, (inner, outer) in enumerate([(16, 8), (8, 32), (32, 12), (12, 1)], start=1):
+            setattr(self, f"linear_{index}", nn.Linear(inner, outer))
+
+    def forward(self, unit_ND: Tensor) -> Tensor:
+        hidden = (unit_ND - self.norm.mean) / self.norm.variance.sqrt()
+        for index in (1, 2, 3):
+            hidden = getattr(self, f"linear_{index}")(hidden).relu()
+        return self.linear_4(hidden).sigmoid()
+
+
+def test_laions_nsfw_head_is_a_probability_beside_the_aesthetic_score(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    nsfw = _LaionNsfw()
+    torch.save(nsfw.state_dict(), tmp_path / "clip_autokeras_binary_nsfw.pth")
+    given = ["random:0", f"punsafe={tmp_path / 'clip_autokeras_binary_nsfw.pth'}"]
+    heads = [load_head(head, "ViT-L-14", 16, None)[0] for head in given]
+    unit_ND = nn.functional.normalize(torch.randn(50, 16), dim=-1)
+    bank = HeadBank(heads, 16)
+    assert bank.names == ("random:0", "punsafe")
+    scores_N = bank(unit_ND)[:, 1]
+    torch.testing.assert_close(scores_N, nsfw(unit_ND)[:, 0].detach(), atol=1e-6, rtol=0)
+    assert 0 < scores_N.min() < scores_N.max() < 1
+
+
+def test_laions_h14_nsfw_head_has_no_relu_between_its_last_layers() -> None:
+    torch.manual_seed(2)
+    widths = [16, 12, 24, 12, 8, 6]
+    modules: list[nn.Module] = []
+    for inner, outer in pairwise(widths):
+        modules += [nn.Linear(inner, outer), nn.ReLU(), nn.Dropout(0.2)]
+    published = nn.Sequential(*modules, nn.Linear(6, 4), nn.Linear(4, 1)).eval()
+    state = {f"layers.{name}": tensor for name, tensor in published.state_dict().items()}
+    unit_ND = nn.functional.normalize(torch.randn(50, 16), dim=-1)
+    for relu in (None, True):
+        head = head_from_state(state, relu)
+        torch.testing.assert_close(head(unit_ND), published(unit_ND)[:, 0].detach(), atol=1e-6, rtol=1e-5)
+    assert head.relus == (True, True, True, True, True, False)
+
+
+def test_a_file_that_only_starts_like_laions_nsfw_head_is_refused() -> None:
+    state = _LaionNsfw().state_dict()
+    with pytest.raises(ValueError, match="it also has extra"):
+        head_from_state({**state, "extra": torch.zeros(1)})
+    del state["linear_2.bias"]
+    with pytest.raises(ValueError, match="it has only"):
+        head_from_state(state)
+
+
+def test_a_user_head_of_w_and_b_by_a_name_of_its_own(tmp_path: Path) -> None:
+    w = torch.randn(8)
+    save_file({"w": w, "b": torch.tensor([2.0])}, tmp_path / "mine.safetensors")
+    head, file = load_head(f"pwatermark={tmp_path / 'mine.safetensors'}", "ViT-B-32", 8, None)
+    unit_ND = nn.functional.normalize(torch.randn(5, 8), dim=-1)
+    assert (head.name, file.name) == ("pwatermark", "mine.safetensors")
+    torch.testing.assert_close(HeadBank([head], 8)(unit_ND)[:, 0], unit_ND @ w + 2)
