@@ -115,6 +115,23 @@ def check(
     sys.exit(not verdicts or any(verdict.failed for verdict in verdicts))
 
 
+@app.command()
+def simulate(
+    gpu: Annotated[str, typer.Option(help="Whose measured rate a worker has.")] = "h100",
+    shards: Annotated[int, typer.Option(help="0: a million; a few where quick.")] = 0,
+    seed: int = 0,
+    quick: bool = False,
+    results: Path = RESULTS,
+) -> None:
+    """Simulate clusters of growing size, and show where scaling bends."""
+    from benchmarks.simulate import QUICK_SHARDS, QUICK_WORKERS, SHARDS, WORKERS, write_simulation
+    from dali_aesthetic.plan import known_rates
+
+    count, sizes = (QUICK_SHARDS, QUICK_WORKERS) if quick else (SHARDS, WORKERS)
+    path = write_simulation(results, gpu, known_rates()[gpu], shards or count, sizes, seed)
+    typer.echo(f"wrote {path}")
+
+
 def main() -> Any:
     """Entry point of `python -m benchmarks`."""
     return app()

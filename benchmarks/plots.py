@@ -33,6 +33,9 @@ def write_plots(results: Sequence[Result], folder: Path) -> list[Path]:
         ]
         path = folder / f"roofline_{slug}_{result.date}.svg"
         written.append(draw(path, partial(roofline, ceilings=result, encoders=encoders)))
+    for slug, result in newest(results, "simulation").items():
+        path = folder / f"simulation_{slug}_{result.date}.svg"
+        written.append(draw(path, partial(scaling, simulation=result)))
     return written
 
 
@@ -93,6 +96,19 @@ def roofline(axes: Axes, ceilings: Result, encoders: Sequence[Result]) -> None:
     axes.set(xscale="log", yscale="log", xlabel="FLOP per byte that has to be moved", ylabel="TFLOP/s")
     axes.set_title(f"{hardware_line(ceilings)}, {ceilings.date}", fontsize=8)
     axes.legend(fontsize=6, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+
+
+def scaling(axes: Axes, simulation: Result) -> None:
+    """Simulated images/s against the number of workers, a line for each case, with what is ideal."""
+    cases = dict.fromkeys(row.detail["case"] for row in simulation.rows)
+    for case in cases:
+        rows = [row for row in simulation.rows if row.detail["case"] == case]
+        workers = [row.detail["workers"] for row in rows]
+        axes.plot(workers, [row.median for row in rows], "o-", markersize=2, linewidth=1, label=case)
+    axes.plot(workers, [row.limit for row in rows], "k:", linewidth=1, label="every worker at its full rate")
+    axes.set(xscale="log", yscale="log", xlabel="workers", ylabel="images/s")
+    axes.set_title(f"simulated: {simulation.content['note']}", fontsize=6)
+    axes.legend(fontsize=6, frameon=False)
 
 
 def _roof(axes: Axes, gemm: Row, bandwidth: float | None) -> None:

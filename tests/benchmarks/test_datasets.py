@@ -1,0 +1,77 @@
+"""The shards that are measured on: counted, typed and made once."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from benchmarks.dataset import KINDS, DatasetSpec, cut_dataset, make_dataset
+from tests.conftest import read_members
+
+
+def image_members(path: Path) -> list[tuple[str, bytes]]:
+    return [(name, data) for name, data in read_members(path) if not name.endswith((".txt", ".json"))]
+
+
+@pytest.mark.parametrize(
+    ("kind", "formats"),
+    [("baseline", {"JPEG": 8}), ("progressive", {"JPEG": 8}), ("mixed", {"JPEG": 4, "PNG": 2, "WEBP": 2})],
+)
+def test_a_kind_is_what_it_says(tmp_path: Path, kind: str, formats: dict[str, int]) -> None:
+    spec = DatasetSpec(short_side=64, distinct=8, num_shards=1, kind=kind)
+    make_dataset(tmp_path, spec, 1)
+    images = [Image.open(io.BytesIO(data)) for _, data in image_members(tmp_path / "bench-00000.tar")]
+    found: dict[str, int] = {}
+    for image in images:
+        assert min(image.size) == 64
+        found[str(image.format)] = found.get(str(image.format), 0) + 1
+        assert bool(image.info.get("progressive")) == (kind == "progressive")
+    assert found == formats
+
+
+def test_one_in_twenty_of_bad_images_is_damaged(tmp_path: Path) -> None:
+    good, bad = (
+        DatasetSpec(short_side=32, distinct=41, num_shards=1, kind=kind) for kind in ("baseline", "bad")
+    )
+    make_dataset(tmp_path / "good", good, 1)
+    make_dataset(tmp_path / "bad", bad, 1)
+    pairs = zip(
+        image_members(tmp_path / "good" / "bench-00000.tar"),
+        image_members(tmp_path / "bad" / "bench-00000.tar"),
+        strict=True,
+    )
+    assert [number for number, (one, other) in enumerate(pairs) if one != other] == [0, 20, 40]
+
+
+def test_shards_are_made_once_and_linked(tmp_path: Path) -> None:
+    spec = DatasetSpec(short_side=32, distinct=2, num_shards=3)
+    pattern = make_dataset(tmp_path, spec, 1)
+    assert pattern.endswith("bench-*.tar")
+    first = tmp_path / "bench-00000.tar"
+    assert [path.resolve() for path in sorted(tmp_path.glob("bench-*.tar"))] == [first.resolve()] * 3
+    before = first.stat().st_mtime_ns
+    make_dataset(tmp_path, spec, 1)
+    assert first.stat().st_mtime_ns == before
+    make_dataset(tmp_path, DatasetSpec(short_side=48, distinct=2, num_shards=3), 1)
+    assert first.stat().st_mtime_ns != before
+    assert spec.num_images == 6
+
+
+def test_small_shards_hold_the_first_samples_of_a_large_one(tmp_path: Path) -> None:
+    make_dataset(tmp_path / "large", DatasetSpec(short_side=32, distinct=5, num_shards=1), 1)
+    source = tmp_path / "large" / "bench-00000.tar"
+    pattern = cut_dataset(tmp_path / "small", source, 4, 2)
+    small = sorted((tmp_path / "small").glob(Path(pattern).name))
+    assert len(small) == 4
+    assert read_members(small[3]) == read_members(source)[:6]
+    with tarfile.open(small[0]) as tar:
+        assert len(tar.getnames()) == 6
+
+
+def test_a_kind_that_there_is_not_is_refused() -> None:
+    with pytest.raises(ValueError, match=KINDS[0]):
+        DatasetSpec(kind="raw")

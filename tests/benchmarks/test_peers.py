@@ -1,0 +1,130 @@
+"""Peers: one that can't run here says why, and what is compared is counted right."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.peers import side_by_side
+from benchmarks.peers.compare import kept_fidelity, score_error
+from benchmarks.peers.hf_clip import hf_state
+from benchmarks.peers.job import Job, Unavailable
+from benchmarks.peers.side_by_side import PEERS, answer, measure_peers
+from benchmarks.record import Record
+from benchmarks.result import read_result
+from benchmarks.settings import Settings
+from dali_aesthetic.score.clip import VisionTower
+from tests.benchmarks.test_roofline import SMALL
+
+
+def a_job(tmp_path: Path, **change: object) -> Job:
+    fields = {
+        "tars": ("a.tar", "b.tar", "c.tar"), "per_tar": 10, "output": str(tmp_path), "device": "cpu",
+        "encoder": "ViT-B-32", "weights": "random:0", "head": "random:0", "cut": 0.0, "precision": "fp32",
+        "num_workers": 1, "backend": "auto", "our_precision": "auto", "batch_size": 0, "max_images": 20,
+    }  # fmt: skip
+    return Job(**(fields | change))  # type: ignore[arg-type]
+
+
+def write(path: Path, members: dict[str, bytes]) -> str:
+    with tarfile.open(path, "w") as tar:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return str(path)
+
+
+def test_a_job_travels_as_json_and_bounds_a_slow_peer(tmp_path: Path) -> None:
+    job = a_job(tmp_path)
+    job.write(tmp_path / "job.json")
+    assert Job.read(tmp_path / "job.json") == job
+    assert job.few_tars() == ("a.tar", "b.tar")
+    assert a_job(tmp_path, max_images=3).few_tars() == ("a.tar",)
+
+
+@pytest.mark.parametrize("module", sorted(set(PEERS.values()) - {"ours"}))
+def test_a_peer_that_can_not_run_gives_its_reason(
+    module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unavailable(job: Job) -> None:
+        raise Unavailable("a package is missing")
+
+    monkeypatch.setattr(f"benchmarks.peers.{module}.run", unavailable)
+    a_job(tmp_path).write(tmp_path / "job.json")
+    answer(module, tmp_path / "job.json", tmp_path / "result.json")
+    assert json.loads((tmp_path / "result.json").read_text()) == {"skipped": "a package is missing"}
+
+
+def test_without_its_package_or_a_gpu_nemo_curator_says_so(tmp_path: Path) -> None:
+    from benchmarks.peers.nemo_curator import run
+
+    with pytest.raises(Unavailable, match="nemo-curator"):
+        run(a_job(tmp_path))
+
+
+def test_rows_and_skips_of_all_peers_are_in_the_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = {
+        "num_images": 40, "seconds": 2.0, "settings": {}, "writes": "nothing", "versions": {},
+        "scores": {"1": 5.5, "2": 4.0}, "kept_tars": (),
+    }  # fmt: skip
+
+    def outcome(job: Job, module: str, bound_s: float) -> dict[str, object] | str:
+        return dict(found) if module == "ours" else f"no {module} here"
+
+    monkeypatch.setattr(side_by_side, "make_job", lambda settings: a_job(tmp_path))
+    monkeypatch.setattr(side_by_side, "reference_scores", lambda job, count: {"1": 5.0, "2": 4.0})
+    monkeypatch.setattr(side_by_side, "_in_own_process", outcome)
+    record = Record("peers", tmp_path, torch.device("cpu"), {})
+    measure_peers(record, Settings(device="cpu", results=tmp_path))
+    result = read_result(record.path)
+    (row,) = result.rows
+    assert (row.name, row.median) == ("dali_aesthetic", 20.0)
+    assert row.detail["score_error_mean"] == 0.25
+    assert {one["name"] for one in result.skipped} == set(PEERS) - {"dali_aesthetic"}
+    assert all(one["reason"].startswith("no ") for one in result.skipped)
+
+
+def test_score_errors_are_over_what_both_have() -> None:
+    assert score_error({"a": 1.0, "b": 2.5}, {"a": 1.0, "b": 2.0, "c": 9.0}) == {
+        "score_error_mean": 0.25,
+        "score_error_p99": pytest.approx(0.495),
+        "scores_compared": 2,
+    }
+    assert score_error({}, {"a": 1.0}) == {}
+
+
+def test_kept_images_are_compared_byte_for_byte(tmp_path: Path) -> None:
+    whole = {
+        f"{i:08d}.{suffix}": b"%d %s" % (i, suffix.encode())
+        for i in range(3)
+        for suffix in ("jpg", "txt", "json")
+    }
+    source = write(tmp_path / "source.tar", whole)
+    same = write(tmp_path / "same.tar", {name: data for name, data in whole.items() if name[7] == "1"})
+    other = write(
+        tmp_path / "other.tar", {"img_1.jpg": whole["00000001.jpg"], "00000002.jpg": b"encoded again"}
+    )
+    assert kept_fidelity([same], source) == {
+        "kept_images_compared": 1, "kept_images_with_other_bytes": 0, "kept_images_renamed": 0,
+        "members_lost": 0,
+    }  # fmt: skip
+    assert kept_fidelity([other], source) == {
+        "kept_images_compared": 2, "kept_images_with_other_bytes": 1, "kept_images_renamed": 1,
+        "members_lost": 4,
+    }  # fmt: skip
+
+
+def test_a_peers_clip_gets_every_tensor_of_ours() -> None:
+    with torch.device("meta"):
+        state = VisionTower(SMALL).state_dict()
+    renamed = hf_state(state)
+    assert len(renamed) == len(state) + 2 * 2 * SMALL.layers  # qkv, weight and bias, in three
+    assert all(name.startswith(("vision_model.", "visual_projection")) for name in renamed)
