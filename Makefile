@@ -18,7 +18,7 @@ ifeq ($(strip $(INPUT)),)
 	$(BIN)/dali-aesthetic demo $(FLAGS)
 else
 	$(BIN)/dali-aesthetic run --input '$(INPUT)' --output '$(OUTPUT)' \
-		$(if $(findstring threshold,$(FLAGS))$(findstring --preset,$(FLAGS)),,--threshold $(THRESHOLD)) $(FLAGS)
+		$(if $(findstring threshold,$(FLAGS))$(findstring --preset,$(FLAGS))$(findstring --keep-top,$(FLAGS)),,--threshold $(THRESHOLD)) $(FLAGS)
 endif
 
 test: lint ## linters, types, and every test that needs no GPU
