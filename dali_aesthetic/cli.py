@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from dali_aesthetic import __version__
-from dali_aesthetic.commands import cut, look, page
+from dali_aesthetic.commands import cut, look, page, stored
 from dali_aesthetic.commands.launch import run_with
 from dali_aesthetic.commands.options import (
     ConfigFile,
@@ -50,6 +50,7 @@ use, 130 and 143 stopped by Ctrl-C and SIGTERM. Whatever ended it: run the same 
 
 app.add_typer(cut.commands)
 app.add_typer(look.commands)
+app.add_typer(stored.commands)
 app.add_typer(page.commands)
 
 

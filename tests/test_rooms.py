@@ -15,11 +15,11 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 ROOMS = ("shards", "decode", "score", "write")
 FOREIGN = {
     "nvidia": {"decode"},
-    "PIL": {"decode", "library", "demo", "doctor"},
+    "PIL": {"decode", "library", "demo", "doctor", "report", "integrations"},
     "torch": {"decode", "score", "embeddings", "launch", "library", "demo", "types", "doctor"},
     "triton": {"score"},
     "open_clip": {"score"},
-    "pyarrow": {"write", "shards", "embeddings", "integrations"},
+    "pyarrow": {"write", "shards", "embeddings", "integrations", "report"},
     "ray": {"launch", "integrations"},
     "nemo_curator": {"integrations"},
     "datasets": {"integrations"},

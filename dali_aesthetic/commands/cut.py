@@ -26,6 +26,8 @@ from dali_aesthetic.commands.options import (
     threshold_fields,
 )
 from dali_aesthetic.commands.outcome import guarded
+from dali_aesthetic.commands.stored import score_stored
+from dali_aesthetic.embeddings.files import holds_embeddings
 
 commands = typer.Typer()
 Scores = Annotated[str, typer.Option("--scores", help="Folder that `score` (or `run`) wrote.")]
@@ -63,8 +65,12 @@ def score(
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say more; show tracebacks.")] = False,
 ) -> None:
     """Score every sample and write no images: cut the scores later with `filter`, as often as you like."""
+    inputs = [*(input or []), *(more_input or [])]
+    if inputs and all(holds_embeddings(one) for one in inputs):
+        model = {"encoder": encoder, "model_dir": model_dir}
+        guarded(verbose, lambda: score_stored(inputs, output, head, {}, model))
     flags = {
-        "input": [*(input or []), *(more_input or [])] or None,
+        "input": inputs or None,
         "output": output,
         "scores_only": True,
         "device": device,

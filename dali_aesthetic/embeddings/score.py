@@ -81,6 +81,8 @@ def score_embeddings(
     root = Path(output)
     files = find_embeddings(inputs, str(root))
     threshold = threshold or Threshold()
+    if threshold.top is not None:
+        raise ValueError("a share is cut from stored scores: score first, then `select --keep-top`")
     bank, weights = _bank(files, heads, encoder, model_dir)
     result = EmbeddingsResult()
     start = time.perf_counter()

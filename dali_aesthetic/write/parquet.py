@@ -18,16 +18,21 @@ _COLUMNS = (
     *("key", "status", "error_message", "width", "height", "format"),
     *("aesthetic_score", "aesthetic_score_01", "kept", "source_shard", "source_offset", "output_shard"),
 )
+_NOT_AESTHETIC = ("punsafe", "pwatermark")
 
 
 def score_columns(head_names: Sequence[str]) -> list[str]:
-    """Column of each head: the first decides what is kept and has the plain name.
+    """Column of each head: the first decides what is kept and has the plain name; `punsafe` and `pwatermark`
+    are columns by LAION's names.
 
-    Raises ValueError where there is no head or two would share a column.
+    Raises ValueError where there is no head, one of those two is first, or two would share a column.
     """
     if not head_names:
         raise ValueError("head_names is empty; at least one head is needed to decide what is kept")
-    columns = ["aesthetic_score", *(f"aesthetic_score_{name}" for name in head_names[1:])]
+    if head_names[0] in _NOT_AESTHETIC:
+        raise ValueError(f"the head {head_names[0]!r} is first, so what is bad would be kept; put it second")
+    columns = ["aesthetic_score"]
+    columns += [name if name in _NOT_AESTHETIC else f"aesthetic_score_{name}" for name in head_names[1:]]
     if len(set(columns) - set(_COLUMNS[7:])) < len(columns):
         raise ValueError(f"two heads would share a column in {list(head_names)}; rename one of them")
     return columns

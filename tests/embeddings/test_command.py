@@ -1,0 +1,66 @@
+"""`score-embeddings`, and `score` given embeddings, from the shell."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from typer.testing import CliRunner, Result
+
+from dali_aesthetic.cli import app
+
+
+@pytest.fixture
+def embeddings(tmp_path: Path) -> Path:
+    rows = np.random.default_rng(0).normal(size=(50, 8)).astype(np.float32)
+    np.save(tmp_path / "e.npy", rows / np.linalg.norm(rows, axis=1, keepdims=True))
+    np.save(tmp_path / "raw.npy", rows)
+    return tmp_path
+
+
+def _call(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def test_both_commands_write_the_same_scores(embeddings: Path) -> None:
+    given = ["--input", embeddings / "e.npy", "--head", "random:1"]
+    assert _call("score-embeddings", *given, "--output", embeddings / "a").exit_code == 0
+    assert _call("score", *given, "--output", embeddings / "b").exit_code == 0
+    first, second = (pq.read_table(embeddings / name / "scores/e.parquet") for name in "ab")
+    assert first.num_rows == 50
+    assert first.equals(second)
+
+
+def test_the_stored_scores_are_cut_by_select(embeddings: Path) -> None:
+    _call("score-embeddings", "-i", embeddings / "e.npy", "-o", embeddings / "out", "--head", "random:1")
+    scores = pq.read_table(embeddings / "out/scores/e.parquet")["aesthetic_score"].to_numpy()
+    cut = _call("select", "--scores", embeddings / "out", "--keep-top", "20%")
+    assert cut.exit_code == 0
+    assert [int(key) for key in cut.stdout.split()] == sorted(np.argsort(-scores)[:10].tolist())
+
+
+def test_wrong_norms_are_exit_2_and_say_what_to_do(embeddings: Path) -> None:
+    given = ["-i", embeddings / "raw.npy", "-o", embeddings / "out", "--head", "random:1"]
+    refused = _call("score-embeddings", *given)
+    assert refused.exit_code == 2
+    assert "--normalize" in refused.output
+    assert _call("score-embeddings", *given, "--normalize").exit_code == 2  # another run is recorded there
+    assert (
+        _call("score-embeddings", *given[:2], *given[4:], "-o", embeddings / "n", "--normalize").exit_code
+        == 0
+    )
+
+
+def test_punsafe_is_a_column_beside_the_first_head(embeddings: Path) -> None:
+    torch.save({"w": torch.ones(8), "b": torch.zeros(1)}, embeddings / "nsfw.pth")
+    punsafe = f"punsafe={embeddings / 'nsfw.pth'}"
+    given = ["score-embeddings", "-i", embeddings / "e.npy", "-o", embeddings / "out"]
+    assert "put it second" in _call(*given, "--head", punsafe).output
+    given[-1] = embeddings / "both"
+    assert _call(*given, "--head", "random:1", "--head", punsafe).exit_code == 0
+    table = pq.read_table(embeddings / "both/scores/e.parquet")
+    sums = np.load(embeddings / "e.npy").sum(axis=1)
+    np.testing.assert_allclose(table["punsafe"].to_numpy(), sums, atol=1e-6)
