@@ -29,6 +29,12 @@ from dali_aesthetic.overlap import pool
 from dali_aesthetic.types import Buffer, EncodedBatch, ImageBatch, ImageHeader, Route
 
 _PREFETCH = 2
+_PLACEHOLDER = bytes.fromhex(
+    "89504e470d0a1a0a0000000d49484452000000010000000108000000003a7e9b550000000a49444154789c6360000000"
+    "02000148afa4710000000049454e44ae426082"
+)
+"""A PNG of one pixel, fed for a batch that has nothing for DALI, which takes no empty batch. Without it the
+source would read on to a batch that has: a long run of Pillow's images would be in memory all at once."""
 
 
 @dataclass(slots=True)
@@ -119,7 +125,7 @@ class DaliDecoder:
             job = self._start(batch)
             self._jobs.append(job)
             for chunk in job.chunks:
-                yield self._feed_of(batch, chunk)
+                yield self._feed_of(batch, chunk) if chunk else self._placeholder()
 
     def _start(self, batch: EncodedBatch) -> _Job:
         headers = [self._routed(header) for header in batch.headers]
@@ -128,7 +134,8 @@ class DaliDecoder:
             for row, header in enumerate(headers)
             if header.route is Route.PILLOW
         }
-        return _Job(batch=batch, headers=headers, chunks=self._chunker.divide(headers), pillow=pillow)
+        chunks = self._chunker.divide(headers) or [[]]
+        return _Job(batch=batch, headers=headers, chunks=chunks, pillow=pillow)
 
     def _routed(self, header: ImageHeader) -> ImageHeader:
         """DALI needs the region before it decodes, hence an orientation that is known beforehand."""
@@ -140,6 +147,10 @@ class DaliDecoder:
         images = [np.frombuffer(_image(batch, row), np.uint8) for row in rows]
         return images, *resize_steps(sizes, self._image_size, num_passes(self._device_id))
 
+    def _placeholder(self) -> Feed:
+        steps = resize_steps([(1, 1)], self._image_size, num_passes(self._device_id))
+        return [np.frombuffer(_PLACEHOLDER, np.uint8)], *steps
+
     def _upright_size(self, header: ImageHeader) -> tuple[int, int]:
         if self._apply_exif and swaps_sides(header.orientation):
             return header.height, header.width
@@ -149,7 +160,8 @@ class DaliDecoder:
         """Take the chunk's pixels from DALI, or redo the chunk where DALI raised."""
         try:
             with self._lanes.oldest() as images:
-                job.parts_NHWC.append(to_torch(images))
+                if rows:
+                    job.parts_NHWC.append(to_torch(images))
         except RuntimeError:
             self._chunker.failed()
             self._redo(job, rows)

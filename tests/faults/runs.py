@@ -32,11 +32,13 @@ class Command:
 
     def __init__(self, zygote: Zygote, pid: int, log: Path) -> None:
         self._zygote, self.pid, self._log = zygote, pid, log
+        self._code: int | None = None
 
     def poll(self) -> int | None:
         """The exit code (minus the signal that killed it), or None while it runs."""
-        code = self._zygote.ask({"poll": self.pid})
-        return None if code is None else int(code)
+        if self._code is None:
+            self._code = self._zygote.ask({"poll": self.pid})
+        return self._code
 
     def wait(self, timeout: float = 60) -> int:
         """The exit code, once it has ended."""
@@ -150,3 +152,17 @@ def wait_for(condition: Callable[[], bool], command: Command, timeout: float = 6
         assert command.poll() is None, command.text
         assert time.monotonic() < deadline, command.text
         time.sleep(0.005)
+
+
+def peak_anonymous_mb(command: Command) -> float:
+    """The most memory of its own (no mapped files) that the process had until its end, in MB."""
+    peak = 0
+    while command.poll() is None:
+        try:
+            status = Path(f"/proc/{command.pid}/status").read_text()
+        except OSError:
+            break
+        found = [line.split() for line in status.splitlines() if line.startswith("RssAnon")]
+        peak = max([peak, *(int(fields[1]) for fields in found)])
+        time.sleep(0.01)
+    return peak / 1024

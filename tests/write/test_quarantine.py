@@ -1,0 +1,98 @@
+"""Shards of garbage, and copies of the samples that could not be scored."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from dali_aesthetic.shards import read_shards
+from dali_aesthetic.types import Sample, ScoredBatch, ShardEnd, ShardReport, Status
+from dali_aesthetic.write import ShardSink
+from tests.conftest import read_members
+from tests.write.scored import GOOD, at_least_5, make_tar, scored, shard_of, tree
+
+
+def batches_with_bad(path: Path, num_bad: int, size: int = 16) -> Iterator[ScoredBatch]:
+    """The samples of a tar; of each 10 the first `num_bad` can't be decoded."""
+    *samples, end = read_shards([shard_of(path)])
+    assert isinstance(end, ShardEnd)
+    bad = replace(GOOD, status=Status.UNDECODABLE, message="no image")
+    for start in range(0, len(samples), size):
+        some = tuple(sample for sample in samples[start : start + size] if isinstance(sample, Sample))
+        headers = tuple(bad if int(sample.key[-1]) < num_bad else GOOD for sample in some)
+        last = start + size >= len(samples)
+        yield scored(some, (end,) if last else (), [5.0] * len(some), headers=headers)
+
+
+def write(
+    output: Path, path: Path, num_bad: int, *, max_bad_fraction: float = 1.0, quarantine: bool = False
+) -> ShardReport:
+    guard = {"max_bad_fraction": max_bad_fraction, "quarantine": quarantine}
+    with ShardSink(output, ["v2"], at_least_5, **guard) as sink:  # type: ignore[arg-type]
+        (report,) = [r for batch in batches_with_bad(path, num_bad) for r in sink.write(batch)]
+    return report
+
+
+def keys(count: int) -> list[str]:
+    return [f"{i:04d}" for i in range(count)]
+
+
+def test_a_shard_of_garbage_fails_and_nothing_of_it_is_written(tmp_path: Path) -> None:
+    path = make_tar(tmp_path / "in.tar", keys(120))
+    report = write(tmp_path / "out", path, 6, max_bad_fraction=0.5, quarantine=True)
+    assert "72 of its 120 samples are bad (72 undecodable)" in report.error
+    assert "--max-bad-fraction 0.5" in report.error
+    assert tree(tmp_path / "out") == {}
+
+
+@pytest.mark.parametrize(("count", "num_bad", "limit"), [(120, 5, 0.5), (99, 10, 0.5), (120, 10, 1.0)])
+def test_up_to_the_limit_and_below_a_hundred_samples_it_is_committed(
+    tmp_path: Path, count: int, num_bad: int, limit: float
+) -> None:
+    path = make_tar(tmp_path / "in.tar", keys(count))
+    report = write(tmp_path / "out", path, num_bad, max_bad_fraction=limit)
+    assert report.error == ""
+    assert report.num_samples == count
+    assert not (tmp_path / "out" / "quarantine").exists()
+
+
+def test_quarantine_keeps_bad_samples_byte_for_byte_with_their_reason(tmp_path: Path) -> None:
+    path = make_tar(tmp_path / "in.tar", keys(40))
+    report = write(tmp_path / "out", path, 2, quarantine=True)
+    assert (report.num_quarantined, report.num_kept) == (8, 32)
+    bad = {key for key in keys(40) if int(key[-1]) < 2}
+    members = read_members(path)
+    split = [[m for m in members if (m[0][:4] in bad) == is_bad] for is_bad in (True, False)]
+    assert read_members(tmp_path / "out" / "quarantine" / "in.tar") == split[0]
+    assert read_members(tmp_path / "out" / "shards" / "in.tar") == split[1]
+    rows = pq.read_table(tmp_path / "out" / "scores" / "in.parquet").to_pylist()
+    assert {row["key"] for row in rows if row["error_message"] == "no image"} == bad
+
+
+def test_a_shard_without_bad_samples_has_no_quarantine(tmp_path: Path) -> None:
+    report = write(tmp_path / "out", make_tar(tmp_path / "in.tar", keys(20)), 0, quarantine=True)
+    assert report.num_quarantined == 0
+    assert list((tmp_path / "out" / "quarantine").iterdir()) == []
+
+
+def test_leaving_early_removes_both_tars(tmp_path: Path) -> None:
+    path = make_tar(tmp_path / "in.tar", keys(40))
+    with ShardSink(tmp_path / "out", ["v2"], at_least_5, quarantine=True) as sink:
+        sink.write(next(batches_with_bad(path, 5)))
+        assert len(tree(tmp_path / "out")) == 2
+    assert tree(tmp_path / "out") == {}
+
+
+def test_one_score_more_or_less_does_not_unquarantine(tmp_path: Path) -> None:
+    """A sample without a number is neither kept nor quarantined: its image is fine."""
+    *samples, end = read_shards([shard_of(make_tar(tmp_path / "in.tar", keys(4)))])
+    some = tuple(sample for sample in samples if isinstance(sample, Sample))
+    assert isinstance(end, ShardEnd)
+    with ShardSink(tmp_path / "out", ["v2"], at_least_5, quarantine=True) as sink:
+        (report,) = sink.write(scored(some, (end,), [np.nan, 9.0, 9.0, 9.0]))
+    assert (report.num_kept, report.num_quarantined) == (3, 0)
