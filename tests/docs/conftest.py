@@ -1,0 +1,73 @@
+"""A folder that holds what the documents' commands name, and a model small enough to run them all."""
+
+from __future__ import annotations
+
+import io
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from dali_aesthetic.launch import worker
+from dali_aesthetic.score.weights import present
+from tests.conftest import jpeg, write_shard
+from tests.docs.commands import ROOT
+
+SHARDS = (0, 1, 62, 63)
+"""Where the documents' ranges begin; a range is shortened to its first two shards."""
+_build = worker.build_scorer
+
+
+def tiny_scorer(**asked: Any) -> Any:
+    """What is asked for must exist by name; what is built is small, and random."""
+    present(asked["encoder"], asked["weights"], asked["heads"], asked["model_dir"])
+    return _built(len(asked["heads"]), asked["device"], asked["precision"], asked["backend"])
+
+
+@cache
+def _built(num_heads: int, device: torch.device, precision: str, backend: str) -> Any:
+    return _build(
+        encoder="ViT-S-32-alt",
+        weights="random:0",
+        heads=[f"random:{number}" for number in range(num_heads)],
+        model_dir=None,
+        device=device,
+        precision=precision,
+        backend=backend,
+        batch_size=8,
+    )
+
+
+@pytest.fixture
+def tiny_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The commands run as they are written; only the weights they would load are others."""
+    monkeypatch.setattr(worker, "build_scorer", tiny_scorer)
+
+
+@pytest.fixture
+def sandbox(tmp_path: Path, photos: list[Image.Image], monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, with the inputs that the documents name."""
+    small = [photo.resize((96, 72)) for photo in photos]
+    for place, number in enumerate(SHARDS):
+        images = {f"{number:04d}{i}": jpeg(photo) for i, photo in enumerate(small[place::4])}
+        write_shard(tmp_path / "data" / f"{number:05d}.tar", images)
+    (tmp_path / "photos").mkdir()
+    for number, photo in enumerate(small):
+        (tmp_path / "photos" / f"{number}.jpg").write_bytes(jpeg(photo))
+    _write_single_images(tmp_path, small[0])
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    (tmp_path / "aesthetic_pipeline.py").symlink_to(ROOT / "examples" / "aesthetic_pipeline.py")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def _write_single_images(folder: Path, photo: Image.Image) -> None:
+    (folder / "a.jpg").write_bytes(jpeg(photo))
+    webp = io.BytesIO()
+    photo.save(webp, "WEBP")
+    (folder / "b.webp").write_bytes(webp.getvalue())

@@ -1,0 +1,129 @@
+"""What documents list is what the code has: columns, statuses, presets, fields, links."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import yaml
+
+import dali_aesthetic
+from dali_aesthetic.launch.local import run
+from dali_aesthetic.threshold import PRESETS
+from dali_aesthetic.types import ShardReport, Status
+from tests.docs.commands import ROOT
+
+SKILL = ROOT / "skills" / "img-aesthetic" / "SKILL.md"
+DOCUMENTS = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), SKILL]
+
+
+def tables(document: Path, heading: str) -> list[list[str]]:
+    """The cells of the rows of all tables under `heading`, without their head."""
+    section = re.split(r"^## ", document.read_text(), flags=re.MULTILINE)
+    (text,) = [part for part in section if part.startswith(f"{heading}\n")]
+    rows = [line for line in text.splitlines() if line.startswith("| ")]
+    return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows[1:]]
+
+
+def named(document: Path, heading: str) -> list[str]:
+    """What the first cells name in backticks."""
+    return [name for row in tables(document, heading) for name in re.findall(r"`([^`]+)`", row[0])]
+
+
+def test_columns_and_their_types_are_those_of_a_run(sandbox: Path, tiny_weights: None) -> None:
+    import pyarrow.parquet as pq
+
+    run(dali_aesthetic.Config.build({"input": "photos", "output": "out"}))
+    schema = pq.read_table("out/scores").schema
+    listed = {name: row[1] for row in tables(FORMAT, "scores/") for name in re.findall(r"`([^`]+)`", row[0])}
+    assert listed == {field.name: str(field.type).replace("float", "float32") for field in schema}
+
+
+FORMAT = ROOT / "docs" / "output-format.md"
+
+
+def test_statuses_are_all_there() -> None:
+    assert named(FORMAT, "status") == [status.value for status in Status]
+
+
+def test_fields_of_stats_and_run_json_are_all_there(sandbox: Path, tiny_weights: None) -> None:
+    import json
+
+    run(dali_aesthetic.Config.build({"input": "photos", "output": "out"}))
+    stats, record = (json.loads(Path("out", name).read_bytes()) for name in ("stats/00000.json", "run.json"))
+    assert sorted(named(FORMAT, "stats/")) == sorted(stats) == sorted(f.name for f in fields(ShardReport))
+    assert sorted(named(FORMAT, "run.json")) == sorted(record)
+
+
+@pytest.mark.parametrize(
+    ("document", "heading"),
+    [(ROOT / "docs" / "threshold.md", "Choosing"), (SKILL, "Thresholds")],
+    ids=["threshold.md", "SKILL.md"],
+)
+def test_thresholds_and_keep_rates_are_those_of_the_presets(document: Path, heading: str) -> None:
+    rows = [line for line in document.read_text().splitlines() if re.match(r"\|.*`laion-|\|.*`pre", line)]
+    listed = {}
+    for row in rows:
+        number = re.search(r"\| (0\.\d+) \|", row)
+        share = re.search(r"([\d.]+)%", row)
+        if number is None:
+            continue
+        for name in re.findall(r"`([a-z][\w.-]+)`", row):
+            listed[name] = (float(number[1]), float(share[1]) if share else None)
+    expected = {
+        name: (preset.raw / 10, None if preset.laion_share is None else round(preset.laion_share * 100, 4))
+        for name, preset in PRESETS.items()
+    }
+    assert listed | {"permissive": (0.3, None)} == expected
+
+
+def test_the_library_page_is_what_the_docstrings_say() -> None:
+    made = subprocess.run(
+        [sys.executable, "docs/make_api.py"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    assert made == (ROOT / "docs" / "library.md").read_text(), (
+        "run: python docs/make_api.py > docs/library.md"
+    )
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=[document.name for document in DOCUMENTS])
+def test_links_lead_somewhere(document: Path) -> None:
+    for target in re.findall(r"\]\((?!https?:)([^)]+)\)", document.read_text()):
+        path, _, anchor = target.partition("#")
+        file = (document.parent / path).resolve() if path else document
+        assert file.exists(), target
+        if anchor:
+            assert anchor in anchors(file), target
+
+
+def anchors(document: Path) -> set[str]:
+    """Of a document's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", document.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_files_named_in_documents_exist() -> None:
+    text = (ROOT / "docs" / "precision.md").read_text()
+    files = re.findall(r"`((?:tests|docs|examples)/[\w/.]*)`", text)
+    assert files
+    assert [file for file in files if not (ROOT / file).exists()] == []
+
+
+def test_the_skill_has_the_front_matter_that_assistants_read() -> None:
+    _, front, body = SKILL.read_text().split("---\n", 2)
+    matter = yaml.safe_load(front)
+    assert matter["name"] == SKILL.parent.name
+    assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", matter["name"])
+    assert 0 < len(matter["description"]) <= 1024
+    assert 0 < len(matter["compatibility"]) <= 500
+    assert matter["license"] == "Apache-2.0"
+    assert matter["metadata"] == {"package": "dali-aesthetic", "version": dali_aesthetic.__version__}
+    assert len(body.splitlines()) < 500
+
+
+def test_the_skills_script_is_the_example() -> None:
+    assert f"```python\n{(ROOT / 'examples' / 'aesthetic_pipeline.py').read_text()}```" in SKILL.read_text()
