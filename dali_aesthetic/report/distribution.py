@@ -29,7 +29,8 @@ class Distribution:
             return
         places = np.searchsorted(self.grid.edges_E, scored, side="right")
         self._counts += np.bincount(places, minlength=len(self._counts))
-        self._sum += float(scored.sum(dtype=np.float64))
+        with np.errstate(invalid="ignore"):  # infinities of both signs have no mean
+            self._sum += float(scored.sum(dtype=np.float64))
         self.low = min(self.low, float(scored.min()))
         self.high = max(self.high, float(scored.max()))
 

@@ -30,7 +30,9 @@ class ShardScores:
 
     def read(self, columns: Sequence[str], rows: Sequence[int] | None = None) -> pa.Table:
         """The columns in this order, all rows or the given ones; a column that is absent here is null."""
-        table = pq.read_table(self.path, columns=list(columns), read_dictionary=_ENCODED)
+        with pq.ParquetFile(self.path, read_dictionary=_ENCODED) as file:
+            there = set(file.schema_arrow.names)
+            table = file.read(columns=[column for column in columns if column in there])
         if rows is not None:
             table = table.take(pa.array(rows, pa.int64()))
         for column in columns:

@@ -1,0 +1,203 @@
+"""The page in a real browser: the slider counts right, pictures show, nothing is said in the console."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dali_aesthetic.report import write_report
+from dali_aesthetic.types import Status
+from tests.report.outputs import Item, make_output, scores_of
+
+pytestmark = pytest.mark.timeout(180)
+LAPTOP, PHONE = (1280, 800), (390, 800)
+HOSTILE = "<img src=x onerror=document.title='pwned'>"
+
+
+def _program(*names: str) -> str:
+    found = next((path for name in names if (path := shutil.which(name))), None)
+    if found is None:
+        pytest.skip(f"no {names[0]} on this machine (Debian: apt-get install chromium chromium-driver)")
+    return found
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    rng = np.random.default_rng(5)
+    shards = {
+        f"{s:03d}": [
+            Item(f"{s}{i:03d}", float(rng.normal(5, 0.8)), json={"lang": ("en", "de", HOSTILE)[i % 3]})
+            for i in range(150)
+        ]
+        + [Item(f"bad{s}{HOSTILE.replace('/', '')}", math.nan, Status.TRUNCATED, HOSTILE)]
+        for s in range(6)
+    }
+    return make_output(tmp_path_factory.mktemp("run"), shards, heads=("laion-v2", "laion-v1"))
+
+
+@pytest.fixture(scope="module")
+def driver(output: Path) -> Iterator[Any]:
+    chromium = _program("chromium", "chromium-browser", "google-chrome")
+    service = _program("chromedriver")
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for flag in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(service))
+    write_report(output, by="lang")
+    yield browser
+    browser.quit()
+
+
+def show(driver: Any, output: Path, size: tuple[int, int] = LAPTOP, scheme: str = "light") -> Any:
+    width, height = size
+    metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
+    driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    scheme_feature = {"name": "prefers-color-scheme", "value": scheme}
+    driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme_feature]})
+    driver.get((output / "report.html").as_uri())
+    until(driver, "return document.documentElement.dataset.ready === 'yes'")
+    return driver
+
+
+def until(driver: Any, script: str) -> None:
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    WebDriverWait(driver, 30).until(lambda browser: browser.execute_script(script))
+
+
+def shown(driver: Any) -> tuple[float, int]:
+    """The threshold and the count that a reader sees."""
+    cut, count = (driver.find_element("id", name).text for name in ("t-raw", "t-count"))
+    return float(cut), int(count.replace(",", ""))
+
+
+def kept(output: Path, cut: float) -> int:
+    return int((scores_of(output) >= np.float32(cut)).sum())
+
+
+def test_the_slider_counts_what_a_run_would_keep(driver: Any, output: Path) -> None:
+    show(driver, output)
+    assert shown(driver) == (5.0, kept(output, 5.0))
+    edges = driver.execute_script(
+        "return JSON.parse(document.getElementById('data').textContent).edges.length"
+    )
+    for place in (0, 1, edges // 3, edges // 2, edges - 2, edges - 1):
+        driver.execute_script(
+            "const s = document.getElementById('slider'); s.value = arguments[0];"
+            "s.dispatchEvent(new Event('input', {bubbles: true}))",
+            place,
+        )
+        cut, count = shown(driver)
+        assert count == kept(output, cut), cut
+    assert shown(driver)[1] == 0
+
+
+def test_the_keyboard_moves_it_one_step(driver: Any, output: Path) -> None:
+    show(driver, output)
+    slider = driver.find_element("id", "slider")
+    slider.send_keys("\ue014")  # the right arrow
+    assert shown(driver) == (5.01, kept(output, 5.01))
+    assert slider.get_attribute("aria-valuetext").startswith("raw 5.01, keeps ")
+    assert driver.find_element("id", "flag").text == "--raw-threshold 5.01"
+
+
+def test_a_typed_number_and_a_preset_move_it(driver: Any, output: Path) -> None:
+    show(driver, output)
+    typed = driver.find_element("id", "typed")
+    typed.send_keys("\ue009a\ue000", "5.5")  # Ctrl+A, then over it
+    assert shown(driver) == (5.5, kept(output, 5.5))
+    driver.execute_script("document.querySelector('.preset[data-raw=\"4.75\"]').click()")
+    assert shown(driver) == (4.75, kept(output, 4.75))
+    driver.execute_script("document.getElementById('reset').click()")
+    assert shown(driver)[0] == 5.0
+
+
+def test_charts_and_groups_follow(driver: Any, output: Path) -> None:
+    show(driver, output)
+    driver.execute_script(
+        'document.querySelector(\'.preset[data-raw="6"], .preset[data-raw="6.0"]\').click()'
+    )
+    lines = "document.getElementById('histogram').layout.shapes.filter((s) => !s.line.dash).map((s) => s.x0)"
+    until(driver, f"return {lines}[0] === 6")
+    rows = driver.execute_script(
+        "return [...document.querySelectorAll('#groups .kept')].map((cell) => Number(cell.textContent))"
+    )
+    assert len(rows) == 3
+    assert sum(rows) == shown(driver)[1] == kept(output, 6.0)
+    dim = "[...document.querySelectorAll('#look .band .shot')].filter((s) => s.classList.contains('out') !== "
+    assert driver.execute_script(f"return {dim} (Number(s.dataset.score) < 6)).length") == 0
+
+
+def test_the_pictures_around_the_threshold_are_the_nearest(driver: Any, output: Path) -> None:
+    show(driver, output)
+    scores = np.sort(scores_of(output))
+    for box, expected in (
+        ("just-below", scores[scores < 5][-8:][::-1]),
+        ("just-above", scores[scores >= 5][:8]),
+    ):
+        found = driver.execute_script(
+            f"return [...document.querySelectorAll('#{box} .shot')].map((s) => Number(s.dataset.score))"
+        )
+        assert found == pytest.approx(expected.tolist(), abs=1e-6)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("size", [LAPTOP, PHONE], ids=["laptop", "phone"])
+def test_it_looks_right_everywhere(driver: Any, output: Path, size: tuple[int, int], scheme: str) -> None:
+    driver.get_log("browser")
+    show(driver, output, size, scheme)
+    driver.execute_script("document.querySelectorAll('img').forEach((image) => { image.loading = 'eager'; })")
+    until(driver, "return [...document.images].every((image) => image.complete)")
+    widths = driver.execute_script("return [...document.images].map((image) => image.naturalWidth)")
+    assert len(widths) > 50
+    assert min(widths) > 0
+    assert driver.execute_script("return document.documentElement.scrollWidth <= innerWidth")
+    plots = (
+        "return [...document.querySelectorAll('.plot')].map((p) => p.querySelectorAll('svg.main-svg').length)"
+    )
+    assert min(driver.execute_script(plots)) > 0
+    background = driver.execute_script("return getComputedStyle(document.body).backgroundColor")
+    dark = max(int(part) for part in background.strip("rgba()").split(",")[:3]) < 128
+    assert dark == (scheme == "dark")
+    ink = driver.execute_script("return document.getElementById('histogram').layout.font.color")
+    assert ink == driver.execute_script(
+        "return getComputedStyle(document.documentElement).getPropertyValue('--ink').trim()"
+    )
+    assert driver.get_log("browser") == []
+    assert "aesthetic scores" in driver.title
+
+
+def test_charts_change_with_the_colour_scheme(driver: Any, output: Path) -> None:
+    show(driver, output)
+    before = driver.execute_script("return document.getElementById('curve').layout.font.color")
+    feature = {"name": "prefers-color-scheme", "value": "dark"}
+    driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
+    until(driver, f"return document.getElementById('curve').layout.font.color !== '{before}'")
+
+
+def test_the_logarithmic_share_can_be_chosen(driver: Any, output: Path) -> None:
+    show(driver, output)
+    driver.execute_script("document.getElementById('log').click()")
+    until(driver, "return document.getElementById('curve').layout.yaxis.type === 'log'")
+    assert driver.get_log("browser") == []
+
+
+def test_every_control_has_a_name(driver: Any, output: Path) -> None:
+    show(driver, output)
+    controls = "input, button, [role=img], [role=group], section"
+    nameless = driver.execute_script(
+        f"return [...document.querySelectorAll('{controls}')].filter((one) => !one.labels?.length"
+        " && !one.ariaLabel && !one.hasAttribute('aria-labelledby') && !one.textContent.trim())"
+        ".map((one) => one.outerHTML.slice(0, 80))"
+    )
+    assert nameless == []

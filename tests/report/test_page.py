@@ -1,0 +1,173 @@
+"""The page's text: complete, self-contained, and nothing of the data can run in it."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dali_aesthetic.report import write_report
+from dali_aesthetic.report.page import embedded, number, percent, shortest
+from dali_aesthetic.types import Status
+from tests.report.outputs import Item, default_record, make_output
+
+NASTY = "</script><script>alert(1)</script><img src=x onerror=alert(2)>"
+
+
+class Elements(HTMLParser):
+    """Every element of a page with its attributes, and the text outside scripts and styles."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self._inside = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+        self._inside = tag
+
+    def handle_endtag(self, tag: str) -> None:
+        self._inside = ""
+
+    def handle_data(self, data: str) -> None:
+        if self._inside not in ("script", "style"):
+            self.text += data
+
+    def of(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for found, attributes in self.found if found == tag]
+
+
+def data_of(page: str) -> dict[str, Any]:
+    match = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)
+    assert match
+    found: dict[str, Any] = json.loads(match[1])
+    return found
+
+
+@pytest.fixture
+def nasty(tmp_path: Path) -> str:
+    """A page of an output whose every text is hostile."""
+    items = [Item(f"k{i}", 4.0 + i / 8, json={"lang": NASTY}) for i in range(9)]
+    items += [Item(f"{NASTY.replace('/', '')}", NAN, Status.UNDECODABLE, NASTY)]
+    items += [Item("<b>shown", 6.5)]
+    record = default_record(5.0, ["laion-v2", NASTY])
+    record["config"]["model"]["encoder"] = NASTY
+    record["environment"]["gpu"] = NASTY
+    output = make_output(tmp_path, {"<i>0": items}, heads=("laion-v2", "<u>"), record=record)
+    return write_report(output, by="lang").read_text()
+
+
+NAN = math.nan
+
+
+def test_nothing_in_the_data_becomes_markup(nasty: str) -> None:
+    elements = Elements(nasty)
+    assert len(elements.of("script")) == 3
+    assert not [a for _, a in elements.found if any(name.startswith("on") for name in a)]
+    assert not [tag for tag, _ in elements.found if tag == "i" or tag == "u"]
+    assert all(str(image["src"]).startswith("data:image/webp;base64,") for image in elements.of("img"))
+    assert elements.text.count("<script>alert(1)</script>") >= 3
+    assert data_of(nasty)["groups"][0]["name"].startswith("</script>")
+
+
+def test_it_loads_nothing_and_only_its_own_scripts_may_run(nasty: str) -> None:
+    elements = Elements(nasty)
+    assert not [
+        a for tag, a in elements.found if tag in ("script", "img", "iframe") and "http" in str(a.get("src"))
+    ]
+    assert [link["href"] for link in elements.of("link")] == ["data:,"]
+    policy = next(meta["content"] for meta in elements.of("meta") if "http-equiv" in meta)
+    assert policy is not None
+    assert "default-src 'none'" in policy
+    script = next(part for part in policy.split("; ") if part.startswith("script-src"))
+    assert script.count("'sha256-") == 2
+    assert "unsafe" not in script
+
+
+def test_every_section_is_there(tmp_path: Path) -> None:
+    items = [Item(f"k{i}", 4.0 + i / 8) for i in range(16)] + [Item("bad", NAN, Status.EMPTY, "no bytes")]
+    output = make_output(tmp_path, {"0": items})
+    line = {"run": 1.0, "process": 1, "samples": 17, "seconds": 2.0, "work": {"decode": 1.0}}
+    (output / "timing.jsonl").write_text(json.dumps(line) + "\n")
+    text = " ".join(Elements(write_report(output).read_text()).text.split())
+    for part in (
+        "17 samples in 1 shards", "16 scored by laion-v2", "1 not scored", "Presets", "Quantiles", "By score",
+        "no bytes", "8.5 images/s", "What the score is not", "It bunches around 5", "The Algorithmic Gaze",
+        "sha256 abab", "weights: openai",
+    ):  # fmt: skip
+        assert part in text, part
+
+
+def test_speed_is_left_out_where_no_times_were_written(tmp_path: Path) -> None:
+    page = write_report(make_output(tmp_path, {"0": [Item("a", 5.0)]})).read_text()
+    assert 'id="speed"' not in page
+
+
+def test_laions_shares_are_shown_for_its_own_head_only(tmp_path: Path) -> None:
+    items = [Item("a", 5.0), Item("b", 6.0)]
+    own = write_report(make_output(tmp_path / "v2", {"0": items})).read_text()
+    other = write_report(make_output(tmp_path / "v1", {"0": items}, heads=("laion-v1",))).read_text()
+    assert "25.3%" in own
+    assert "25.3%" not in other
+    assert [p["laion"] for p in data_of(other)["presets"]] == [None] * 10
+
+
+def test_random_weights_are_called_so(tmp_path: Path) -> None:
+    record = default_record(5.0, ["laion-v2"])
+    record["config"]["model"]["weights"] = "random:1"
+    page = write_report(make_output(tmp_path, {"0": [Item("a", 5.0)]}, record=record)).read_text()
+    assert "mean nothing" in page
+
+
+@pytest.mark.parametrize(
+    "items",
+    [
+        [Item("a", NAN, Status.EMPTY, "no bytes")],
+        [Item("a", 1.0)],
+        [Item("a", 5.0), Item("b", 5.0)],
+        [],
+    ],
+    ids=["bad only", "none kept", "one value", "no sample"],
+)
+def test_a_page_is_written_for_every_shape_of_run(tmp_path: Path, items: list[Item]) -> None:
+    page = write_report(make_output(tmp_path, {"0": items})).read_text()
+    scored = sum(item.score == item.score for item in items)
+    assert data_of(page)["total"] == scored
+    assert ('id="slider"' in page) == (scored > 0)
+
+
+def test_the_page_goes_where_it_is_told_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    output = make_output(tmp_path, {"0": [Item("a", 5.0)]})
+    before = set(output.rglob("*"))
+    target = write_report(output, html=tmp_path / "new" / "page.html")
+    assert target.read_text().startswith("<!doctype html>")
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["page.html"]
+    assert set(output.rglob("*")) == before
+
+
+def test_the_page_does_not_grow_with_the_data(tmp_path: Path) -> None:
+    small = make_output(tmp_path / "a", {"0": [Item(f"k{i}", 4 + i % 90 / 30) for i in range(200)]})
+    large = make_output(tmp_path / "b", {"0": [Item(f"k{i}", 4 + i % 90 / 30) for i in range(2000)]})
+    sizes = [len(write_report(output).read_bytes()) for output in (small, large)]
+    assert sizes[1] < sizes[0] + 20_000
+
+
+def test_no_odd_text_ends_the_embedded_data() -> None:
+    text = str(embedded({"a": "</script>&\u2028"}))
+    assert not set("<>&\u2028") & set(text)
+    assert json.loads(text) == {"a": "</script>&\u2028"}
+
+
+def test_numbers_are_written_for_people() -> None:
+    assert [percent(s) for s in (None, 0.0, 1.0, 0.253, 0.0051, 0.00026)] == [
+        "-", "0%", "100%", "25.3%", "0.51%", "0.026%",
+    ]  # fmt: skip
+    assert [number(n) for n in (None, math.nan, 1234, 1.5)] == ["-", "-", "1,234", "1.500"]
+    assert [shortest(cut) for cut in (5.0, 5.123)] == ["5", "5.123"]

@@ -1,0 +1,167 @@
+"""What is read from an output: the numbers of its parquet files, whatever shape the run had."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dali_aesthetic.report.badness import EXAMPLES, NO_NUMBER
+from dali_aesthetic.report.groups import MOST_VALUES, NOTHING, OTHERS
+from dali_aesthetic.report.rows import NothingToReport
+from dali_aesthetic.report.survey import survey
+from dali_aesthetic.threshold import Threshold
+from dali_aesthetic.types import Status
+from tests.report.outputs import Item, default_record, make_output, scores_of
+
+NAN = math.nan
+
+
+def items(scores: list[float], start: int = 0) -> list[Item]:
+    return [Item(f"k{start + i:03d}", score) for i, score in enumerate(scores)]
+
+
+def test_counts_agree_with_the_parquet_files(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    shards = {f"{s}": items(rng.normal(5, 1, 30).round(3).tolist()) for s in range(3)}
+    output = make_output(tmp_path, shards, cut=5.123)
+    found = survey(output)
+    scores = scores_of(output)
+    assert found.first.total == 90
+    assert found.num_kept == int(Threshold(raw=5.123).keep(scores).sum())
+    assert found.first.kept_at(5.123) == found.num_kept
+    assert found.first.mean == pytest.approx(float(scores.mean()), abs=1e-6)
+    by_name = {shard.name: shard for shard in found.shards}
+    assert by_name["1"].mean == pytest.approx(float(scores[30:60].mean()), abs=1e-5)
+    assert sum(shard.num_kept for shard in found.shards) == found.num_kept
+
+
+def test_nested_shard_names(tmp_path: Path) -> None:
+    output = make_output(tmp_path, {"a/00": items([4.0, 6.0]), "b/c/00": items([7.0])})
+    assert [shard.name for shard in survey(output).shards] == ["a/00", "b/c/00"]
+    assert survey(output).num_kept == 2
+
+
+def test_a_run_that_kept_nothing(tmp_path: Path) -> None:
+    found = survey(make_output(tmp_path, {"0": items([1.0, 2.0])}, cut=9.5))
+    assert (found.num_kept, found.first.total, found.first.kept_at(9.5)) == (0, 2, 0)
+
+
+def test_a_run_in_which_nothing_could_be_scored(tmp_path: Path) -> None:
+    bad = [Item(f"b{i}", NAN, Status.TRUNCATED, f"cut {i}") for i in range(9)]
+    found = survey(make_output(tmp_path, {"0": bad}))
+    assert found.first.total == 0
+    assert found.bad.counts == {"truncated": 9}
+    assert found.picks.bands() == []
+
+
+def test_bad_samples_come_with_their_first_examples(tmp_path: Path) -> None:
+    shards = {
+        f"{s}": [
+            *[Item(f"t{s}{i}", NAN, Status.TRUNCATED, f"cut at {i}") for i in range(4)],
+            Item(f"e{s}", NAN, Status.EMPTY, "no bytes"),
+            Item(f"n{s}", NAN),
+            Item(f"g{s}", 5.0),
+        ]
+        for s in range(2)
+    }
+    bad = survey(make_output(tmp_path, shards)).bad
+    assert bad.counts == {"truncated": 8, "empty": 2, NO_NUMBER: 2}
+    assert [e.key for e in bad.examples["truncated"]] == ["t00", "t01", "t02", "t03", "t10"]
+    assert len(bad.examples["truncated"]) == EXAMPLES
+    assert bad.examples["truncated"][1].message == "cut at 1"
+    assert bad.examples["empty"][1].source.endswith("1.tar")
+
+
+def test_several_heads(tmp_path: Path) -> None:
+    output = make_output(
+        tmp_path, {"0": items([4.0, 5.0, 6.0])}, heads=("laion-v2", "nsfw"), other_head=lambda s: s / 100
+    )
+    found = survey(output)
+    assert list(found.heads) == ["aesthetic_score", "aesthetic_score_nsfw"]
+    assert found.heads["aesthetic_score_nsfw"].high == pytest.approx(0.06)
+    assert found.heads["aesthetic_score_nsfw"].total == 3
+
+
+def test_scores_without_a_cut_take_the_default_presets(tmp_path: Path) -> None:
+    output = make_output(tmp_path, {"0": items([4.0, 6.0])}, record={"identity": {"min_raw": None}})
+    assert survey(output).cut == 5.0
+
+
+def test_an_unreadable_record_is_no_record(tmp_path: Path) -> None:
+    output = make_output(tmp_path, {"0": items([4.0, 6.0])})
+    for content in ("{", "[]"):
+        (output / "run.json").write_text(content)
+        assert survey(output).record == {}
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(NothingToReport, match="no committed shard"):
+        survey(tmp_path)
+
+
+def test_lost_score_files_are_named(tmp_path: Path) -> None:
+    output = make_output(tmp_path, {"0": items([4.0]), "1": items([5.0])})
+    (output / "scores" / "1.parquet").unlink()
+    with pytest.raises(NothingToReport, match=r"1\.parquet"):
+        survey(output)
+
+
+def test_keep_rate_by_a_column_that_some_shards_lack_or_type_otherwise(tmp_path: Path) -> None:
+    shards = {
+        "0": [Item("a", 4.0, json={"lang": "en"}), Item("b", 6.0, json={"lang": "en"})],
+        "1": [Item("c", 7.0, json={"lang": 7})],
+        "2": [Item("d", 3.0)],
+    }
+    output = make_output(tmp_path, shards)
+    groups = survey(output, by="lang").groups
+    assert groups is not None
+    kept = {name: (one.total, one.kept_at(5.0)) for name, one in groups.distributions()}
+    assert kept == {"en": (2, 1), "7": (1, 1), NOTHING: (1, 0)}
+
+
+def test_rare_values_are_put_together(tmp_path: Path) -> None:
+    rows = [Item(f"k{i:03d}", 5.5, json={"v": f"often{i % MOST_VALUES:02d}"}) for i in range(2 * MOST_VALUES)]
+    rows += [Item(f"r{i}", 4.5, json={"v": f"rare{i}"}) for i in range(3)]
+    groups = survey(make_output(tmp_path, {"0": rows}), by="v").groups
+    assert groups is not None
+    names = [name for name, _ in groups.distributions()]
+    assert names == [*(f"often{i:02d}" for i in range(MOST_VALUES)), OTHERS]
+    assert groups.distributions()[-1][1].total == 3
+
+
+def test_a_column_that_is_not_there_is_refused_with_those_that_are(tmp_path: Path) -> None:
+    output = make_output(tmp_path, {"0": items([4.0])})
+    with pytest.raises(NothingToReport, match="no such column; there are key, status"):
+        survey(output, by="nothing")
+
+
+def test_a_column_that_groups_nothing_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dali_aesthetic.report.groups.MOST_DISTINCT", 3)
+    output = make_output(tmp_path, {"0": items([4.0] * 5)})
+    with pytest.raises(NothingToReport, match="different values"):
+        survey(output, by="key")
+
+
+def test_what_is_picked_does_not_depend_on_the_time(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    shards = {f"{s}": items(rng.normal(5, 1, 60).tolist()) for s in range(3)}
+    output = make_output(tmp_path, shards)
+    first, again = survey(output).picks, survey(output).picks
+    assert first.bands() == again.bands()
+    scores = np.sort(scores_of(output))
+    nearest = sorted(scores.tolist(), key=lambda s: abs(s - 5.0))
+    at_cut = [pick.score for pick in first.at_cut()]
+    assert min(at_cut, key=lambda s: abs(s - 5)) == pytest.approx(nearest[0], abs=1e-6)
+    below = scores[scores < 5][-12:]
+    assert at_cut[:12] == pytest.approx(below.tolist(), abs=1e-6)
+    for low, high, picks in first.bands():
+        assert all(np.float32(low) <= np.float32(pick.score) < np.float32(high) for pick in picks)
+
+
+def test_the_record_decides_the_cut(tmp_path: Path) -> None:
+    output = make_output(tmp_path, {"0": items([4.0])}, record=default_record(4.25, ["laion-v2"]))
+    assert json.loads((output / "run.json").read_text())["identity"]["min_raw"] == survey(output).cut == 4.25
