@@ -100,6 +100,10 @@ def run(
     quarantine: Annotated[
         bool | None, typer.Option("--quarantine", help="Keep a copy of the samples that can't be scored.")
     ] = None,
+    save_embeddings: Annotated[
+        bool | None,
+        typer.Option("--save-embeddings", help="Write the CLIP embeddings too, in clip-retrieval's layout."),
+    ] = None,
     stall_timeout: Annotated[
         float | None, typer.Option(help="End after this many seconds without progress. (default: 600)")
     ] = None,
@@ -114,6 +118,7 @@ def run(
         "input": [*(input or []), *(more_input or [])] or None,
         "output": output,
         "device": device,
+        "save_embeddings": save_embeddings,
         "threshold": threshold_fields(
             threshold, raw_threshold, preset, keep_top, max_threshold, max_raw_threshold
         ),

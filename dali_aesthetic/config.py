@@ -87,7 +87,8 @@ class GuardConfig(_Section):
 class Config(_Section):
     """One run. `input` holds locations or patterns; `output` is the folder that receives everything.
 
-    With `scores_only` no image is written: the scores are for `filter` to cut, as often as one likes.
+    With `scores_only` no image is written: the scores are for `filter` to cut, as often as one likes. With
+    `save_embeddings` the CLIP embeddings are written too, in clip-retrieval's layout.
     """
 
     input: tuple[str, ...]
@@ -95,6 +96,7 @@ class Config(_Section):
     device: Device = "auto"
     threshold: Threshold = Threshold()
     scores_only: bool = False
+    save_embeddings: bool = False
     model: ModelConfig = ModelConfig()
     decode: DecodeConfig = DecodeConfig()
     guard: GuardConfig = GuardConfig()

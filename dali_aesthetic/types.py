@@ -4,7 +4,7 @@ A batch makes four hops: `EncodedBatch` (host bytes and keys) -> `ImageBatch` (p
 -> `PendingScores` (launched, not waited for) -> `ScoredBatch` (host scores) -> the writers.
 
 Shape legend: N images of a batch (padded to the batch size), R rows of a batch (every input sample,
-scored or not), H heads, S pixels of the encoder's square input.
+scored or not), H heads, D embedding, S pixels of the encoder's square input.
 """
 
 from __future__ import annotations
@@ -146,11 +146,15 @@ class ImageBatch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoredBatch:
-    """Scores on the host: `scores_RH` float32 [R, H] on each head's own scale, NaN where not scored."""
+    """Scores on the host: `scores_RH` float32 [R, H] on each head's own scale, NaN where not scored.
+
+    `embeddings_RD` are the L2-normalised embeddings where they were asked for, 0 where not scored.
+    """
 
     encoded: EncodedBatch
     headers: tuple[ImageHeader, ...]
     scores_RH: npt.NDArray[np.float32]
+    embeddings_RD: npt.NDArray[np.float16] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -86,7 +86,9 @@ def _metadata(path: str) -> str:
         return ""
     name = f"metadata_{stem.removeprefix(f'{_IMAGES}_')}.parquet"
     parent = Path(path).resolve().parent
-    folders = [parent, parent.parent / "metadata", *sorted(parent.parent.glob("*-metadata"))]
+    images = next((folder for folder in (parent, *parent.parents) if folder.name == _IMAGES), parent)
+    beside = [images.parent / "metadata", *sorted(images.parent.glob("*-metadata"))]
+    folders = [parent, *(folder / parent.relative_to(images) for folder in beside)]
     for folder in folders:
         if (folder / name).is_file():
             return str(folder / name)

@@ -80,6 +80,7 @@ def _sink(config: Config, worker: Worker) -> ShardSink:
         images=not config.scores_only,
         max_bad_fraction=config.guard.max_bad_fraction,
         quarantine=config.guard.quarantine,
+        embeddings=config.save_embeddings,
     )
 
 

@@ -70,6 +70,7 @@ def _scorer(config: Config, device: torch.device) -> tuple[Scorer, list[dict[str
             precision=model.precision,
             backend=model.backend,
             batch_size=config.decode.batch_size,
+            keep_embeddings=config.save_embeddings,
         )
     except ValueError as error:
         raise ConfigError(f"model: {error}") from error
@@ -96,7 +97,7 @@ def run_record(config: Config, worker: Worker) -> dict[str, Any]:
         "apply_exif": config.decode.apply_exif,
         "quarantine": config.guard.quarantine,
         "max_member_mb": config.guard.max_member_mb,
-    }
+    } | ({"save_embeddings": True} if config.save_embeddings else {})
     return {
         "identity": identity,
         "config": config.model_dump(mode="json"),

@@ -29,6 +29,7 @@ def build_scorer(
     precision: str = "auto",
     backend: str = "auto",
     batch_size: int | None = None,
+    keep_embeddings: bool = False,
 ) -> tuple[Scorer, list[ResolvedFile]]:
     """A scorer, and the weights in use: the tower's first, then one for each head in order.
 
@@ -46,4 +47,5 @@ def build_scorer(
     backend, precision = choose_backend(backend, precision, device, tower.spec)
     batch_size = batch_size or default_batch(backend, device)
     built = build_backend(backend, tower, bank, device, precision, batch_size)
-    return Scorer(built, device, batch_size), [tower_file, *(file for _, file in loaded)]
+    scorer = Scorer(built, device, batch_size, keep_embeddings)
+    return scorer, [tower_file, *(file for _, file in loaded)]

@@ -1,6 +1,6 @@
 """Batches on the device in, launched batches out: the loop's view of scoring.
 
-Shape legend: N images of a batch (padded), R rows (every input sample), H heads, S pixels.
+Shape legend: N images of a batch (padded), R rows (every input sample), H heads, D embedding, S pixels.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from dali_aesthetic.score.fast.backend import Backend
@@ -19,8 +20,12 @@ from dali_aesthetic.types import ImageBatch, PendingScores, ScoredBatch
 class Scorer:
     """Scores batches on one device without waiting for it."""
 
-    def __init__(self, backend: Backend, device: torch.device, batch_size: int) -> None:
+    def __init__(
+        self, backend: Backend, device: torch.device, batch_size: int, keep_embeddings: bool = False
+    ) -> None:
+        """With `keep_embeddings` they come to the host beside the scores, normalised, as float16."""
         self.backend = backend
+        self.keep_embeddings = keep_embeddings
         self.device = device
         self.batch_size = batch_size
         # The default stream waits for every blocking stream of the process and they for it, the decoder's
@@ -73,6 +78,7 @@ class _Launched:
         # once this reference is gone, so it is held until the device has passed the event.
         self._batch: ImageBatch | None = batch
         self._host_NH: Tensor | None = None
+        self._host_ND: Tensor | None = None
         self._event: torch.cuda.Event | None = None
         if len(batch.rows_N):
             with torch.cuda.stream(scorer.stream):
@@ -80,12 +86,12 @@ class _Launched:
 
     def _launch(self, scorer: Scorer) -> None:
         assert self._batch is not None
-        scores_NH, _ = scorer.backend(self._batch.images_NHWC)
+        scores_NH, embeddings_ND = scorer.backend(self._batch.images_NHWC)
+        self._host_NH = _to_host(scores_NH)
+        if scorer.keep_embeddings:
+            self._host_ND = _to_host(F.normalize(embeddings_ND.float(), dim=-1).half())
         if scores_NH.device.type != "cuda":
-            self._host_NH = scores_NH
             return
-        self._host_NH = torch.empty(scores_NH.shape, dtype=torch.float32, pin_memory=True)
-        self._host_NH.copy_(scores_NH, non_blocking=True)
         self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
         self._event.record(torch.cuda.current_stream(scores_NH.device))
 
@@ -99,5 +105,19 @@ class _Launched:
         scores_RH = np.full((len(batch.encoded.samples), self._num_heads), np.nan, np.float32)
         if self._host_NH is not None:
             scores_RH[batch.rows_N] = self._host_NH[: len(batch.rows_N)].numpy()
-        self._host_NH = None
-        return ScoredBatch(encoded=batch.encoded, headers=batch.headers, scores_RH=scores_RH)
+        embeddings_RD = None
+        if self._host_ND is not None:
+            embeddings_RD = np.zeros((len(scores_RH), self._host_ND.shape[1]), np.float16)
+            embeddings_RD[batch.rows_N] = self._host_ND[: len(batch.rows_N)].numpy()
+        self._host_NH = self._host_ND = None
+        return ScoredBatch(
+            encoded=batch.encoded, headers=batch.headers, scores_RH=scores_RH, embeddings_RD=embeddings_RD
+        )
+
+
+def _to_host(tensor: Tensor) -> Tensor:
+    """A copy under way to pinned memory; a tensor that is on the host stays what it is."""
+    if tensor.device.type != "cuda":
+        return tensor
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    return host.copy_(tensor, non_blocking=True)

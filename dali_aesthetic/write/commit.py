@@ -1,4 +1,5 @@
-"""The only definition of done: a shard's tar, then its scores, then its stats, each whole or not at all."""
+"""The only definition of done: a shard's tar (and embeddings), then its scores, then its stats, each whole or
+not at all."""
 
 from __future__ import annotations
 
@@ -22,6 +23,7 @@ from dali_aesthetic.types import (
     ShardReport,
     Status,
 )
+from dali_aesthetic.write.embeddings import ShardEmbeddings
 from dali_aesthetic.write.files import output_path, publish, write_temporary, write_whole
 from dali_aesthetic.write.parquet import ScoreRows, score_columns
 from dali_aesthetic.write.tar import ShardTarWriter
@@ -38,7 +40,14 @@ class _OpenShard:
     """A shard whose end has not come: its tar under a temporary name, its rows in memory."""
 
     def __init__(
-        self, output: Path, shard: Shard, head_names: Sequence[str], images: bool, quarantine: bool
+        self,
+        output: Path,
+        shard: Shard,
+        head_names: Sequence[str],
+        *,
+        images: bool,
+        quarantine: bool,
+        embeddings: bool,
     ) -> None:
         self.shard = shard
         self.rows = ScoreRows(head_names, f"shards/{shard.name}.tar")
@@ -50,6 +59,7 @@ class _OpenShard:
         self.quarantine: ShardTarWriter | None = None
         self.num_quarantined = 0
         self.tar = ShardTarWriter(output_path(output / "shards", shard.name, ".tar")) if images else None
+        self.embeddings = ShardEmbeddings(output, shard.name) if embeddings else None
 
     def add(
         self,
@@ -58,8 +68,11 @@ class _OpenShard:
         scores_RH: npt.NDArray[np.float32],
         kept_R: npt.NDArray[np.bool_],
         ok_R: npt.NDArray[np.bool_],
+        embeddings_RD: npt.NDArray[np.float16] | None,
     ) -> None:
         """Appends rows and streams the entries of those kept, and of those that could not be scored."""
+        if self.embeddings is not None and embeddings_RD is not None:
+            self.embeddings.add(samples, embeddings_RD, ok_R)
         self.rows.add(samples, headers, scores_RH, kept_R)
         if self.tar is not None:
             self.tar.add(_entries(samples, kept_R))
@@ -85,7 +98,7 @@ class _OpenShard:
         )
 
     def commit(self, end: ShardEnd) -> ShardReport:
-        """Tars, scores, stats, in this order; a kill in between leaves the shard undone."""
+        """Tars, embeddings, scores, stats, in this order; a kill in between leaves the shard undone."""
         report = ShardReport(
             name=self.shard.name,
             source=self.shard.source,
@@ -100,10 +113,10 @@ class _OpenShard:
         )
         scores = write_temporary(self._scores, memoryview(self.rows.to_parquet()))
         try:
-            for tar in self._tars():
-                tar.finish()
-            for tar in self._tars():
-                tar.publish()
+            for part in self._parts():
+                part.finish()
+            for part in self._parts():
+                part.publish()
         except BaseException:
             scores.unlink(missing_ok=True)
             raise
@@ -113,11 +126,11 @@ class _OpenShard:
 
     def abandon(self) -> None:
         """Removes the temporary files; also fine after `commit`."""
-        for tar in self._tars():
-            tar.abandon()
+        for part in self._parts():
+            part.abandon()
 
-    def _tars(self) -> list[ShardTarWriter]:
-        return [tar for tar in (self.tar, self.quarantine) if tar is not None]
+    def _parts(self) -> list[ShardTarWriter | ShardEmbeddings]:
+        return [part for part in (self.tar, self.quarantine, self.embeddings) if part is not None]
 
 
 class ShardSink:
@@ -127,7 +140,7 @@ class ShardSink:
     naming the file where a write fails; the sink is then of no more use. A shard of `JUDGED_FROM` samples or
     more of which more than `max_bad_fraction` could not be scored is reported as failed. With `quarantine`
     the entries of all such samples go to `quarantine/NAME.tar`. Without `images` there are scores and stats
-    only, and nothing counts as kept.
+    only, and nothing counts as kept. With `embeddings` those of each batch are written.
     """
 
     def __init__(
@@ -139,6 +152,7 @@ class ShardSink:
         images: bool = True,
         max_bad_fraction: float = 1.0,
         quarantine: bool = False,
+        embeddings: bool = False,
     ) -> None:
         self.output = Path(output)
         self.head_names = tuple(head_names)
@@ -146,6 +160,7 @@ class ShardSink:
         self.keep = keep if images else _keep_nothing
         self.images = images
         self.max_bad_fraction, self.quarantine = max_bad_fraction, quarantine
+        self.embeddings = embeddings
         self._open: dict[str, _OpenShard] = {}
         wanted = {"shards": images, "scores": True, "stats": True, QUARANTINE: quarantine}
         for folder in (name for name, is_wanted in wanted.items() if is_wanted):
@@ -162,14 +177,20 @@ class ShardSink:
             rows = slice(start, start + sum(1 for _ in run))
             samples = batch.encoded.samples[rows]
             opened = self._opened(samples[0].shard)
-            opened.add(samples, batch.headers[rows], scores_RH[rows], kept_R[rows], ok_R[rows])
+            embeddings_RD = None if batch.embeddings_RD is None else batch.embeddings_RD[rows]
+            opened.add(samples, batch.headers[rows], scores_RH[rows], kept_R[rows], ok_R[rows], embeddings_RD)
             start = rows.stop
         return [self._end(end) for end in batch.encoded.ended]
 
     def _opened(self, shard: Shard) -> _OpenShard:
         if shard.name not in self._open:
             self._open[shard.name] = _OpenShard(
-                self.output, shard, self.head_names, self.images, self.quarantine
+                self.output,
+                shard,
+                self.head_names,
+                images=self.images,
+                quarantine=self.quarantine,
+                embeddings=self.embeddings,
             )
         return self._open[shard.name]
 

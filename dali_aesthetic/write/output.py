@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from dali_aesthetic.types import Shard
 from dali_aesthetic.write.commit import FOLDERS, QUARANTINE
+from dali_aesthetic.write.embeddings import EMBEDDINGS
 from dali_aesthetic.write.files import is_leftover
 from dali_aesthetic.write.record import write_run_record
 
@@ -40,7 +41,7 @@ def committed_names(output: str | Path) -> set[str]:
 def clean_leftovers(output: str | Path) -> int:
     """Removes the temporary files of processes that died, and returns how many there were."""
     removed = 0
-    for root in (Path(output), *(Path(output) / folder for folder in (*FOLDERS, QUARANTINE))):
+    for root in (Path(output), *(Path(output) / folder for folder in (*FOLDERS, QUARANTINE, EMBEDDINGS))):
         for name in _files(root, hidden=True, below=root != Path(output)):
             path = root / name
             if is_leftover(path):

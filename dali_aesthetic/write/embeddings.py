@@ -1,0 +1,94 @@
+"""Embeddings of a shard in clip-retrieval's layout, which autofaiss, embedding-reader and it itself read.
+
+Shape legend: R rows of a batch, D embedding.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dali_aesthetic.types import Sample
+from dali_aesthetic.write.files import output_path, publish, write_temporary
+from dali_aesthetic.write.sidecar import SidecarColumns
+
+EMBEDDINGS = "embeddings"
+_COLUMNS = frozenset(("image_path", "source_shard", "source_offset"))
+
+
+class ShardEmbeddings:
+    """`img_emb/img_emb_NAME.npy` (float16, L2-normalised) and `metadata/metadata_NAME.parquet`.
+
+    Only samples with an image that could be decoded have a row. `image_path` is the sample's key, or the path
+    of a folder's image; the fields of its json follow. A shard without any row has no files: readers of the
+    layout pair the two folders by order and leave empty matrices out of one of them.
+    """
+
+    def __init__(self, output: Path, name: str) -> None:
+        folder, slash, stem = name.rpartition("/")
+        root = output / EMBEDDINGS
+        self._matrix = output_path(root / "img_emb", f"{folder}{slash}img_emb_{stem}", ".npy")
+        self._metadata = output_path(root / "metadata", f"{folder}{slash}metadata_{stem}", ".parquet")
+        self._rows: list[npt.NDArray[np.float16]] = []
+        self._paths: list[str] = []
+        self._sources: list[str] = []
+        self._offsets: list[int] = []
+        self._sidecars = SidecarColumns(_COLUMNS)
+        self._temporaries: list[Path] = []
+
+    def add(
+        self, samples: Sequence[Sample], embeddings_RD: npt.NDArray[np.float16], ok_R: npt.NDArray[np.bool_]
+    ) -> None:
+        """Appends the rows of `samples` that are ok."""
+        for row in np.flatnonzero(ok_R).tolist():
+            sample = samples[row]
+            self._paths.append(sample.key if sample.shard.kind == "tar" else sample.source)
+            self._sources.append(sample.source)
+            self._offsets.append(sample.offset)
+            self._sidecars.add(sample.sidecar)
+        self._rows.append(embeddings_RD[ok_R])
+
+    def finish(self) -> None:
+        """Writes both files under temporary names, synced to disk; nothing where there is no row."""
+        if not self._paths:
+            return
+        matrix = io.BytesIO()
+        np.save(matrix, np.concatenate(self._rows))
+        self._temporaries.append(write_temporary(self._matrix, matrix.getbuffer()))
+        metadata = pa.BufferOutputStream()
+        pq.write_table(self._table(), metadata, compression="zstd", compression_level=3)
+        self._temporaries.append(write_temporary(self._metadata, memoryview(metadata.getvalue())))
+
+    def _table(self) -> pa.Table:
+        columns = {
+            "image_path": _text(self._paths),
+            "source_shard": _text(self._sources),
+            "source_offset": pa.array(self._offsets, pa.int64()),
+        }
+        return pa.table({**columns, **self._sidecars.arrays()})
+
+    def publish(self) -> None:
+        """Gives the finished files their names, or makes sure that there are none of an earlier try."""
+        if not self._temporaries:
+            self._matrix.unlink(missing_ok=True)
+            self._metadata.unlink(missing_ok=True)
+        for temporary, final in zip(self._temporaries, (self._matrix, self._metadata), strict=False):
+            publish(temporary, final)
+
+    def abandon(self) -> None:
+        """Removes the temporary files; also fine after `publish`."""
+        for temporary in self._temporaries:
+            temporary.unlink(missing_ok=True)
+
+
+def _text(names: Sequence[str]) -> pa.Array:
+    """File names need not be UTF-8."""
+    return pa.array([name.encode("utf-8", "backslashreplace") for name in names], pa.binary()).cast(
+        pa.string()
+    )
