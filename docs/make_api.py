@@ -60,6 +60,7 @@ def _entry(name: str, thing: Any) -> Iterator[str]:
 
 def _fields(owner: type) -> Iterator[str]:
     """A table of the fields of a model or dataclass."""
+    rows: list[tuple[str, Any, Any]]
     if issubclass(owner, BaseModel):
         rows = [
             (name, field.annotation, field.get_default(call_default_factory=True))

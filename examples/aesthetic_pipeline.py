@@ -41,7 +41,7 @@ def main() -> int:
 def scores(output: Path) -> npt.NDArray[np.float64]:
     """Every score in `output`, on the 0-1 scale; samples without one left out."""
     column = pq.read_table(output / "scores", columns=["aesthetic_score"])["aesthetic_score"]
-    return column.drop_null().to_numpy().astype(np.float64) / 10
+    return np.asarray(column.drop_null(), np.float64) / 10
 
 
 def print_distribution(scores: npt.NDArray[np.float64]) -> None:

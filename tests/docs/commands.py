@@ -91,6 +91,8 @@ def commands_of(block: Block) -> Iterator[Command]:
         while words and (match := _VARIABLE.fullmatch(words[0])):
             variables[match[1]] = match[2]
             words = words[1:]
+        if ">" in words:  # what a command writes to standard output is not looked at
+            words = words[: words.index(">")]
         if words:
             yield Command(tuple(words), block.line, variables)
 

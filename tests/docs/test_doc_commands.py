@@ -40,7 +40,7 @@ def test_no_command_has_an_unknown_flag(document: Path) -> None:
 
 @every_document
 def test_what_can_run_here_runs(document: Path, sandbox: Path, tiny_weights: None) -> None:
-    """Its shell and Python blocks in their order, in one folder: a later one may read what an earlier wrote."""
+    """Its shell and Python blocks in their order, in one folder: one may read what an earlier one wrote."""
     for block in blocks(document):
         if block.language == "python":
             names = {"pil_image": Image.open("a.jpg"), "__name__": document.stem}
