@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from dali_aesthetic import __version__
-from dali_aesthetic.commands import cut, look, page, stored
+from dali_aesthetic.commands import check, cut, look, page, stored
 from dali_aesthetic.commands.launch import run_with
 from dali_aesthetic.commands.options import (
     ConfigFile,
@@ -52,6 +52,7 @@ app.add_typer(cut.commands)
 app.add_typer(look.commands)
 app.add_typer(stored.commands)
 app.add_typer(page.commands)
+app.add_typer(check.commands)
 
 
 @app.callback(invoke_without_command=True)

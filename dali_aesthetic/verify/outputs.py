@@ -1,0 +1,114 @@
+"""Every committed shard of an output: rows against members, counts against stats, bytes against the input."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from dali_aesthetic.config import ConfigError
+from dali_aesthetic.shards.plan import plan_shards
+from dali_aesthetic.shards.read import read_shards
+from dali_aesthetic.types import Sample, Shard
+from dali_aesthetic.verify.shard import check_shard
+from dali_aesthetic.write.output import committed_names
+from dali_aesthetic.write.record import RUN_RECORD
+
+_END = bytes(1024)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What was checked, and what is wrong: `problems` are (shard, sentence), empty where all is right.
+
+    Samples are counted in shards that are whole. `uncommitted` are shards of which a run that was stopped left something; the next run does them again.
+    """
+
+    num_shards: int
+    num_samples: int
+    num_kept: int
+    compared_with_input: bool
+    problems: tuple[tuple[str, str], ...]
+    uncommitted: tuple[str, ...]
+
+    def as_json(self) -> str:
+        return json.dumps(asdict(self), indent=2) + "\n"
+
+
+def verify_output(output: Path, against_input: bool = False) -> Verdict:
+    """Checks all of `output`; with `against_input` also every kept byte against the run's own input.
+
+    Raises ConfigError where `output` holds no run, and InputError where its input is gone.
+    """
+    config = _config_of(output)
+    names = sorted(committed_names(output))
+    if not names:
+        raise ConfigError(f"{output} holds no committed shard")
+    scores_only = bool(config.get("scores_only"))
+    problems = [(name, text) for name in names for text in check_shard(output, name, scores_only)]
+    against_input = against_input and not scores_only
+    broken = {name for name, _ in problems}
+    whole = [name for name in names if name not in broken]
+    if against_input:
+        problems += _check_bytes(output, config, whole)
+    stats = [json.loads((output / "stats" / f"{name}.json").read_bytes()) for name in whole]
+    return Verdict(
+        num_shards=len(names),
+        num_samples=sum(one["num_samples"] for one in stats),
+        num_kept=sum(one["num_kept"] for one in stats),
+        compared_with_input=against_input,
+        problems=tuple(problems),
+        uncommitted=tuple(_uncommitted(output, set(names))),
+    )
+
+
+def _config_of(output: Path) -> dict[str, Any]:
+    try:
+        config: dict[str, Any] = json.loads((output / RUN_RECORD).read_bytes())["config"]
+    except FileNotFoundError:
+        raise ConfigError(f"{output} is not the output of a run: it has no {RUN_RECORD}") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{output / RUN_RECORD} can't be read: {error}") from None
+    return config
+
+
+def _uncommitted(output: Path, names: set[str]) -> list[str]:
+    found = {
+        str(path.relative_to(output / folder).with_suffix(""))
+        for folder in ("shards", "scores")
+        for path in (output / folder).rglob("[!.]*.*")
+    }
+    return sorted(found - names)
+
+
+def _check_bytes(output: Path, config: dict[str, Any], names: list[str]) -> Iterator[tuple[str, str]]:
+    shards = {shard.name: shard for shard in plan_shards(config["input"], output=output)}
+    for name in names:
+        if name not in shards:
+            yield name, "its input is gone"
+        elif problem := _compare(output, shards[name]):
+            yield name, problem
+
+
+def _compare(output: Path, shard: Shard) -> str:
+    """Where the shard's tar differs from the kept samples of its input, as they are there now."""
+    table = pq.read_table(output / "scores" / f"{shard.name}.parquet", columns=["kept", "key"])
+    kept, keys = table.column("kept").to_pylist(), table.column("key").to_pylist()
+    samples = (item for item in read_shards([shard]) if isinstance(item, Sample))
+    row = -1
+    with (output / "shards" / f"{shard.name}.tar").open("rb") as tar:
+        for row, sample in enumerate(samples):
+            if row >= len(keys):
+                return "its input has more samples than its scores"
+            if not kept[row]:
+                continue
+            for entry in sample.entries:
+                if tar.read(len(entry)) != entry:
+                    return f"sample {sample.key!r} differs from its input in {shard.source}"
+        if row + 1 < len(keys):
+            return f"its input has {row + 1} samples, its scores have {len(keys)}"
+        return "" if tar.read() == _END else "its tar goes on behind the last kept sample"

@@ -1,0 +1,170 @@
+"""A fast path against PIL and the fp32 tower, on the user's own images."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from itertools import islice
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from dali_aesthetic.config import Config, ConfigError
+from dali_aesthetic.decode.batches import fill_batches
+from dali_aesthetic.decode.pillow import decode_reference
+from dali_aesthetic.launch.worker import Worker, build_worker
+from dali_aesthetic.score.build import build_scorer
+from dali_aesthetic.score.scorer import Scorer
+from dali_aesthetic.shards.plan import plan_shards
+from dali_aesthetic.shards.read import read_shards
+from dali_aesthetic.threshold import PRESETS
+from dali_aesthetic.types import ImageHeader, Sample, ScoredBatch, Shard, ShardEnd, Status
+
+_MOST_SHARDS = 16
+Scores = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Flips:
+    """Images that the fast path keeps and the reference doesn't, or the reverse, at one cut."""
+
+    preset: str
+    raw: float
+    kept_by_reference: int
+    flipped: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrecisionReport:
+    """Errors are absolute differences of raw scores of the first head."""
+
+    encoder: str
+    head: str
+    device: str
+    backend: str
+    precision: str
+    num_images: int
+    mean_error: float
+    p99_error: float
+    max_error: float
+    bias: float
+    reference_std: float
+    flips: tuple[Flips, ...]
+
+    def as_json(self) -> str:
+        return json.dumps(asdict(self), indent=2) + "\n"
+
+
+def verify_precision(config: Config, num_images: int) -> PrecisionReport:
+    """Scores about `num_images` of `config.input` twice: as a run would, and by Pillow and the fp32 tower.
+
+    Raises ConfigError where no image could be scored, and what `launch.local.run` raises.
+    """
+    shards = _spread(plan_shards(config.input, output=config.output))
+    worker = build_worker(config)
+    try:
+        pairs = list(_pairs(config, worker, shards, math.ceil(num_images / len(shards))))
+    finally:
+        worker.decoder.close()
+    ours, reference = (np.concatenate(side) for side in zip(*pairs, strict=True)) if pairs else (None, None)
+    if ours is None or reference is None or not len(ours):
+        raise ConfigError(f"none of the images in {', '.join(config.input)} could be scored")
+    return _report(worker, ours, reference)
+
+
+def _spread(shards: list[Shard]) -> list[Shard]:
+    """A few of the shards, evenly over all of them."""
+    step = max(1, math.ceil(len(shards) / _MOST_SHARDS))
+    return shards[::step]
+
+
+def _pairs(
+    config: Config, worker: Worker, shards: list[Shard], per_shard: int
+) -> Iterator[tuple[Scores, Scores]]:
+    reference = _reference(config, worker)
+    stream = _some(shards, per_shard)
+    batches = fill_batches(stream, worker.scorer.batch_size, worker.limits)
+    for pending in worker.scorer.score(worker.decoder.decode(batches)):
+        yield _pair(config, worker, reference, pending.wait())
+
+
+def _some(shards: list[Shard], per_shard: int) -> Iterator[Sample | ShardEnd]:
+    for shard in shards:
+        yield from islice(read_shards([shard]), per_shard)
+
+
+def _reference(config: Config, worker: Worker) -> Scorer:
+    model = config.model
+    scorer, _ = build_scorer(
+        encoder=model.encoder,
+        weights=model.weights,
+        heads=model.heads,
+        model_dir=model.model_dir,
+        device=worker.device,
+        precision="fp32",
+        backend="eager",
+        batch_size=min(worker.scorer.batch_size, 64),
+    )
+    return scorer
+
+
+def _pair(config: Config, worker: Worker, reference: Scorer, scored: ScoredBatch) -> tuple[Scores, Scores]:
+    pixels = {
+        row: square
+        for row, header in enumerate(scored.headers)
+        if header.status is Status.OK
+        and (square := _pixels(config, worker, scored.encoded.samples[row], header)) is not None
+    }
+    if not pixels:
+        return np.empty(0, np.float32), np.empty(0, np.float32)
+    expected = reference.score_pixels(torch.from_numpy(np.stack(list(pixels.values()))))
+    return scored.scores_RH[list(pixels), 0], expected[:, 0]
+
+
+def _pixels(
+    config: Config, worker: Worker, sample: Sample, header: ImageHeader
+) -> npt.NDArray[np.uint8] | None:
+    """The reference's pixels; None where Pillow can't read what DALI could: there is nothing to compare."""
+    assert sample.image is not None, "it was scored"
+    try:
+        return decode_reference(
+            sample.image,
+            worker.scorer.image_size,
+            worker.limits,
+            format=header.format,
+            apply_exif=config.decode.apply_exif,
+        ).pixels_SSC
+    except Exception:  # Pillow's plugins raise nearly every type for damaged data
+        return None
+
+
+def _report(worker: Worker, ours: Scores, reference: Scores) -> PrecisionReport:
+    error = np.abs(ours.astype(np.float64) - reference)
+    cuts = dict(sorted({preset.raw: name for name, preset in reversed(PRESETS.items())}.items()))
+    flips = [
+        Flips(
+            preset=name,
+            raw=raw,
+            kept_by_reference=int((reference >= np.float32(raw)).sum()),
+            flipped=int(((ours >= np.float32(raw)) != (reference >= np.float32(raw))).sum()),
+        )
+        for raw, name in cuts.items()
+    ]
+    backend = worker.scorer.backend
+    return PrecisionReport(
+        encoder=backend.spec.name,
+        head=backend.head_names[0],
+        device=torch.cuda.get_device_name(worker.device) if worker.device.type == "cuda" else "cpu",
+        backend=backend.name,
+        precision=backend.precision,
+        num_images=len(ours),
+        mean_error=float(error.mean()),
+        p99_error=float(np.quantile(error, 0.99)),
+        max_error=float(error.max()),
+        bias=float((ours.astype(np.float64) - reference).mean()),
+        reference_std=float(reference.std()),
+        flips=tuple(flips),
+    )

@@ -1,0 +1,106 @@
+"""One committed shard, read by other libraries than those that wrote it."""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from collections import Counter
+from collections.abc import Iterator
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from dali_aesthetic.shards.tar import split_name
+from dali_aesthetic.types import Status
+
+_COLUMNS = ["key", "status", "kept", "output_shard"]
+_END_BYTES = 1024
+_DOUBLED = "came twice in one sample"
+
+
+def check_shard(output: Path, name: str, scores_only: bool) -> Iterator[str]:
+    """What is wrong with the shard, a sentence each: nothing, where everything is right."""
+    try:
+        stats = json.loads((output / "stats" / f"{name}.json").read_bytes())
+        rows = pq.read_table(output / "scores" / f"{name}.parquet", columns=_COLUMNS).to_pylist()
+        yield from _check_counts(stats, rows)
+        if not scores_only:
+            yield from _check_tar(output, name, stats, [row["key"] for row in rows if row["kept"]])
+        if stats.get("num_quarantined"):
+            yield from _check_quarantine(output, name, stats, rows)
+    except (OSError, ValueError, KeyError, tarfile.TarError) as error:
+        yield f"can't be read: {error}"
+
+
+def _check_counts(stats: dict[str, Any], rows: list[dict[str, Any]]) -> Iterator[str]:
+    statuses = dict(Counter(row["status"] for row in rows))
+    for what, stated, found in (
+        ("samples", stats["num_samples"], len(rows)),
+        ("kept samples", stats["num_kept"], sum(row["kept"] for row in rows)),
+        ("statuses", stats["statuses"], statuses),
+    ):
+        if stated != found:
+            yield f"its stats state {what} {stated}, its scores have {found}"
+    if bad := sum(row["kept"] and row["status"] != Status.OK.value for row in rows):
+        yield f"{bad} samples are marked as kept that could not be scored"
+
+
+def _check_tar(output: Path, name: str, stats: dict[str, Any], kept: list[str]) -> Iterator[str]:
+    path = output / "shards" / f"{name}.tar"
+    if path.stat().st_size != stats["bytes_kept"] + _END_BYTES:
+        yield f"its tar has {path.stat().st_size} bytes, its stats state {stats['bytes_kept'] + _END_BYTES}"
+    expected = [key for key, _ in groupby(kept)]
+    readers = {"tarfile": _tarfile_keys}
+    # webdataset refuses doubled members, which are the input's, and reads names that are no UTF-8 otherwise.
+    if not any(_DOUBLED in warning for warning in stats["warnings"]) and "\\" not in "".join(kept):
+        readers["webdataset"] = _webdataset_keys
+    for reader, read in readers.items():
+        if (keys := read(path)) not in (expected, None):
+            difference = _difference(keys or [], kept)
+            yield f"its tar holds other samples than its scores mark as kept ({difference}; read by {reader})"
+
+
+def _tarfile_keys(path: Path) -> list[str] | None:
+    """The keys of adjacent members, in order. Reads every byte."""
+    keys = []
+    with tarfile.open(path, encoding="utf-8", errors="backslashreplace") as tar:
+        for member in tar:
+            if member.isreg():
+                content = tar.extractfile(member)
+                assert content is not None
+                if len(content.read()) != member.size:
+                    raise tarfile.ReadError(f"{path.name} ends inside {member.name}")
+                keys.append(split_name(member.name)[0])
+    return [key for key, _ in groupby(keys)]
+
+
+def _webdataset_keys(path: Path) -> list[str] | None:
+    """As webdataset sees them; None where it isn't installed."""
+    try:
+        from webdataset.tariterators import group_by_keys, tar_file_iterator
+    except ImportError:
+        return None
+    with path.open("rb") as file:
+        members = ({**one, "__url__": path.name} for one in tar_file_iterator(file))
+        return [key for key, _ in groupby(sample["__key__"] for sample in group_by_keys(members))]
+
+
+def _check_quarantine(
+    output: Path, name: str, stats: dict[str, Any], rows: list[dict[str, Any]]
+) -> Iterator[str]:
+    bad = {row["key"] for row in rows if row["status"] != Status.OK.value}
+    keys = _tarfile_keys(output / "quarantine" / f"{name}.tar") or []
+    if foreign := sorted(set(keys) - bad):
+        yield f"its quarantine holds samples that were scored (like {foreign[0]})"
+    if len(keys) > stats["num_quarantined"] or not keys:
+        yield f"its quarantine holds {len(keys)} samples, its stats state {stats['num_quarantined']}"
+
+
+def _difference(found: list[str], kept: list[str]) -> str:
+    if missing := sorted(set(kept) - set(found)):
+        return f"{len(missing)} are missing, like {missing[0]!r}"
+    if foreign := sorted(set(found) - set(kept)):
+        return f"{len(foreign)} are not kept, like {foreign[0]!r}"
+    return "in another order"

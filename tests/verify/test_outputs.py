@@ -1,0 +1,140 @@
+"""`verify OUT` finds what was changed after the commit, and nothing where nothing was."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from typer.testing import CliRunner
+
+from dali_aesthetic.cli import app
+from dali_aesthetic.config import ConfigError
+from dali_aesthetic.verify.outputs import verify_output
+from tests.write.scored import make_tar, run, shard_of
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two committed shards of 20 samples, half of them kept, and the record of their run."""
+    folder = tmp_path_factory.mktemp("written")
+    paths = [make_tar(folder / f"in/{s}.tar", [f"{s}{i:02d}" for i in range(20)]) for s in "ab"]
+    run(folder / "out", [shard_of(path, index) for index, path in enumerate(paths)])
+    (folder / "out" / "run.json").write_text(json.dumps({"config": {"input": [str(folder / "in")]}}))
+    return folder
+
+
+@pytest.fixture
+def output(written: Path, tmp_path: Path) -> Path:
+    """A copy to spoil."""
+    shutil.copytree(written / "out", tmp_path / "out")
+    return tmp_path / "out"
+
+
+def test_an_output_as_it_was_written_is_right(output: Path) -> None:
+    verdict = verify_output(output, against_input=True)
+    assert verdict.problems == ()
+    assert (verdict.num_shards, verdict.num_samples, verdict.num_kept) == (2, 40, 20)
+    assert verdict.compared_with_input
+    assert verdict.uncommitted == ()
+
+
+def edit_stats(output: Path, **values: object) -> None:
+    path = output / "stats" / "a.json"
+    path.write_text(json.dumps(json.loads(path.read_bytes()) | values))
+
+
+def drop_last_row(output: Path) -> None:
+    path = output / "scores" / "a.parquet"
+    pq.write_table(pq.read_table(path)[:-1], path)
+
+
+def forget_one_kept(output: Path) -> None:
+    path = output / "scores" / "a.parquet"
+    table = pq.read_table(path)
+    kept = table.column("kept").to_pylist()
+    kept[kept.index(True)] = False
+    pq.write_table(table.set_column(table.column_names.index("kept"), "kept", pa.array(kept)), path)
+
+
+def cut_tar(output: Path) -> None:
+    path = output / "shards" / "a.tar"
+    path.write_bytes(path.read_bytes()[:3000])
+
+
+def empty_tar(output: Path) -> None:
+    with tarfile.open(output / "shards" / "a.tar", "w"):
+        pass
+
+
+SPOILED: dict[str, tuple[Callable[[Path], object], str]] = {
+    "samples": (lambda output: edit_stats(output, num_samples=21), "state samples 21, its scores have 20"),
+    "kept": (lambda output: edit_stats(output, num_kept=3), "state kept samples 3, its scores have 10"),
+    "statuses": (lambda output: edit_stats(output, statuses={"ok": 19, "empty": 1}), "statuses"),
+    "row": (drop_last_row, "state samples 20, its scores have 19"),
+    "mark": (forget_one_kept, "1 are not kept"),
+    "cut": (cut_tar, "3000 bytes"),
+    "empty": (empty_tar, "10 are missing"),
+    "no tar": (lambda output: (output / "shards" / "a.tar").unlink(), "can't be read"),
+    "no scores": (lambda output: (output / "scores" / "a.parquet").unlink(), "can't be read"),
+    "no parquet": (lambda output: (output / "scores" / "a.parquet").write_text("x"), "can't be read"),
+    "no json": (lambda output: (output / "stats" / "a.json").write_text("{"), "can't be read"),
+}
+
+
+@pytest.mark.parametrize("what", SPOILED)
+def test_what_was_spoiled_is_found_and_named(output: Path, what: str) -> None:
+    spoil, words = SPOILED[what]
+    spoil(output)
+    verdict = verify_output(output)
+    assert {name for name, _ in verdict.problems} == {"a"}
+    assert any(words in text for _, text in verdict.problems), verdict.problems
+
+
+def flip_byte(path: Path, content: bytes) -> None:
+    data = bytearray(path.read_bytes())
+    data[data.index(content)] ^= 1
+    path.write_bytes(data)
+
+
+def test_a_changed_byte_is_found_against_the_input(output: Path) -> None:
+    flip_byte(output / "shards" / "b.tar", bytes(range(256)) * 3)
+    assert verify_output(output).problems == ()
+    verdict = verify_output(output, against_input=True)
+    assert [(name, "differs from its input" in text) for name, text in verdict.problems] == [("b", True)]
+
+
+def test_an_input_that_changed_or_went_is_found(written: Path, output: Path, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    make_tar(tmp_path / "in" / "a.tar", [f"a{i:02d}" for i in range(19)])
+    (output / "run.json").write_text(json.dumps({"config": {"input": [str(tmp_path / "in")]}}))
+    problems = dict(verify_output(output, against_input=True).problems)
+    assert problems["b"] == "its input is gone"
+    assert "a" in problems
+
+
+def test_what_a_stopped_run_left_is_no_error(output: Path) -> None:
+    (output / "stats" / "b.json").unlink()
+    verdict = verify_output(output)
+    assert (verdict.num_shards, verdict.problems, verdict.uncommitted) == (1, (), ("b",))
+
+
+def test_what_is_no_output_is_a_configuration_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="not the output of a run"):
+        verify_output(tmp_path)
+
+
+def test_the_command_lists_problems_and_says_it_by_its_exit_code(output: Path, tmp_path: Path) -> None:
+    good = CliRunner().invoke(app, ["verify", str(output), "--against-input"])
+    assert good.exit_code == 0
+    edit_stats(output, num_kept=3)
+    file = tmp_path / "verdict.json"
+    assert CliRunner().invoke(app, ["verify", str(output), "--json", str(file)]).exit_code == 1
+    assert json.loads(file.read_text())["problems"][0][0] == "a"
+    assert CliRunner().invoke(app, ["verify"]).exit_code == 2
+    assert CliRunner().invoke(app, ["verify", str(output), "--precision", "fp32"]).exit_code == 2

@@ -1,0 +1,58 @@
+"""The score error of a whole fast path against Pillow and the fp32 tower, on the demo's photos."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from dali_aesthetic.cli import app
+from dali_aesthetic.config import Config, ConfigError, ModelConfig
+from dali_aesthetic.score.scorer import Scorer
+from dali_aesthetic.verify.precision import verify_precision
+
+MODEL = ["--encoder", "ViT-B-32", "--weights", "random:1", "--head", "random:1", "--device", "cpu"]
+
+
+def test_the_cpu_path_keeps_the_references_scores(shards_dir: Path, tmp_path: Path) -> None:
+    file = tmp_path / "precision.json"
+    called = ["verify", "--precision", "fp32", "--input", str(shards_dir), "--json", str(file), *MODEL]
+    done = CliRunner().invoke(app, called)
+    assert done.exit_code == 0, done.output
+    report = json.loads(file.read_text())
+    assert report["num_images"] == 22
+    assert report["reference_std"] > 0.05, "photos must differ by far more than the tolerance"
+    assert report["mean_error"] <= 0.005
+    assert report["p99_error"] <= 0.02
+    assert report["mean_error"] <= report["p99_error"] <= report["max_error"]
+    assert sum(cut["flipped"] for cut in report["flips"]) <= 2
+    assert [cut["raw"] for cut in report["flips"]] == sorted({cut["raw"] for cut in report["flips"]})
+
+
+def test_a_wrong_score_is_seen(
+    shards_dir: Path, tiny_model: ModelConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = Scorer.score_pixels
+
+    def shifted(self: Scorer, images: torch.Tensor) -> np.ndarray:
+        return original(self, images) + np.float32(0.3)
+
+    monkeypatch.setattr(Scorer, "score_pixels", shifted)
+    config = Config(input=(str(shards_dir / "00000.tar"),), output="out", device="cpu", model=tiny_model)
+    report = verify_precision(config, 5)
+    assert report.num_images == 5
+    assert report.mean_error == pytest.approx(0.3, abs=0.01)
+    assert report.bias == pytest.approx(-0.3, abs=0.01)
+    kept = {cut.preset: (cut.kept_by_reference, cut.flipped) for cut in report.flips}
+    assert any(flipped for _, flipped in kept.values())
+
+
+def test_images_that_cant_be_scored_are_no_measurement(tmp_path: Path, tiny_model: ModelConfig) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"no image")
+    config = Config(input=(str(tmp_path),), output="out", device="cpu", model=tiny_model)
+    with pytest.raises(ConfigError, match="could be scored"):
+        verify_precision(config, 5)
