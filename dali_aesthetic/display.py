@@ -15,6 +15,7 @@ from rich.text import Text
 from dali_aesthetic.config import Config
 from dali_aesthetic.launch.local import RunResult
 from dali_aesthetic.stats import RunStats
+from dali_aesthetic.threshold import PRESETS, percent
 from dali_aesthetic.types import Status
 
 
@@ -69,6 +70,8 @@ def summary(result: RunResult, config: Config, console: Console) -> None:
     table.add_row("samples", f"{stats.num_samples:,}")
     table.add_row("kept", f"{stats.num_kept:,} ({share(stats.num_kept, stats.num_scored)} of the scored)")
     table.add_row("threshold", escape(_threshold(result, config)))
+    for name, text in preset_rows(stats, config.model.heads[0]):
+        table.add_row(name, text)
     table.add_row("bad", _bad(stats))
     table.add_row("speed", f"{stats.samples_per_second:,.1f} images/s in {clock(stats.seconds)}")
     table.add_row("bound by", stats.bound_by() or "-")
@@ -78,6 +81,24 @@ def summary(result: RunResult, config: Config, console: Console) -> None:
         console.print(f"[yellow]damaged[/] {escape(report.source)}: {escape(report.damage)}")
     for report in stats.failed:
         console.print(f"[red]failed[/] {escape(report.source)}: {escape(report.error)}")
+
+
+def preset_rows(stats: RunStats, head: str) -> list[tuple[str, str]]:
+    """What each preset would keep of the scored; for the LAION v2 head beside what it kept of LAION-2B-en."""
+    if not stats.num_scored or not stats.presets:
+        return []
+    here = {name: percent(stats.presets[name] / stats.num_scored) for name in PRESETS}
+    plain = [f"{name} {here[name]}" for name in PRESETS if not name.startswith("laion")]
+    rows = [("would keep", ", ".join(plain))]
+    if head == "laion-v2":
+        known = [
+            (name, preset.laion_share)
+            for name, preset in PRESETS.items()
+            if name.startswith("laion") and preset.laion_share
+        ]
+        cuts = [f"{name} {here[name]} (there {percent(there)})" for name, there in known]
+        rows.append(("and LAION's cuts", ", ".join(cuts) + "; there: LAION-2B-en"))
+    return rows
 
 
 def share(part: int, whole: int) -> str:

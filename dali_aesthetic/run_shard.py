@@ -21,6 +21,7 @@ from dali_aesthetic.score.scorer import Scorer
 from dali_aesthetic.shards.buffer import DEFAULT_LIMITS, ReadLimits
 from dali_aesthetic.shards.read import read_shards
 from dali_aesthetic.stats import RunStats
+from dali_aesthetic.threshold import preset_counts
 from dali_aesthetic.types import PendingScores, ScoredBatch, Shard, ShardReport
 from dali_aesthetic.write.commit import ShardSink
 
@@ -64,6 +65,7 @@ def _write(scored: ScoredBatch, rooms: Rooms, stats: RunStats) -> list[ShardRepo
     start = time.perf_counter()
     reports = rooms.sink.write(scored)
     stats.wrote += time.perf_counter() - start
-    stats.add(scored.headers, int(rooms.sink.keep(scored.scores_RH[:, 0]).sum()))
+    raw_R = scored.scores_RH[:, 0]
+    stats.add(scored.headers, int(rooms.sink.keep(raw_R).sum()), preset_counts(raw_R))
     stats.reports += reports
     return reports

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from dali_aesthetic.overlap import StageTimes
@@ -12,12 +13,16 @@ from dali_aesthetic.types import ImageHeader, ShardReport, Status
 
 @dataclass(slots=True)
 class RunStats:
-    """What a run has done so far. Times are seconds; rates count every sample, good or bad."""
+    """What a run has done so far. Times are seconds; rates count every sample, good or bad.
+
+    `presets` counts by name how many scores each preset would keep, whatever the run's own threshold is.
+    """
 
     num_samples: int = 0
     num_scored: int = 0
     num_kept: int = 0
     statuses: Counter[str] = field(default_factory=Counter)
+    presets: Counter[str] = field(default_factory=Counter)
     reports: list[ShardReport] = field(default_factory=list)
     stages: list[StageTimes] = field(default_factory=list)
     waited_for_device: float = 0.0
@@ -29,12 +34,15 @@ class RunStats:
         """Stop the clock."""
         self.ended_at = time.perf_counter()
 
-    def add(self, headers: tuple[ImageHeader, ...], num_kept: int) -> None:
+    def add(
+        self, headers: tuple[ImageHeader, ...], num_kept: int, presets: Mapping[str, int] | None = None
+    ) -> None:
         """Count one batch."""
         self.statuses.update(header.status.value for header in headers)
         self.num_samples += len(headers)
         self.num_scored = self.statuses[Status.OK.value]
         self.num_kept += num_kept
+        self.presets.update(presets or {})
 
     @property
     def num_bad(self) -> int:

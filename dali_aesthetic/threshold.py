@@ -140,13 +140,19 @@ class Threshold(BaseModel):
         known = (p.laion_share for p in PRESETS.values() if p.raw == self.min_raw and head == "laion-v2")
         share = next(known, None)
         upper = f", <= {self.upper_raw:g}" if np.isfinite(self.upper_raw) else ""
-        there = f"; of LAION-2B-en this kept {_percent(share)}" if share is not None else ""
+        there = f"; of LAION-2B-en this kept {percent(share)}" if share is not None else ""
         return (
             f"raw score >= {self.min_raw:g}{upper} ({self.min_raw / RAW_PER_UNIT:g} on the 0-1 scale){there}"
         )
 
 
-def _percent(share: float) -> str:
+def preset_counts(raw_scores_R: npt.NDArray[np.float32]) -> dict[str, int]:
+    """How many of these scores each preset would keep; NaN (not scored) is never kept."""
+    return {name: int(np.count_nonzero(raw_scores_R >= np.float32(p.raw))) for name, p in PRESETS.items()}
+
+
+def percent(share: float) -> str:
+    """A share as a percentage; two digits that matter below 10%."""
     return f"{100 * share:.2g}%" if share < 0.1 else f"{100 * share:.1f}%"
 
 

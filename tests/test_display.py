@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import io
 
+import numpy as np
 import pytest
 from rich.console import Console
 
 from dali_aesthetic.config import Config
-from dali_aesthetic.display import Progress, clock, share, summary, watch_on
+from dali_aesthetic.display import Progress, clock, preset_rows, share, summary, watch_on
 from dali_aesthetic.launch.local import RunResult
 from dali_aesthetic.stats import RunStats
+from dali_aesthetic.threshold import preset_counts
 from dali_aesthetic.types import ImageHeader, Route, ShardReport, Status
 
 
@@ -42,6 +44,21 @@ def test_the_summary_names_damaged_and_failed_shards(stats: RunStats) -> None:
     assert "1 (1 empty)" in text
     assert "damaged b.tar: cut at byte 7" in text
     assert "failed [c].tar: no tar" in text
+
+
+def test_the_summary_shows_what_each_preset_would_keep_of_this_data() -> None:
+    header = ImageHeader(format="jpeg", width=1, height=1, route=Route.DALI)
+    scores = np.array([2.9, 3.0, 4.6, 5.0, 6.3, np.nan], np.float32)
+    stats = RunStats()
+    for part in (scores[:2], scores[2:5]):
+        stats.add((header,) * len(part), 0, preset_counts(part))
+    assert preset_rows(stats, "laion-v1") == [
+        ("would keep", "permissive 80.0%, standard 40.0%, high 20.0%, premium 0%")
+    ]
+    rows = dict(preset_rows(stats, "laion-v2"))
+    assert "laion-4.5 60.0% (there 50.6%), " in rows["and LAION's cuts"]
+    assert "laion-6.25 20.0% (there 0.13%), " in rows["and LAION's cuts"]
+    assert preset_rows(RunStats(), "laion-v2") == []
 
 
 def test_a_log_file_gets_no_live_line(stats: RunStats) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from dali_aesthetic.threshold import PRESETS, Threshold
+from dali_aesthetic.threshold import PRESETS, Threshold, preset_counts
 
 
 @pytest.mark.parametrize(
@@ -100,3 +100,10 @@ def test_ties_at_the_cut_are_all_kept_and_a_share_must_be_one() -> None:
         Threshold(top=0.5, preset="high")
     with pytest.raises(ValueError, match="nothing could be scored"):
         Threshold(top=0.5).resolve_top(np.array([np.nan], np.float32))
+
+
+def test_what_the_presets_keep_is_what_their_thresholds_keep() -> None:
+    cuts = np.array([preset.raw for preset in PRESETS.values()], np.float32)
+    scores = np.concatenate([cuts, np.nextafter(cuts, np.float32(0)), np.array([np.nan, np.inf], np.float32)])
+    kept = {name: int(Threshold(preset=name).keep(scores).sum()) for name in PRESETS}
+    assert preset_counts(scores) == kept

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dali_aesthetic.commands.outcome import console, guarded
+from dali_aesthetic.commands.outcome import guarded
 
 commands = typer.Typer()
 REPORT_EXAMPLES = """
@@ -33,7 +33,7 @@ def report(
     def work() -> int:
         from dali_aesthetic.report import write_report
 
-        console.print(str(write_report(output, html=html, by=by)), soft_wrap=True, markup=False)
+        typer.echo(write_report(output, html=html, by=by))
         return 0
 
     guarded(False, work)

@@ -19,6 +19,7 @@ from dali_aesthetic.overlap import ahead
 from dali_aesthetic.shards.plan import plan_shards
 from dali_aesthetic.shards.read import read_shards
 from dali_aesthetic.stats import RunStats
+from dali_aesthetic.threshold import preset_counts
 from dali_aesthetic.types import EncodedBatch, Sample, ScoredBatch, Shard, ShardEnd
 from dali_aesthetic.write.commit import ShardSink
 from dali_aesthetic.write.lock import claim
@@ -72,7 +73,8 @@ def _write(shards: list[Shard], scores: str, sink: ShardSink, stats: RunStats) -
         start = time.perf_counter()
         stats.reports += sink.write(batch)
         stats.wrote += time.perf_counter() - start
-        stats.add(batch.headers, int(sink.keep(batch.scores_RH[:, 0]).sum()))
+        raw_R = batch.scores_RH[:, 0]
+        stats.add(batch.headers, int(sink.keep(raw_R).sum()), preset_counts(raw_R))
 
 
 def _batches(shards: list[Shard], scores: str, head_names: tuple[str, ...]) -> Iterator[ScoredBatch]:
