@@ -15,7 +15,7 @@ from rich.text import Text
 from dali_aesthetic.config import Config
 from dali_aesthetic.launch.local import RunResult
 from dali_aesthetic.stats import RunStats
-from dali_aesthetic.threshold import PRESETS, percent
+from dali_aesthetic.threshold import PRESETS, RAW_PER_UNIT, percent
 from dali_aesthetic.types import Status
 
 
@@ -88,16 +88,19 @@ def preset_rows(stats: RunStats, head: str) -> list[tuple[str, str]]:
     if not stats.num_scored or not stats.presets:
         return []
     here = {name: percent(stats.presets[name] / stats.num_scored) for name in PRESETS}
-    plain = [f"{name} {here[name]}" for name in PRESETS if not name.startswith("laion")]
-    rows = [("would keep", ", ".join(plain))]
+    plain = [
+        f"{name} {preset.raw / RAW_PER_UNIT:g}: {here[name]}"
+        for name, preset in PRESETS.items()
+        if not name.startswith("laion")
+    ]
+    laion = [
+        f"{preset.raw:g}: {here[name]} ({percent(preset.laion_share)})"
+        for name, preset in PRESETS.items()
+        if name.startswith("laion") and preset.laion_share is not None
+    ]
+    rows = [("presets keep", ", ".join(plain))]
     if head == "laion-v2":
-        known = [
-            (name, preset.laion_share)
-            for name, preset in PRESETS.items()
-            if name.startswith("laion") and preset.laion_share
-        ]
-        cuts = [f"{name} {here[name]} (there {percent(there)})" for name, there in known]
-        rows.append(("and LAION's cuts", ", ".join(cuts) + "; there: LAION-2B-en"))
+        rows.append(("LAION's cuts", ", ".join(laion) + " (in brackets: of LAION-2B-en)"))
     return rows
 
 

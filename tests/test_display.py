@@ -53,11 +53,11 @@ def test_the_summary_shows_what_each_preset_would_keep_of_this_data() -> None:
     for part in (scores[:2], scores[2:5]):
         stats.add((header,) * len(part), 0, preset_counts(part))
     assert preset_rows(stats, "laion-v1") == [
-        ("would keep", "permissive 80.0%, standard 40.0%, high 20.0%, premium 0%")
+        ("presets keep", "permissive 0.3: 80.0%, standard 0.5: 40.0%, high 0.6: 20.0%, premium 0.7: 0%")
     ]
     rows = dict(preset_rows(stats, "laion-v2"))
-    assert "laion-4.5 60.0% (there 50.6%), " in rows["and LAION's cuts"]
-    assert "laion-6.25 20.0% (there 0.13%), " in rows["and LAION's cuts"]
+    assert "4.5: 60.0% (50.6%), " in rows["LAION's cuts"]
+    assert "6.25: 20.0% (0.13%), " in rows["LAION's cuts"]
     assert preset_rows(RunStats(), "laion-v2") == []
 
 
