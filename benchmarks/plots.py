@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -105,9 +106,11 @@ def scaling(axes: Axes, simulation: Result) -> None:
         rows = [row for row in simulation.rows if row.detail["case"] == case]
         workers = [row.detail["workers"] for row in rows]
         axes.plot(workers, [row.median for row in rows], "o-", markersize=2, linewidth=1, label=case)
-    axes.plot(workers, [row.limit for row in rows], "k:", linewidth=1, label="every worker at its full rate")
+    axes.plot(
+        workers, [row.limit or 0.0 for row in rows], "k:", linewidth=1, label="every worker at its full rate"
+    )
     axes.set(xscale="log", yscale="log", xlabel="workers", ylabel="images/s")
-    axes.set_title(f"simulated: {simulation.content['note']}", fontsize=6)
+    axes.set_title(textwrap.fill(f"simulated: {simulation.content['note']}", 130), fontsize=6)
     axes.legend(fontsize=6, frameon=False)
 
 

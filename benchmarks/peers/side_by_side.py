@@ -25,14 +25,15 @@ PEERS = {
     "dali_aesthetic": "ours",
     "webdataset + DataLoader + open_clip": "dataloader",
     "NeMo Curator, its stages in one process": "nemo_curator",
+    "data-juicer, its filter in one process": "data_juicer",
     "DALI + open_clip + torch.compile": "dali_compile",
 }
 """What a row is called, and the module that runs it."""
 BOUND_S = 90
 """Seconds a peer may take when quick; ten times as many when not."""
-_SLOW = {"nemo_curator": 1 / 16}
+_SLOW = {"nemo_curator": 1 / 16, "data_juicer": 1 / 16}
 """The share of the images that a slow peer is given; its rate does not depend on it."""
-_OWN_PATH = {"nemo_curator": "BENCH_NEMO_PATH"}
+_OWN_PATH = {"nemo_curator": "BENCH_NEMO_PATH", "data_juicer": "BENCH_DATA_JUICER_PATH"}
 """Environment variables that name a folder with a peer's own libraries."""
 
 

@@ -68,6 +68,14 @@ def test_without_its_package_or_a_gpu_nemo_curator_says_so(tmp_path: Path) -> No
         run(a_job(tmp_path))
 
 
+def test_without_its_package_data_juicer_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from benchmarks.peers import data_juicer
+
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(Unavailable, match="py-data-juicer is not installed"):
+        data_juicer.run(a_job(tmp_path))
+
+
 def test_rows_and_skips_of_all_peers_are_in_the_record(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
