@@ -9,7 +9,7 @@ OUTPUT ?=
 THRESHOLD ?= 0.5
 FLAGS ?=
 
-.PHONY: help run test test-gpu lint bench bench-report bench-check clean
+.PHONY: help run test test soak-gpu lint bench bench-report bench-check clean
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
@@ -23,6 +23,10 @@ endif
 
 test: lint ## linters, types, and every test that needs no GPU
 	$(BIN)/pytest -m 'not gpu'
+
+soak: $(VENV)/.dev ## an hour of faults: 100 kills, every step of a commit, 400,000 images of which 5% are bad
+	DALI_AESTHETIC_KILLS=100 $(BIN)/pytest tests/faults --timeout 3600
+	$(BIN)/python -m tests.faults.soak
 
 test-gpu: $(VENV)/.dev ## the tests that need a CUDA GPU
 	$(BIN)/pytest -m gpu

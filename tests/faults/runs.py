@@ -155,14 +155,19 @@ def wait_for(condition: Callable[[], bool], command: Command, timeout: float = 6
 
 
 def peak_anonymous_mb(command: Command) -> float:
-    """The most memory of its own (no mapped files) that the process had until its end, in MB."""
-    peak = 0
+    """The most memory of its own that the process had until its end, in MB."""
+    peak = 0.0
     while command.poll() is None:
-        try:
-            status = Path(f"/proc/{command.pid}/status").read_text()
-        except OSError:
-            break
-        found = [line.split() for line in status.splitlines() if line.startswith("RssAnon")]
-        peak = max([peak, *(int(fields[1]) for fields in found)])
+        peak = max(peak, anonymous_mb(command) or 0.0)
         time.sleep(0.01)
-    return peak / 1024
+    return peak
+
+
+def anonymous_mb(command: Command) -> float | None:
+    """The process's own memory now, without mapped files, in MB; None where it has ended."""
+    try:
+        lines = Path(f"/proc/{command.pid}/status").read_text().splitlines()
+    except OSError:
+        return None
+    found = [int(line.split()[1]) for line in lines if line.startswith("RssAnon")]
+    return found[0] / 1024 if found else None
