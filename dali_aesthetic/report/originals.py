@@ -15,6 +15,8 @@ from dali_aesthetic.types import Buffer, Sample, Shard
 
 _WINDOWS = (1 << 20, 16 << 20, 128 << 20)
 """How much of a tar is read from a sample's first header on, until its image is found whole."""
+_WITHOUT_IMAGES = ("npy", "npz")
+"""Stored embeddings: they were scored without their images."""
 
 
 class Unreachable(OSError):
@@ -27,6 +29,8 @@ def image_at(source: str, offset: int, key: str) -> Buffer:
     Raises `Unreachable` where the source can't be read or another sample is there now.
     """
     try:
+        if extension(source) in _WITHOUT_IMAGES:
+            raise Unreachable(f"{source} holds no images")
         if extension(source) in IMAGE_RANK:
             with fsspec.open(source, "rb") as file:
                 return bytes(file.read())
@@ -65,9 +69,9 @@ def _image_in_tar(source: str, offset: int, key: str) -> Buffer:
             found, ended = _first_image(memoryview(data), key, source)
             if found is not None and (ended or whole):
                 return found
-            if whole:
+            if ended or whole:
                 break
-    raise Unreachable(f"{source} has no image of {key} within {_WINDOWS[-1] >> 20} MiB of byte {offset}")
+    raise Unreachable(f"{source} has no image of the sample where it was scored")
 
 
 def _first_image(view: memoryview, key: str, source: str) -> tuple[Buffer | None, bool]:
@@ -84,8 +88,9 @@ def _first_image(view: memoryview, key: str, source: str) -> tuple[Buffer | None
             rank = _rank(view, member, suffix) if here else None
             if rank is not None and rank < best_rank:
                 best, best_rank = member, rank
-    except TarDamage:
-        return _data(view, best), False
+    except TarDamage as damage:
+        # At the window's end it is no damage: a larger one may hold the rest.
+        return _data(view, best), not damage.reason.startswith("the tar ends inside")
     return _data(view, best), False
 
 

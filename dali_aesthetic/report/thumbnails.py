@@ -63,7 +63,8 @@ class Thumbnails:
         kept: list[tuple[Pick, dict[str, Any]]] = []
         for pick, row in zip(picks, rows, strict=True):
             # A kept sample from afar is nearer in its kept shard, and still there where the source is gone.
-            if pick.kept and (is_remote(row["source_shard"]) or not Path(row["source_shard"]).is_file()):
+            source = str(row["source_shard"])
+            if pick.kept and (is_remote(source) or not Path(source).is_file()):
                 kept.append((pick, row))
             else:
                 self._add(pick, row, None)

@@ -103,11 +103,16 @@ def test_a_tar_without_the_image_says_so(tmp_path: Path) -> None:
     path = tmp_path / "a.tar"
     with tarfile.open(path, "w") as tar:
         add_member(tar, "k.txt", b"text")
-    with pytest.raises(Unreachable, match="no image of k"):
+    with pytest.raises(Unreachable, match="no image of the sample"):
         image_at(str(path), 0, "k")
     path.write_bytes(b"no tar at all " * 100)
-    with pytest.raises(Unreachable, match="no image of k"):
+    with pytest.raises(Unreachable, match="no image of the sample"):
         image_at(str(path), 0, "k")
+
+
+def test_stored_embeddings_are_not_searched_for_images(tmp_path: Path) -> None:
+    with pytest.raises(Unreachable, match="holds no images"):
+        image_at(str(tmp_path / "img_emb_0.npy"), 0, "k")
 
 
 def test_an_image_file_is_its_own_source(tmp_path: Path) -> None:
