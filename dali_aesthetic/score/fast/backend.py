@@ -11,11 +11,9 @@ import torch
 from torch import Tensor
 
 from dali_aesthetic.score.clip import VisionTower
+from dali_aesthetic.score.fast.module import DTYPES
 from dali_aesthetic.score.head import HeadBank
 from dali_aesthetic.score.spec import TowerSpec
-
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-"""The precisions of the plain backends: what the tower's weights and activations are stored in."""
 
 
 class Backend(Protocol):

@@ -18,10 +18,10 @@ from torch import Tensor
 
 from dali_aesthetic.score.clip import LAYER_NORM_EPS, Block, VisionTower, check_pixels
 from dali_aesthetic.score.fast import folding
-from dali_aesthetic.score.fast.backend import DTYPES
 from dali_aesthetic.score.fast.folding import FoldedBlock
 from dali_aesthetic.score.fast.kernels import gemm
 from dali_aesthetic.score.fast.kernels.gemm import Gemm
+from dali_aesthetic.score.fast.module import DTYPES
 from dali_aesthetic.score.head import HeadBank
 from dali_aesthetic.score.spec import TowerSpec
 

@@ -8,6 +8,9 @@ from torch import Tensor, nn
 from dali_aesthetic.score.clip import Normalize, VisionTower
 from dali_aesthetic.score.head import HeadBank
 
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+"""The precisions of the plain backends: what the tower's weights and activations are stored in."""
+
 
 class ScoringModule(nn.Module):
     """Normalise, embed, score. The tower computes in `dtype`; pixels and heads are always in float32."""

@@ -19,8 +19,7 @@ import torch
 from torch import Tensor
 
 from dali_aesthetic.score.clip import VisionTower, check_pixels
-from dali_aesthetic.score.fast.backend import DTYPES
-from dali_aesthetic.score.fast.module import ScoringModule
+from dali_aesthetic.score.fast.module import DTYPES, ScoringModule
 from dali_aesthetic.score.head import HeadBank
 from dali_aesthetic.score.spec import TowerSpec
 
