@@ -7,6 +7,7 @@ from pathlib import Path
 
 import fsspec
 
+from dali_aesthetic.report.parquet_images import image_in_row
 from dali_aesthetic.shards.buffer import is_url
 from dali_aesthetic.shards.formats import IMAGE_RANK, KNOWN_SIDECARS, extension, looks_like_image
 from dali_aesthetic.shards.scan import Member, TarDamage, scan_tar
@@ -24,13 +25,16 @@ class Unreachable(OSError):
 
 
 def image_at(source: str, offset: int, key: str) -> Buffer:
-    """The image of the sample `key`: the file `source`, or the sample at `offset` of the tar `source`.
+    """The image of the sample `key`: the file `source`, the sample at byte `offset` of the tar `source`, or
+    the row `offset` of the Parquet file `source`.
 
     Raises `Unreachable` where the source can't be read or another sample is there now.
     """
     try:
         if extension(source) in _WITHOUT_IMAGES:
             raise Unreachable(f"{source} holds no images")
+        if extension(source) == "parquet":
+            return _or_unreachable(image_in_row(source, offset), source)
         if extension(source) in IMAGE_RANK:
             with fsspec.open(source, "rb") as file:
                 return bytes(file.read())
@@ -71,7 +75,13 @@ def _image_in_tar(source: str, offset: int, key: str) -> Buffer:
                 return found
             if ended or whole:
                 break
-    raise Unreachable(f"{source} has no image of the sample where it was scored")
+    return _or_unreachable(None, source)
+
+
+def _or_unreachable(image: Buffer | None, source: str) -> Buffer:
+    if image is None:
+        raise Unreachable(f"{source} has no image of the sample where it was scored")
+    return image
 
 
 def _first_image(view: memoryview, key: str, source: str) -> tuple[Buffer | None, bool]:

@@ -9,6 +9,8 @@ import tarfile
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -113,6 +115,19 @@ def test_a_tar_without_the_image_says_so(tmp_path: Path) -> None:
 def test_stored_embeddings_are_not_searched_for_images(tmp_path: Path) -> None:
     with pytest.raises(Unreachable, match="holds no images"):
         image_at(str(tmp_path / "img_emb_0.npy"), 0, "k")
+
+
+@pytest.mark.parametrize("plain", [True, False], ids=["binary", "struct"])
+def test_a_parquet_files_row_is_found_in_any_row_group(tmp_path: Path, plain: bool) -> None:
+    images = [flat_jpeg(float(i % 10)) + bytes([i]) for i in range(200)] + [None]
+    values = images if plain else [{"bytes": image, "path": "x"} for image in images]
+    table = pa.table({"caption": ["x"] * 201, "blob": [b"no image"] * 201, "image": values})
+    path = str(tmp_path / "a.parquet")
+    pq.write_table(table, path, row_group_size=90)
+    assert [image_at(path, row, "k") for row in (0, 89, 90, 199)] == [images[i] for i in (0, 89, 90, 199)]
+    for row in (200, 201):
+        with pytest.raises(Unreachable, match="no image of the sample"):
+            image_at(path, row, "k")
 
 
 def test_an_image_file_is_its_own_source(tmp_path: Path) -> None:
