@@ -1,0 +1,74 @@
+"""Batches as columns, from whichever library, to columns of scores."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from dali_aesthetic.config import DecodeConfig, Device, ModelConfig
+from dali_aesthetic.library import ImageScorer
+from dali_aesthetic.write.parquet import score_columns
+
+
+class BatchScorer:
+    """Scores the images of a column. Loads the model at the first batch of each process that it comes to.
+
+    A value may be encoded bytes, a path, a PIL image, decoded pixels (uint8 [height, width, 3] or [height,
+    width]), or the `{bytes, path}` of Hugging Face datasets. One that can't be read has the score NaN.
+    """
+
+    def __init__(
+        self,
+        image_column: str = "image",
+        *,
+        model: ModelConfig | None = None,
+        device: Device = "auto",
+        decode: DecodeConfig | None = None,
+    ) -> None:
+        """`model` is laion-v2 on ViT-L/14 where nothing else is given; each of its heads is a column."""
+        self.image_column = image_column
+        self.model, self.device, self.decode = model or ModelConfig(), device, decode
+        self._scorer: ImageScorer | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the model: it is loaded where the copy is used, and doesn't change what is computed."""
+        return {**self.__dict__, "_scorer": None}
+
+    def scores(self, batch: Mapping[str, Iterable[Any]]) -> dict[str, npt.NDArray[np.float32]]:
+        """The columns `aesthetic_score` (raw, float32) and those of further heads, in the batch's order.
+
+        Raises KeyError for a batch without the column, TypeError for a value that is no image.
+        """
+        if self.image_column not in batch:
+            there = ", ".join(batch)
+            raise KeyError(f"no column {self.image_column!r} of images; there are {there}: name one of them")
+        scorer = self._scorer = self._scorer or ImageScorer(
+            self.model, device=self.device, decode=self.decode
+        )
+        scores_NH = scorer.score_all([_image(value) for value in batch[self.image_column]])
+        names = score_columns(scorer.head_names)
+        return {name: scores_NH[:, head] for head, name in enumerate(names)}
+
+
+def _image(value: Any) -> bytes | Image.Image:
+    if isinstance(value, Mapping):
+        value = value.get("bytes") or value.get("path")
+    if value is None:
+        return b""
+    if isinstance(value, str | Path):
+        try:
+            return Path(value).read_bytes()
+        except OSError:
+            return b""
+    if isinstance(value, bytes | bytearray | memoryview):
+        return bytes(value)
+    if isinstance(value, np.ndarray) and value.dtype == np.uint8 and value.ndim in (2, 3):
+        return Image.fromarray(value)
+    if isinstance(value, Image.Image):
+        return value
+    raise TypeError(f"a value of type {type(value).__name__} is no image: give bytes, a path or pixels")

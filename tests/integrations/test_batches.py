@@ -1,0 +1,129 @@
+"""Columns of images to columns of scores: every form of an image, Ray Data, Hugging Face datasets."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from PIL import Image
+
+from dali_aesthetic import ImageScorer, ModelConfig
+from dali_aesthetic.integrations.batches import BatchScorer
+from dali_aesthetic.integrations.hf_datasets import ScoreColumn
+from dali_aesthetic.integrations.ray_data import AestheticScorer
+from tests.conftest import jpeg
+
+
+@pytest.fixture(scope="module")
+def encoded(photos: list[Image.Image]) -> list[bytes]:
+    return [jpeg(photo) for photo in photos[:6]]
+
+
+@pytest.fixture(scope="module")
+def expected(encoded: list[bytes], tiny_model: ModelConfig) -> npt.NDArray[np.float32]:
+    return ImageScorer(tiny_model, device="cpu").score(encoded)
+
+
+def test_every_form_of_an_image(
+    encoded: list[bytes], expected: npt.NDArray[np.float32], tiny_model: ModelConfig, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.jpg"
+    path.write_bytes(encoded[1])
+    decoded = Image.open(path)
+    column = [
+        encoded[0],
+        str(path),
+        {"bytes": encoded[2], "path": "elsewhere.jpg"},
+        {"bytes": None, "path": str(path)},
+        decoded,
+        np.asarray(decoded),
+        None,
+        b"no image",
+        str(tmp_path / "missing.jpg"),
+    ]
+    scores = BatchScorer("image", model=tiny_model, device="cpu").scores({"image": column})["aesthetic_score"]
+    wanted = [expected[index] for index in (0, 1, 2, 1, 1, 1)] + [np.nan] * 3
+    np.testing.assert_array_equal(scores[[0, 1, 2, 3, 6, 7, 8]], np.array(wanted)[[0, 1, 2, 3, 6, 7, 8]])
+    np.testing.assert_allclose(scores[4:6], wanted[4:6], atol=0.01)
+
+
+def test_wrong_columns_and_values_are_named(tiny_model: ModelConfig) -> None:
+    scorer = BatchScorer("image", model=tiny_model, device="cpu")
+    with pytest.raises(KeyError, match="there are picture, text"):
+        scorer.scores({"picture": [], "text": []})
+    with pytest.raises(TypeError, match="int is no image"):
+        scorer.scores({"image": [3]})
+
+
+def test_every_head_is_a_column(encoded: list[bytes]) -> None:
+    two = ModelConfig(encoder="ViT-B-32", weights="random:1", heads=("random:1", "punsafe=random:2"))
+    scores = BatchScorer(model=two, device="cpu").scores({"image": encoded[:2]})
+    assert list(scores) == ["aesthetic_score", "punsafe"]
+    assert not np.array_equal(scores["aesthetic_score"], scores["punsafe"])
+
+
+def test_a_loaded_scorer_travels_without_its_model(encoded: list[bytes], tiny_model: ModelConfig) -> None:
+    fresh = ScoreColumn(model=tiny_model, device="cpu")
+    before = pickle.dumps(fresh)
+    fresh({"image": encoded[:1]})
+    assert pickle.dumps(fresh) == before
+    assert len(before) < 10_000
+
+
+@pytest.fixture(scope="module")
+def local_ray() -> Iterator[Any]:
+    ray = pytest.importorskip("ray", reason="Ray is not installed")
+    pytest.importorskip("ray.data", reason="Ray Data is not installed")
+    repository = str(Path(__file__).parents[2])
+    ray.init(
+        num_cpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        object_store_memory=80 << 20,
+        runtime_env={"env_vars": {"PYTHONPATH": repository}},
+    )
+    yield ray
+    ray.shutdown()
+
+
+def test_ray_data_on_a_real_local_ray(
+    local_ray: Any, encoded: list[bytes], expected: npt.NDArray[np.float32], tiny_model: ModelConfig
+) -> None:
+    rows = [{"bytes": image, "row": row} for row, image in enumerate([*encoded, b"broken"])]
+    scored = local_ray.data.from_items(rows).map_batches(
+        AestheticScorer,
+        fn_constructor_kwargs={"image_column": "bytes", "model": tiny_model, "device": "cpu"},
+        batch_size=4,
+        concurrency=1,
+    )
+    found = {row["row"]: row["aesthetic_score"] for row in scored.take_all()}
+    # An actor has another number of threads, which may sum in another order.
+    np.testing.assert_allclose([found[row] for row in range(7)], [*expected, np.nan], atol=1e-5)
+
+
+def test_datasets_map_and_its_cache(
+    encoded: list[bytes],
+    expected: npt.NDArray[np.float32],
+    tiny_model: ModelConfig,
+    tmp_path: Path,
+) -> None:
+    datasets = pytest.importorskip("datasets", reason="Hugging Face datasets is not installed")
+    for row, image in enumerate(encoded):
+        (tmp_path / f"{row}.jpg").write_bytes(image)
+    paths = [str(tmp_path / f"{row}.jpg") for row in range(len(encoded))]
+    made = datasets.Dataset.from_dict({"image": paths}).cast_column("image", datasets.Image(decode=False))
+    made.save_to_disk(tmp_path / "set")
+    images = datasets.load_from_disk(tmp_path / "set")
+    first = images.map(ScoreColumn(model=tiny_model, device="cpu"), batched=True, batch_size=4)
+    np.testing.assert_array_equal(np.array(first["aesthetic_score"], np.float32), expected)
+    second = images.map(ScoreColumn(model=tiny_model, device="cpu"), batched=True, batch_size=4)
+    assert second._fingerprint == first._fingerprint
+    decoded = images.cast_column("image", datasets.Image()).map(
+        ScoreColumn(model=tiny_model, device="cpu"), batched=True
+    )
+    np.testing.assert_allclose(decoded["aesthetic_score"], expected, atol=0.01)
