@@ -42,15 +42,20 @@ class Block:
 
 @dataclass(frozen=True)
 class Command:
-    """One command of a shell block: its program, what follows, and the variables set before it."""
+    """One command of a shell block: its words, the variables before them, the file its output goes to."""
 
     words: tuple[str, ...]
     line: int
     variables: dict[str, str] = field(default_factory=dict)
+    redirect: str = "/dev/null"
 
     @property
     def program(self) -> str:
         return self.words[0]
+
+    def reads(self, folder: str) -> bool:
+        """Whether it names `folder` as anything but its output."""
+        return any(word == folder and flag != "--output" for flag, word in pairwise(self.words))
 
     def why_not_run(self) -> str:
         """What it needs that a test machine lacks, or an empty string."""
@@ -91,10 +96,9 @@ def commands_of(block: Block) -> Iterator[Command]:
         while words and (match := _VARIABLE.fullmatch(words[0])):
             variables[match[1]] = match[2]
             words = words[1:]
-        if ">" in words:  # what a command writes to standard output is not looked at
-            words = words[: words.index(">")]
+        words, target = (words[:-2], words[-1]) if ">" in words else (words, "/dev/null")
         if words:
-            yield Command(tuple(words), block.line, variables)
+            yield Command(tuple(words), block.line, variables, target)
 
 
 def check(command: Command) -> None:

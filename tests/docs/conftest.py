@@ -13,6 +13,7 @@ from PIL import Image
 
 from dali_aesthetic.launch import worker
 from dali_aesthetic.score.weights import present
+from dali_aesthetic.verify import precision
 from tests.conftest import jpeg, write_shard
 from tests.docs.commands import ROOT
 
@@ -28,14 +29,14 @@ def tiny_scorer(**asked: Any) -> Any:
 
 
 @cache
-def _built(num_heads: int, device: torch.device, precision: str, backend: str) -> Any:
+def _built(num_heads: int, device: torch.device, dtype: str, backend: str) -> Any:
     return _build(
         encoder="ViT-S-32-alt",
         weights="random:0",
         heads=[f"random:{number}" for number in range(num_heads)],
         model_dir=None,
         device=device,
-        precision=precision,
+        precision=dtype,
         backend=backend,
         batch_size=8,
     )
@@ -44,7 +45,8 @@ def _built(num_heads: int, device: torch.device, precision: str, backend: str) -
 @pytest.fixture
 def tiny_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     """The commands run as they are written; only the weights they would load are others."""
-    monkeypatch.setattr(worker, "build_scorer", tiny_scorer)
+    for module in (worker, precision):
+        monkeypatch.setattr(module, "build_scorer", tiny_scorer)
 
 
 @pytest.fixture
