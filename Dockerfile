@@ -26,7 +26,7 @@ RUN pip install --index-url "$TORCH_INDEX" torch torchvision
 WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./
 COPY dali_aesthetic dali_aesthetic
-# EXTRAS=,hopper adds the fused kernels for H100 and H200.
+# EXTRAS=,hopper adds the fused kernels for H100 and H200 (measured with CUDA=13).
 ARG EXTRAS=
 # hadolint ignore=DL3013
 RUN pip install ".[cuda${CUDA}${EXTRAS}]"
