@@ -9,7 +9,7 @@ OUTPUT ?=
 THRESHOLD ?= 0.5
 FLAGS ?=
 
-.PHONY: help run test test soak-gpu lint bench bench-report bench-check clean
+.PHONY: help run test soak test-gpu lint bench bench-report bench-check clean
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 

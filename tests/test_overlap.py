@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from dali_aesthetic.overlap import ahead
+from dali_aesthetic.overlap import ahead, every, stacks
 
 
 def test_items_arrive_in_order_from_another_thread() -> None:
@@ -106,3 +106,25 @@ def test_waiting_times_name_the_slow_side() -> None:
     assert len(list(stage)) == 10
     assert stage.times.blocked_on_empty > 0.05
     assert stage.times.blocked_on_full < 0.05
+
+
+def test_every_calls_until_its_block_ends() -> None:
+    calls: list[str] = []
+    with every(0.01, lambda: calls.append(threading.current_thread().name), "clock"):
+        time.sleep(0.2)
+    assert set(calls) == {"clock"}
+    assert len(calls) >= 3
+    count = len(calls)
+    time.sleep(0.05)
+    assert len(calls) == count
+
+
+def test_stacks_name_each_thread_and_where_it_is() -> None:
+    done = threading.Event()
+    thread = threading.Thread(target=done.wait, name="waiting", daemon=True)
+    thread.start()
+    text = stacks()
+    done.set()
+    assert "thread waiting:" in text
+    assert "thread MainThread:" in text
+    assert "test_stacks_name_each_thread_and_where_it_is" in text

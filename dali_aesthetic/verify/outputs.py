@@ -25,8 +25,8 @@ _END = bytes(1024)
 class Verdict:
     """What was checked, and what is wrong: `problems` are (shard, sentence), empty where all is right.
 
-    Samples are counted in shards that are whole. `uncommitted` are shards of which a run that was stopped left
-    something; the next run does them again.
+    Samples are counted in shards that are whole. `uncommitted` are shards of which a run that was stopped
+    left something; the next run does them again.
     """
 
     num_shards: int
