@@ -20,7 +20,7 @@ BOUND_S = {
     "ceilings": 45,
     "encoders": 110,
     "end-to-end": 110,
-    "peers": 200,
+    "peers": 240,
     "stages": 75,
     "growth": 75,
 }

@@ -25,8 +25,8 @@ PEERS = {
     "dali_aesthetic": "ours",
     "webdataset + DataLoader + open_clip": "dataloader",
     "NeMo Curator, its stages in one process": "nemo_curator",
-    "data-juicer, its filter in one process": "data_juicer",
     "DALI + open_clip + torch.compile": "dali_compile",
+    "data-juicer, its filter in one process": "data_juicer",
 }
 """What a row is called, and the module that runs it."""
 BOUND_S = 90
