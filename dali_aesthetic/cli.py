@@ -101,6 +101,9 @@ def run(
     quarantine: Annotated[
         bool | None, typer.Option("--quarantine", help="Keep a copy of the samples that can't be scored.")
     ] = None,
+    image_column: Annotated[
+        str | None, typer.Option(help="Column of a Parquet input with the images. (default: found)")
+    ] = None,
     save_embeddings: Annotated[
         bool | None,
         typer.Option("--save-embeddings", help="Write the CLIP embeddings too, in clip-retrieval's layout."),
@@ -120,6 +123,7 @@ def run(
         "output": output,
         "device": device,
         "save_embeddings": save_embeddings,
+        "image_column": image_column,
         "threshold": threshold_fields(
             threshold, raw_threshold, preset, keep_top, max_threshold, max_raw_threshold
         ),

@@ -87,12 +87,15 @@ class GuardConfig(_Section):
 class Config(_Section):
     """One run. `input` holds locations or patterns; `output` is the folder that receives everything.
 
+    `image_column` names the images of a Parquet input, where type and name don't tell.
+
     With `scores_only` no image is written: the scores are for `filter` to cut, as often as one likes. With
     `save_embeddings` the CLIP embeddings are written too, in clip-retrieval's layout.
     """
 
     input: tuple[str, ...]
     output: str
+    image_column: str = ""
     device: Device = "auto"
     threshold: Threshold = Threshold()
     scores_only: bool = False

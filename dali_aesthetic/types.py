@@ -51,25 +51,28 @@ class Shard:
     `name` is the output name without extension, made from the input alone (never from a rank) and
     free of `..`; it may hold `/` where input shards of several folders share a stem. `source` is a
     tar's path or URL, or the root of a folder of images; then `files` are the paths below the root
-    that belong to this shard (images and sidecars), and `fingerprint` names that very list.
+    that belong to this shard (images and sidecars), and `fingerprint` names that very list. `column` is the
+    one of a Parquet file that holds the images, where it isn't to be found by type and name.
     """
 
     index: int
     name: str
-    kind: Literal["tar", "folder"]
+    kind: Literal["tar", "folder", "parquet"]
     source: str
     files: tuple[str, ...] = ()
     fingerprint: str = ""
+    column: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
     """One input sample: its key, its image's bytes, and its tar entries ready to be written.
 
-    `entries`, concatenated, are the sample's tar entries (headers, data, padding) byte for byte.
-    `source` and `offset` say where it came from: the tar and the offset of its first header, or the
-    image file and 0. `sidecar` is the sample's json member. A sample that the reader already knows
-    to be bad (no image, cut off) has a `status` other than ok and a `message`.
+    `entries`, concatenated, are the sample's tar entries (headers, data, padding) byte for byte; a row of a
+    Parquet file has none.
+    `source` and `offset` say where it came from: the tar and the offset of its first header, the image file
+    and 0, or the Parquet file and the row. `sidecar` is the sample's json member. A sample that the reader
+    already knows to be bad (no image, cut off) has a `status` other than ok and a `message`.
     """
 
     shard: Shard

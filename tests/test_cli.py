@@ -122,7 +122,7 @@ FLAGS = {
     "--input", "--output", "--threshold", "--raw-threshold", "--preset", "--encoder", "--weights", "--head",
     "--model-dir", "--device", "--precision", "--backend", "--batch-size", "--num-threads", "--config",
     "--apply-exif", "--max-bad-fraction", "--quarantine", "--stall-timeout", "--memory-budget", "--verbose",
-    "--save-embeddings", "--keep-top", "--max-threshold", "--max-raw-threshold",
+    "--image-column", "--save-embeddings", "--keep-top", "--max-threshold", "--max-raw-threshold",
 }  # fmt: skip
 
 

@@ -27,7 +27,7 @@ def fill_batches(
             continue
         # Shards that end exactly at a batch's border commit with that batch, hence the check comes first.
         full = batch.num_images == batch_size or len(batch.samples) == _ROWS_PER_IMAGE * batch_size
-        num_bytes = sum(map(len, item.entries))
+        num_bytes = sum(map(len, item.entries)) or len(item.image or b"")
         if full or (batch.samples and batch.num_bytes + num_bytes > max_bytes):
             yield batch.close()
             batch = _Open()

@@ -50,7 +50,7 @@ def run(config: Config, *, watch: Watch | None = None) -> RunResult:
     Raises `ConfigError` (also for an output that holds another run), `WeightsUnavailable`, and OSError
     where the output can't be written. A shard that can't be read is in the result's `stats.failed`.
     """
-    shards = plan_shards(config.input, output=config.output)
+    shards = plan_shards(config.input, output=config.output, image_column=config.image_column)
     worker = build_worker(config)
     try:
         return _run(config, shards, worker, watch)

@@ -42,7 +42,7 @@ def filter_scored(config: Config, scores: str, *, watch: Watch | None = None) ->
     shard without committed scores is in the result's `stats.failed`.
     """
     scored_by = read_identity(scores)
-    shards = plan_shards(config.input, output=config.output)
+    shards = plan_shards(config.input, output=config.output, image_column=config.image_column)
     if config.threshold.top is not None:
         raw_scores = read_raw_scores(scores, _scored_names(scores, shards))
         config = config.model_copy(update={"threshold": config.threshold.resolve_top(raw_scores)})

@@ -83,21 +83,25 @@ def run_record(config: Config, worker: Worker) -> dict[str, Any]:
     Batch size and threads are no part of the identity: they may be lowered to get a run through.
     """
     heads = worker.scorer.head_names
-    identity = {
-        "input": list(config.input),
-        **cut_identity(config),
-        "encoder": config.model.encoder,
-        "weights": [{key: file[key] for key in ("name", "sha256")} for file in worker.weights],
-        "heads": list(heads),
-        "device": worker.device.type,
-        "backend": worker.scorer.backend.name,
-        "precision": worker.scorer.backend.precision,
-        "max_pixels": worker.limits.max_pixels,
-        "max_pixels_per_byte": worker.limits.max_pixels_per_byte,
-        "apply_exif": config.decode.apply_exif,
-        "quarantine": config.guard.quarantine,
-        "max_member_mb": config.guard.max_member_mb,
-    } | ({"save_embeddings": True} if config.save_embeddings else {})
+    identity = (
+        {
+            "input": list(config.input),
+            **cut_identity(config),
+            "encoder": config.model.encoder,
+            "weights": [{key: file[key] for key in ("name", "sha256")} for file in worker.weights],
+            "heads": list(heads),
+            "device": worker.device.type,
+            "backend": worker.scorer.backend.name,
+            "precision": worker.scorer.backend.precision,
+            "max_pixels": worker.limits.max_pixels,
+            "max_pixels_per_byte": worker.limits.max_pixels_per_byte,
+            "apply_exif": config.decode.apply_exif,
+            "quarantine": config.guard.quarantine,
+            "max_member_mb": config.guard.max_member_mb,
+        }
+        | ({"save_embeddings": True} if config.save_embeddings else {})
+        | ({"image_column": config.image_column} if config.image_column else {})
+    )
     return {
         "identity": identity,
         "config": config.model_dump(mode="json"),

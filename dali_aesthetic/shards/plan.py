@@ -11,6 +11,7 @@ from pathlib import Path
 from dali_aesthetic.shards.buffer import is_url
 from dali_aesthetic.shards.images import ImageFiles, group_images
 from dali_aesthetic.shards.inputs import InputError, Located, locate, merge
+from dali_aesthetic.shards.parquet import name_parquet, parquet_shards
 from dali_aesthetic.types import Shard
 
 __all__ = ["InputError", "plan_shards"]
@@ -21,9 +22,11 @@ def plan_shards(
     *,
     samples_per_shard: int = 10_000,
     output: str | Path = "",
+    image_column: str = "",
 ) -> list[Shard]:
     """Lists the shards of `inputs`: a tar, a glob, a brace pattern, a folder of tars, `@list.txt`, several of
-    these (as a shell makes of an unquoted pattern), or one folder of images, cut into `samples_per_shard`.
+    these (as a shell makes of an unquoted pattern), or one folder of images, cut into `samples_per_shard`;
+    or Parquet files with images, in the column `image_column` or one found by type and name.
 
     Tars are sorted by name, those of a list file stay in its order. Folders below `output` are not input.
     Raises InputError where there is nothing to do or two shards would share a name.
@@ -31,6 +34,8 @@ def plan_shards(
     texts = [str(inputs)] if isinstance(inputs, str | Path) else [str(text) for text in inputs]
     if not texts:
         raise InputError("no input; give a tar, a pattern, a folder or @list.txt")
+    if name_parquet(texts):
+        return parquet_shards(texts, image_column, str(output))
     found = [locate(text, str(output)) for text in texts]
     if len(found) == 1 and found[0].image_folder:
         return _image_shards(found[0], samples_per_shard)

@@ -6,10 +6,11 @@ from collections.abc import Iterable, Iterator
 
 from dali_aesthetic.shards.buffer import DEFAULT_LIMITS, ReadLimits
 from dali_aesthetic.shards.folder import read_folder
+from dali_aesthetic.shards.parquet import read_parquet
 from dali_aesthetic.shards.tar import read_tar
 from dali_aesthetic.types import Sample, Shard, ShardEnd
 
-_READERS = {"tar": read_tar, "folder": read_folder}
+_READERS = {"tar": read_tar, "folder": read_folder, "parquet": read_parquet}
 
 
 def read_shards(shards: Iterable[Shard], limits: ReadLimits = DEFAULT_LIMITS) -> Iterator[Sample | ShardEnd]:

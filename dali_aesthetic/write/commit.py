@@ -26,6 +26,7 @@ from dali_aesthetic.types import (
 from dali_aesthetic.write.embeddings import ShardEmbeddings
 from dali_aesthetic.write.files import output_path, publish, write_temporary, write_whole
 from dali_aesthetic.write.parquet import ScoreRows, score_columns
+from dali_aesthetic.write.parquet_rows import KeptRows
 from dali_aesthetic.write.tar import ShardTarWriter
 
 FOLDERS = ("shards", "scores", "stats")
@@ -50,7 +51,8 @@ class _OpenShard:
         embeddings: bool,
     ) -> None:
         self.shard = shard
-        self.rows = ScoreRows(head_names, f"shards/{shard.name}.tar")
+        kind = ".parquet" if shard.kind == "parquet" else ".tar"
+        self.rows = ScoreRows(head_names, f"shards/{shard.name}{kind}")
         self.num_samples = 0
         self.num_kept = 0
         self._scores = output_path(output / "scores", shard.name, ".parquet")
@@ -58,7 +60,11 @@ class _OpenShard:
         self._bad = output_path(output / QUARANTINE, shard.name, ".tar") if quarantine else None
         self.quarantine: ShardTarWriter | None = None
         self.num_quarantined = 0
-        self.tar = ShardTarWriter(output_path(output / "shards", shard.name, ".tar")) if images else None
+        self.kept: ShardTarWriter | KeptRows | None = None
+        if images:
+            final = output_path(output / "shards", shard.name, kind)
+            parquet = shard.kind == "parquet"
+            self.kept = KeptRows(final, shard.source) if parquet else ShardTarWriter(final)
         self.embeddings = ShardEmbeddings(output, shard.name) if embeddings else None
 
     def add(
@@ -74,8 +80,10 @@ class _OpenShard:
         if self.embeddings is not None and embeddings_RD is not None:
             self.embeddings.add(samples, embeddings_RD, ok_R)
         self.rows.add(samples, headers, scores_RH, kept_R)
-        if self.tar is not None:
-            self.tar.add(_entries(samples, kept_R))
+        if isinstance(self.kept, KeptRows):
+            self.kept.add([samples[row] for row in np.flatnonzero(kept_R).tolist()])
+        elif self.kept is not None:
+            self.kept.add(_entries(samples, kept_R))
         if self._bad is not None and (bad := _entries(samples, ~ok_R)):
             self.quarantine = self.quarantine or ShardTarWriter(self._bad)
             self.quarantine.add(bad)
@@ -99,18 +107,6 @@ class _OpenShard:
 
     def commit(self, end: ShardEnd) -> ShardReport:
         """Tars, embeddings, scores, stats, in this order; a kill in between leaves the shard undone."""
-        report = ShardReport(
-            name=self.shard.name,
-            source=self.shard.source,
-            num_samples=self.num_samples,
-            num_kept=self.num_kept,
-            statuses=self.rows.statuses(),
-            bytes_kept=0 if self.tar is None else self.tar.num_bytes,
-            num_quarantined=self.num_quarantined,
-            damage=end.damage,
-            warnings=(*end.warnings, *self.rows.warnings()),
-            fingerprint=self.shard.fingerprint,
-        )
         scores = write_temporary(self._scores, memoryview(self.rows.to_parquet()))
         try:
             for part in self._parts():
@@ -121,6 +117,18 @@ class _OpenShard:
             scores.unlink(missing_ok=True)
             raise
         publish(scores, self._scores)
+        report = ShardReport(
+            name=self.shard.name,
+            source=self.shard.source,
+            num_samples=self.num_samples,
+            num_kept=self.num_kept,
+            statuses=self.rows.statuses(),
+            bytes_kept=0 if self.kept is None else self.kept.num_bytes,
+            num_quarantined=self.num_quarantined,
+            damage=end.damage,
+            warnings=(*end.warnings, *self.rows.warnings()),
+            fingerprint=self.shard.fingerprint,
+        )
         write_whole(self._stats, json.dumps(asdict(report), indent=2, sort_keys=True).encode() + b"\n")
         return report
 
@@ -129,8 +137,8 @@ class _OpenShard:
         for part in self._parts():
             part.abandon()
 
-    def _parts(self) -> list[ShardTarWriter | ShardEmbeddings]:
-        return [part for part in (self.tar, self.quarantine, self.embeddings) if part is not None]
+    def _parts(self) -> list[ShardTarWriter | KeptRows | ShardEmbeddings]:
+        return [part for part in (self.kept, self.quarantine, self.embeddings) if part is not None]
 
 
 class ShardSink:

@@ -1,0 +1,165 @@
+"""Parquet with image bytes: found, read, scored, and its kept rows written as Parquet."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from dali_aesthetic import Config, ImageScorer, ModelConfig, Threshold, run
+from dali_aesthetic.launch.refilter import filter_scored
+from dali_aesthetic.shards.buffer import ReadLimits
+from dali_aesthetic.shards.inputs import InputError
+from dali_aesthetic.shards.parquet import image_column, read_parquet
+from dali_aesthetic.shards.plan import plan_shards
+from dali_aesthetic.types import Sample, ShardEnd, Status
+from tests.conftest import jpeg, snapshot
+
+STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+
+
+def _hf(images: list[bytes | None]) -> pa.Table:
+    """As Hugging Face datasets write it, with its schema metadata."""
+    structs = [None if image is None else {"bytes": image, "path": "x.jpg"} for image in images]
+    table = pa.table(
+        {
+            "image": pa.array(structs, STRUCT),
+            "label": list(range(len(images))),
+            "text": [f"caption {i}" for i in range(len(images))],
+        }
+    )
+    features = {"info": {"features": {"image": {"_type": "Image"}}}}
+    return table.replace_schema_metadata({"huggingface": json.dumps(features)})
+
+
+@pytest.fixture(scope="module")
+def encoded(photos: list[Image.Image]) -> list[bytes | None]:
+    images: list[bytes | None] = [jpeg(photo) for photo in photos[:12]]
+    images[4:4] = [None, b"", b"no image"]
+    return images
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory, encoded: list[bytes | None]) -> Path:
+    """Two files, the first with row groups of 4."""
+    folder = tmp_path_factory.mktemp("dataset")
+    (folder / "data").mkdir()
+    pq.write_table(_hf(encoded), folder / "data/train-00000.parquet", row_group_size=4, compression="zstd")
+    pq.write_table(_hf(encoded[:2]), folder / "data/train-00001.parquet")
+    return folder
+
+
+def _read(path: Path, limits: ReadLimits | None = None) -> tuple[list[Sample], ShardEnd]:
+    (shard,) = plan_shards(path)
+    *samples, end = read_parquet(shard, limits or ReadLimits())
+    assert isinstance(end, ShardEnd)
+    return [sample for sample in samples if isinstance(sample, Sample)], end
+
+
+@pytest.fixture(scope="module")
+def direct(encoded: list[bytes | None], tiny_model: ModelConfig) -> npt.NDArray[np.float32]:
+    return ImageScorer(tiny_model, device="cpu").score([image or b"" for image in encoded])
+
+
+@pytest.fixture(scope="module")
+def median(direct: npt.NDArray[np.float32]) -> Threshold:
+    return Threshold(raw=float(np.nanmedian(direct)))
+
+
+def _run(dataset: Path, output: Path, model: ModelConfig, cut: Threshold, **options: object) -> None:
+    config = Config(
+        input=(str(dataset),),
+        output=str(output),
+        device="cpu",
+        model=model,
+        threshold=cut,
+        **options,  # type: ignore[arg-type]
+    )
+    assert run(config).exit_code == 0
+
+
+def test_every_row_is_a_sample_in_order(dataset: Path, encoded: list[bytes | None]) -> None:
+    samples, end = _read(dataset / "data/train-00000.parquet")
+    assert not end.error
+    assert [sample.offset for sample in samples] == list(range(15))
+    assert [sample.key for sample in samples][:2] == ["0", "1"]
+    assert [bytes(sample.image) for sample in samples if sample.image] == [
+        image for image in encoded if image
+    ]
+    assert samples[4].status is Status.MISSING_IMAGE
+    assert samples[5].status is Status.EMPTY
+    assert json.loads(bytes(samples[7].sidecar or b"")) == {"label": 7, "text": "caption 7"}
+
+
+def test_inputs_are_folders_patterns_and_files(dataset: Path) -> None:
+    names = [shard.name for shard in plan_shards(dataset / "data")]
+    assert names == ["train-00000", "train-00001"]
+    assert [shard.name for shard in plan_shards(dataset / "data/train-{00000..00001}.parquet")] == names
+    assert [shard.name for shard in plan_shards(dataset / "data/*.parquet")] == names
+    with pytest.raises(InputError, match="does not exist"):
+        plan_shards(dataset / "none.parquet")
+
+
+def test_the_column_is_found_or_given() -> None:
+    assert image_column(pa.schema([("image", STRUCT), ("mask", pa.binary())])) == "image"
+    assert image_column(pa.schema([("photo", pa.large_binary()), ("n", pa.int64())])) == "photo"
+    two = pa.schema([("a", pa.binary()), ("b", pa.binary())])
+    assert image_column(two, "b") == "b"
+    with pytest.raises(InputError, match="a, b all hold bytes"):
+        image_column(two)
+    with pytest.raises(InputError, match="'n' holds no bytes"):
+        image_column(pa.schema([("a", pa.binary()), ("n", pa.int64())]), "n")
+    with pytest.raises(InputError, match="no column holds image bytes"):
+        image_column(pa.schema([("n", pa.int64())]))
+
+
+def test_damage_and_limits(dataset: Path, tmp_path: Path) -> None:
+    whole = (dataset / "data/train-00000.parquet").read_bytes()
+    (tmp_path / "cut.parquet").write_bytes(whole[: len(whole) // 2])
+    samples, end = _read(tmp_path / "cut.parquet")
+    assert not samples
+    assert "can't be read" in end.error
+    samples, _ = _read(dataset / "data/train-00001.parquet", ReadLimits(max_member_bytes=10))
+    assert {sample.status for sample in samples} == {Status.TOO_LARGE}
+
+
+def test_kept_rows_are_the_inputs_own(
+    dataset: Path, direct: npt.NDArray[np.float32], tmp_path: Path, tiny_model: ModelConfig, median: Threshold
+) -> None:
+    _run(dataset, tmp_path / "out", tiny_model, median)
+    source = pq.read_table(dataset / "data/train-00000.parquet")
+    scores = pq.read_table(tmp_path / "out/scores/train-00000.parquet").to_pylist()
+    kept = pq.read_table(tmp_path / "out/shards/train-00000.parquet")
+    rows = [row["source_offset"] for row in scores if row["kept"]]
+    assert len(rows) == 6
+    assert kept.schema.equals(source.schema, check_metadata=True)
+    assert kept.equals(source.take(rows))
+    assert [row["status"] for row in scores][4:7] == ["missing_image", "empty", "undecodable"]
+    assert {row["output_shard"] for row in scores if row["kept"]} == {"shards/train-00000.parquet"}
+    assert [row["label"] for row in scores] == list(range(15))
+    found = np.array([row["aesthetic_score"] for row in scores], np.float32)
+    np.testing.assert_array_equal(found, direct)
+    stats = json.loads((tmp_path / "out/stats/train-00000.json").read_text())
+    assert stats["bytes_kept"] == (tmp_path / "out/shards/train-00000.parquet").stat().st_size
+
+
+def test_a_shard_done_anew_and_a_cut_of_stored_scores_give_the_same_bytes(
+    dataset: Path, tmp_path: Path, tiny_model: ModelConfig, median: Threshold
+) -> None:
+    _run(dataset, tmp_path / "out", tiny_model, median)
+    whole = snapshot(tmp_path / "out")
+    (tmp_path / "out/stats/train-00000.json").unlink()
+    _run(dataset, tmp_path / "out", tiny_model, median)
+    again = snapshot(tmp_path / "out")
+    assert {name for name in whole if again[name] != whole[name]} <= {"timing.json"}
+    _run(dataset, tmp_path / "scored", tiny_model, median, scores_only=True)
+    cut = Config(input=(str(dataset),), output=str(tmp_path / "cut"), threshold=median)
+    filter_scored(cut, str(tmp_path / "scored"))
+    for name in ("shards/train-00000.parquet", "scores/train-00000.parquet", "stats/train-00001.json"):
+        assert (tmp_path / "cut" / name).read_bytes() == whole[name]
