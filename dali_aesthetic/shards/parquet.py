@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dali_aesthetic.shards.buffer import DEFAULT_LIMITS, ReadLimits, is_url
+from dali_aesthetic.shards.formats import IMAGE_RANK, extension
 from dali_aesthetic.shards.inputs import InputError, common_parent, expand_braces, parent, walk
 from dali_aesthetic.types import Buffer, Sample, Shard, ShardEnd, Status
 
@@ -126,10 +127,16 @@ def _sample(
 
 
 def _is_folder(text: str) -> bool:
+    """Whether a folder holds Parquet and neither tars nor images, beside which Parquet is their metadata."""
     if is_url(text) or not os.path.isdir(text):
         return False
-    suffixes = {name.rpartition(".")[2] for name in walk(text)}
-    return "parquet" in suffixes and "tar" not in suffixes
+    found = False
+    for name in walk(text):
+        suffix = extension(name)
+        if suffix == "tar" or suffix in IMAGE_RANK:
+            return False
+        found = found or suffix == "parquet"
+    return found
 
 
 def _files(text: str, exclude: str) -> list[str]:

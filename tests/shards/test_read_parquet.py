@@ -106,6 +106,14 @@ def test_inputs_are_folders_patterns_and_files(dataset: Path) -> None:
         plan_shards(dataset / "none.parquet")
 
 
+@pytest.mark.parametrize("beside", ["00000.tar", "photo.jpg"])
+def test_parquet_beside_tars_or_images_is_their_metadata(dataset: Path, tmp_path: Path, beside: str) -> None:
+    (tmp_path / beside).write_bytes(b"x")
+    (tmp_path / "00000.parquet").write_bytes((dataset / "data/train-00001.parquet").read_bytes())
+    (shard,) = plan_shards(tmp_path)
+    assert (shard.kind, shard.name) == ("tar" if beside == "00000.tar" else "folder", "00000")
+
+
 def test_the_column_is_found_or_given() -> None:
     assert image_column(pa.schema([("image", STRUCT), ("mask", pa.binary())])) == "image"
     assert image_column(pa.schema([("photo", pa.large_binary()), ("n", pa.int64())])) == "photo"
