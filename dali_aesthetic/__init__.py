@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from dali_aesthetic.config import Config, ConfigError, DecodeConfig, ModelConfig
     from dali_aesthetic.launch.local import RunResult, run
     from dali_aesthetic.library import ImageScorer, score_images
+    from dali_aesthetic.score.download import WeightsUnavailable
     from dali_aesthetic.threshold import Threshold
 
 __version__ = "0.1.0"
@@ -24,6 +25,7 @@ __all__ = [
     "ModelConfig",
     "RunResult",
     "Threshold",
+    "WeightsUnavailable",
     "run",
     "score_images",
 ]
@@ -35,6 +37,7 @@ _HOMES = {
     "ModelConfig": "config",
     "RunResult": "launch.local",
     "Threshold": "threshold",
+    "WeightsUnavailable": "score.download",
     "run": "launch.local",
     "score_images": "library",
 }
