@@ -99,6 +99,10 @@ def _compare(output: Path, shard: Shard) -> str:
     """Where the shard's tar differs from the kept samples of its input, as they are there now."""
     table = pq.read_table(output / "scores" / f"{shard.name}.parquet", columns=["kept", "key"])
     kept, keys = table.column("kept").to_pylist(), table.column("key").to_pylist()
+    if (rows := output / "shards" / f"{shard.name}.parquet").exists():
+        source = pq.read_table(shard.source)
+        same = len(source) == len(kept) and pq.read_table(rows).equals(source.filter(table.column("kept")))
+        return "" if same else f"its rows differ from the kept ones of {shard.source}"
     samples = (item for item in read_shards([shard]) if isinstance(item, Sample))
     row = -1
     with (output / "shards" / f"{shard.name}.tar").open("rb") as tar:

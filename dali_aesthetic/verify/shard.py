@@ -26,7 +26,9 @@ def check_shard(output: Path, name: str, scores_only: bool) -> Iterator[str]:
         stats = json.loads((output / "stats" / f"{name}.json").read_bytes())
         rows = pq.read_table(output / "scores" / f"{name}.parquet", columns=_COLUMNS).to_pylist()
         yield from _check_counts(stats, rows)
-        if not scores_only:
+        if (output / "shards" / f"{name}.parquet").exists():
+            yield from _check_parquet(output / "shards" / f"{name}.parquet", stats)
+        elif not scores_only:
             yield from _check_tar(output, name, stats, [row["key"] for row in rows if row["kept"]])
         if stats.get("num_quarantined"):
             yield from _check_quarantine(output, name, stats, rows)
@@ -60,6 +62,12 @@ def _check_tar(output: Path, name: str, stats: dict[str, Any], kept: list[str]) 
         if (keys := read(path)) not in (expected, None):
             difference = _difference(keys or [], kept)
             yield f"its tar holds other samples than its scores mark as kept ({difference}; read by {reader})"
+
+
+def _check_parquet(path: Path, stats: dict[str, Any]) -> Iterator[str]:
+    """Kept rows of a Parquet input. Reads every byte."""
+    if (found := len(pq.read_table(path))) != stats["num_kept"]:
+        yield f"its Parquet file has {found} rows, its stats state {stats['num_kept']} kept samples"
 
 
 def _tarfile_keys(path: Path) -> list[str] | None:

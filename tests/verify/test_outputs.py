@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 
 from dali_aesthetic.cli import app
 from dali_aesthetic.config import ConfigError
-from dali_aesthetic.verify.outputs import verify_output
+from dali_aesthetic.types import Shard
+from dali_aesthetic.verify.outputs import _compare, verify_output
 from tests.write.scored import make_tar, run, shard_of
 
 
@@ -116,6 +117,23 @@ def test_an_input_that_changed_or_went_is_found(written: Path, output: Path, tmp
     problems = dict(verify_output(output, against_input=True).problems)
     assert problems["b"] == "its input is gone"
     assert "a" in problems
+
+
+def test_kept_rows_of_a_parquet_input_are_counted_and_compared(output: Path, tmp_path: Path) -> None:
+    """The tar's place taken by a Parquet file of the same rows."""
+    kept = pq.read_table(output / "scores" / "a.parquet", columns=["kept"]).column("kept")
+    source = pa.table({"image": [bytes([i]) * 50 for i in range(20)]})
+    file = output / "shards" / "a.parquet"
+    pq.write_table(source, tmp_path / "a.parquet")
+    pq.write_table(source.filter(kept), file)
+    shard = Shard(index=0, name="a", kind="tar", source=str(tmp_path / "a.parquet"))
+    assert verify_output(output).problems == ()
+    assert _compare(output, shard) == ""
+    pq.write_table(source.slice(0, 10), file)
+    assert "its rows differ" in _compare(output, shard)
+    pq.write_table(source, file)
+    (problem,) = verify_output(output).problems
+    assert problem == ("a", "its Parquet file has 20 rows, its stats state 10 kept samples")
 
 
 def test_what_a_stopped_run_left_is_no_error(output: Path) -> None:
