@@ -74,8 +74,11 @@ def score_embeddings(
 ) -> EmbeddingsResult:
     """Scores every embedding of `inputs` into `output/scores/`; a file that is committed is skipped.
 
-    `encoder` is the CLIP that made the embeddings. Raises InputError for inputs that aren't embeddings,
-    NotNormalized, ValueError for heads that don't fit, RunMismatch for an output that holds another run,
+    `encoder` is the CLIP that made the embeddings. Where other work keeps the cores busy, OMP_NUM_THREADS=1
+    is often several times faster: threads then don't wait for one another at every block.
+
+    Raises InputError for inputs that aren't embeddings, NotNormalized, ValueError for heads that don't fit,
+    RunMismatch for an output that holds another run,
     WeightsUnavailable, and OSError where the output can't be written.
     """
     root = Path(output)
