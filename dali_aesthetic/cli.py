@@ -16,6 +16,7 @@ from dali_aesthetic.commands.options import (
     Device,
     Encoder,
     Heads,
+    ImageColumn,
     Input,
     MaxRaw,
     MaxUnit,
@@ -101,9 +102,7 @@ def run(
     quarantine: Annotated[
         bool | None, typer.Option("--quarantine", help="Keep a copy of the samples that can't be scored.")
     ] = None,
-    image_column: Annotated[
-        str | None, typer.Option(help="Column of a Parquet input with the images. (default: found)")
-    ] = None,
+    image_column: ImageColumn = None,
     save_embeddings: Annotated[
         bool | None,
         typer.Option("--save-embeddings", help="Write the CLIP embeddings too, in clip-retrieval's layout."),

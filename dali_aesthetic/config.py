@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from dali_aesthetic.threshold import Threshold
 
 Device = Literal["auto", "cpu", "cuda"]
-Precision = Literal["auto", "fp32", "fp16", "bf16", "fp8"]
+Precision = Literal["auto", "fp32", "fp16", "bf16"]
 
 
 class ConfigError(ValueError):

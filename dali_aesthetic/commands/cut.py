@@ -12,6 +12,7 @@ from dali_aesthetic.commands.options import (
     Device,
     Encoder,
     Heads,
+    ImageColumn,
     Input,
     MaxRaw,
     MaxUnit,
@@ -61,6 +62,7 @@ def score(
     precision: Annotated[str | None, typer.Option(help="auto, fp32, fp16 or bf16. (default: auto)")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images encoded at a time.")] = None,
     num_threads: Annotated[int | None, typer.Option(help="CPU threads that decode.")] = None,
+    image_column: ImageColumn = None,
     config: ConfigFile = None,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say more; show tracebacks.")] = False,
 ) -> None:
@@ -73,6 +75,7 @@ def score(
         "input": inputs or None,
         "output": output,
         "scores_only": True,
+        "image_column": image_column,
         "device": device,
         "threshold": {},
         "model": {
@@ -99,12 +102,14 @@ def filter_command(
     keep_top: Top = None,
     max_threshold: MaxUnit = None,
     max_raw_threshold: MaxRaw = None,
+    image_column: ImageColumn = None,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show tracebacks.")] = False,
 ) -> None:
     """Cut stored scores at any threshold and write what `run` would have written. Needs no GPU."""
     flags = {
         "input": [*(input or []), *(more_input or [])] or None,
         "output": output,
+        "image_column": image_column,
         "threshold": threshold_fields(
             threshold, raw_threshold, preset, keep_top, max_threshold, max_raw_threshold
         ),

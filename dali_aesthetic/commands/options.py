@@ -50,6 +50,9 @@ MaxUnit = Annotated[
 MaxRaw = Annotated[
     float | None, typer.Option("--max-raw-threshold", help="The same on the head's own scale.")
 ]
+ImageColumn = Annotated[
+    str | None, typer.Option(help="Column of a Parquet input with the images. (default: found)")
+]
 MoreInput = Annotated[list[str] | None, typer.Argument(hidden=True)]
 """Where a shell expanded a pattern that was not quoted."""
 
