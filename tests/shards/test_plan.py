@@ -5,11 +5,11 @@ from pathlib import Path
 
 import fsspec
 import pytest
-from tar_factory import JPEG, pack, sample_members
 
 from dali_aesthetic.shards import InputError, plan_shards, read_shards
 from dali_aesthetic.shards.inputs import expand_braces
 from dali_aesthetic.types import Sample
+from tests.shards.tar_factory import JPEG, pack, sample_members
 
 
 def touch(root: Path, *names: str) -> Path:

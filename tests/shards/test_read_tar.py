@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import webdataset
-from tar_factory import JPEG, PNG, joined, pack, read_bytes, read_one, sample_members, unpack
 
 from dali_aesthetic.shards import read_shards
 from dali_aesthetic.shards.scan import scan_tar
 from dali_aesthetic.types import Shard, ShardEnd, Status
+from tests.shards.tar_factory import JPEG, PNG, joined, pack, read_bytes, read_one, sample_members, unpack
 
 FORMATS = {"gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT}
 

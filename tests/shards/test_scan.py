@@ -7,9 +7,9 @@ import tarfile
 import time
 
 import pytest
-from tar_factory import JPEG, pack, sample_members
 
 from dali_aesthetic.shards.scan import MAX_EXTENSION_BYTES, Member, TarDamage, checksum, scan_tar
+from tests.shards.tar_factory import JPEG, pack, sample_members
 
 NAMES = [
     "plain.jpg",

@@ -12,12 +12,12 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import webdataset
-from scored import GOOD, JPEG, at_least_5, batches, make_tar, run, scored, shard_of, tree
 
 from dali_aesthetic.shards import read_shards
 from dali_aesthetic.types import ImageHeader, Route, Sample, Shard, ShardEnd, Status
 from dali_aesthetic.write import ShardSink, clean_leftovers, committed_names
 from dali_aesthetic.write.files import OutsideOutput
+from tests.write.scored import GOOD, JPEG, at_least_5, batches, make_tar, run, scored, shard_of, tree
 
 
 @pytest.fixture
@@ -221,7 +221,7 @@ DIE_AT_A_RENAME = """
 import os, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from scored import run, shard_of
+from tests.write.scored import run, shard_of
 replace, count = os.replace, 0
 def dying(source, target):
     global count
@@ -241,7 +241,7 @@ def test_killed_for_good_the_rest_is_cleaned_and_done(
     run(tmp_path / "whole", shards)
     out = tmp_path / "out"
     sources = [shard.source for shard in shards]
-    command = [sys.executable, "-c", DIE_AT_A_RENAME, str(Path(__file__).parent), str(renames), str(out)]
+    command = [sys.executable, "-c", DIE_AT_A_RENAME, str(Path(__file__).parents[2]), str(renames), str(out)]
     assert subprocess.run([*command, *sources], check=False).returncode == -9
     assert [name for name in tree(out) if ".tmp" in name]
     assert committed_names(out) == ({"00000"} if renames == 4 else set())

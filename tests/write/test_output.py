@@ -7,7 +7,6 @@ import time
 from pathlib import Path
 
 import pytest
-from scored import JPEG, make_tar, run, shard_of, tree
 
 from dali_aesthetic.shards import plan_shards
 from dali_aesthetic.write import (
@@ -20,6 +19,7 @@ from dali_aesthetic.write import (
     write_run_record,
 )
 from dali_aesthetic.write.files import temporary_path
+from tests.write.scored import JPEG, make_tar, run, shard_of, tree
 
 RECORD = {
     "identity": {"threshold": 5.0, "weights": {"name": "a", "sha256": "1"}, "heads": ["v2"]},

@@ -9,11 +9,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from scored import GOOD
 
 from dali_aesthetic.types import Sample, Shard
 from dali_aesthetic.write.parquet import ScoreRows
 from dali_aesthetic.write.sidecar import MAX_COLUMNS, MAX_JSON_BYTES, SidecarColumns
+from tests.write.scored import GOOD
 
 SHARD = Shard(index=0, name="s", kind="tar", source="in/s.tar")
 OURS = [
