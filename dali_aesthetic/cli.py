@@ -10,8 +10,9 @@ import typer
 
 from dali_aesthetic import __version__
 from dali_aesthetic.commands import check, cut, look, page, stored
-from dali_aesthetic.commands.launch import run_with
+from dali_aesthetic.commands.launch import Saying, run_with
 from dali_aesthetic.commands.options import (
+    AsJson,
     ConfigFile,
     Device,
     Encoder,
@@ -24,9 +25,11 @@ from dali_aesthetic.commands.options import (
     MoreInput,
     Output,
     Preset,
+    Quiet,
     Raw,
     Top,
     Unit,
+    Verbose,
     Weights,
     threshold_fields,
 )
@@ -46,6 +49,23 @@ Examples:
 
 Exit code: 0 complete, 1 shards failed (they are named) or it stalled, 2 wrong configuration or an output in
 use, 130 and 143 stopped by Ctrl-C and SIGTERM. Whatever ended it: run the same command again to go on.
+"""
+DOWNLOAD_EXAMPLES = """
+Examples:
+
+  dali-aesthetic download --model-dir models
+
+  dali-aesthetic download --encoder ViT-B-32 --head laion-v1
+"""
+DEMO_EXAMPLES = """
+Examples:
+
+  dali-aesthetic demo --output demo
+"""
+PLAN_EXAMPLES = """
+Examples:
+
+  dali-aesthetic plan --images 5e9 --gpus 64 --gpu h100 --price 2.5
 """
 
 
@@ -114,7 +134,9 @@ def run(
         float | None, typer.Option(help="GiB of encoded images in memory. (default: a quarter of it, max 16)")
     ] = None,
     config: ConfigFile = None,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say more; show tracebacks.")] = False,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
 ) -> None:
     """Score every sample, write the kept ones, the scores and the stats; rerun to go on where it stopped."""
     flags = {
@@ -142,10 +164,10 @@ def run(
             "memory_budget_gb": memory_budget,
         },
     }
-    guarded(verbose, lambda: run_with(flags, config, verbose))
+    guarded(verbose, lambda: run_with(flags, config, Saying(quiet, as_json, verbose)))
 
 
-@app.command()
+@app.command(epilog=DOWNLOAD_EXAMPLES)
 def download(
     model_dir: ModelDir = None, encoder: Encoder = None, weights: Weights = None, head: Heads = None
 ) -> None:
@@ -166,7 +188,7 @@ def download(
     guarded(False, work)
 
 
-@app.command()
+@app.command(epilog=DEMO_EXAMPLES)
 def demo(
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Folder for the demo set and its result.")
@@ -180,7 +202,7 @@ def demo(
     guarded(False, lambda: run_demo(output, model_dir, device, console))
 
 
-@app.command()
+@app.command(epilog=PLAN_EXAMPLES)
 def plan(
     images: Annotated[float, typer.Option(help="How many, such as 5e9.")],
     gpus: Annotated[int, typer.Option(help="GPUs at work at the same time.")] = 1,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console
 from rich.live import Live
@@ -77,10 +78,36 @@ def summary(result: RunResult, config: Config, console: Console) -> None:
     table.add_row("bound by", stats.bound_by() or "-")
     table.add_row("output", escape(config.output))
     console.print(table)
+    problems(stats, console)
+
+
+def problems(stats: RunStats, console: Console) -> None:
+    """Damaged and failed shards by name: said even where nothing else is."""
     for report in stats.damaged:
         console.print(f"[yellow]damaged[/] {escape(report.source)}: {escape(report.damage)}")
     for report in stats.failed:
         console.print(f"[red]failed[/] {escape(report.source)}: {escape(report.error)}")
+
+
+def as_dict(result: RunResult, config: Config) -> dict[str, Any]:
+    """The summary for machines; `min_raw` is None where only scores were made. Times are seconds."""
+    stats = result.stats
+    return {
+        "output": config.output,
+        "shards": result.num_shards,
+        "committed": len(stats.reports) - len(stats.failed),
+        "skipped": result.num_skipped,
+        "failed": {report.source: report.error for report in stats.failed},
+        "damaged": {report.source: report.damage for report in stats.damaged},
+        "samples": stats.num_samples,
+        "statuses": dict(stats.statuses),
+        "kept": stats.num_kept,
+        "min_raw": None if config.scores_only else result.threshold.min_raw,
+        "seconds": round(stats.seconds, 3),
+        "images_per_second": round(stats.samples_per_second, 1),
+        "bound_by": stats.bound_by(),
+        "exit_code": result.exit_code,
+    }
 
 
 def preset_rows(stats: RunStats, head: str) -> list[tuple[str, str]]:

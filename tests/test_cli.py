@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -123,6 +124,7 @@ FLAGS = {
     "--model-dir", "--device", "--precision", "--backend", "--batch-size", "--num-threads", "--config",
     "--apply-exif", "--max-bad-fraction", "--quarantine", "--stall-timeout", "--memory-budget", "--verbose",
     "--image-column", "--save-embeddings", "--keep-top", "--max-threshold", "--max-raw-threshold",
+    "--quiet", "--json",
 }  # fmt: skip
 
 
@@ -138,3 +140,23 @@ def test_defaults_in_the_help_are_the_configs(tmp_path: Path) -> None:
     default = ModelConfig()
     assert f"(default: {default.encoder})" in text
     assert f"(default: {default.weights})" in text
+
+
+def test_every_command_shows_examples_in_its_help() -> None:
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    assert len(commands) >= 12
+    assert not [name for name, command in commands.items() if "dali-aesthetic " + name not in command.epilog]
+
+
+def test_quiet_says_nothing_of_success_and_json_is_for_machines(shards_dir: Path, tmp_path: Path) -> None:
+    where = ("--input", shards_dir / "00001.tar", "--output")
+    quiet = call(*tiny(*where, tmp_path / "quiet", "--quiet"))
+    assert (quiet.returncode, quiet.stdout, quiet.stderr) == (0, "", "")
+    said = json.loads(call(*tiny(*where, tmp_path / "json", "--json", "--raw-threshold", "-1000")).stdout)
+    assert (said["samples"], said["kept"], said["committed"]) == (10, 8, 1)
+    assert said["statuses"] == {"ok": 8, "truncated": 1, "empty": 1}
+    assert said["min_raw"] == -1000
+    (tmp_path / "bad.tar").write_text("no tar " * 200)
+    bad = call(*tiny("--input", tmp_path / "bad.tar", "--output", tmp_path / "bad", "--quiet"))
+    assert bad.returncode == 1
+    assert "bad.tar" in bad.stderr

@@ -6,8 +6,9 @@ from typing import Annotated
 
 import typer
 
-from dali_aesthetic.commands.launch import filter_with, run_with
+from dali_aesthetic.commands.launch import Saying, filter_with, run_with
 from dali_aesthetic.commands.options import (
+    AsJson,
     ConfigFile,
     Device,
     Encoder,
@@ -20,9 +21,11 @@ from dali_aesthetic.commands.options import (
     MoreInput,
     Output,
     Preset,
+    Quiet,
     Raw,
     Top,
     Unit,
+    Verbose,
     Weights,
     threshold_fields,
 )
@@ -64,7 +67,9 @@ def score(
     num_threads: Annotated[int | None, typer.Option(help="CPU threads that decode.")] = None,
     image_column: ImageColumn = None,
     config: ConfigFile = None,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say more; show tracebacks.")] = False,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
 ) -> None:
     """Score every sample and write no images: cut the scores later with `filter`, as often as you like."""
     inputs = [*(input or []), *(more_input or [])]
@@ -87,7 +92,7 @@ def score(
         },
         "decode": {"batch_size": batch_size, "num_threads": num_threads},
     }
-    guarded(verbose, lambda: run_with(flags, config, verbose))
+    guarded(verbose, lambda: run_with(flags, config, Saying(quiet, as_json, verbose)))
 
 
 @commands.command(name="filter", epilog=SCORE_EXAMPLES)
@@ -103,7 +108,9 @@ def filter_command(
     max_threshold: MaxUnit = None,
     max_raw_threshold: MaxRaw = None,
     image_column: ImageColumn = None,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show tracebacks.")] = False,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
 ) -> None:
     """Cut stored scores at any threshold and write what `run` would have written. Needs no GPU."""
     flags = {
@@ -114,7 +121,7 @@ def filter_command(
             threshold, raw_threshold, preset, keep_top, max_threshold, max_raw_threshold
         ),
     }
-    guarded(verbose, lambda: filter_with(flags, scores))
+    guarded(verbose, lambda: filter_with(flags, scores, Saying(quiet, as_json, verbose)))
 
 
 @commands.command(epilog=SELECT_EXAMPLES)

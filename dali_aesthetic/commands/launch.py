@@ -2,39 +2,64 @@
 
 from __future__ import annotations
 
+import json
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import typer
 import yaml
 
 from dali_aesthetic.commands.outcome import console
 from dali_aesthetic.config import Config, ConfigError, merge
 
+if TYPE_CHECKING:
+    from dali_aesthetic.launch.local import RunResult, Watch
 
-def run_with(flags: dict[str, Any], file: Path | None, verbose: bool) -> int:
+
+class Saying(NamedTuple):
+    """How much a command says: everything, problems only, or the summary as JSON on standard output."""
+
+    quiet: bool = False
+    as_json: bool = False
+    verbose: bool = False
+
+
+def run_with(flags: dict[str, Any], file: Path | None, saying: Saying) -> int:
     """Run what flags and file say; the exit code."""
     config = Config.build(over_file(flags, file))
-    from dali_aesthetic.display import summary, watch_on
     from dali_aesthetic.launch.local import run
     from dali_aesthetic.launch.refilter import run_top
 
-    if verbose:
+    if saying.verbose:
         console.print_json(config.model_dump_json())
     launch = run if config.threshold.top is None or config.scores_only else run_top
-    result = launch(config, watch=partial(watch_on, console))
-    summary(result, config, console)
-    return result.exit_code
+    return _say(launch(config, watch=_watch(saying)), config, saying)
 
 
-def filter_with(flags: dict[str, Any], scores: str) -> int:
+def filter_with(flags: dict[str, Any], scores: str, saying: Saying) -> int:
     """Cut the stored `scores`; the exit code."""
     config = Config.build(over_file(flags, None))
-    from dali_aesthetic.display import summary, watch_on
     from dali_aesthetic.launch.refilter import filter_scored
 
-    result = filter_scored(config, scores, watch=partial(watch_on, console))
-    summary(result, config, console)
+    return _say(filter_scored(config, scores, watch=_watch(saying)), config, saying)
+
+
+def _watch(saying: Saying) -> Watch | None:
+    from dali_aesthetic.display import watch_on
+
+    return None if saying.quiet or saying.as_json else partial(watch_on, console)
+
+
+def _say(result: RunResult, config: Config, saying: Saying) -> int:
+    from dali_aesthetic.display import as_dict, problems, summary
+
+    if saying.as_json:
+        typer.echo(json.dumps(as_dict(result, config), indent=2))
+    elif saying.quiet:
+        problems(result.stats, console)
+    else:
+        summary(result, config, console)
     return result.exit_code
 
 

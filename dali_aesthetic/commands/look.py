@@ -15,10 +15,22 @@ from dali_aesthetic.commands.outcome import console, guarded
 
 commands = typer.Typer()
 Json = Annotated[bool, typer.Option("--json", help="For machines: JSON on standard output.")]
+INSPECT_EXAMPLES = """
+Examples:
+
+  dali-aesthetic inspect --input 'data/{00000..00123}.tar' --shards 5
+"""
+DOCTOR_EXAMPLES = """
+Examples:
+
+  dali-aesthetic doctor --output kept --model-dir models
+
+Exit code: 0 fit to run, 1 a check failed.
+"""
 _COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
 
 
-@commands.command()
+@commands.command(epilog=INSPECT_EXAMPLES)
 def inspect(
     more_input: MoreInput = None,
     input: Input = None,
@@ -40,7 +52,7 @@ def inspect(
     guarded(False, work)
 
 
-@commands.command()
+@commands.command(epilog=DOCTOR_EXAMPLES)
 def doctor(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder to write to.")] = None,
     model_dir: ModelDir = None,

@@ -50,6 +50,9 @@ MaxUnit = Annotated[
 MaxRaw = Annotated[
     float | None, typer.Option("--max-raw-threshold", help="The same on the head's own scale.")
 ]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but what went wrong.")]
+AsJson = Annotated[bool, typer.Option("--json", help="For machines: the summary as JSON on standard output.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say more; show tracebacks.")]
 ImageColumn = Annotated[
     str | None, typer.Option(help="Column of a Parquet input with the images. (default: found)")
 ]
