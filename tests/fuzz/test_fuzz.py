@@ -59,7 +59,7 @@ def test_nothing_unexpected_is_raised(target: str, seeds: list[bytes], tmp_path:
             *([f"-max_total_time={SECONDS}"] if SECONDS else [f"-runs={RUNS}", "-seed=1"]),
             "-max_len=8192",
             f"-artifact_prefix={tmp_path}/",
-            # The peak that libFuzzer reads is inherited from the test run that starts it: limit pieces instead.
+            # The peak that libFuzzer reads is inherited from the test run: limit single pieces instead.
             "-rss_limit_mb=0",
             "-malloc_limit_mb=512",
         ],
