@@ -37,7 +37,7 @@ def verify(
     ] = False,
     precision: Annotated[
         str | None,
-        typer.Option(help="Measure this precision against PIL and fp32: auto, fp16, bf16, fp8 ..."),
+        typer.Option(help="Measure this precision against PIL and fp32: auto, fp32, fp16, bf16."),
     ] = None,
     input: Input = None,
     sample: Annotated[int, typer.Option(min=1, help="Images to measure the precision on.")] = 1000,

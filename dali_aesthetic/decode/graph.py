@@ -2,7 +2,7 @@
 
 A region resize with the reference's integer geometry and uint8 output is about 0.15/255 from PIL on average
 (the usual `resize_shorter` + centre crop: 3.7/255). PIL also rounds to uint8 between its horizontal and its
-vertical pass; doing the same in two resizes leaves 0.004/255, nearly every byte equal. That costs 2 to 14% of
+vertical pass; doing the same in two resizes leaves 0.004/255, nearly every byte equal. It costs up to 15% of
 the decoding rate on a GPU, which has it to spare, and 60% on a CPU: so a GPU takes two passes, a CPU one.
 EXIF orientation is ignored, as the reference does, unless asked for; `jpeg_fancy_upsampling=True` because the
 hardware decoder otherwise replicates chroma.
