@@ -6,9 +6,38 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from dali_aesthetic.overlap import StageTimes
 from dali_aesthetic.types import ImageHeader, ShardReport, Status
+
+_Number = TypeVar("_Number", int, float)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tally:
+    """Counters of a worker at one moment: plain values that travel between processes and hosts, and add.
+
+    `work` is seconds of own work by stage; `seconds` is how long the worker has been at it.
+    """
+
+    num_samples: int = 0
+    num_kept: int = 0
+    statuses: Mapping[str, int] = field(default_factory=dict)
+    presets: Mapping[str, int] = field(default_factory=dict)
+    work: Mapping[str, float] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    def __add__(self, other: Tally) -> Tally:
+        """Both together; their seconds too, as for one stream of a worker after another."""
+        return Tally(
+            num_samples=self.num_samples + other.num_samples,
+            num_kept=self.num_kept + other.num_kept,
+            statuses=_sum(self.statuses, other.statuses),
+            presets=_sum(self.presets, other.presets),
+            work=_sum(self.work, other.work),
+            seconds=self.seconds + other.seconds,
+        )
 
 
 @dataclass(slots=True)
@@ -16,6 +45,7 @@ class RunStats:
     """What a run has done so far. Times are seconds; rates count every sample, good or bad.
 
     `presets` counts by name how many scores each preset would keep, whatever the run's own threshold is.
+    `workers` has the latest tally of each worker by name where several processes share the run.
     """
 
     num_samples: int = 0
@@ -25,6 +55,7 @@ class RunStats:
     presets: Counter[str] = field(default_factory=Counter)
     reports: list[ShardReport] = field(default_factory=list)
     stages: list[StageTimes] = field(default_factory=list)
+    workers: dict[str, Tally] = field(default_factory=dict)
     waited_for_device: float = 0.0
     wrote: float = 0.0
     started_at: float = field(default_factory=time.perf_counter)
@@ -43,6 +74,25 @@ class RunStats:
         self.num_scored = self.statuses[Status.OK.value]
         self.num_kept += num_kept
         self.presets.update(presets or {})
+
+    def tally(self) -> Tally:
+        """The counters now, as plain values."""
+        return Tally(
+            num_samples=self.num_samples,
+            num_kept=self.num_kept,
+            statuses=dict(self.statuses),
+            presets=dict(self.presets),
+            work=self.work_times(),
+            seconds=self.seconds,
+        )
+
+    def set_worker(self, name: str, tally: Tally) -> None:
+        """`tally` is all that the worker `name` has done so far; the totals become the workers' sum."""
+        self.workers[name] = tally
+        total = sum(self.workers.values(), Tally())
+        self.num_samples, self.num_kept = total.num_samples, total.num_kept
+        self.statuses, self.presets = Counter(total.statuses), Counter(total.presets)
+        self.num_scored = self.statuses[Status.OK.value]
 
     @property
     def num_bad(self) -> int:
@@ -76,8 +126,11 @@ class RunStats:
         """Seconds of own work by stage, its waiting taken off: storage, decode, GPU (or encoder), sink.
 
         Each stage's thread waits for input at the queue before it and for room at the one behind it; what
-        remains is work. The device's work is what the last thread waits for, after the launch.
+        remains is work. The device's work is what the last thread waits for, after the launch. Of several
+        workers it is the sum.
         """
+        if self.workers:
+            return dict(sum(self.workers.values(), Tally()).work)
         work: dict[str, float] = {}
         waited_for_input = 0.0
         for stage in self.stages:
@@ -94,5 +147,12 @@ class RunStats:
     def bound_by(self) -> str:
         """The stage with most work of its own, or "" before there is anything to tell."""
         work = self.work_times()
-        slowest = max(work, key=lambda name: work[name])
-        return slowest if work[slowest] > 0 else ""
+        slowest = max(work, key=lambda name: work[name], default="")
+        return slowest if work.get(slowest, 0) > 0 else ""
+
+
+def _sum(one: Mapping[str, _Number], other: Mapping[str, _Number]) -> dict[str, _Number]:
+    total = dict(one)
+    for name, value in other.items():
+        total[name] = total[name] + value if name in total else value
+    return total

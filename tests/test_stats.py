@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dali_aesthetic.overlap import StageTimes
-from dali_aesthetic.stats import RunStats
+from dali_aesthetic.stats import RunStats, Tally
 from dali_aesthetic.types import ImageHeader, Route, ShardReport, Status
 
 
@@ -50,3 +50,22 @@ def test_the_clock_stops_at_the_end() -> None:
     stats = RunStats()
     stats.finish()
     assert stats.seconds == stats.seconds
+
+
+def test_tallies_of_workers_add_up_to_the_run() -> None:
+    one, other = RunStats(), RunStats(waited_for_device=2.0)
+    one.add((header(Status.OK), header(Status.EMPTY)), 1, {"high": 1})
+    other.add((header(Status.OK),), 0, {"high": 0, "premium": 2})
+    run = RunStats()
+    run.set_worker("a", Tally(num_samples=99))
+    run.set_worker("a", one.tally())
+    run.set_worker("b", other.tally())
+    assert (run.num_samples, run.num_scored, run.num_bad, run.num_kept) == (3, 2, 1, 1)
+    assert run.presets == {"high": 1, "premium": 2}
+    assert run.work_times()["encode"] == 2.0
+    assert run.bound_by() == "encode"
+
+
+def test_streams_of_one_worker_add_their_seconds() -> None:
+    both = Tally(num_samples=1, seconds=2.0, work={"sink": 1.0}) + Tally(seconds=3.0, work={"decode": 0.5})
+    assert (both.num_samples, both.seconds, both.work) == (1, 5.0, {"sink": 1.0, "decode": 0.5})

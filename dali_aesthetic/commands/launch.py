@@ -14,7 +14,7 @@ from dali_aesthetic.commands.outcome import console
 from dali_aesthetic.config import Config, ConfigError, merge
 
 if TYPE_CHECKING:
-    from dali_aesthetic.launch.local import RunResult, Watch
+    from dali_aesthetic.launch.result import RunResult, Watch
 
 
 class Saying(NamedTuple):

@@ -1,0 +1,66 @@
+"""Working shards through on one device, under a lock that the launcher holds: what every launcher calls."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable
+from contextlib import closing
+
+from dali_aesthetic.config import Config
+from dali_aesthetic.launch.memory import budget_bytes, memory_bytes
+from dali_aesthetic.launch.stall import stall_guard
+from dali_aesthetic.launch.timing import timed
+from dali_aesthetic.launch.worker import Worker
+from dali_aesthetic.run_shard import BATCHES_IN_FLIGHT, Rooms, run_shards
+from dali_aesthetic.shards.buffer import ReadLimits
+from dali_aesthetic.stats import RunStats
+from dali_aesthetic.types import Shard, ShardReport
+from dali_aesthetic.write.commit import ShardSink
+
+
+def work_shards(
+    config: Config, worker: Worker, shards: Iterable[Shard], stats: RunStats, *, memory_share: int = 1
+) -> Generator[ShardReport, None, None]:
+    """Commits each of `shards` to `config.output` and yields its report; `stats` counts along.
+
+    The caller has claimed the output and written its `run.json`, or knows who has. `shards` may be a stream
+    that waits for its next item: a shard is taken when there is room to read it, and the last ones are
+    committed when the stream ends. Closing the generator abandons what is open; a report with an `error` is
+    a shard that was given up. Several streams may follow one another on one worker. `memory_share` is the
+    number of workers that share this host's memory.
+
+    Raises OSError where the output can't be written, and whatever broke a room; ends the process where
+    nothing moves for `config.guard.stall_timeout`.
+    """
+    with _sink(config, worker) as sink, stall_guard(stats, config.guard.stall_timeout):
+        reports = run_shards(shards, _rooms(config, worker, sink, memory_share), stats)
+        # Closed here and now: a signal between two reports would else leave the stages' threads running.
+        with closing(timed(reports, config.output, stats)) as timed_reports:
+            yield from timed_reports
+    stats.finish()
+
+
+def _sink(config: Config, worker: Worker) -> ShardSink:
+    return ShardSink(
+        config.output,
+        worker.scorer.head_names,
+        config.threshold.keep,
+        images=not config.scores_only,
+        max_bad_fraction=config.guard.max_bad_fraction,
+        quarantine=config.guard.quarantine,
+        embeddings=config.save_embeddings,
+    )
+
+
+def _rooms(config: Config, worker: Worker, sink: ShardSink, memory_share: int) -> Rooms:
+    return Rooms(
+        read_limits=ReadLimits(
+            max_member_bytes=config.guard.max_member_mb << 20,
+            max_tar_bytes=config.guard.max_tar_gb << 30,
+            max_download_bytes=memory_bytes() // 2 // memory_share,
+        ),
+        batch_bytes=budget_bytes(config.guard.memory_budget_gb) // BATCHES_IN_FLIGHT // memory_share,
+        limits=worker.limits,
+        decoder=worker.decoder,
+        scorer=worker.scorer,
+        sink=sink,
+    )
