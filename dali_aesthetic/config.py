@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from dali_aesthetic.threshold import Threshold
 
 Device = Literal["auto", "cpu", "cuda"]
-Precision = Literal["auto", "fp32", "fp16", "bf16"]
+Precision = Literal["auto", "fp32", "fp16", "bf16", "fp8"]
 
 
 class ConfigError(ValueError):
@@ -30,7 +30,8 @@ class ModelConfig(_Section):
 
     `encoder` is any open_clip ViT name. `weights` is `openai`, `random[:SEED]` or a path. The first of
     `heads` decides what is kept; each is `laion-v2`, `laion-v1` or a path. `backend` names a way to run
-    the encoder; `auto` takes the fastest known to be right on the device.
+    the encoder; `auto` takes the fastest known to be right on the device. `calibration` is the file of fp8
+    scales of an earlier run; without one a run measures its own.
     """
 
     encoder: str = "ViT-L-14"
@@ -39,6 +40,7 @@ class ModelConfig(_Section):
     model_dir: Path | None = None
     precision: Precision = "auto"
     backend: str = "auto"
+    calibration: Path | None = None
 
     @field_validator("heads")
     @classmethod
@@ -64,6 +66,21 @@ class DecodeConfig(_Section):
     max_pixels: int = Field(default=200_000_000, ge=1)
     max_pixels_per_byte: int = Field(default=1000, ge=1)
     apply_exif: bool = False
+
+
+class GateConfig(_Section):
+    """What fp8 must show on a run's own images before the run uses it.
+
+    The first `calibration_images` set its scales. On the next `check_images` the first head's raw scores may
+    differ from fp16's by `max_mean_error` in the mean and `max_p99_error` at the 99th percentile, and fewer
+    than `max_flips` of them may change sides at any preset and at the run's own cut.
+    """
+
+    calibration_images: int = Field(default=512, ge=16, le=8192)
+    check_images: int = Field(default=1024, ge=16, le=16384)
+    max_mean_error: float = Field(default=0.02, ge=0)
+    max_p99_error: float = Field(default=0.08, ge=0)
+    max_flips: float = Field(default=0.01, ge=0)
 
 
 class GuardConfig(_Section):
@@ -103,6 +120,7 @@ class Config(_Section):
     model: ModelConfig = ModelConfig()
     decode: DecodeConfig = DecodeConfig()
     guard: GuardConfig = GuardConfig()
+    gate: GateConfig = GateConfig()
 
     @field_validator("input", mode="before")
     @classmethod

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import closing
 
 from dali_aesthetic.config import Config
+from dali_aesthetic.launch.precision import prepare
 from dali_aesthetic.launch.result import RunResult, Watch, unwatched
 from dali_aesthetic.launch.work import work_shards
 from dali_aesthetic.launch.worker import Worker, build_worker, run_record
@@ -24,6 +25,7 @@ def run(config: Config, *, watch: Watch | None = None) -> RunResult:
     where the output can't be written. A shard that can't be read is in the result's `stats.failed`.
     """
     shards = plan_shards(config.input, output=config.output, image_column=config.image_column)
+    config = prepare(config, shards)
     worker = build_worker(config)
     try:
         return _run(config, shards, worker, watch)

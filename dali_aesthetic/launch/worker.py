@@ -14,7 +14,7 @@ from dali_aesthetic.config import Config, ConfigError
 from dali_aesthetic.decode.decoder import DaliDecoder
 from dali_aesthetic.decode.probe import Limits
 from dali_aesthetic.overlap import cpu_count
-from dali_aesthetic.score.build import build_scorer
+from dali_aesthetic.score.build import build_scorer, read_calibration
 from dali_aesthetic.score.scorer import Scorer
 
 _PACKAGES = ("torch", "nvidia-dali-cuda120", "nvidia-dali-cuda130", "open_clip_torch", "pillow", "pyarrow")
@@ -71,6 +71,7 @@ def _scorer(config: Config, device: torch.device) -> tuple[Scorer, list[dict[str
             backend=model.backend,
             batch_size=config.decode.batch_size,
             keep_embeddings=config.save_embeddings,
+            calibration=model.calibration,
         )
     except ValueError as error:
         raise ConfigError(f"model: {error}") from error
@@ -83,6 +84,7 @@ def run_record(config: Config, worker: Worker) -> dict[str, Any]:
     Batch size and threads are no part of the identity: they may be lowered to get a run through.
     """
     heads = worker.scorer.head_names
+    scales = read_calibration(config.model.calibration) if config.model.calibration else None
     identity = (
         {
             "input": list(config.input),
@@ -101,9 +103,11 @@ def run_record(config: Config, worker: Worker) -> dict[str, Any]:
         }
         | ({"save_embeddings": True} if config.save_embeddings else {})
         | ({"image_column": config.image_column} if config.image_column else {})
+        | ({"calibration": scales.sha256} if scales and scales.choice.precision == "fp8" else {})
     )
     return {
         "identity": identity,
+        "gate": scales.choice.as_dict() if scales else None,
         "config": config.model_dump(mode="json"),
         "weights": [{key: str(value) for key, value in file.items()} for file in worker.weights],
         "environment": _environment(worker.device),

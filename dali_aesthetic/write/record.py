@@ -29,7 +29,7 @@ def write_run_record(output: str | Path, record: Mapping[str, Any]) -> None:
     final.parent.mkdir(parents=True, exist_ok=True)
     if not final.exists():
         text = json.dumps(record, indent=2, sort_keys=True, allow_nan=False) + "\n"
-        _create(final, text.encode())
+        write_once(final, text.encode())
     if differences := check_run_record(output, record):
         listed = "\n  ".join(differences)
         raise RunMismatch(
@@ -67,7 +67,7 @@ def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
         yield name, value
 
 
-def _create(final: Path, content: bytes) -> None:
+def write_once(final: Path, content: bytes) -> None:
     """Writes `final` unless another process was first, in which case its content stays."""
     temporary = write_temporary(final, content)
     try:

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from dali_aesthetic.score.clip import VisionTower
+from dali_aesthetic.score.fast.cache import point_libraries_to_it
+from dali_aesthetic.score.fast.calibration import Calibration
 from dali_aesthetic.score.fast.module import DTYPES
 from dali_aesthetic.score.head import HeadBank
 from dali_aesthetic.score.spec import TowerSpec
@@ -56,19 +58,22 @@ _BACKENDS: Mapping[str, _Entry] = {
     "eager": _Entry("dali_aesthetic.score.fast.eager:build", tuple(DTYPES)),
     "torchscript": _Entry("dali_aesthetic.score.fast.torchscript:build", tuple(DTYPES)),
     # 1019 images of 257 tokens fill the waves of tiles on 132 multiprocessors.
-    "fused": _Entry("dali_aesthetic.score.fast.fused:build", ("fp16", "bf16"), gpu_batch=1019),
+    "fused": _Entry("dali_aesthetic.score.fast.fused:build", ("fp16", "bf16", "fp8"), gpu_batch=1019),
 }
 CPU_BATCH = 32
+_PLAIN = {True: "fp16", False: "fp32"}
+"""The precision to fall back to, on a GPU and on a CPU."""
 
 
 def resolve_backend(name: str, precision: str, device: torch.device) -> tuple[str, str]:
     """Backend and precision with `auto` made concrete: torchscript fp16 on a GPU, eager fp32 on a CPU.
 
-    Raises ValueError for an unknown backend, a precision that it doesn't have, and fp16 on a CPU.
+    Raises ValueError for an unknown backend, a precision that it doesn't have, fp16 on a CPU, and fp8 on
+    anything but a Hopper GPU with QuACK.
     """
     on_gpu = device.type == "cuda"
     if name == "auto":
-        name = "torchscript" if on_gpu else "eager"
+        name = "fused" if precision == "fp8" else "torchscript" if on_gpu else "eager"
     if precision == "auto":
         precision = "fp16" if on_gpu else "fp32"
     if name not in _BACKENDS:
@@ -80,14 +85,24 @@ def resolve_backend(name: str, precision: str, device: torch.device) -> tuple[st
             "precision fp16 needs a GPU: CPUs compute it slowly and inexactly; use --precision fp32 "
             "(or auto) with --device cpu"
         )
+    if precision == "fp8" and (reason := _why_no_kernels(device)):
+        raise ValueError(f"precision fp8 can't run here: {reason}; use --precision {_PLAIN[on_gpu]}, or auto")
     return name, precision
 
 
 def choose_backend(name: str, precision: str, device: torch.device, spec: TowerSpec) -> tuple[str, str]:
-    """As `resolve_backend`, for a tower that is known: `auto` takes the fused kernels where they can run."""
+    """As `resolve_backend`, for a tower that is known: `auto` takes the fused kernels where they can run.
+
+    It never takes fp8, which needs the images of a run to be judged by.
+    """
     chosen, precision = resolve_backend(name, precision, device)
-    if name == "auto" and device.type == "cuda" and not why_not_fused(spec, device, precision):
-        chosen = "fused"
+    if chosen == "fused" or (name == "auto" and device.type == "cuda"):
+        reason = why_not_fused(spec, device, precision)
+        if chosen == "fused" and reason:
+            raise ValueError(
+                f"backend fused can't run {precision} here: {reason}; use --backend auto --precision auto"
+            )
+        chosen = chosen if reason else "fused"
     return chosen, precision
 
 
@@ -98,25 +113,60 @@ def why_not_fused(spec: TowerSpec, device: torch.device, precision: str) -> str:
     return refusal(spec, device, precision)
 
 
+def _why_no_kernels(device: torch.device) -> str:
+    """What `device` lacks for the fused kernels, whatever the tower; empty where it has all."""
+    from dali_aesthetic.score.fast.kernels.gemm import refusal
+
+    return refusal(device)
+
+
 def default_batch(name: str, device: torch.device) -> int:
     """Images encoded at a time by the backend `name`, where nothing else is asked for."""
     return _BACKENDS[name].gpu_batch if device.type == "cuda" else CPU_BATCH
 
 
 def build_backend(
-    name: str, tower: VisionTower, heads: HeadBank, device: torch.device, precision: str, batch_size: int
+    name: str,
+    tower: VisionTower,
+    heads: HeadBank,
+    device: torch.device,
+    precision: str,
+    batch_size: int,
+    calibration: Calibration | None = None,
 ) -> Backend:
     """The backend `name` (or `auto`) on `device`. Takes the tower over. Raises as `resolve_backend`.
 
-    It has run a batch when it is returned: compiling, tuning and graph capture don't belong in the loop,
-    and a capture there would break on what the decoder's threads do meanwhile.
+    fp8 needs a `calibration`. The backend has run a batch when it is returned: compiling, tuning and graph
+    capture don't belong in the loop, and a capture there would break on what the decoder's threads do
+    meanwhile.
     """
     name, precision = choose_backend(name, precision, device, tower.spec)
-    module, function = _BACKENDS[name].builder.split(":")
-    builder: Builder = getattr(importlib.import_module(module), function)
-    backend = builder(tower, heads, device, precision, batch_size)
+    point_libraries_to_it()
+    if precision == "fp8":
+        backend = _build_float8(tower, heads, device, batch_size, calibration)
+    else:
+        module, function = _BACKENDS[name].builder.split(":")
+        builder: Builder = getattr(importlib.import_module(module), function)
+        backend = builder(tower, heads, device, precision, batch_size)
     if device.type == "cuda":
         size = backend.spec.image_size
         backend(torch.zeros(batch_size, size, size, 3, dtype=torch.uint8, device=device))
         torch.cuda.synchronize(device)
     return backend
+
+
+def _build_float8(
+    tower: VisionTower,
+    heads: HeadBank,
+    device: torch.device,
+    batch_size: int,
+    calibration: Calibration | None,
+) -> Backend:
+    from dali_aesthetic.score.fast.fused_fp8 import build
+
+    if calibration is None:
+        raise ValueError(
+            "precision fp8 needs scales that were measured on images: `dali-aesthetic run` measures them on "
+            "its input; elsewhere name its OUTPUT/calibration.safetensors as model.calibration, or use fp16"
+        )
+    return build(tower, heads, device, batch_size, calibration)

@@ -28,8 +28,8 @@ from dali_aesthetic.score.spec import TowerSpec
 
 def refusal(spec: TowerSpec, device: torch.device, precision: str) -> str:
     """Why this backend can't run `spec` on `device`; empty where it can."""
-    if precision not in ("fp16", "bf16"):
-        return f"it has fp16 and bf16, not {precision}"
+    if precision not in ("fp16", "bf16", "fp8"):
+        return f"it has fp16, bf16 and fp8, not {precision}"
     if reason := gemm.refusal(device):
         return reason
     from dali_aesthetic.score.fast.kernels import attention
@@ -256,7 +256,7 @@ class FusedBackend:
     def _score(self, images_NHWC: Tensor) -> tuple[Tensor, Tensor]:
         work = self._work.first(len(images_NHWC))
         self._encoder.patchify(images_NHWC, work)
-        if work.images < self._work.images:
+        if work.images < self._work.images or images_NHWC.device.type != "cuda":
             return self._launch(work)
         if self._graph is None:
             self._capture()

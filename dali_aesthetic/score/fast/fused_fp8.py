@@ -3,103 +3,38 @@
 Every scale is static. A normalised row can't exceed the square root of its width; attention outputs and
 hidden values are measured on calibration images and given headroom. Activations are centred before they
 are rounded (what is subtracted comes back in the bias that follows, exactly), because e4m3's error is
-relative. What the rounded weights do to all images alike is taken out of the affine heads by a ridge
-regression on the calibration images. Patch embedding, last block and projection stay float16.
+relative. The heads are corrected for what rounding does to all images alike (`float8_study.py`). Patch
+embedding, last block and projection stay float16.
 
-Shape legend: N images, R rows, W width, K input channels of a product, D embedding, A affine heads.
+Shape legend: R rows, W width, K input channels of a product.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from dali_aesthetic.score.clip import LAYER_NORM_EPS, Block, VisionTower
 from dali_aesthetic.score.fast import folding, fused
+from dali_aesthetic.score.fast.calibration import SITES, Calibration, Seen, Statistics
 from dali_aesthetic.score.fast.folding import FoldedBlock
-from dali_aesthetic.score.fast.fused import FusedBackend, FusedEncoder, NormPasses, Workspace
+from dali_aesthetic.score.fast.fused import FusedBackend, FusedEncoder, Workspace
 from dali_aesthetic.score.fast.kernels.float8 import LARGEST, calibrated_scale, quantize_weight
 from dali_aesthetic.score.fast.kernels.gemm import Gemm
 from dali_aesthetic.score.head import HeadBank
 from dali_aesthetic.score.spec import TowerSpec
 
-CALIBRATION_IMAGES = 512
-RIDGE = 1e-2
-"""Strength of the heads' correction, in units of the embeddings' mean variance."""
-
 _FLOAT8 = torch.float8_e4m3fn
-_SITES = ("qkv", "proj", "fc1", "fc2")
 
 
 def refusal(spec: TowerSpec, device: torch.device) -> str:
     """Why this backend can't run `spec` on `device`; empty where it can."""
     return fused.refusal(spec, device, "fp16")
-
-
-@dataclass(slots=True)
-class Seen:
-    """What went into one product: per channel the sum, the least and the largest, float32 [K]."""
-
-    rows: int
-    total_K: Tensor
-    least_K: Tensor
-    largest_K: Tensor
-
-    @classmethod
-    def of(cls, rows_RK: Tensor) -> Seen:
-        """The statistics of a float16 batch."""
-        least, largest = torch.aminmax(rows_RK, dim=0)
-        return cls(len(rows_RK), rows_RK.sum(0, dtype=torch.float32), least.float(), largest.float())
-
-    def add(self, other: Seen) -> None:
-        """Takes another batch's in."""
-        self.rows += other.rows
-        self.total_K += other.total_K
-        self.least_K = torch.minimum(self.least_K, other.least_K)
-        self.largest_K = torch.maximum(self.largest_K, other.largest_K)
-
-    @property
-    def centre_K(self) -> Tensor:
-        """The mean of each channel."""
-        return self.total_K / self.rows
-
-    @property
-    def peak(self) -> float:
-        """The largest distance from the centre."""
-        return float(torch.maximum(self.largest_K - self.centre_K, self.centre_K - self.least_K).max())
-
-
-Calibration = Mapping[tuple[int, str], Seen]
-"""By block and product."""
-
-
-def observe(encoder: FusedEncoder, images_NHWC: Tensor, work: Workspace) -> tuple[Calibration, Tensor]:
-    """What the products of a float16 encoder with `NormPasses` see of these images, and its embeddings."""
-    assert isinstance(encoder.middle, NormPasses)
-    seen: dict[tuple[int, str], Seen] = {}
-
-    def take(block: int, site: str, rows_RK: Tensor) -> None:
-        now = Seen.of(rows_RK)
-        if (block, site) in seen:
-            seen[block, site].add(now)
-        else:
-            seen[block, site] = now
-
-    encoder.middle.observe = take
-    embeddings = []
-    for start in range(0, len(images_NHWC), work.images):
-        part = images_NHWC[start : start + work.images]
-        here = work.first(len(part))
-        encoder.patchify(part, here)
-        embeddings.append(encoder.encode(here))
-    encoder.middle.observe = None
-    return seen, torch.cat(embeddings)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,18 +66,28 @@ class _Input:
 
 
 class Float8Blocks:
-    """Blocks with all four products in float8. See `fused.Middle`."""
+    """Blocks with their products in float8, but for `float16_products` (proj, fc2). See `fused.Middle`."""
 
     wants_normed = False
 
     def __init__(
-        self, blocks: Sequence[FoldedBlock], calibration: Calibration, rows: int, device: torch.device
+        self,
+        blocks: Sequence[FoldedBlock],
+        statistics: Statistics,
+        rows: int,
+        device: torch.device,
+        float16_products: Sequence[str] = (),
     ) -> None:
         self._heads = blocks[0].heads
-        self._blocks = [_Float8Block(block, calibration, index) for index, block in enumerate(blocks)]
+        self._blocks = [
+            _Float8Block(block, statistics, index, float16_products) for index, block in enumerate(blocks)
+        ]
         width, hidden = blocks[0].q.shape[1], blocks[0].fc1.shape[0]
         self._narrow_RW = torch.empty(rows, width, device=device, dtype=_FLOAT8)
-        self._hidden_RF = torch.empty(rows, hidden, device=device, dtype=_FLOAT8)
+        self._wide_proj = "proj" in float16_products
+        self._hidden_RF: Tensor | None = None
+        if "fc2" not in float16_products:
+            self._hidden_RF = torch.empty(rows, hidden, device=device, dtype=_FLOAT8)
 
     def __call__(self, work: Workspace) -> None:
         from dali_aesthetic.score.fast.kernels.attention import attend
@@ -150,13 +95,16 @@ class Float8Blocks:
 
         h = work.tokens_RW
         rows, width = h.shape
-        narrow, hidden = self._narrow_RW[:rows], self._hidden_RF[:rows]
+        narrow = self._narrow_RW[:rows]
+        attended = work.normed_RW if self._wide_proj else narrow
         for block in self._blocks:
             normalize_rows(h, narrow, LAYER_NORM_EPS, block.qkv_in.scale, block.qkv_in.offset_K)
             block.qkv(narrow, packed := work.scratch(3 * width))
-            attend(packed, narrow, work.images, self._heads, block.proj_in.scale)
-            block.proj(narrow, h, h)
+            attend(packed, attended, work.images, self._heads, block.proj_in.scale)
+            block.proj(attended, h, h)
             normalize_rows(h, narrow, LAYER_NORM_EPS, block.fc1_in.scale, block.fc1_in.offset_K)
+            hidden = self._hidden_RF
+            hidden = work.scratch(block.fc1.channels_out) if hidden is None else hidden[:rows]
             block.fc1(narrow, hidden)
             block.fc2(hidden, h, h)
         normalize_rows(h, work.normed_RW, LAYER_NORM_EPS)
@@ -165,12 +113,15 @@ class Float8Blocks:
 class _Float8Block:
     """One block's products, with the centres folded into the biases."""
 
-    def __init__(self, block: FoldedBlock, calibration: Calibration, index: int) -> None:
-        seen = {site: calibration[index, site] for site in _SITES}
+    def __init__(
+        self, block: FoldedBlock, statistics: Statistics, index: int, float16_products: Sequence[str]
+    ) -> None:
+        seen = {site: statistics[index, site] for site in SITES}
+        as_it_is = {site: _Input.of(torch.zeros_like(seen[site].total_K), 1.0) for site in float16_products}
         self.qkv_in, self.fc1_in = _Input.normalized(seen["qkv"]), _Input.normalized(seen["fc1"])
-        self.proj_in = _Input.calibrated(seen["proj"], centred=True)
+        self.proj_in = as_it_is.get("proj") or _Input.calibrated(seen["proj"], centred=True)
         # Not centred: most hidden values are near zero, where e4m3 is finest.
-        fc2_in = _Input.calibrated(seen["fc2"], centred=False)
+        fc2_in = as_it_is.get("fc2") or _Input.calibrated(seen["fc2"], centred=False)
         qkv_centre, proj_centre = self.qkv_in.centre_K.double(), self.proj_in.centre_K.double()
         # Values are centred by their bias, as the attention's weights add up to one; keys need no bias.
         q_bias, v_bias = block.q_bias + block.q @ qkv_centre, block.v @ qkv_centre - proj_centre
@@ -178,9 +129,16 @@ class _Float8Block:
         proj_bias = block.proj_bias + block.proj @ proj_centre
         fc1_bias = block.fc1_bias + block.fc1 @ self.fc1_in.centre_K.double()
         self.qkv = _gemm("scaled_linear", block.qkv, qkv_bias, self.qkv_in)
-        self.proj = _gemm("scaled_linear_residual", block.proj, proj_bias, self.proj_in)
         self.fc1 = _gemm("scaled_linear_quick_gelu", block.fc1, fc1_bias, self.fc1_in, fc2_in.scale)
-        self.fc2 = _gemm("scaled_linear_residual", block.fc2, block.fc2_bias, fc2_in)
+        self.proj, self.fc2 = (
+            Gemm("linear_residual", weight.half(), None, b=bias.float())
+            if site in float16_products
+            else _gemm("scaled_linear_residual", weight, bias, given)
+            for site, weight, bias, given in (
+                ("proj", block.proj, proj_bias, self.proj_in),
+                ("fc2", block.fc2, block.fc2_bias, fc2_in),
+            )
+        )
 
 
 def _gemm(
@@ -193,47 +151,44 @@ def _gemm(
     return Gemm(epilogue, quantized, None, **operands)
 
 
-def corrected_heads(heads: HeadBank, embeddings_ND: Tensor, reference_ND: Tensor) -> HeadBank:
-    """Heads that give these float8 embeddings the scores that their float16 ones get, as near as may be.
-
-    Ridge regression of the difference on the unit embeddings; heads that aren't affine stay as they are.
-    """
-    corrected = copy.deepcopy(heads)
-    count = len(heads.b_A)
-    if not count:
-        return corrected
-    unit_ND = F.normalize(embeddings_ND.double(), dim=-1)
-    reference = F.normalize(reference_ND.double(), dim=-1)
-    w_AD = heads.w_AD.double()
-    missing_NA = reference @ w_AD.T - unit_ND @ w_AD.T
-    mean_D, mean_A = unit_ND.mean(0), missing_NA.mean(0)
-    centred = unit_ND - mean_D
-    gram = centred.T @ centred
-    gram += RIDGE * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-    change_DA = torch.linalg.solve(gram, centred.T @ (missing_NA - mean_A))
-    corrected.w_AD += change_DA.T.float()
-    corrected.b_A += (mean_A - mean_D @ change_DA).float()
-    return corrected
-
-
 def build(
     tower: VisionTower,
     heads: HeadBank,
     device: torch.device,
     batch_size: int,
-    calibration_NHWC: Tensor,
+    calibration: Calibration,
 ) -> FusedBackend:
-    """A fused float8 backend calibrated on these pixels. Raises ValueError where `refusal` gives a reason."""
+    """A fused float8 backend with these scales.
+
+    Raises ValueError where `refusal` gives a reason, and for the calibration of another tower or other heads.
+    """
     if reason := refusal(tower.spec, device):
-        raise ValueError(f"backend fused can't run fp8 here: {reason}")
+        raise ValueError(f"precision fp8 can't run here: {reason}; use --precision fp16, or auto")
     tower, heads = tower.float().to(device), heads.float().to(device)
-    blocks = [folding.fold_block(block) for block in tower.blocks[:-1] if isinstance(block, Block)]
-    work = Workspace.make(tower.spec, batch_size, device, torch.float16)
+    blocks = folded(tower)
+    _check_fits(calibration, tower.spec, heads)
+    statistics = {key: seen.to(device) for key, seen in calibration.statistics.items()}
+    rows = batch_size * tower.spec.tokens
     with torch.inference_mode():
-        encoder = FusedEncoder(tower, NormPasses(blocks, torch.float16), torch.float16)
-        calibration, reference_ND = observe(encoder, calibration_NHWC.to(device), work)
-        encoder.middle = Float8Blocks(blocks, calibration, batch_size * tower.spec.tokens, device)
-        backend = FusedBackend(encoder, heads, work, "fp8")
-        embeddings = [backend.embed(part) for part in torch.split(calibration_NHWC.to(device), batch_size)]
-        backend.set_heads(corrected_heads(heads, torch.cat(embeddings), reference_ND))
-    return backend
+        products = calibration.choice.float16_products
+        middle = Float8Blocks(blocks, statistics, rows, device, products)
+        encoder = FusedEncoder(tower, middle, torch.float16)
+    corrected = copy.deepcopy(heads)
+    corrected.w_AD, corrected.b_A = calibration.w_AD.to(device), calibration.b_A.to(device)
+    work = Workspace.make(tower.spec, batch_size, device, torch.float16)
+    return FusedBackend(encoder, corrected, work, "fp8")
+
+
+def folded(tower: VisionTower) -> list[FoldedBlock]:
+    """All blocks but the last, which is computed for the class token only."""
+    return [folding.fold_block(block) for block in tower.blocks[:-1] if isinstance(block, Block)]
+
+
+def _check_fits(calibration: Calibration, spec: TowerSpec, heads: HeadBank) -> None:
+    if calibration.choice.precision != "fp8":
+        raise ValueError(f"the calibration has no scales: its choice was {calibration.choice.describe()}")
+    wide = {"qkv": spec.width, "proj": spec.width, "fc1": spec.width, "fc2": spec.mlp_width}
+    wanted = {(block, site): wide[site] for block in range(spec.layers - 1) for site in SITES}
+    found = {key: len(seen.total_K) for key, seen in calibration.statistics.items()}
+    if found != wanted or calibration.w_AD.shape != heads.w_AD.shape:
+        raise ValueError(f"the calibration was made for another encoder than {spec.name}, or for other heads")

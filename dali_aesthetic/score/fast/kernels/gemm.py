@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dali_aesthetic.score.fast.cache import point_libraries_to_it
+
 QUACK_VERSION = "0.6.5"
 """The version that the tiles below were measured with."""
 
@@ -93,6 +95,7 @@ class Gemm:
     def __init__(
         self, epilogue: str, weight_NK: Tensor, tile: Tile | None = None, **operands: Tensor | float
     ) -> None:
+        point_libraries_to_it()
         self._epilogue = getattr(importlib.import_module(f"{__package__}.epilogues"), epilogue)
         self._weight_KN = weight_NK.mT
         self._operands: dict[str, Any] = {

@@ -1,0 +1,210 @@
+"""The precision of a run, settled once before its workers start: fp8 where its own images show that it may.
+
+What was found is one file in the output. All workers load it, and so does a rerun: scales and decision stay
+those of the first start.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dali_aesthetic.config import Config, ConfigError, ModelConfig
+from dali_aesthetic.decode.batches import fill_batches
+from dali_aesthetic.decode.decoder import DaliDecoder
+from dali_aesthetic.decode.probe import Limits
+from dali_aesthetic.launch.worker import resolve_device
+from dali_aesthetic.overlap import cpu_count
+from dali_aesthetic.score.build import load_model, read_calibration
+from dali_aesthetic.score.fast.backend import resolve_backend, why_not_fused
+from dali_aesthetic.score.fast.calibration import Calibration, Choice
+from dali_aesthetic.score.fast.gate import Limits as GateLimits
+from dali_aesthetic.score.spec import spec_of
+from dali_aesthetic.shards.read import read_shards
+from dali_aesthetic.threshold import PRESETS
+from dali_aesthetic.types import Shard
+from dali_aesthetic.write.record import IDENTITY, RUN_RECORD, write_once
+
+CALIBRATION = "calibration.safetensors"
+FEWEST_IMAGES = 48
+"""Below this neither scales nor errors mean anything."""
+
+_LOG = logging.getLogger(__name__)
+_DECODE_BATCH = 128
+
+
+def prepare(config: Config, shards: Sequence[Shard]) -> Config:
+    """The config that all workers of the run are built from: as given, or with its precision settled.
+
+    Where fp8 is asked for, or may be taken (`auto` on a GPU that has it), the first images of `shards` are
+    decoded, calibrated on and scored both ways, unless the output holds the result already; then its model
+    section names backend, precision and calibration file. Uses the device of the config, and memory of it
+    only until it returns. Raises ConfigError where fp8 is asked for and can't be.
+    """
+    device = resolve_device(config.device)
+    if config.model.calibration is not None or not _considers_float8(config.model, device):
+        return config
+    path = Path(config.output) / CALIBRATION
+    if path.exists() and _is_of_this_run(path, config):
+        return _settled(config, path)
+    if (recorded := _recorded_model(config)) is not None:
+        return config.model_copy(update={"model": recorded})
+    calibration = _calibrate(config, shards, device)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)  # of other options, and no run came of it
+    write_once(path, calibration.to_bytes())
+    settled = _settled(config, path)
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    _say(read_calibration(path).choice)
+    return settled
+
+
+def preset_cuts() -> dict[str, float]:
+    """Every preset's raw cut, each once, by name, in ascending order."""
+    return {
+        name: raw
+        for raw, name in sorted({preset.raw: name for name, preset in reversed(PRESETS.items())}.items())
+    }
+
+
+def _considers_float8(model: ModelConfig, device: torch.device) -> bool:
+    try:
+        if model.precision == "fp8":
+            resolve_backend(model.backend, model.precision, device)
+            return True
+        if model.precision != "auto" or model.backend not in ("auto", "fused"):
+            return False
+        # Which GELU it is only the weights tell.
+        return not why_not_fused(spec_of(model.encoder).with_quick_gelu(True), device, "fp8")
+    except ValueError as error:
+        raise ConfigError(f"model: {error}") from error
+
+
+def _settled(config: Config, path: Path) -> Config:
+    precision = read_calibration(path).choice.precision
+    update: dict[str, Any] = {"precision": precision, "calibration": path}
+    return config.model_copy(update={"model": config.model.model_copy(update=update)})
+
+
+def _is_of_this_run(path: Path, config: Config) -> bool:
+    """Whether its scales may be used. Raises ConfigError where another run was begun with it."""
+    there, now = read_calibration(path).choice.made_for, _made_for(config)
+    differing = [name for name in sorted({*there, *now}) if there.get(name) != now.get(name)]
+    if differing and (path.parent / RUN_RECORD).exists():
+        listed = "; ".join(f"{name}: {there.get(name)} there, {now.get(name)} now" for name in differing)
+        raise ConfigError(
+            f"{path} was made for another run: {listed}. Give the same options again, or another output "
+            "folder."
+        )
+    return not differing
+
+
+def _recorded_model(config: Config) -> ModelConfig | None:
+    """What a run that was begun without a calibration took, so that `auto` takes it again."""
+    record = Path(config.output) / RUN_RECORD
+    if not record.exists():
+        return None
+    try:
+        identity = json.loads(record.read_bytes())[IDENTITY]
+        took = {"backend": identity["backend"], "precision": identity["precision"]}
+    except (ValueError, KeyError, TypeError):
+        return None  # whoever claims the output says what is wrong with its record
+    if config.model.precision == "fp8" or took["precision"] == "fp8":
+        raise ConfigError(
+            f"{config.output} holds a run in {took['precision']} and no {CALIBRATION}: give the same "
+            "--precision again, or another output folder"
+        )
+    return config.model.model_copy(update=took)
+
+
+def _made_for(config: Config) -> dict[str, Any]:
+    """The options that scales and verdict depend on, as JSON gives them back."""
+    model = config.model
+    return {
+        "input": list(config.input),
+        "encoder": model.encoder,
+        "weights": model.weights,
+        "heads": list(model.heads),
+        "apply_exif": config.decode.apply_exif,
+        "cuts": _cuts(config),
+        "gate": config.gate.model_dump(mode="json"),
+    }
+
+
+def _cuts(config: Config) -> dict[str, float]:
+    """The presets', and the run's own where it is none of them."""
+    cuts = preset_cuts()
+    if not config.scores_only and config.threshold.top is None:
+        for name, raw in (
+            ("the lower cut", config.threshold.min_raw),
+            ("the upper cut", config.threshold.upper_raw),
+        ):
+            if raw not in cuts.values() and raw != float("inf"):
+                cuts[name] = raw
+    return cuts
+
+
+def _calibrate(config: Config, shards: Sequence[Shard], device: torch.device) -> Calibration:
+    model, gate = config.model, config.gate
+    tower, heads, _ = load_model(model.encoder, model.weights, model.heads, model.model_dir)
+    if reason := why_not_fused(tower.spec, device, "fp8"):
+        if model.precision == "fp8":
+            raise ConfigError(f"model: precision fp8 can't run here: {reason}; use --precision auto")
+        return _untried(config, reason)
+    images_NHWC = _first_images(config, shards, tower.spec.image_size, device)
+    if len(images_NHWC) < FEWEST_IMAGES:
+        return _untried(config, f"{len(images_NHWC)} images could be decoded and it takes {FEWEST_IMAGES}")
+    from dali_aesthetic.score.fast.float8_study import calibrate
+
+    first = min(gate.calibration_images, len(images_NHWC) // 3)
+    return calibrate(
+        tower,
+        heads,
+        device,
+        images_NHWC[:first],
+        images_NHWC[first : first + gate.check_images],
+        _cuts(config),
+        GateLimits(mean_error=gate.max_mean_error, p99_error=gate.max_p99_error, flips=gate.max_flips),
+        _made_for(config),
+    )
+
+
+def _untried(config: Config, reason: str) -> Calibration:
+    return Calibration(choice=Choice(precision="fp16", made_for=_made_for(config), reason=reason))
+
+
+def _first_images(config: Config, shards: Sequence[Shard], image_size: int, device: torch.device) -> Tensor:
+    """The pixels of the first images that can be decoded, uint8 [N, S, S, 3] on the device."""
+    wanted = config.gate.calibration_images + config.gate.check_images
+    limits = Limits(config.decode.max_pixels, config.decode.max_pixels_per_byte)
+    decoder = DaliDecoder(
+        image_size=image_size,
+        batch_size=_DECODE_BATCH,
+        device=device,
+        num_threads=config.decode.num_threads or cpu_count(),
+        limits=limits,
+        apply_exif=config.decode.apply_exif,
+    )
+    parts = [torch.empty(0, image_size, image_size, 3, dtype=torch.uint8, device=device)]
+    try:
+        for batch in decoder.decode(fill_batches(read_shards(shards), _DECODE_BATCH, limits)):
+            parts.append(batch.images_NHWC[: len(batch.rows_N)].clone())
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)  # DALI may write over them once the batch is gone
+            if sum(map(len, parts)) >= wanted:
+                break
+    finally:
+        decoder.close()
+    return torch.cat(parts)[:wanted]
+
+
+def _say(choice: Choice) -> None:
+    over_its_limits = choice.precision != "fp8"
+    _LOG.log(logging.WARNING if over_its_limits else logging.INFO, "precision %s", choice.describe())

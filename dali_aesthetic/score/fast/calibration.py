@@ -1,0 +1,180 @@
+"""What float8 needs to know of a run's images, and what the gate found: one file that all workers load.
+
+A safetensors file: the statistics of every product's input and the corrected heads as tensors, the choice
+with its trials as JSON in the header. A run that fell back keeps its choice in such a file without tensors.
+
+Shape legend: R rows, K input channels of a product, D embedding, A affine heads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Self
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+SITES = ("qkv", "proj", "fc1", "fc2")
+"""The products of a block, in the order in which they run."""
+
+_HEADER = "dali_aesthetic"
+_FORMAT = 1
+
+
+@dataclass(slots=True)
+class Seen:
+    """What went into one product: per channel the sum, the least and the largest, float32 [K]."""
+
+    rows: int
+    total_K: Tensor
+    least_K: Tensor
+    largest_K: Tensor
+
+    @classmethod
+    def of(cls, rows_RK: Tensor) -> Seen:
+        """The statistics of a float16 batch."""
+        least, largest = torch.aminmax(rows_RK, dim=0)
+        return cls(len(rows_RK), rows_RK.sum(0, dtype=torch.float32), least.float(), largest.float())
+
+    def add(self, other: Seen) -> None:
+        """Takes another batch's in."""
+        self.rows += other.rows
+        self.total_K += other.total_K
+        self.least_K = torch.minimum(self.least_K, other.least_K)
+        self.largest_K = torch.maximum(self.largest_K, other.largest_K)
+
+    def to(self, device: torch.device) -> Seen:
+        """The same on `device`."""
+        return Seen(self.rows, self.total_K.to(device), self.least_K.to(device), self.largest_K.to(device))
+
+    @property
+    def centre_K(self) -> Tensor:
+        """The mean of each channel."""
+        return self.total_K / self.rows
+
+    @property
+    def peak(self) -> float:
+        """The largest distance from the centre."""
+        return float(torch.maximum(self.largest_K - self.centre_K, self.centre_K - self.least_K).max())
+
+
+Statistics = Mapping[tuple[int, str], Seen]
+"""By block and product."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """One way to run float8 against float16 on images that it was not calibrated on.
+
+    `float16_products` are those of `SITES` that stay in float16. Errors are differences of the first head's
+    raw scores, `flips` the share of images that change sides by the name of the cut. `failed` says which
+    limits it is over; empty where it passed.
+    """
+
+    float16_products: tuple[str, ...]
+    mean_error: float
+    p99_error: float
+    max_error: float
+    flips: Mapping[str, float]
+    failed: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """What the gate decided: `precision` is fp8 or fp16, `float16_products` what of fp8 stays in float16.
+
+    `made_for` are the options it holds for; `reason` says why fp8 was not even tried.
+    """
+
+    precision: str
+    made_for: Mapping[str, Any]
+    calibration_images: int = 0
+    check_images: int = 0
+    float16_products: tuple[str, ...] = ()
+    trials: tuple[Trial, ...] = ()
+    reason: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """What `as_dict` gave, perhaps through JSON."""
+        trials = [Trial(**{**t, "float16_products": tuple(t["float16_products"])}) for t in values["trials"]]
+        products = tuple(values["float16_products"])
+        return cls(**{**values, "trials": tuple(trials), "float16_products": products})
+
+    def describe(self) -> str:
+        """One line for a person: what was chosen, and on what grounds."""
+        if self.reason:
+            return f"{self.precision}: fp8 was not tried, {self.reason}"
+        last = self.trials[-1]
+        found = (
+            f"scores off by {last.mean_error:.4f} in the mean and {last.p99_error:.4f} at p99, "
+            f"{100 * max(last.flips.values(), default=0.0):.2g}% of decisions changed at most"
+        )
+        measured = (
+            f"{found}, on {self.check_images:,} images beside the {self.calibration_images:,} calibrated on"
+        )
+        if self.precision == "fp8":
+            kept = f", {' and '.join(self.float16_products)} in fp16" if self.float16_products else ""
+            return f"fp8{kept}: {measured}"
+        return f"fp16 instead of fp8, which is over its limits ({last.failed}): {measured}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Calibration:
+    """The choice and, where it is fp8, what the scales are made from and the heads that go with them."""
+
+    choice: Choice
+    statistics: Statistics = field(default_factory=dict)
+    w_AD: Tensor = field(default_factory=lambda: torch.empty(0, 0))
+    b_A: Tensor = field(default_factory=lambda: torch.empty(0))
+
+    def to_bytes(self) -> bytes:
+        """The file; the same content gives the same bytes."""
+        tensors = {"heads.w_AD": self.w_AD.cpu().contiguous(), "heads.b_A": self.b_A.cpu().contiguous()}
+        rows = {}
+        for (block, site), seen in self.statistics.items():
+            name = f"blocks.{block}.{site}"
+            rows[name] = seen.rows
+            for part in ("total_K", "least_K", "largest_K"):
+                tensors[f"{name}.{part}"] = getattr(seen, part).cpu().contiguous()
+        header = {"format": _FORMAT, "choice": self.choice.as_dict(), "rows": rows}
+        return safetensors.torch.save(tensors, {_HEADER: json.dumps(header, sort_keys=True)})
+
+    @classmethod
+    def from_bytes(cls, content: bytes) -> Self:
+        """What `to_bytes` gave. Raises ValueError for anything else."""
+        try:
+            tensors = safetensors.torch.load(content)
+            length = int.from_bytes(content[:8], "little")
+            header = json.loads(json.loads(content[8 : 8 + length])["__metadata__"][_HEADER])
+            if header["format"] != _FORMAT:
+                raise ValueError(f"it has format {header['format']}, this version reads {_FORMAT}")
+            statistics = {
+                _site(name): Seen(
+                    rows, *(tensors[f"{name}.{part}"] for part in ("total_K", "least_K", "largest_K"))
+                )
+                for name, rows in header["rows"].items()
+            }
+            choice = Choice.from_dict(header["choice"])
+        except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"it is no calibration of a run: {error!r}") from error
+        return cls(choice=choice, statistics=statistics, w_AD=tensors["heads.w_AD"], b_A=tensors["heads.b_A"])
+
+    @property
+    def sha256(self) -> str:
+        """Of the file."""
+        return hashlib.sha256(self.to_bytes()).hexdigest()
+
+
+def _site(name: str) -> tuple[int, str]:
+    _, block, site = name.split(".")
+    return int(block), site
