@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -140,7 +140,7 @@ class DaliDecoder:
     def _routed(self, header: ImageHeader) -> ImageHeader:
         """DALI needs the region before it decodes, hence an orientation that is known beforehand."""
         unclear = self._apply_exif and header.orientation == UNCLEAR and header.route is Route.DALI
-        return replace(header, route=Route.PILLOW) if unclear else header
+        return header._replace(route=Route.PILLOW) if unclear else header
 
     def _feed_of(self, batch: EncodedBatch, rows: list[int]) -> Feed:
         sizes = [self._upright_size(batch.headers[row]) for row in rows]

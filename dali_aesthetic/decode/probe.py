@@ -7,7 +7,7 @@ without a word, so the end marker is looked for here. Formats are told by magic 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from dali_aesthetic.decode import jpeg_header, png_header, webp_header
 from dali_aesthetic.decode.exif import UNCLEAR
@@ -45,6 +45,9 @@ _HEIC_BRANDS = frozenset((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", 
 _TGA_FOOTER = b"TRUEVISION-XFILE.\x00"
 
 
+_OK = Status.OK  # looking up a member of an enum takes Python 3.11 as long as a call
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """Caps on what is decoded at all; see `config.DecodeConfig` for their meaning."""
@@ -78,7 +81,7 @@ def probe(image: Buffer, limits: Limits) -> ImageHeader:
         header = webp_header.read(image)
     else:
         header = _other(image, data)
-    return _within(limits, header, len(image)) if header.status is Status.OK else header
+    return _within(limits, header, len(image)) if header.status is _OK else header
 
 
 def _other(image: Buffer, data: bytes) -> ImageHeader:
@@ -115,10 +118,11 @@ def _brands(image: Buffer) -> set[bytes]:
 
 
 def _within(limits: Limits, header: ImageHeader, num_bytes: int) -> ImageHeader:
-    if message := limits.objection(header.width, header.height, num_bytes):
-        return replace(header, route=Route.NOBODY, status=Status.TOO_LARGE, message=message)
-    extreme = header.width * header.height > GIANT_PIXELS or min(header.width, header.height) < TINY_SIDE
-    return replace(header, route=Route.PILLOW) if extreme and header.route is Route.DALI else header
+    width, height = header.width, header.height
+    if message := limits.objection(width, height, num_bytes):
+        return header._replace(route=Route.NOBODY, status=Status.TOO_LARGE, message=message)
+    extreme = width < TINY_SIDE or height < TINY_SIDE or width * height > GIANT_PIXELS
+    return header._replace(route=Route.PILLOW) if extreme and header.route is Route.DALI else header
 
 
 def _bad(name: str, status: Status, message: str) -> ImageHeader:

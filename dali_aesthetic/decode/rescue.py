@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -36,9 +36,9 @@ def rescue(
     except Exception as error:  # Pillow's plugins raise nearly every type for damaged data
         status = Status.TRUNCATED if "truncated" in str(error).lower() else Status.UNDECODABLE
         return _failed(header, status, f"{header.format}: {type(error).__name__}: {error}")
-    found = replace(header, width=decoded.width, height=decoded.height, route=Route.PILLOW)
+    found = header._replace(width=decoded.width, height=decoded.height, route=Route.PILLOW)
     return Rescued(found, decoded.pixels_SSC)
 
 
 def _failed(header: ImageHeader, status: Status, message: str) -> Rescued:
-    return Rescued(replace(header, route=Route.NOBODY, status=status, message=message[:500]), None)
+    return Rescued(header._replace(route=Route.NOBODY, status=status, message=message[:500]), None)

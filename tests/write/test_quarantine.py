@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +20,7 @@ def batches_with_bad(path: Path, num_bad: int, size: int = 16) -> Iterator[Score
     """The samples of a tar; of each 10 the first `num_bad` can't be decoded."""
     *samples, end = read_shards([shard_of(path)])
     assert isinstance(end, ShardEnd)
-    bad = replace(GOOD, status=Status.UNDECODABLE, message="no image")
+    bad = GOOD._replace(status=Status.UNDECODABLE, message="no image")
     for start in range(0, len(samples), size):
         some = tuple(sample for sample in samples[start : start + size] if isinstance(sample, Sample))
         headers = tuple(bad if int(sample.key[-1]) < num_bad else GOOD for sample in some)
