@@ -19,7 +19,7 @@ _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _DALI_FRAMES = frozenset({0xC0, 0xC1, 0xC2})
 """Baseline, extended sequential and progressive Huffman. The rest (lossless, arithmetic) goes to Pillow."""
 _TOLD = _FRAMES | _STANDALONE | {_SOS, _EOI, _APP1, _APP14, _FILL}
-_SKIPPED = bytes(0xFF00 <= word and word & 0xFF not in _TOLD for word in range(1 << 16))
+_SKIPPED = bytes(word >= 0xFF00 and word & 0xFF not in _TOLD for word in range(1 << 16))
 """1 for every two bytes that are the marker of a segment with nothing in it for us: tables, comments, ..."""
 _segment = struct.Struct(">HH").unpack_from
 _frame_fields = struct.Struct(">BHHB").unpack_from
@@ -77,7 +77,7 @@ def _walk(image: Buffer, data: bytes) -> ImageHeader | None:
 def _judge(
     image: Buffer, data: bytes, frame: int, app1: list[bytes], has_adobe: bool, scan: int
 ) -> ImageHeader:
-    """What the frame header at `frame` (-1: there was none) says of an image whose first scan is at `scan`."""
+    """What the frame header at `frame` (-1: none) says of an image whose first scan is at `scan`."""
     if frame < 0 or _segment(data, frame)[1] < 8:
         return _bad(Status.UNDECODABLE, "JPEG: a scan without a frame header")
     precision, height, width, components = _frame_fields(data, frame + 4)

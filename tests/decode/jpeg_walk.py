@@ -1,4 +1,4 @@
-"""The header check of JPEGs as one would write it down first: a walk, marker by marker. Slow, and the reference."""
+"""The header check of JPEGs as one would write it down first, marker by marker: slow, and the reference."""
 
 from __future__ import annotations
 
