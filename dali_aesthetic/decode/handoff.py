@@ -9,6 +9,7 @@ kept by its reader (see `score.scorer`); parts that are copied together are kept
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -41,12 +42,19 @@ def assemble(
     shape = (batch_size, image_size, image_size, 3)
     if device.type == "cpu":
         return _fill(torch.zeros(shape, dtype=torch.uint8), parts_NHWC, pixels_SSC)
-    # A stream of our own: the default one is busy encoding, and waiting for it would end the overlap.
-    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    stream = _copy_stream(device)
     with torch.cuda.stream(stream):
         batch = _fill(torch.zeros(shape, dtype=torch.uint8, device=device), parts_NHWC, pixels_SSC)
     stream.synchronize()
     return batch
+
+
+@cache
+def _copy_stream(device: torch.device) -> torch.cuda.Stream:
+    """A stream of our own: the default one waits for the encoder, which would end the overlap. One for all
+    batches: each stream takes up a hardware queue (see the package's `__init__`).
+    """
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 def _fill(
