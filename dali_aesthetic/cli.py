@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from dali_aesthetic import __version__
-from dali_aesthetic.commands import check, cut, look, page, stored
+from dali_aesthetic.commands import check, compact, cut, look, page, stored
 from dali_aesthetic.commands.launch import Saying, run_with
 from dali_aesthetic.commands.options import (
     AsJson,
@@ -74,6 +74,7 @@ app.add_typer(look.commands)
 app.add_typer(stored.commands)
 app.add_typer(page.commands)
 app.add_typer(check.commands)
+app.add_typer(compact.commands)
 
 
 @app.callback(invoke_without_command=True)

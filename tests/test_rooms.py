@@ -30,7 +30,7 @@ FOREIGN = {
     },
     "triton": {"score"},
     "open_clip": {"score"},
-    "pyarrow": {"write", "shards", "embeddings", "integrations", "report", "verify"},
+    "pyarrow": {"write", "shards", "embeddings", "integrations", "report", "verify", "compact"},
     "ray": {"launch", "integrations"},
     "nemo_curator": {"integrations"},
     "datasets": {"integrations"},

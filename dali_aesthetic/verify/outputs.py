@@ -10,6 +10,8 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from dali_aesthetic.compact.compare import compare
+from dali_aesthetic.compact.job import PACKED_FROM
 from dali_aesthetic.config import ConfigError
 from dali_aesthetic.shards.plan import plan_shards
 from dali_aesthetic.shards.read import read_shards
@@ -41,7 +43,8 @@ class Verdict:
 
 
 def verify_output(output: Path, against_input: bool = False) -> Verdict:
-    """Checks all of `output`; with `against_input` also every kept byte against the run's own input.
+    """Checks all of `output`; with `against_input` also every kept byte against the run's own input, for a
+    packed folder against the run it was made of.
 
     Raises ConfigError where `output` holds no run, and InputError where its input is gone.
     """
@@ -54,7 +57,10 @@ def verify_output(output: Path, against_input: bool = False) -> Verdict:
     against_input = against_input and not scores_only
     broken = {name for name, _ in problems}
     whole = [name for name in names if name not in broken]
-    if against_input:
+    if against_input and PACKED_FROM in config:
+        if difference := compare(output, names, Path(config[PACKED_FROM])):
+            problems.append(("all shards", difference))
+    elif against_input:
         problems += _check_bytes(output, config, whole)
     stats = [json.loads((output / "stats" / f"{name}.json").read_bytes()) for name in whole]
     return Verdict(
@@ -82,6 +88,7 @@ def _uncommitted(output: Path, names: set[str]) -> list[str]:
         str(path.relative_to(output / folder).with_suffix(""))
         for folder in ("shards", "scores")
         for path in (output / folder).rglob("[!.]*.*")
+        if path.suffix in (".tar", ".parquet")
     }
     return sorted(found - names)
 

@@ -1,0 +1,106 @@
+"""`compact`: pack what a run kept, then write what readers want beside the tars."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dali_aesthetic.compact.index import missing_indexes, write_index, write_sizes
+from dali_aesthetic.compact.kept import Run, check_finished, read_run
+from dali_aesthetic.compact.pack import Packed, Packer, Size
+from dali_aesthetic.compact.subset import check_uids, write_subset
+from dali_aesthetic.config import ConfigError
+from dali_aesthetic.write.lock import claim
+from dali_aesthetic.write.output import clean_leftovers
+from dali_aesthetic.write.record import IDENTITY, write_run_record
+
+PACKED_FROM = "packed_from"
+"""The field of `run.json`'s config that tells a packed folder, and the folder it was made of."""
+DEFAULT_SIZE = Size(samples=10_000)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What to pack, where to, and what else to write. A shard of `size` holds 10,000 samples by default."""
+
+    run: Path
+    output: Path
+    size: Size = DEFAULT_SIZE
+    index: bool = False
+    subset_file: Path | None = None
+    allow_unfinished: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """What `output` holds now. `num_there` of its shards were written by an earlier call."""
+
+    num_shards: int
+    num_there: int
+    num_samples: int
+    num_bytes: int
+    num_source_shards: int
+    seconds: float
+
+
+def compact(options: Options, each: Callable[[Packed, int], None] | None = None) -> Result:
+    """Packs the kept samples of a finished run; a second call goes on where a killed one stopped.
+
+    `each` is called for every shard with the number of samples there will be in all. Raises ConfigError for
+    what can't be packed, RunMismatch where `output` holds something else, RunDamaged where the run's files
+    disagree, and OSError.
+    """
+    start = time.perf_counter()
+    run = read_run(options.run)
+    _check(run, options)
+    with claim(options.output):
+        write_run_record(options.output, _record(run, options))
+        clean_leftovers(options.output)
+        packed = []
+        for shard in Packer(run, options.output, options.size).pack():
+            packed.append(shard)
+            if each is not None:
+                each(shard, run.num_kept)
+        _finish(packed, options)
+    return Result(
+        num_shards=len(packed),
+        num_there=sum(shard.was_there for shard in packed),
+        num_samples=sum(shard.num_samples for shard in packed),
+        num_bytes=sum(shard.num_bytes for shard in packed),
+        num_source_shards=len(run.shards),
+        seconds=time.perf_counter() - start,
+    )
+
+
+def _check(run: Run, options: Options) -> None:
+    if options.output.resolve() == options.run.resolve():
+        raise ConfigError(f"--output {options.output} is the run itself; give a folder of its own")
+    if not options.allow_unfinished:
+        check_finished(run)
+    first = next((shard for shard in run.shards if shard.num_kept), None)
+    if options.subset_file is not None and first is not None:
+        check_uids(run.folder / "scores" / f"{first.name}.parquet")
+
+
+def _record(run: Run, options: Options) -> dict[str, Any]:
+    size = {"samples_per_shard": options.size.samples, "bytes_per_shard": options.size.bytes}
+    return {
+        **run.record,
+        IDENTITY: {"packed": {**size, "kept": run.digest()}, "run": run.record[IDENTITY]},
+        "config": {PACKED_FROM: str(options.run), **size},
+    }
+
+
+def _finish(packed: list[Packed], options: Options) -> None:
+    shards, names = options.output / "shards", [shard.name for shard in packed]
+    shards.mkdir(exist_ok=True)
+    write_sizes(shards, {f"{shard.name}.tar": shard.num_samples for shard in packed})
+    if options.index:
+        for tar in missing_indexes(shards, names):
+            write_index(tar)
+    if options.subset_file is not None:
+        scores = (options.output / "scores" / f"{name}.parquet" for name in names)
+        write_subset(options.subset_file, scores)

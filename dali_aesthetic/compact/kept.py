@@ -1,0 +1,182 @@
+"""What a run kept, as it lies in its output: shards in name order, and where each sample's entries are."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dali_aesthetic.config import ConfigError
+from dali_aesthetic.shards.buffer import open_buffer
+from dali_aesthetic.shards.inputs import InputError
+from dali_aesthetic.shards.plan import plan_shards
+from dali_aesthetic.shards.scan import TarDamage, scan_tar
+from dali_aesthetic.shards.tar import split_name
+from dali_aesthetic.types import Buffer
+from dali_aesthetic.write.output import committed_names
+from dali_aesthetic.write.record import IDENTITY, RUN_RECORD
+
+_LARGEST_TAR = 1 << 50
+
+
+class RunDamaged(ValueError):
+    """A kept tar and its scores don't belong together."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeptShard:
+    """A committed shard of a run, by the facts in its stats."""
+
+    name: str
+    num_kept: int
+    num_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A run's output: its record, and its committed shards in name order."""
+
+    folder: Path
+    record: dict[str, Any]
+    shards: tuple[KeptShard, ...]
+
+    @property
+    def num_kept(self) -> int:
+        return sum(shard.num_kept for shard in self.shards)
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(shard.num_bytes for shard in self.shards)
+
+    def digest(self) -> str:
+        """sha256 over names, counts and sizes, which another cut or more shards would change."""
+        text = "".join(f"{len(s.name)}:{s.name}:{s.num_kept}:{s.num_bytes}\n" for s in self.shards)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """A sample: its entries are the bytes from `start` to `end` of its tar, `num_rows` rows tell of it.
+
+    More than one row where samples with the same key came to lie side by side: to every reader of tars
+    they are one, so that they are never parted.
+    """
+
+    key: str
+    start: int
+    end: int
+    num_rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class KeptSamples:
+    """A shard's kept samples: the tar's bytes, the samples in them, and their rows in the same order."""
+
+    view: Buffer
+    units: Sequence[Unit]
+    rows: pa.Table
+
+
+def read_run(folder: Path) -> Run:
+    """Raises ConfigError where `folder` holds no run, or one that wrote no tars."""
+    try:
+        record = json.loads((folder / RUN_RECORD).read_bytes())
+        scores_only = record["config"].get("scores_only")
+        record[IDENTITY]
+    except FileNotFoundError:
+        raise ConfigError(f"{folder} is not the output of a run: it has no {RUN_RECORD}") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{folder / RUN_RECORD} can't be read: {error!r}") from None
+    if scores_only:
+        raise ConfigError(f"{folder} holds scores only: cut them with `filter` first, then pack its output")
+    shards = tuple(_facts(folder, name) for name in sorted(committed_names(folder)))
+    for shard in shards:
+        if (folder / "shards" / f"{shard.name}.parquet").exists():
+            raise ConfigError(
+                f"{folder} holds Parquet shards (like {shard.name}.parquet); only tars are packed: Parquet "
+                "readers take the folder as one table"
+            )
+    return Run(folder, record, shards)
+
+
+def check_finished(run: Run) -> None:
+    """Raises ConfigError where shards of the run's input are not committed, or its input is gone."""
+    config = run.record["config"]
+    try:
+        planned = plan_shards(
+            config["input"], output=run.folder, image_column=str(config.get("image_column", ""))
+        )
+    except (InputError, OSError, KeyError) as error:
+        raise ConfigError(
+            f"whether the run in {run.folder} is finished can't be told, because its input can't be listed "
+            f"({error}); --allow-unfinished packs what is committed"
+        ) from None
+    done = {shard.name for shard in run.shards}
+    if missing := [shard.name for shard in planned if shard.name not in done]:
+        raise ConfigError(
+            f"the run in {run.folder} is not finished: {len(missing)} of {len(planned)} shards are not "
+            f"committed (like {missing[0]}). Finish it with the same command, or pack what is committed with "
+            "--allow-unfinished"
+        )
+
+
+def read_kept(run: Run, shard: KeptShard) -> KeptSamples:
+    """Raises RunDamaged where tar, stats and scores disagree, and OSError where one can't be read."""
+    path = run.folder / "shards" / f"{shard.name}.tar"
+    view = memoryview(open_buffer(str(path), _LARGEST_TAR))
+    scores = pq.read_table(run.folder / "scores" / f"{shard.name}.parquet")
+    rows = scores.filter(scores.column("kept"))
+    counted = [(key, sum(1 for _ in same)) for key, same in groupby(rows.column("key").to_pylist())]
+    try:
+        found = list(_samples(view))
+    except TarDamage as damage:
+        raise RunDamaged(f"{path} is damaged ({damage}): `dali-aesthetic verify {run.folder}`") from None
+    end = found[-1][2] if found else 0
+    keys = [key for key, _, _ in found]
+    if keys != [key for key, _ in counted] or len(rows) != shard.num_kept or end != shard.num_bytes:
+        raise RunDamaged(
+            f"{path} holds other samples than its scores and stats say: `dali-aesthetic verify {run.folder}`"
+        )
+    units = [
+        Unit(key, start, end, num_rows)
+        for (key, start, end), (_, num_rows) in zip(found, counted, strict=True)
+    ]
+    return KeptSamples(view, units, rows)
+
+
+def _facts(folder: Path, name: str) -> KeptShard:
+    path = folder / "stats" / f"{name}.json"
+    try:
+        stats = json.loads(path.read_bytes())
+        return KeptShard(name, int(stats["num_kept"]), int(stats["bytes_kept"]))
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunDamaged(f"{path} can't be read: {error!r}") from None
+
+
+def _samples(view: memoryview) -> Iterator[tuple[str, int, int]]:
+    """Key, start and end of each sample; together they cover the tar up to its end marker."""
+    key, start, end = "", 0, 0
+    for member in scan_tar(view):
+        # A global header belongs to the sample behind it, whose entries it is written with.
+        here = _clean(split_name(member.name)[0]) if member.is_file else ""
+        if here and here != key:
+            if key:
+                yield key, start, end
+                start = end
+            key = here
+        if here:
+            end = member.next_offset
+    if key:
+        yield key, start, end
+
+
+def _clean(key: str) -> str:
+    """As in the scores, which hold UTF-8 only."""
+    return key.encode("utf-8", "backslashreplace").decode()

@@ -1,0 +1,196 @@
+"""One packed shard after the other: filled in order, committed like a run's, skipped where it is there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+
+from dali_aesthetic.compact.kept import KeptSamples, Run, Unit, read_kept
+from dali_aesthetic.compact.rows import merge_rows, to_parquet
+from dali_aesthetic.types import ShardReport, Status
+from dali_aesthetic.write.files import output_path, publish, write_temporary, write_whole
+from dali_aesthetic.write.tar import END_MARKER, ShardTarWriter
+
+_LEAST_DIGITS = 5
+_DOUBLED = "members that came twice in one sample"
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """What a packed shard holds at most. It holds one sample at least, however large."""
+
+    samples: int | None = None
+    bytes: int | None = None
+
+    def holds(self, num_samples: int, num_bytes: int) -> bool:
+        """Whether so many samples, and a tar of so many bytes, are within it."""
+        return (self.samples is None or num_samples <= self.samples) and (
+            self.bytes is None or num_bytes + len(END_MARKER) <= self.bytes
+        )
+
+
+class Position(NamedTuple):
+    """A sample of the run: the index of its shard, and its own within the shard's kept ones."""
+
+    shard: int
+    unit: int
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """A committed shard. `was_there` where an earlier call wrote it."""
+
+    name: str
+    num_samples: int
+    num_bytes: int
+    was_there: bool
+
+
+class Packer:
+    """Packs `run` into `output`. What a shard holds follows from the run and the size alone, and where the
+    next one begins is noted in its stats, so that a killed packer goes on there."""
+
+    def __init__(self, run: Run, output: Path, size: Size) -> None:
+        self.run, self.output, self.size = run, output, size
+        self._digits = max(_LEAST_DIGITS, len(str(self._most_shards())))
+        self._last: tuple[int, KeptSamples] | None = None
+
+    def pack(self) -> Iterator[Packed]:
+        """Yields each shard in order as it is committed, those that were there already too.
+
+        Raises RunDamaged where the run's files disagree, and OSError where one can't be read or written.
+        """
+        number, begin = 0, self._skip_empty(Position(0, 0))
+        while begin is not None:
+            name = f"{number:0{self._digits}d}"
+            if (stats := self._committed(name, begin)) is not None:
+                was_there = True
+            else:
+                stats, was_there = self._write(name, begin), False
+            yield Packed(name, stats["num_kept"], stats["bytes_kept"], was_there)
+            number, begin = number + 1, self._position(stats["next"])
+
+    def _most_shards(self) -> int:
+        by_samples = -(-self.run.num_kept // self.size.samples) if self.size.samples else 1
+        # Two neighbours are larger than one shard together, so that each is half full on average.
+        by_bytes = 2 * self.run.num_bytes // self.size.bytes + 1 if self.size.bytes else 1
+        return 2 * max(by_samples, by_bytes)
+
+    def _committed(self, name: str, begin: Position) -> dict[str, Any] | None:
+        try:
+            stats: dict[str, Any] = json.loads((self.output / "stats" / f"{name}.json").read_bytes())
+        except FileNotFoundError:
+            return None
+        return stats if stats.get("begin") == self._noted(begin) else None
+
+    def _write(self, name: str, begin: Position) -> dict[str, Any]:
+        tar = ShardTarWriter(output_path(self.output / "shards", name, ".tar"))
+        try:
+            tables, next_one, doubled = self._fill(tar, begin)
+            return self._commit(name, tar, tables, begin, next_one, doubled)
+        finally:
+            tar.abandon()
+
+    def _fill(
+        self, tar: ShardTarWriter, begin: Position
+    ) -> tuple[list[pa.Table], Position | None, list[str]]:
+        """Writes the entries from `begin` on; returns their rows, where it stopped, and doubled keys."""
+        tables: list[pa.Table] = []
+        doubled: list[str] = []
+        num_rows, last_key = 0, ""
+        at: Position | None = begin
+        while at is not None:
+            kept = self._read(at.shard)
+            stop = _fitting(kept.units, at.unit, self.size, num_rows, tar.num_bytes, last_key)
+            if stop == at.unit:
+                break
+            taken = kept.units[at.unit : stop]
+            before = sum(unit.num_rows for unit in kept.units[: at.unit])
+            count = sum(unit.num_rows for unit in taken)
+            tar.add([memoryview(kept.view)[taken[0].start : taken[-1].end]])
+            tables.append(kept.rows.slice(before, count))
+            doubled += [unit.key for unit in taken if unit.num_rows > 1]
+            num_rows, last_key = num_rows + count, taken[-1].key
+            whole = stop == len(kept.units)
+            at = self._skip_empty(Position(at.shard + 1, 0)) if whole else Position(at.shard, stop)
+        return tables, at, doubled
+
+    def _commit(
+        self,
+        name: str,
+        tar: ShardTarWriter,
+        tables: Sequence[pa.Table],
+        begin: Position,
+        next_one: Position | None,
+        doubled: Sequence[str],
+    ) -> dict[str, Any]:
+        """Tar, scores, stats, in this order; a kill in between leaves the shard undone."""
+        rows = merge_rows(tables, f"shards/{name}.tar")
+        scores = output_path(self.output / "scores", name, ".parquet")
+        temporary = write_temporary(scores, memoryview(to_parquet(rows)))
+        try:
+            tar.finish()
+            tar.publish()
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        publish(temporary, scores)
+        report = ShardReport(
+            name=name,
+            source=self.run.shards[begin.shard].name,
+            num_samples=len(rows),
+            num_kept=len(rows),
+            statuses={Status.OK.value: len(rows)},
+            bytes_kept=tar.num_bytes,
+            warnings=(f"{_DOUBLED}: {len(doubled)} (like {doubled[0]})",) if doubled else (),
+        )
+        places = {
+            "begin": self._noted(begin),
+            "next": None if next_one is None else self._noted(next_one),
+        }
+        stats: dict[str, Any] = {**asdict(report), **places}
+        content = json.dumps(stats, indent=2, sort_keys=True).encode() + b"\n"
+        write_whole(output_path(self.output / "stats", name, ".json"), content)
+        return stats
+
+    def _read(self, shard: int) -> KeptSamples:
+        if self._last is None or self._last[0] != shard:
+            self._last = (shard, read_kept(self.run, self.run.shards[shard]))
+        return self._last[1]
+
+    def _skip_empty(self, at: Position) -> Position | None:
+        shards = self.run.shards
+        while at.shard < len(shards) and not shards[at.shard].num_kept:
+            at = Position(at.shard + 1, 0)
+        return at if at.shard < len(shards) else None
+
+    @staticmethod
+    def _noted(at: Position) -> list[int]:
+        return list(at)
+
+    @staticmethod
+    def _position(noted: list[int] | None) -> Position | None:
+        return None if noted is None else Position(*noted)
+
+
+def _fitting(
+    units: Sequence[Unit], start: int, size: Size, num_rows: int, num_bytes: int, last_key: str
+) -> int:
+    """The index behind the last unit from `start` on that still goes into a shard which holds so much.
+
+    A key that was the last one's too begins a shard: side by side readers would take the two for one.
+    """
+    for index in range(start, len(units)):
+        unit = units[index]
+        num_rows += unit.num_rows
+        num_bytes += unit.end - unit.start
+        is_first = index == start and not last_key
+        if not is_first and (unit.key == last_key or not size.holds(num_rows, num_bytes)):
+            return index
+        last_key = unit.key
+    return len(units)
