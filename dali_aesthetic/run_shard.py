@@ -13,6 +13,7 @@ import time
 from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 
+from dali_aesthetic.collector import calm_collector
 from dali_aesthetic.decode.batches import fill_batches
 from dali_aesthetic.decode.decoder import DaliDecoder
 from dali_aesthetic.decode.probe import Limits
@@ -49,9 +50,10 @@ def run_shards(shards: Iterable[Shard], rooms: Rooms, stats: RunStats) -> Genera
     images = ahead(rooms.decoder.decode(encoded), 2, "decode")
     launched = ahead(rooms.scorer.score(images), 2, "encode")
     stats.stages = [encoded.times, images.times, launched.times]
-    for pending in launched:
-        scored = _wait(pending, stats)
-        yield from _write(scored, rooms, stats)
+    with calm_collector():
+        for pending in launched:
+            scored = _wait(pending, stats)
+            yield from _write(scored, rooms, stats)
 
 
 def _wait(pending: PendingScores, stats: RunStats) -> ScoredBatch:
