@@ -4,20 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from dali_aesthetic.shards.buffer import DEFAULT_LIMITS, ReadLimits
+from dali_aesthetic.shards.buffer import DEFAULT_LIMITS, ReadLimits, is_url
 from dali_aesthetic.shards.folder import read_folder
 from dali_aesthetic.shards.parquet import read_parquet
 from dali_aesthetic.shards.tar import read_tar
+from dali_aesthetic.stores.read_ahead import ReadAhead
 from dali_aesthetic.types import Sample, Shard, ShardEnd
 
-_READERS = {"tar": read_tar, "folder": read_folder, "parquet": read_parquet}
+_READERS = {"folder": read_folder, "parquet": read_parquet}
 
 
 def read_shards(shards: Iterable[Shard], limits: ReadLimits = DEFAULT_LIMITS) -> Iterator[Sample | ShardEnd]:
     """Yields each shard's samples in their order, then exactly one ShardEnd for it.
 
     Never raises for what a shard holds: a bad sample has a status, a damaged or unreadable shard says so in
-    its ShardEnd. The samples' buffers may be views of mapped files; they stay valid while referenced.
+    its ShardEnd. The samples' buffers may be views of mapped files or of downloaded parts; they stay valid
+    while referenced. Tars of a store are downloaded ahead, over the borders of shards.
     """
-    for shard in shards:
-        yield from _READERS[shard.kind](shard, limits)
+    with ReadAhead(limits.read_ahead_bytes) as ahead:
+        for shard, opener in ahead.over(shards, _url):
+            if shard.kind == "tar":
+                yield from read_tar(shard, limits, opener)
+            else:
+                yield from _READERS[shard.kind](shard, limits)
+
+
+def _url(shard: Shard) -> str:
+    return shard.source if shard.kind == "tar" and is_url(shard.source) else ""

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from dali_aesthetic.shards.buffer import View
 from dali_aesthetic.shards.scan import BLOCK, checksum
+from dali_aesthetic.stores.stream import RemoteFile
 from dali_aesthetic.types import Buffer
 
 _CHUNK = 1 << 20
 _MAGIC, _MAGIC_AT = b"ustar", 257
 
 
-def next_header(buffer: Buffer, start: int) -> int:
+def next_header(buffer: Buffer | View, start: int) -> int:
     """The offset of the first header at or behind the block at `start`; -1 where there is none.
 
     A header is a block with the magic of POSIX or GNU tar and a right checksum. The tars of before 1988 have
     no magic: in one of those nothing is found. A tar stored within the damaged one is not told from it.
     """
-    view = memoryview(buffer)
+    view = buffer if isinstance(buffer, RemoteFile) else memoryview(buffer)
     for first in range(start, len(view), _CHUNK):
         chunk = view[first : first + _CHUNK].tobytes()
         found = chunk.find(_MAGIC)

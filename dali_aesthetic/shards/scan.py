@@ -13,6 +13,8 @@ from functools import lru_cache
 from typing import NamedTuple
 from zlib import adler32
 
+from dali_aesthetic.shards.buffer import View
+from dali_aesthetic.stores.stream import RemoteFile
 from dali_aesthetic.types import Buffer
 
 BLOCK = 512
@@ -74,7 +76,9 @@ class _Pending:
     records: dict[str, str] = field(default_factory=dict)
 
 
-def scan_tar(buffer: Buffer, start: int = 0, defaults: dict[str, str] | None = None) -> Iterator[Member]:
+def scan_tar(
+    buffer: Buffer | View, start: int = 0, defaults: dict[str, str] | None = None
+) -> Iterator[Member]:
     """Yields every member from `start` on; ends at two zero blocks or at the end of the buffer.
 
     `defaults` are the records of PAX global headers before `start`; those that follow are added to it.
@@ -82,7 +86,7 @@ def scan_tar(buffer: Buffer, start: int = 0, defaults: dict[str, str] | None = N
     A member whose data is cut off by the end of the buffer is yielded, then `TarDamage` is raised. Raises
     nothing else, whatever the bytes are.
     """
-    view = memoryview(buffer)
+    view = buffer if isinstance(buffer, RemoteFile) else memoryview(buffer)
     total = len(view)
     offset = start
     pending: _Pending | None = None
@@ -127,7 +131,7 @@ def scan_tar(buffer: Buffer, start: int = 0, defaults: dict[str, str] | None = N
         raise TarDamage(pending.start, "an extension header without the member it belongs to", is_end=True)
 
 
-def _next_header(view: memoryview, offset: int) -> bytes | None:
+def _next_header(view: View, offset: int) -> bytes | None:
     """The block at `offset`, `_ZERO_BLOCK` itself where it is a lone zero block, or None at the end."""
     block = view[offset : offset + BLOCK].tobytes()
     if len(block) < BLOCK:
@@ -179,7 +183,7 @@ def _padded(size: int) -> int:
     return (size + BLOCK - 1) & -BLOCK
 
 
-def _extension_data(view: memoryview, data: int, size: int, offset: int) -> bytes:
+def _extension_data(view: View, data: int, size: int, offset: int) -> bytes:
     if size > MAX_EXTENSION_BYTES:
         raise TarDamage(offset, f"an extension header of {size} bytes (at most {MAX_EXTENSION_BYTES})")
     content = view[data : data + size].tobytes()
@@ -230,10 +234,10 @@ def _apply(
     return name, size, sparse or any(record.startswith("GNU.sparse.") for record in records)
 
 
-def _after_sparse_maps(view: memoryview, header: bytes, data: int) -> int:
+def _after_sparse_maps(view: View, header: bytes, data: int) -> int:
     """Where an old GNU sparse file's data starts: behind the maps that did not fit into its header."""
     more = header[482]
     while more and data + BLOCK <= len(view):
-        more = view[data + 504]
+        more = view[data + 504 : data + 505].tobytes()[0]
         data += BLOCK
     return data

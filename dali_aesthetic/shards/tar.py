@@ -2,35 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 
-from dali_aesthetic.shards.buffer import DEFAULT_LIMITS, ReadLimits, has_changed, open_buffer
+from dali_aesthetic.shards.buffer import (
+    DEFAULT_LIMITS,
+    READ_ERRORS,
+    ReadLimits,
+    View,
+    check_remote,
+    has_changed,
+    open_buffer,
+)
 from dali_aesthetic.shards.formats import IMAGE_RANK, KNOWN_SIDECARS, looks_like_image
 from dali_aesthetic.shards.resync import next_header
 from dali_aesthetic.shards.scan import BLOCK, GLOBAL_HEADER, Member, TarDamage, parse_pax, scan_tar
 from dali_aesthetic.shards.warn import Oddities
+from dali_aesthetic.stores.stream import RemoteFile
 from dali_aesthetic.types import Buffer, Sample, Shard, ShardEnd, Status
 
 _MAX_GLOBAL_BYTES = 1 << 16
 _DAMAGES_SHOWN = 3
 
 
-def read_tar(shard: Shard, limits: ReadLimits = DEFAULT_LIMITS) -> Iterator[Sample | ShardEnd]:
+def read_tar(
+    shard: Shard, limits: ReadLimits = DEFAULT_LIMITS, opener: Callable[[], RemoteFile] | None = None
+) -> Iterator[Sample | ShardEnd]:
     """Yields the samples of a tar in its order, then its one ShardEnd. Raises nothing for bad data.
 
     Behind damage it goes on at the next header. The samples on both sides of it are `truncated`: which of
-    their members are lost can't be known.
+    their members are lost can't be known. `opener` streams it from a store.
     """
     try:
-        buffer = open_buffer(shard.source, limits.max_tar_bytes, limits.max_download_bytes)
+        view = _open(shard, limits, opener)
     except Exception as error:  # fsspec's file systems raise what their clients raise
         yield ShardEnd(shard=shard, error=f"{shard.source} can't be read: {str(error) or repr(error)}")
         return
-    if len(buffer) == 0:
+    if len(view) == 0:
         yield ShardEnd(shard=shard, error=f"{shard.source} is empty (0 bytes), not even an empty tar")
         return
-    yield from _TarReader(shard, buffer, limits).read()
+    try:
+        yield from _TarReader(shard, view, limits).read()
+    except READ_ERRORS as error:
+        yield ShardEnd(shard=shard, error=f"{shard.source} can't be read to its end: {error}")
+
+
+def _open(shard: Shard, limits: ReadLimits, opener: Callable[[], RemoteFile] | None) -> View:
+    if opener is None:
+        return memoryview(open_buffer(shard.source, limits.max_tar_bytes, limits.max_download_bytes))
+    file = opener()
+    check_remote(file, limits)
+    return file
 
 
 def split_name(name: str) -> tuple[str, str]:
@@ -84,9 +106,9 @@ class _Group:
 
 
 class _TarReader:
-    def __init__(self, shard: Shard, buffer: Buffer, limits: ReadLimits) -> None:
+    def __init__(self, shard: Shard, view: View, limits: ReadLimits) -> None:
         self.shard, self.limits = shard, limits
-        self.view = memoryview(buffer)
+        self.view = view
         self.total = len(self.view)
         self.group: _Group | None = None
         self.seen: set[str] = set()
@@ -113,6 +135,8 @@ class _TarReader:
             yield self._sample(self.group)
         if found is None:
             self._check_end(max(self.end, 0))
+        if isinstance(self.view, RemoteFile):
+            self.view.finish()
         yield self._end()
 
     def _read_from(self, start: int) -> Generator[Sample, None, TarDamage | None]:
@@ -156,6 +180,8 @@ class _TarReader:
         group = self.group
         if group is None or group.key != key:
             done, group = group, self._open(key, member)
+            if isinstance(self.view, RemoteFile):
+                self.view.release(done.first if done is not None else member.header_offset)
         elif suffix in group.suffixes:
             self.oddities.add("members that came twice in one sample", member.name)
         if self.resumed:

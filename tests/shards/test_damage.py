@@ -125,10 +125,6 @@ def test_a_tar_above_its_limit_is_an_error(tmp_path: Path, scheme: str) -> None:
     (end,) = read_shards([shard], ReadLimits(max_tar_bytes=5000))
     assert isinstance(end, ShardEnd)
     assert "5,000 bytes" in end.error
-    if scheme:
-        (end,) = read_shards([shard], ReadLimits(max_download_bytes=6000))
-        assert isinstance(end, ShardEnd)
-        assert "6,000 bytes" in end.error
 
 
 def test_a_file_above_the_member_limit_is_too_large(tmp_path: Path) -> None:

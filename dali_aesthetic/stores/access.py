@@ -1,0 +1,118 @@
+"""Whole objects and files by their location, each call retried; the same calls for local paths."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO
+
+from dali_aesthetic.stores.location import is_url, join
+from dali_aesthetic.stores.retry import retried
+from dali_aesthetic.stores.store import ObjectInfo, Store, store_of
+from dali_aesthetic.types import Buffer
+
+_STEP = 16 << 20
+
+
+def read_bytes(location: str | os.PathLike[str]) -> bytes:
+    """The content of a small file. Raises FileNotFoundError, PermissionError or another OSError."""
+    text = os.fspath(location)
+    return bytes(read_whole(text)) if is_url(text) else Path(text).read_bytes()
+
+
+def read_whole(url: str, check: Callable[[int], None] = lambda size: None) -> Buffer:
+    """The content of an object; `check` may refuse its size (bytes) before it is downloaded."""
+    store, key = store_of(url)
+    info = _info(store, key)
+    check(info.size)
+    if not info.has_ranges:
+        return retried(lambda: b"".join(store.read_all(key)), f"reading {url}")
+    steps = range(0, info.size, _STEP)
+    return b"".join(_read(store, key, info, at, min(at + _STEP, info.size)) for at in steps)
+
+
+def _info(store: Store, key: str) -> ObjectInfo:
+    return retried(lambda: store.info(key), f"opening {store.name}/{key}")
+
+
+def _read(store: Store, key: str, info: ObjectInfo, start: int, end: int) -> Buffer:
+    what = f"reading {store.name}/{key}"
+    return retried(lambda: store.read(key, start, end, info.tag), what)
+
+
+def exists(location: str | os.PathLike[str]) -> bool:
+    """Whether there is such a file or object."""
+    text = os.fspath(location)
+    if not is_url(text):
+        return os.path.exists(text)
+    try:
+        _info(*store_of(text))
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def list_files(folder: str | os.PathLike[str], suffix: str = "") -> Iterator[str]:
+    """Paths below `folder`, relative to it and with `/`, in one listing; none where it isn't there."""
+    text = os.fspath(folder)
+    if is_url(text):
+        store, prefix = store_of(text)
+        cut = len(prefix.rstrip("/")) + 1 if prefix.strip("/") else 0
+        found = retried(lambda: [key[cut:] for key, _ in store.list(prefix)], f"listing {text}")
+        yield from (name for name in found if name.endswith(suffix))
+        return
+    for root, _, names in os.walk(text):
+        relative = os.path.relpath(root, text)
+        before = "" if relative == "." else relative.replace(os.sep, "/") + "/"
+        yield from (before + name for name in names if name.endswith(suffix))
+
+
+def open_file(location: str | os.PathLike[str]) -> IO[bytes]:
+    """A file to read and seek in, for libraries that want one (Parquet)."""
+    text = os.fspath(location)
+    if not is_url(text):
+        return open(text, "rb")
+    store, key = store_of(text)
+    info = _info(store, key)
+    if not info.has_ranges:
+        return io.BytesIO(read_whole(text))
+    return io.BufferedReader(_RemoteIO(store, key, info), 1 << 20)
+
+
+def put(folder: str, name: str, content: Path | bytes) -> None:
+    """Uploads one object `FOLDER/NAME`, whole or not at all."""
+    store, key = store_of(join(folder, name))
+    retried(lambda: store.put(key, content), f"writing {store.name}/{key}")
+
+
+class _RemoteIO(io.RawIOBase):
+    """Reads of an object at any place."""
+
+    def __init__(self, store: Store, key: str, info: ObjectInfo) -> None:
+        self._store, self._key, self._info = store, key, info
+        self._at = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._info.size}[whence]
+        self._at = max(0, base + offset)
+        return self._at
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        end = min(self._at + len(buffer), self._info.size)
+        if end <= self._at:
+            return 0
+        data = _read(self._store, self._key, self._info, self._at, end)
+        buffer[: len(data)] = data
+        self._at = end
+        return len(data)
