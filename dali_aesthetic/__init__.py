@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dali_aesthetic.config import Config, ConfigError, DecodeConfig, ModelConfig
-    from dali_aesthetic.launch.local import RunResult, run
+    from dali_aesthetic.launch.engine import run
+    from dali_aesthetic.launch.result import RunResult
     from dali_aesthetic.library import ImageScorer, score_images
     from dali_aesthetic.score.download import WeightsUnavailable
     from dali_aesthetic.threshold import Threshold
@@ -41,10 +42,10 @@ _HOMES = {
     "DecodeConfig": "config",
     "ImageScorer": "library",
     "ModelConfig": "config",
-    "RunResult": "launch.local",
+    "RunResult": "launch.result",
     "Threshold": "threshold",
     "WeightsUnavailable": "score.download",
-    "run": "launch.local",
+    "run": "launch.engine",
     "score_images": "library",
 }
 

@@ -16,11 +16,15 @@ from dali_aesthetic.commands.options import (
     ConfigFile,
     Device,
     Encoder,
+    Gpus,
     Heads,
     ImageColumn,
     Input,
+    LogJson,
     MaxRaw,
     MaxUnit,
+    MetricsHost,
+    MetricsPort,
     ModelDir,
     MoreInput,
     Output,
@@ -30,7 +34,10 @@ from dali_aesthetic.commands.options import (
     Top,
     Unit,
     Verbose,
+    Wandb,
     Weights,
+    Workers,
+    observe_fields,
     threshold_fields,
 )
 from dali_aesthetic.commands.outcome import console, guarded
@@ -44,6 +51,8 @@ RUN_EXAMPLES = """
 Examples:
 
   dali-aesthetic run --input 'data/{00000..00123}.tar' --output kept --threshold 0.5
+
+  dali-aesthetic run --input shards/ --output kept --preset high --gpus all
 
   dali-aesthetic run --input photos/ --output kept --encoder ViT-B-32 --head laion-v1 --raw-threshold 5
 
@@ -102,6 +111,8 @@ def run(
     head: Heads = None,
     model_dir: ModelDir = None,
     device: Device = None,
+    gpus: Gpus = None,
+    workers: Workers = None,
     precision: Annotated[str | None, typer.Option(help="auto, fp32, fp16 or bf16. (default: auto)")] = None,
     backend: Annotated[
         str | None, typer.Option(help="auto, eager, torchscript, fused. (default: auto)")
@@ -134,6 +145,10 @@ def run(
     memory_budget: Annotated[
         float | None, typer.Option(help="GiB of encoded images in memory. (default: a quarter of it, max 16)")
     ] = None,
+    metrics_port: MetricsPort = None,
+    metrics_host: MetricsHost = None,
+    log_json: LogJson = None,
+    wandb: Wandb = None,
     config: ConfigFile = None,
     quiet: Quiet = False,
     as_json: AsJson = False,
@@ -144,7 +159,9 @@ def run(
         "input": [*(input or []), *(more_input or [])] or None,
         "output": output,
         "device": device,
+        "launch": {"gpus": gpus, "workers": workers},
         "save_embeddings": save_embeddings,
+        "observe": observe_fields(metrics_port, metrics_host, log_json, wandb),
         "image_column": image_column,
         "threshold": threshold_fields(
             threshold, raw_threshold, preset, keep_top, max_threshold, max_raw_threshold

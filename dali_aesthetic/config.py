@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from dali_aesthetic.threshold import Threshold
 
@@ -101,6 +101,46 @@ class GuardConfig(_Section):
     max_tar_gb: int = Field(default=1024, ge=1)
 
 
+class LaunchConfig(_Section):
+    """Which processes do the work; no part of what a run is, so a rerun may have others.
+
+    `gpus` is a number of this node's GPUs or `all`, a process each; `workers` is a number of CPU processes
+    instead. With neither, one process does the work on `device`.
+    """
+
+    gpus: int | Literal["all"] | None = None
+    workers: int | None = Field(default=None, ge=1, le=1024)
+
+    @field_validator("gpus", mode="before")
+    @classmethod
+    def _number_or_all(cls, value: Any) -> Any:
+        number = int(value) if isinstance(value, str) and value.isdecimal() else value
+        if isinstance(number, str) and number != "all":
+            raise ValueError(f"--gpus {number} is no number of GPUs: give one from 1 up, or all")
+        if isinstance(number, int) and number < 1:
+            raise ValueError(f"--gpus {number}: give 1 or more, or all; --device cpu runs without a GPU")
+        return number
+
+    @property
+    def one_process(self) -> bool:
+        """Whether the process that launches also does the work."""
+        return self.gpus is None and self.workers is None
+
+
+class ObserveConfig(_Section):
+    """What a run shows machines; no part of what a run is.
+
+    Prometheus metrics are served at `metrics_port` of the address `metrics_host` (0: any free port).
+    `log_json` is a file that gets a JSON line for each event, `-` is standard error. `wandb` is a project of
+    Weights & Biases.
+    """
+
+    metrics_port: int | None = Field(default=None, ge=0, le=65535)
+    metrics_host: str = "127.0.0.1"
+    log_json: str | None = None
+    wandb: str | None = None
+
+
 class Config(_Section):
     """One run. `input` holds locations or patterns; `output` is the folder that receives everything.
 
@@ -121,6 +161,8 @@ class Config(_Section):
     decode: DecodeConfig = DecodeConfig()
     guard: GuardConfig = GuardConfig()
     gate: GateConfig = GateConfig()
+    observe: ObserveConfig = ObserveConfig()
+    launch: LaunchConfig = LaunchConfig()
 
     @field_validator("input", mode="before")
     @classmethod
@@ -133,6 +175,17 @@ class Config(_Section):
         if not value or not all(value):
             raise ValueError("no input given: name a tar, a pattern, a folder or @list.txt")
         return value
+
+    @model_validator(mode="after")
+    def _one_kind_of_worker(self) -> Self:
+        gpus, workers = self.launch.gpus, self.launch.workers
+        if gpus is not None and workers is not None:
+            raise ValueError("--gpus and --workers are given: GPUs have a process each, workers are for CPUs")
+        if gpus is not None and self.device == "cpu":
+            raise ValueError(f"--gpus {gpus} and --device cpu are given: give --workers for CPU processes")
+        if workers is not None and self.device == "cuda":
+            raise ValueError(f"--workers {workers} and --device cuda are given: give --gpus for these")
+        return self
 
     @classmethod
     def build(cls, values: Mapping[str, Any]) -> Self:

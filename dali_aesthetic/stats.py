@@ -12,13 +12,16 @@ from dali_aesthetic.overlap import StageTimes
 from dali_aesthetic.types import ImageHeader, ShardReport, Status
 
 _Number = TypeVar("_Number", int, float)
+_Name = TypeVar("_Name")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tally:
     """Counters of a worker at one moment: plain values that travel between processes and hosts, and add.
 
-    `work` is seconds of own work by stage; `seconds` is how long the worker has been at it.
+    `work` is seconds of own work by stage; `waits` is seconds at the queue behind a stage, by (stage, side):
+    of its `consumer` for an item, of the stage, its `producer`, for room. `seconds` is how long the worker
+    has been at it.
     """
 
     num_samples: int = 0
@@ -26,6 +29,7 @@ class Tally:
     statuses: Mapping[str, int] = field(default_factory=dict)
     presets: Mapping[str, int] = field(default_factory=dict)
     work: Mapping[str, float] = field(default_factory=dict)
+    waits: Mapping[tuple[str, str], float] = field(default_factory=dict)
     seconds: float = 0.0
 
     def __add__(self, other: Tally) -> Tally:
@@ -36,6 +40,7 @@ class Tally:
             statuses=_sum(self.statuses, other.statuses),
             presets=_sum(self.presets, other.presets),
             work=_sum(self.work, other.work),
+            waits=_sum(self.waits, other.waits),
             seconds=self.seconds + other.seconds,
         )
 
@@ -45,7 +50,8 @@ class RunStats:
     """What a run has done so far. Times are seconds; rates count every sample, good or bad.
 
     `presets` counts by name how many scores each preset would keep, whatever the run's own threshold is.
-    `workers` has the latest tally of each worker by name where several processes share the run.
+    `workers` has the latest tally of each worker by name where several processes share the run, and
+    `incidents` says which of them died and how.
     """
 
     num_samples: int = 0
@@ -56,6 +62,7 @@ class RunStats:
     reports: list[ShardReport] = field(default_factory=list)
     stages: list[StageTimes] = field(default_factory=list)
     workers: dict[str, Tally] = field(default_factory=dict)
+    incidents: list[str] = field(default_factory=list)
     waited_for_device: float = 0.0
     wrote: float = 0.0
     started_at: float = field(default_factory=time.perf_counter)
@@ -83,6 +90,7 @@ class RunStats:
             statuses=dict(self.statuses),
             presets=dict(self.presets),
             work=self.work_times(),
+            waits=self._waits(),
             seconds=self.seconds,
         )
 
@@ -144,6 +152,10 @@ class RunStats:
         work["sink"] = self.wrote
         return work
 
+    def _waits(self) -> dict[tuple[str, str], float]:
+        consumers = {(stage.name, "consumer"): stage.blocked_on_empty for stage in self.stages}
+        return consumers | {(stage.name, "producer"): stage.blocked_on_full for stage in self.stages}
+
     def bound_by(self) -> str:
         """The stage with most work of its own, or "" before there is anything to tell."""
         work = self.work_times()
@@ -151,7 +163,7 @@ class RunStats:
         return slowest if work.get(slowest, 0) > 0 else ""
 
 
-def _sum(one: Mapping[str, _Number], other: Mapping[str, _Number]) -> dict[str, _Number]:
+def _sum(one: Mapping[_Name, _Number], other: Mapping[_Name, _Number]) -> dict[_Name, _Number]:
     total = dict(one)
     for name, value in other.items():
         total[name] = total[name] + value if name in total else value

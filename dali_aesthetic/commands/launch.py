@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import typer
 import yaml
@@ -15,6 +15,10 @@ from dali_aesthetic.config import Config, ConfigError, merge
 
 if TYPE_CHECKING:
     from dali_aesthetic.launch.result import RunResult, Watch
+
+
+class _Launch(Protocol):
+    def __call__(self, config: Config, *, watch: Watch | None) -> RunResult: ...
 
 
 class Saying(NamedTuple):
@@ -28,13 +32,13 @@ class Saying(NamedTuple):
 def run_with(flags: dict[str, Any], file: Path | None, saying: Saying) -> int:
     """Run what flags and file say; the exit code."""
     config = Config.build(over_file(flags, file))
-    from dali_aesthetic.launch.local import run
+    from dali_aesthetic.launch.engine import run
     from dali_aesthetic.launch.refilter import run_top
 
     if saying.verbose:
         console.print_json(config.model_dump_json())
     launch = run if config.threshold.top is None or config.scores_only else run_top
-    return _say(launch(config, watch=_watch(saying)), config, saying)
+    return _observed(launch, config, saying)
 
 
 def filter_with(flags: dict[str, Any], scores: str, saying: Saying) -> int:
@@ -42,7 +46,16 @@ def filter_with(flags: dict[str, Any], scores: str, saying: Saying) -> int:
     config = Config.build(over_file(flags, None))
     from dali_aesthetic.launch.refilter import filter_scored
 
-    return _say(filter_scored(config, scores, watch=_watch(saying)), config, saying)
+    return _observed(lambda config, watch: filter_scored(config, scores, watch=watch), config, saying)
+
+
+def _observed(launch: _Launch, config: Config, saying: Saying) -> int:
+    from dali_aesthetic.observe.session import observing
+
+    say = (lambda text: None) if saying.quiet or saying.as_json else console.print
+    with observing(config, _watch(saying), say) as watch:
+        result = launch(config, watch=watch)
+    return _say(result, config, saying)
 
 
 def _watch(saying: Saying) -> Watch | None:

@@ -39,6 +39,10 @@ ModelDir = Annotated[
     Path | None, typer.Option("--model-dir", help="Folder that is searched for weights first.")
 ]
 Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda. (default: auto)")]
+Gpus = Annotated[
+    str | None, typer.Option(help="A process each for so many of this node's GPUs, or all. (default: one)")
+]
+Workers = Annotated[int | None, typer.Option(help="So many processes on the CPU. (default: one)")]
 Output = Annotated[str | None, typer.Option("--output", "-o", help="Folder that receives everything.")]
 Top = Annotated[
     str | None,
@@ -56,8 +60,27 @@ Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say more; show t
 ImageColumn = Annotated[
     str | None, typer.Option(help="Column of a Parquet input with the images. (default: found)")
 ]
+MetricsPort = Annotated[
+    int | None, typer.Option(min=0, max=65535, help="Serve metrics for Prometheus here; 0: any free port.")
+]
+MetricsHost = Annotated[
+    str | None, typer.Option(help="At this address; 0.0.0.0 for other machines. (default: 127.0.0.1)")
+]
+LogJson = Annotated[
+    str | None, typer.Option(metavar="FILE", help="Append a JSON line for each event; - is standard error.")
+]
+Wandb = Annotated[
+    str | None, typer.Option(metavar="PROJECT", help="Log to this project of Weights & Biases.")
+]
 MoreInput = Annotated[list[str] | None, typer.Argument(hidden=True)]
 """Where a shell expanded a pattern that was not quoted."""
+
+
+def observe_fields(
+    port: int | None, host: str | None, log_json: str | None, wandb: str | None
+) -> dict[str, Any]:
+    """The `observe` section of a config."""
+    return {"metrics_port": port, "metrics_host": host, "log_json": log_json, "wandb": wandb}
 
 
 def threshold_fields(

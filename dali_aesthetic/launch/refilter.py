@@ -13,7 +13,8 @@ from contextlib import nullcontext
 import numpy as np
 
 from dali_aesthetic.config import Config
-from dali_aesthetic.launch.local import RunResult, Watch, run
+from dali_aesthetic.launch.engine import run
+from dali_aesthetic.launch.result import RunResult, Watch
 from dali_aesthetic.launch.worker import cut_identity
 from dali_aesthetic.overlap import ahead
 from dali_aesthetic.shards.plan import plan_shards
@@ -75,6 +76,7 @@ def _write(shards: list[Shard], scores: str, sink: ShardSink, stats: RunStats) -
         stats.wrote += time.perf_counter() - start
         raw_R = batch.scores_RH[:, 0]
         stats.add(batch.headers, int(sink.keep(raw_R).sum()), preset_counts(raw_R))
+    stats.reports += sink.flush()
 
 
 def _batches(shards: list[Shard], scores: str, head_names: tuple[str, ...]) -> Iterator[ScoredBatch]:

@@ -1,0 +1,21 @@
+"""A config to the launcher that it asks for."""
+
+from __future__ import annotations
+
+from dali_aesthetic.config import Config
+from dali_aesthetic.launch.result import RunResult, Watch
+
+
+def run(config: Config, *, watch: Watch | None = None) -> RunResult:
+    """Score every sample of `config.input` and write the kept ones, scores and stats to `config.output`.
+
+    Raises `ConfigError` (also for an output that holds another run), `WeightsUnavailable`, and OSError
+    where the output can't be written. A shard that can't be read is in the result's `stats.failed`.
+    """
+    if config.launch.one_process:
+        from dali_aesthetic.launch import local
+
+        return local.run(config, watch=watch)
+    from dali_aesthetic.launch.node import run_node
+
+    return run_node(config, watch=watch)
