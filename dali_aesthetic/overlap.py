@@ -13,8 +13,9 @@ import sys
 import threading
 import time
 import traceback
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -127,6 +128,41 @@ class Ahead(Generic[T]):
 def ahead(source: Iterable[T], depth: int, name: str) -> Ahead[T]:
     """`source`, produced up to `depth` items ahead in a thread called `name`."""
     return Ahead(source, depth, name)
+
+
+class Backlog(Generic[T]):
+    """Calls begun in the order they came, in `num_threads` threads of their own, `depth` unfinished at most.
+
+    Results come back in that order too. A call's failure is raised to whoever takes its result; the calls
+    behind it that have not begun then never do.
+    """
+
+    def __init__(self, depth: int, num_threads: int, name: str) -> None:
+        self._depth = depth
+        self._pool = ThreadPoolExecutor(max_workers=num_threads, thread_name_prefix=name)
+        self._calls: deque[Future[T]] = deque()
+
+    def add(self, call: Callable[[], T]) -> list[T]:
+        """Begins `call` when its turn has come; waits for room. The results that are there by now."""
+        done = self.take(leave=self._depth - 1)
+        self._calls.append(self._pool.submit(call))
+        return done
+
+    def take(self, leave: int = 1 << 30) -> list[T]:
+        """The results that are there, after waiting until at most `leave` calls are unfinished."""
+        done = []
+        try:
+            while self._calls and (len(self._calls) > leave or self._calls[0].done()):
+                done.append(self._calls.popleft().result())
+        except BaseException:
+            self.cancel()
+            raise
+        return done
+
+    def cancel(self) -> None:
+        """Drops what has not begun, waits for what has, and ends the threads. No results any more."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._calls.clear()
 
 
 def pool(num_threads: int, name: str) -> Executor:

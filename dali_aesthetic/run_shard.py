@@ -10,7 +10,7 @@ shard borders. Nothing waits for the device but the last line, one batch behind 
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
 
 from dali_aesthetic.collector import calm_collector
@@ -45,7 +45,8 @@ class Rooms:
 def run_shards(shards: Iterable[Shard], rooms: Rooms, stats: RunStats) -> Generator[ShardReport, None, None]:
     """Process `shards` in order; a report for each as it is committed, or given up with an error."""
     samples = read_shards(shards, rooms.read_limits)
-    batches = fill_batches(samples, rooms.scorer.batch_size, rooms.limits, rooms.batch_bytes)
+    size = rooms.scorer.batch_size
+    batches = fill_batches(samples, size, rooms.limits, rooms.batch_bytes, BATCHES_IN_FLIGHT)
     encoded = ahead(batches, 2, "storage")
     images = ahead(rooms.decoder.decode(encoded), 2, "decode")
     launched = ahead(rooms.scorer.score(images), 2, "encode")
@@ -54,6 +55,7 @@ def run_shards(shards: Iterable[Shard], rooms: Rooms, stats: RunStats) -> Genera
         for pending in launched:
             scored = _wait(pending, stats)
             yield from _write(scored, rooms, stats)
+        yield from _timed(rooms.sink.flush, stats)
 
 
 def _wait(pending: PendingScores, stats: RunStats) -> ScoredBatch:
@@ -64,10 +66,15 @@ def _wait(pending: PendingScores, stats: RunStats) -> ScoredBatch:
 
 
 def _write(scored: ScoredBatch, rooms: Rooms, stats: RunStats) -> list[ShardReport]:
-    start = time.perf_counter()
-    reports = rooms.sink.write(scored)
-    stats.wrote += time.perf_counter() - start
+    reports = _timed(lambda: rooms.sink.write(scored), stats)
     raw_R = scored.scores_RH[:, 0]
     stats.add(scored.headers, int(rooms.sink.keep(raw_R).sum()), preset_counts(raw_R))
+    return reports
+
+
+def _timed(commit: Callable[[], list[ShardReport]], stats: RunStats) -> list[ShardReport]:
+    start = time.perf_counter()
+    reports = commit()
+    stats.wrote += time.perf_counter() - start
     stats.reports += reports
     return reports

@@ -81,10 +81,21 @@ def open_file(location: str | os.PathLike[str]) -> IO[bytes]:
     return io.BufferedReader(_RemoteIO(store, key, info), 1 << 20)
 
 
-def put(folder: str, name: str, content: Path | bytes) -> None:
-    """Uploads one object `FOLDER/NAME`, whole or not at all."""
-    store, key = store_of(join(folder, name))
-    retried(lambda: store.put(key, content), f"writing {store.name}/{key}")
+class Uploader:
+    """Makes objects below the URL `folder`, each whole or not at all."""
+
+    def __init__(self, folder: str) -> None:
+        self._folder, self._stopped = folder, False
+        store_of(folder)
+
+    def put(self, name: str, content: Path | bytes) -> None:
+        """Uploads `FOLDER/NAME`. Raises StoreError or PermissionError naming it."""
+        store, key = store_of(join(self._folder, name))
+        retried(lambda: store.put(key, content), f"writing {store.name}/{key}", lambda: self._stopped)
+
+    def stop(self) -> None:
+        """What fails from here on is not tried again."""
+        self._stopped = True
 
 
 class _RemoteIO(io.RawIOBase):

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from types import TracebackType
@@ -13,6 +14,7 @@ from types import TracebackType
 import numpy as np
 import numpy.typing as npt
 
+from dali_aesthetic.overlap import Backlog
 from dali_aesthetic.types import (
     Buffer,
     ImageHeader,
@@ -23,6 +25,7 @@ from dali_aesthetic.types import (
     ShardReport,
     Status,
 )
+from dali_aesthetic.write.destination import Destination, destination
 from dali_aesthetic.write.embeddings import ShardEmbeddings
 from dali_aesthetic.write.files import output_path, publish, write_temporary, write_whole
 from dali_aesthetic.write.parquet import ScoreRows, score_columns
@@ -38,11 +41,11 @@ Keep = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.bool_]]
 
 
 class _OpenShard:
-    """A shard whose end has not come: its tar under a temporary name, its rows in memory."""
+    """A shard that is not committed: its tar under a temporary name, its rows in memory."""
 
     def __init__(
         self,
-        output: Path,
+        destination: Destination,
         shard: Shard,
         head_names: Sequence[str],
         *,
@@ -55,6 +58,8 @@ class _OpenShard:
         self.rows = ScoreRows(head_names, f"shards/{shard.name}{kind}")
         self.num_samples = 0
         self.num_kept = 0
+        self._destination = destination
+        output = destination.root
         self._scores = output_path(output / "scores", shard.name, ".parquet")
         self._stats = output_path(output / "stats", shard.name, ".json")
         self._bad = output_path(output / QUARANTINE, shard.name, ".tar") if quarantine else None
@@ -106,7 +111,16 @@ class _OpenShard:
         )
 
     def commit(self, end: ShardEnd) -> ShardReport:
-        """Tars, embeddings, scores, stats, in this order; a kill in between leaves the shard undone."""
+        """Tars, embeddings, scores, stats, in this order; a kill in between leaves the shard undone.
+
+        What failed on the way leaves no temporary file.
+        """
+        try:
+            return self._commit(end)
+        finally:
+            self.abandon()
+
+    def _commit(self, end: ShardEnd) -> ShardReport:
         scores = write_temporary(self._scores, memoryview(self.rows.to_parquet()))
         try:
             for part in self._parts():
@@ -117,6 +131,7 @@ class _OpenShard:
             scores.unlink(missing_ok=True)
             raise
         publish(scores, self._scores)
+        self._destination.deliver([final for part in self._parts() for final in part.finals] + [self._scores])
         report = ShardReport(
             name=self.shard.name,
             source=self.shard.source,
@@ -130,6 +145,7 @@ class _OpenShard:
             fingerprint=self.shard.fingerprint,
         )
         write_whole(self._stats, json.dumps(asdict(report), indent=2, sort_keys=True).encode() + b"\n")
+        self._destination.deliver([self._stats])
         return report
 
     def abandon(self) -> None:
@@ -142,13 +158,16 @@ class _OpenShard:
 
 
 class ShardSink:
-    """Takes scored batches in input order and commits each shard when its end has come.
+    """Takes scored batches in input order; commits each shard that has ended, in a thread of its own.
 
-    A context manager: leaving it abandons what is open (its temporary files are removed). Raises OSError
-    naming the file where a write fails; the sink is then of no more use. A shard of `JUDGED_FROM` samples or
-    more of which more than `max_bad_fraction` could not be scored is reported as failed. With `quarantine`
-    the entries of all such samples go to `quarantine/NAME.tar`. Without `images` there are scores and stats
-    only, and nothing counts as kept. With `embeddings` those of each batch are written.
+    A context manager: leaving it waits for the commits under way and abandons what is open (its temporary
+    files are removed). Raises OSError naming the file where a write or a commit fails, at the next call; the
+    sink is then of no more use. `output` may be a URL: each object is then uploaded whole, the stats last.
+
+    A shard of `JUDGED_FROM` samples or more of which more than `max_bad_fraction` could not be scored is
+    reported as failed. With `quarantine` the entries of all such samples go to `quarantine/NAME.tar`.
+    Without `images` there are scores and stats only, and nothing counts as kept. With `embeddings` those of
+    each batch are written.
     """
 
     def __init__(
@@ -162,7 +181,7 @@ class ShardSink:
         quarantine: bool = False,
         embeddings: bool = False,
     ) -> None:
-        self.output = Path(output)
+        self._destination = destination(output)
         self.head_names = tuple(head_names)
         score_columns(head_names)
         self.keep = keep if images else _keep_nothing
@@ -170,12 +189,16 @@ class ShardSink:
         self.max_bad_fraction, self.quarantine = max_bad_fraction, quarantine
         self.embeddings = embeddings
         self._open: dict[str, _OpenShard] = {}
+        self._commits: Backlog[ShardReport] = self._destination.backlog()
         wanted = {"shards": images, "scores": True, "stats": True, QUARANTINE: quarantine}
         for folder in (name for name, is_wanted in wanted.items() if is_wanted):
-            (self.output / folder).mkdir(parents=True, exist_ok=True)
+            (self._destination.root / folder).mkdir(parents=True, exist_ok=True)
 
     def write(self, batch: ScoredBatch) -> list[ShardReport]:
-        """Appends every row, streams the kept samples, and commits the ended shards (`error`: abandons)."""
+        """Appends every row, streams the kept samples, has the ended shards committed (`error`: abandoned).
+
+        The reports are of the shards that were committed since, in input order; `flush` gives the last ones.
+        """
         ok_R = np.fromiter(map(_is_ok, batch.encoded.samples, batch.headers), np.bool_)
         # What no decoder vouches for has no score, whatever the model made of its place in the batch.
         scores_RH = np.where(ok_R[:, None], batch.scores_RH, np.float32(np.nan))
@@ -188,12 +211,17 @@ class ShardSink:
             embeddings_RD = None if batch.embeddings_RD is None else batch.embeddings_RD[rows]
             opened.add(samples, batch.headers[rows], scores_RH[rows], kept_R[rows], ok_R[rows], embeddings_RD)
             start = rows.stop
-        return [self._end(end) for end in batch.encoded.ended]
+        ended = [report for end in batch.encoded.ended for report in self._commits.add(self._end(end))]
+        return ended + self._commits.take()
+
+    def flush(self) -> list[ShardReport]:
+        """Waits for every commit; the reports that `write` didn't give yet."""
+        return self._commits.take(leave=0)
 
     def _opened(self, shard: Shard) -> _OpenShard:
         if shard.name not in self._open:
             self._open[shard.name] = _OpenShard(
-                self.output,
+                self._destination,
                 shard,
                 self.head_names,
                 images=self.images,
@@ -202,24 +230,31 @@ class ShardSink:
             )
         return self._open[shard.name]
 
-    def _end(self, end: ShardEnd) -> ShardReport:
-        shard = end.shard
-        if end.error:
-            if (opened := self._open.pop(shard.name, None)) is not None:
-                opened.abandon()
-            return _failed(end, end.error)
-        opened = self._opened(shard)
+    def _end(self, end: ShardEnd) -> Callable[[], ShardReport]:
+        """What is left to do for a shard: its commit, or to report why there is none."""
+        name = end.shard.name
+        objection = end.error
+        if not objection:
+            objection = self._opened(end.shard).objection(self.max_bad_fraction)
+        if not objection:
+            return partial(self._commit, self._open[name], end)
+        if (opened := self._open.pop(name, None)) is not None:
+            opened.abandon()
+        return partial(_failed, end, objection)
+
+    def _commit(self, opened: _OpenShard, end: ShardEnd) -> ShardReport:
         try:
-            if objection := opened.objection(self.max_bad_fraction):
-                return _failed(end, objection)
             return opened.commit(end)
         finally:
-            self._open.pop(shard.name).abandon()
+            del self._open[end.shard.name]
 
     def close(self) -> None:
         """Abandons the shards still open; they are done again by the next run."""
+        self._destination.stop()
+        self._commits.cancel()
         while self._open:
             self._open.popitem()[1].abandon()
+        self._destination.close()
 
     def __enter__(self) -> ShardSink:
         return self
@@ -227,7 +262,11 @@ class ShardSink:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        try:
+            if kind is None:
+                self.flush()
+        finally:
+            self.close()
 
 
 def _keep_nothing(raw_scores_R: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:

@@ -73,6 +73,11 @@ class ShardEmbeddings:
         }
         return pa.table({**columns, **self._sidecars.arrays()})
 
+    @property
+    def finals(self) -> tuple[Path, ...]:
+        """The names its files get; where there is no row, none is there."""
+        return (self._matrix, self._metadata)
+
     def publish(self) -> None:
         """Gives the finished files their names, or makes sure that there are none of an earlier try."""
         if not self._temporaries:

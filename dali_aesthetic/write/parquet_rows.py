@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dali_aesthetic.stores.access import open_file
 from dali_aesthetic.types import Sample
 from dali_aesthetic.write.parquet_stream import ParquetStream
 
@@ -35,7 +35,7 @@ class KeptRows:
         """Writes the file under a temporary name, synced to disk. Raises OSError where it can't be written or
         the input became shorter."""
         rows = np.array(self._rows, np.int64)
-        with fsspec.open(self.source, "rb") as file:
+        with open_file(self.source) as file:
             source = pq.ParquetFile(file)
             if len(rows) and rows[-1] >= source.metadata.num_rows:
                 raise OSError(
@@ -50,6 +50,11 @@ class KeptRows:
                     self._stream.add(source.read_row_group(group).take(pa.array(here)))
                 start = end
         self.num_bytes = self._stream.finish()
+
+    @property
+    def finals(self) -> tuple[Path, ...]:
+        """The names its files get."""
+        return (self.final,)
 
     def publish(self) -> None:
         """Gives the finished file its final name."""

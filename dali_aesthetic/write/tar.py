@@ -51,6 +51,11 @@ class ShardTarWriter:
             os.fsync(self._descriptor)
         self._close()
 
+    @property
+    def finals(self) -> tuple[Path, ...]:
+        """The names its files get."""
+        return (self.final,)
+
     def publish(self) -> None:
         """Gives the finished tar its final name."""
         publish(self.temporary, self.final)

@@ -85,7 +85,8 @@ def at_least_5(raw: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
 def run(output: Path, shards: Iterable[Shard], size: int = 7) -> list[ShardReport]:
     """Writes all shards with one head."""
     with ShardSink(output, ["v2"], at_least_5) as sink:
-        return [report for batch in batches(shards, size) for report in sink.write(batch)]
+        reports = [report for batch in batches(shards, size) for report in sink.write(batch)]
+        return reports + sink.flush()
 
 
 def tree(root: Path) -> dict[str, bytes]:

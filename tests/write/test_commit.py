@@ -108,6 +108,7 @@ def test_a_failed_shard_leaves_nothing_and_the_others_stand(tmp_path: Path, shar
                 for end in batch.encoded.ended
             )
             reports += sink.write(scored(batch.encoded.samples, ended, batch.scores_RH[:, 0].tolist()))
+        reports += sink.flush()
     assert [(r.name, r.error) for r in reports] == [("00000", ""), ("00001", "lost the disk"), ("00002", "")]
     assert committed_names(tmp_path / "out") == {"00000", "00002"}
     assert not [name for name in tree(tmp_path / "out") if "00001" in name or ".tmp" in name]
@@ -138,7 +139,7 @@ def test_bad_samples_are_rows_with_a_reason_and_never_kept(tmp_path: Path) -> No
         headers=(GOOD, GOOD, bad, GOOD),
     )
     with ShardSink(tmp_path / "out", ["v2"], at_least_5) as sink:
-        (report,) = sink.write(batch)
+        (report,) = sink.write(batch) + sink.flush()
     assert report.statuses == {"ok": 2, "undecodable": 1, "missing_image": 1}
     assert report.num_kept == 1
     rows = pq.read_table(tmp_path / "out" / "scores" / "a.parquet").to_pylist()

@@ -33,7 +33,7 @@ def write(
 ) -> ShardReport:
     guard = {"max_bad_fraction": max_bad_fraction, "quarantine": quarantine}
     with ShardSink(output, ["v2"], at_least_5, **guard) as sink:  # type: ignore[arg-type]
-        (report,) = [r for batch in batches_with_bad(path, num_bad) for r in sink.write(batch)]
+        (report,) = [r for batch in batches_with_bad(path, num_bad) for r in sink.write(batch) + sink.flush()]
     return report
 
 
@@ -93,5 +93,6 @@ def test_one_score_more_or_less_does_not_unquarantine(tmp_path: Path) -> None:
     some = tuple(sample for sample in samples if isinstance(sample, Sample))
     assert isinstance(end, ShardEnd)
     with ShardSink(tmp_path / "out", ["v2"], at_least_5, quarantine=True) as sink:
-        (report,) = sink.write(scored(some, (end,), [np.nan, 9.0, 9.0, 9.0]))
+        sink.write(scored(some, (end,), [np.nan, 9.0, 9.0, 9.0]))
+        (report,) = sink.flush()
     assert (report.num_kept, report.num_quarantined) == (3, 0)
