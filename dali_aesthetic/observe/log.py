@@ -1,0 +1,122 @@
+"""A log for machines: one JSON object a line, for the start, each shard, progress, deaths and the end."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TextIO
+
+from dali_aesthetic import __version__
+from dali_aesthetic.config import ConfigError
+from dali_aesthetic.overlap import every
+from dali_aesthetic.stats import RunStats
+from dali_aesthetic.types import ShardReport
+
+_LOOK_SECONDS = 0.5
+_PROGRESS_SECONDS = 30.0
+
+
+class JsonLog:
+    """Writes events to `file`, each one line that is flushed at once."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+
+    def write(self, event: str, level: str = "info", **fields: Any) -> None:
+        """A line with the time (UTC, RFC 3339), `level`, `event` and `fields`."""
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        self._file.write(json.dumps({"time": now, "level": level, "event": event, **fields}) + "\n")
+        self._file.flush()
+
+    @contextmanager
+    def watch(self, stats: RunStats, num_shards: int) -> Iterator[None]:
+        """Logs the run from its start to its end, however it ends."""
+        self.write("start", version=__version__, process=os.getpid(), shards=num_shards)
+        follower = _Follower(self, stats)
+        failure: BaseException | None = None
+        try:
+            with every(_LOOK_SECONDS, follower.look, "log"):
+                yield
+        except BaseException as error:
+            failure = error
+            raise
+        finally:
+            follower.look()
+            self._end(stats, num_shards, failure)
+
+    def _end(self, stats: RunStats, num_shards: int, failure: BaseException | None) -> None:
+        done = len(stats.reports) - len(stats.failed)
+        error = "" if failure is None else f"{type(failure).__name__}: {failure}"
+        level = "info" if done == num_shards else "error"
+        self.write("end", level, **_counters(stats), committed=done, failed=len(stats.failed), error=error)
+
+
+class _Follower:
+    """Logs what is new in `stats` since it last looked."""
+
+    def __init__(self, log: JsonLog, stats: RunStats) -> None:
+        self._log, self._stats = log, stats
+        self._num_reports = self._num_incidents = 0
+        self._said_at = time.monotonic()
+
+    def look(self) -> None:
+        reports, incidents = self._stats.reports[self._num_reports :], self._stats.incidents
+        for report in reports:
+            self._report(report)
+        for incident in incidents[self._num_incidents :]:
+            self._log.write("worker_died", "warning", message=incident)
+        self._num_reports, self._num_incidents = self._num_reports + len(reports), len(incidents)
+        if time.monotonic() - self._said_at >= _PROGRESS_SECONDS:
+            self._said_at = time.monotonic()
+            workers = {name: tally.num_samples for name, tally in dict(self._stats.workers).items()}
+            self._log.write("progress", **_counters(self._stats), workers=workers)
+
+    def _report(self, report: ShardReport) -> None:
+        if report.error:
+            self._log.write(
+                "shard_failed", "error", name=report.name, source=report.source, error=report.error
+            )
+            return
+        self._log.write(
+            "shard_committed",
+            "warning" if report.damage or report.warnings else "info",
+            name=report.name,
+            source=report.source,
+            samples=report.num_samples,
+            kept=report.num_kept,
+            statuses=dict(report.statuses),
+            bytes_kept=report.bytes_kept,
+            damage=report.damage,
+            warnings=list(report.warnings),
+        )
+
+
+@contextmanager
+def json_log(target: str) -> Iterator[JsonLog]:
+    """Appends to the file `target`, writes to standard error for `-`. Raises ConfigError where it can't."""
+    if target == "-":
+        yield JsonLog(sys.stderr)
+        return
+    try:
+        file = Path(target).open("a", encoding="utf-8")  # noqa: SIM115
+    except OSError as error:
+        raise ConfigError(f"--log-json {target}: {error.strerror}; give a file that can be written") from None
+    with file:
+        yield JsonLog(file)
+
+
+def _counters(stats: RunStats) -> dict[str, Any]:
+    return {
+        "samples": stats.num_samples,
+        "kept": stats.num_kept,
+        "bad": stats.num_bad,
+        "seconds": round(stats.seconds, 3),
+        "samples_per_second": round(stats.samples_per_second, 1),
+        "bound_by": stats.bound_by(),
+    }

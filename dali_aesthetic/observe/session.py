@@ -1,0 +1,53 @@
+"""All observers that a config asks for, as one watch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+
+from dali_aesthetic.config import Config
+from dali_aesthetic.launch.result import Watch
+from dali_aesthetic.stats import RunStats
+
+
+@contextmanager
+def observing(
+    config: Config, watch: Watch | None, say: Callable[[str], None] = lambda text: None
+) -> Iterator[Watch | None]:
+    """`watch` and what `config.observe` asks for, ready before the run begins and gone when the block ends.
+
+    `say` is told where metrics are served. Raises ConfigError for a port, file or package that isn't there.
+    """
+    wanted = config.observe
+    watches = [] if watch is None else [watch]
+    with ExitStack() as stack:
+        if wanted.metrics_port is not None:
+            from dali_aesthetic.observe.prometheus import serve_metrics
+
+            endpoint = stack.enter_context(serve_metrics(wanted.metrics_host, wanted.metrics_port))
+            say(f"metrics: {endpoint.url}")
+            watches.append(endpoint.watch)
+        if wanted.log_json is not None:
+            from dali_aesthetic.observe.log import json_log
+
+            watches.append(stack.enter_context(json_log(wanted.log_json)).watch)
+        if wanted.wandb is not None:
+            from dali_aesthetic.observe.wandb import wandb_run
+
+            watches.append(stack.enter_context(wandb_run(wanted.wandb, config)).watch)
+        yield together(watches)
+
+
+def together(watches: Sequence[Watch]) -> Watch | None:
+    """One watch that enters them all, in order; None for none."""
+    if len(watches) < 2:
+        return watches[0] if watches else None
+
+    @contextmanager
+    def watch(stats: RunStats, num_shards: int) -> Iterator[None]:
+        with ExitStack() as stack:
+            for one in watches:
+                stack.enter_context(one(stats, num_shards))
+            yield
+
+    return watch

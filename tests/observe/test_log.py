@@ -1,0 +1,84 @@
+"""The JSON log tells the run from start to end, one object a line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dali_aesthetic.config import Config, ConfigError
+from dali_aesthetic.launch.local import run
+from dali_aesthetic.observe import log
+from dali_aesthetic.observe.log import json_log
+from dali_aesthetic.observe.session import observing
+from dali_aesthetic.stats import RunStats, Tally
+
+
+def events(path: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert all(datetime.fromisoformat(line["time"]).utcoffset() is not None for line in lines)
+    return lines
+
+
+def test_a_run_from_its_start_to_its_end(config: Callable[..., Config], tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    wanted = config(observe={"log_json": str(path)})
+    with observing(wanted, None) as watch:
+        result = run(wanted, watch=watch)
+    lines = events(path)
+    shards = lines[1:-1]
+    assert [line["event"] for line in lines] == ["start", *["shard_committed"] * 3, "shard_failed", "end"]
+    assert lines[0]["shards"] == 4
+    assert [line["name"] for line in shards] == ["00000", "00001", "00002", "00003"]
+    assert shards[0]["statuses"] == {"ok": 10, "undecodable": 1, "empty": 1}
+    assert (shards[3]["level"], "not a tar" in shards[3]["error"]) == ("error", True)
+    end = lines[-1]
+    assert (end["samples"], end["kept"], end["bad"]) == (36, result.stats.num_kept, 6)
+    assert (end["committed"], end["failed"], end["level"], end["error"]) == (3, 1, "error", "")
+    with observing(wanted, None) as watch:
+        run(wanted, watch=watch)
+    again = events(path)[len(lines) :]
+    assert [line["event"] for line in again] == ["start", "shard_failed", "end"], "a rerun adds to it"
+
+
+def test_what_ended_a_run_is_in_its_last_line(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    with (
+        json_log(str(path)) as log,
+        pytest.raises(OSError, match="full"),
+        log.watch(RunStats(), 1),
+    ):
+        raise OSError("the disk is full")
+    end = events(path)[-1]
+    assert (end["event"], end["level"], end["error"]) == ("end", "error", "OSError: the disk is full")
+
+
+def test_progress_and_deaths_of_workers_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(log, "_PROGRESS_SECONDS", 0.0)
+    stats = RunStats()
+    path = tmp_path / "log.jsonl"
+    with json_log(str(path)) as file, file.watch(stats, 0):
+        stats.set_worker("CPU 0", Tally(num_samples=7))
+        stats.incidents.append("CPU 1 died")
+    found = {line["event"]: line for line in events(path)}
+    assert found["worker_died"]["message"] == "CPU 1 died"
+    assert found["progress"]["workers"] == {"CPU 0": 7}
+    assert found["end"]["level"] == "info"
+
+
+def test_a_dash_is_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
+    with json_log("-") as log:
+        log.write("start")
+    assert json.loads(capsys.readouterr().err)["event"] == "start"
+
+
+def test_a_file_that_cannot_be_written_is_an_error_at_once(tmp_path: Path) -> None:
+    with (
+        pytest.raises(ConfigError, match=r"--log-json .*Is a directory; give a file"),
+        json_log(str(tmp_path)),
+    ):
+        pass
