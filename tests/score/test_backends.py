@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 
@@ -172,3 +173,78 @@ def test_the_fused_backend_says_why_it_cannot_run_and_auto_goes_on_without_it() 
     assert choose_backend("auto", "auto", CPU, spec) == ("eager", "fp32")
     with pytest.raises(ValueError, match=r"backend fused has no precision 'fp32'; it has auto, fp16, bf16"):
         resolve_backend("fused", "fp32", CPU)
+
+
+class FakeGpu:
+    """A GPU of some compute capability, with QuACK installed."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self._patch = patch
+        patch.setattr(importlib.util, "find_spec", lambda name: object())
+
+    def is_a(self, major: int, minor: int) -> None:
+        self._patch.setattr(torch.cuda, "get_device_capability", lambda device: (major, minor))
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> FakeGpu:
+    return FakeGpu(monkeypatch)
+
+
+OPENAI_L_14 = "ViT-L-14-quickgelu"
+OTHERS = [
+    ((7, 5), "Turing"),
+    ((8, 0), "Ampere"),
+    ((8, 6), "Ampere"),
+    ((8, 9), "Ada"),
+    ((10, 0), "Blackwell"),
+    ((12, 0), "Blackwell"),
+]
+
+
+@pytest.mark.parametrize("capability", [capability for capability, _ in OTHERS])
+def test_gpus_but_hopper_get_the_portable_path(gpu: FakeGpu, capability: tuple[int, int]) -> None:
+    gpu.is_a(*capability)
+    spec = spec_of(OPENAI_L_14)
+    assert choose_backend("auto", "auto", CUDA, spec) == ("torchscript", "fp16")
+    assert choose_backend("auto", "bf16", CUDA, spec) == ("torchscript", "bf16")
+    number = f"{capability[0]}.{capability[1]}"
+    with pytest.raises(
+        ValueError, match=rf"fp8 can't run here: .*Hopper.*not {number}; use --precision fp16"
+    ):
+        resolve_backend("auto", "fp8", CUDA)
+    with pytest.raises(
+        ValueError, match=rf"backend fused can't run fp16 here: .*not {number}; use --backend"
+    ):
+        choose_backend("fused", "auto", CUDA, spec)
+
+
+def test_a_hopper_gpu_gets_the_fused_kernels(gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton")
+    gpu.is_a(9, 0)
+    spec = spec_of(OPENAI_L_14)
+    assert choose_backend("auto", "auto", CUDA, spec) == ("fused", "fp16")
+    assert choose_backend("auto", "bf16", CUDA, spec) == ("fused", "bf16")
+    assert choose_backend("auto", "fp8", CUDA, spec) == ("fused", "fp8")
+    assert choose_backend("auto", "fp32", CUDA, spec) == ("torchscript", "fp32")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert choose_backend("auto", "auto", CUDA, spec) == ("torchscript", "fp16")
+    with pytest.raises(ValueError, match=r"pip install dali-aesthetic\[hopper\]"):
+        resolve_backend("auto", "fp8", CUDA)
+
+
+@pytest.mark.parametrize(
+    "encoder", ["ViT-B-32-quickgelu", "ViT-B-16-quickgelu", "ViT-L-14-336-quickgelu", "ViT-H-14"]
+)
+def test_encoders_that_the_kernels_cannot_take_run_on_hopper_all_the_same(gpu: FakeGpu, encoder: str) -> None:
+    pytest.importorskip("triton")
+    gpu.is_a(9, 0)
+    spec = spec_of(encoder)
+    assert choose_backend("auto", "auto", CUDA, spec) == ("torchscript", "fp16")
+    with pytest.raises(ValueError, match="backend fused can't run fp8 here: it"):
+        choose_backend("auto", "fp8", CUDA, spec)
+
+
+def test_a_cpu_refuses_fp8_and_says_what_to_use() -> None:
+    with pytest.raises(ValueError, match=r"fp8 can't run here: it needs a Hopper GPU; use --precision fp32"):
+        resolve_backend("auto", "fp8", CPU)

@@ -61,8 +61,6 @@ _BACKENDS: Mapping[str, _Entry] = {
     "fused": _Entry("dali_aesthetic.score.fast.fused:build", ("fp16", "bf16", "fp8"), gpu_batch=1019),
 }
 CPU_BATCH = 32
-_PLAIN = {True: "fp16", False: "fp32"}
-"""The precision to fall back to, on a GPU and on a CPU."""
 
 
 def resolve_backend(name: str, precision: str, device: torch.device) -> tuple[str, str]:
@@ -80,14 +78,21 @@ def resolve_backend(name: str, precision: str, device: torch.device) -> tuple[st
         raise ValueError(f"unknown backend {name!r}; there are auto, {', '.join(_BACKENDS)}")
     if precision not in (known := _BACKENDS[name].precisions):
         raise ValueError(f"backend {name} has no precision {precision!r}; it has auto, {', '.join(known)}")
+    _check_device(precision, device)
+    return name, precision
+
+
+def _check_device(precision: str, device: torch.device) -> None:
+    """Raises ValueError where no backend has this precision on `device`."""
+    on_gpu = device.type == "cuda"
     if precision == "fp16" and not on_gpu:
         raise ValueError(
             "precision fp16 needs a GPU: CPUs compute it slowly and inexactly; use --precision fp32 "
             "(or auto) with --device cpu"
         )
     if precision == "fp8" and (reason := _why_no_kernels(device)):
-        raise ValueError(f"precision fp8 can't run here: {reason}; use --precision {_PLAIN[on_gpu]}, or auto")
-    return name, precision
+        plain = "fp16" if on_gpu else "fp32"
+        raise ValueError(f"precision fp8 can't run here: {reason}; use --precision {plain}, or auto")
 
 
 def choose_backend(name: str, precision: str, device: torch.device, spec: TowerSpec) -> tuple[str, str]:

@@ -100,15 +100,15 @@ class Choice:
     reason: str = ""
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
+        """For JSON, which has no NaN: an error that is none is None."""
+        plain: dict[str, Any] = json.loads(json.dumps(asdict(self)), parse_constant=lambda _: None)
+        return plain
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """What `as_dict` gave, perhaps through JSON."""
-        trials = [Trial(**{**t, "float16_products": tuple(t["float16_products"])}) for t in values["trials"]]
-        products = tuple(values["float16_products"])
-        return cls(**{**values, "trials": tuple(trials), "float16_products": products})
+        trials = [Trial(**_filled(trial)) for trial in values["trials"]]
+        return cls(**{**_filled(values), "trials": tuple(trials)})
 
     def describe(self) -> str:
         """One line for a person: what was chosen, and on what grounds."""
@@ -173,6 +173,12 @@ class Calibration:
     def sha256(self) -> str:
         """Of the file."""
         return hashlib.sha256(self.to_bytes()).hexdigest()
+
+
+def _filled(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What JSON can't say put back: NaN, and tuples."""
+    full = {name: float("nan") if value is None else value for name, value in values.items()}
+    return {**full, "float16_products": tuple(values["float16_products"])}
 
 
 def _site(name: str) -> tuple[int, str]:

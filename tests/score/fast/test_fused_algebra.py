@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from typing import Any
 
 import pytest
 import torch
@@ -19,44 +18,17 @@ if not GPU and os.environ.get("TRITON_INTERPRET") != "1":
     )
 
 from dali_aesthetic.score.clip import VisionTower, normalize  # noqa: E402
-from dali_aesthetic.score.fast import folding, fused, fused_fp8  # noqa: E402
+from dali_aesthetic.score.fast import float8_study, folding, fused, fused_fp8  # noqa: E402
 from dali_aesthetic.score.head import Head, HeadBank, head_from_state  # noqa: E402
 from dali_aesthetic.score.random_init import random_head_state, random_tower_state  # noqa: E402
 from dali_aesthetic.score.spec import TowerSpec  # noqa: E402
+from tests.score.fast import twins  # noqa: E402
 
 DEVICE = torch.device("cuda" if GPU else "cpu")
 SPEC = TowerSpec(
     name="tiny", image_size=56, patch_size=14, width=64, layers=3, heads=2, mlp_width=128, embed_dim=48,
     quick_gelu=True,
 )  # fmt: skip
-
-
-class TorchGemm:
-    """What `kernels.gemm.Gemm` computes, in float32 torch."""
-
-    def __init__(self, epilogue: str, weight_NK: Tensor, tile: Any = None, **operands: Any) -> None:
-        self.epilogue, self.weight, self.operands = epilogue, weight_NK.float(), operands
-        self.channels_out, self.tile = weight_NK.shape[0], fused.gemm.Tile(128, 16, 1, 1)
-
-    def __call__(
-        self, rows_MK: Tensor, out_MN: Tensor, residual_MN: Tensor | None = None, **given: Tensor
-    ) -> None:
-        y = rows_MK.float() @ self.weight.T
-        if "normed" in self.epilogue:
-            y = y * given["rs"].T - given["rm"].T * self.operands["ws"]
-        if "scaled" in self.epilogue:
-            y = y * self.operands["s"]
-        y = y + self.operands["b"]
-        if "quick_gelu" in self.epilogue:
-            y = y * torch.sigmoid(1.702 * y) * self.operands.get("q", 1.0)
-        if residual_MN is not None:
-            y = y + residual_MN.float()
-        if "moments" in self.epilogue:
-            parts = y.view(len(y), -1, self.tile.n)
-            given["total"].copy_(parts.sum(-1))
-            given["squares"].copy_(parts.square().sum(-1))
-        limit = 448.0 if out_MN.dtype == torch.float8_e4m3fn else torch.inf
-        out_MN.copy_(y.clamp(-limit, limit))
 
 
 def tower_of(seed: int, outliers: bool) -> VisionTower:
@@ -87,8 +59,7 @@ def cosine_distance(out: Tensor, expected: Tensor) -> float:
 
 @pytest.fixture(autouse=True)
 def _products_by_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fused, "Gemm", TorchGemm)
-    monkeypatch.setattr(fused_fp8, "Gemm", TorchGemm)
+    twins.products(monkeypatch)
 
 
 @pytest.mark.parametrize("outliers", [False, True])
@@ -115,7 +86,7 @@ def float8_encoder(tower: VisionTower) -> tuple[fused.FusedEncoder, fused.Worksp
     blocks = folded_blocks(tower)
     work = fused.Workspace.make(SPEC, 4, DEVICE, torch.float16)
     encoder = fused.FusedEncoder(tower, fused.NormPasses(blocks, torch.float16), torch.float16)
-    calibration, reference = fused_fp8.observe(encoder, pixels(12, seed=1), work)
+    calibration, reference = float8_study.observe(encoder, pixels(12, seed=1), work)
     encoder.middle = fused_fp8.Float8Blocks(blocks, calibration, 4 * SPEC.tokens, DEVICE)
     return encoder, work, reference
 
@@ -135,7 +106,7 @@ def test_corrected_heads_remove_a_linear_error() -> None:
     reference /= reference.norm(dim=1, keepdim=True)
     spoiled = reference @ (torch.eye(48) + 0.05 * torch.randn(48, 48, generator=generator)) / 48**0.5
     heads = HeadBank([Head("h", head_from_state(random_head_state(48)))], 48)
-    corrected = fused_fp8.corrected_heads(heads, spoiled[:300], reference[:300])
+    corrected = float8_study.corrected_heads(heads, spoiled[:300], reference[:300])
     before, after = (
         (bank(spoiled[300:]) - heads(reference[300:])).abs().mean() for bank in (heads, corrected)
     )

@@ -1,0 +1,211 @@
+"""fp8 as the precision of whole runs: calibrated once, recorded, the same for every worker and every rerun.
+
+Kernels are replaced by torch (`tests.score.fast.twins`); the rest is real: tars, DALI, the loop, files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+pytest.importorskip("triton")
+
+from dali_aesthetic.config import Config, ConfigError
+from dali_aesthetic.launch import precision
+from dali_aesthetic.launch.local import run
+from dali_aesthetic.launch.precision import CALIBRATION, prepare
+from dali_aesthetic.launch.worker import build_worker
+from dali_aesthetic.score.fast.calibration import Calibration
+from dali_aesthetic.shards.plan import plan_shards
+from dali_aesthetic.write.record import RunMismatch
+from tests.conftest import jpeg, snapshot, write_shard
+from tests.score.fast import twins
+
+ENCODER = "tiny-vit-of-16-patches"
+OPEN = {"max_mean_error": 9, "max_p99_error": 9, "max_flips": 2}
+CLOSED = {"max_mean_error": 0}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> None:
+    config = {
+        "embed_dim": 32,
+        "quick_gelu": True,
+        "vision_cfg": {"image_size": 32, "layers": 3, "width": 128, "patch_size": 8},
+        "text_cfg": {"context_length": 8, "vocab_size": 100, "width": 64, "heads": 1, "layers": 1},
+    }
+    file = tmp_path_factory.mktemp("configs") / f"{ENCODER}.json"
+    file.write_text(json.dumps(config))
+    open_clip.add_model_config(file)
+
+
+@pytest.fixture(autouse=True)
+def _on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    twins.install(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory, photos: list[Image.Image]) -> str:
+    """Two tars of 45 small photos each, one of them broken."""
+    folder = tmp_path_factory.mktemp("many")
+    small = [photo.resize((80, 64)).rotate(7 * turn) for turn in range(5) for photo in photos]
+    for shard in range(2):
+        images = {f"{shard}{i:03d}": jpeg(photo) for i, photo in enumerate(small[shard::2][:45])}
+        images[f"{shard}005"] = b"\xff\xd8 no image"
+        write_shard(folder / f"{shard:05d}.tar", images)
+    return str(folder)
+
+
+def config(shards: str, output: Path, gate: dict[str, Any] = OPEN, **model: Any) -> Config:
+    fields = {"encoder": ENCODER, "weights": "random:1", "heads": ("random:1",), "precision": "fp8"} | model
+    return Config.build(
+        {
+            "input": shards,
+            "output": str(output),
+            "device": "cpu",
+            "threshold": {"raw": 5.0},
+            "model": fields,
+            "decode": {"batch_size": 16, "num_threads": 1},
+            "gate": gate,
+        }
+    )
+
+
+def record(output: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((output / "run.json").read_bytes())
+    return found
+
+
+def scores(output: Path) -> list[float | None]:
+    tables = [pq.read_table(path) for path in sorted((output / "scores").glob("*.parquet"))]
+    return [score for table in tables for score in table["aesthetic_score"].to_pylist()]
+
+
+def test_a_run_calibrates_on_its_input_and_records_it(shards: str, tmp_path: Path) -> None:
+    assert run(config(shards, tmp_path / "out")).exit_code == 0
+    content = (tmp_path / "out" / CALIBRATION).read_bytes()
+    choice = Calibration.from_bytes(content).choice
+    assert (choice.calibration_images, choice.check_images) == (29, 59), (
+        "88 can be decoded: a third, the rest"
+    )
+    found = record(tmp_path / "out")
+    assert found["identity"]["precision"] == "fp8"
+    assert found["identity"]["backend"] == "fused"
+    assert found["identity"]["calibration"] == hashlib.sha256(content).hexdigest()
+    assert found["gate"]["trials"][0]["mean_error"] > 0
+    run(config(shards, tmp_path / "plain", backend="eager", precision="fp32"))
+    ours, reference = scores(tmp_path / "out"), scores(tmp_path / "plain")
+    assert [score is None for score in ours] == [score is None for score in reference]
+    off = [abs(a - b) for a, b in zip(ours, reference, strict=True) if a is not None and b is not None]
+    assert 0 < sum(off) / len(off) < 0.1
+
+
+def test_a_rerun_takes_the_same_scales_and_gives_the_same_bytes(
+    shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "out"
+    run(config(shards, output))
+    before = snapshot(output)
+    (output / "stats" / "00001.json").unlink()
+    (output / "scores" / "00001.parquet").unlink()
+    monkeypatch.setattr(precision, "_calibrate", None)  # whoever calibrates now fails
+    result = run(config(shards, output))
+    assert result.num_skipped == 1
+    assert snapshot(output) == before
+
+
+def test_all_workers_of_a_run_score_alike(shards: str, tmp_path: Path) -> None:
+    asked = config(shards, tmp_path / "out")
+    ready = [prepare(asked, plan_shards(asked.input)) for _ in range(2)]
+    assert ready[0] == ready[1]
+    assert Config.model_validate(ready[0].model_dump(mode="json")) == ready[0], "it crosses processes as JSON"
+    images = torch.randint(0, 256, (16, 32, 32, 3), dtype=torch.uint8)
+    found = []
+    for settled in ready:
+        worker = build_worker(settled)
+        found.append(worker.scorer.score_pixels(images))
+        worker.decoder.close()
+    assert (found[0] == found[1]).all()
+
+
+def test_over_a_limit_it_falls_back_says_so_and_stays(
+    shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    output = tmp_path / "out"
+    with caplog.at_level(logging.WARNING):
+        run(config(shards, output, CLOSED, backend="fused"))
+    assert "precision fp16 instead of fp8, which is over its limits (mean error" in caplog.text
+    found = record(output)
+    assert found["identity"]["precision"] == "fp16"
+    assert "calibration" not in found["identity"]
+    assert [trial["float16_products"] for trial in found["gate"]["trials"]] == [[], ["proj"], ["proj", "fc2"]]
+    monkeypatch.setattr(precision, "_calibrate", None)
+    assert run(config(shards, output, CLOSED, backend="fused")).num_skipped == 2
+    assert run(config(shards, output, CLOSED, precision="fp16", backend="fused")).num_skipped == 2
+
+
+def test_too_few_images_are_no_ground_for_fp8(
+    shards: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked = config(f"{shards}/00000.tar", tmp_path / "out")
+    with caplog.at_level(logging.WARNING):
+        settled = prepare(asked, plan_shards(asked.input))
+    assert settled.model.precision == "fp16"
+    assert "fp8 was not tried, 44 images could be decoded and it takes 48" in caplog.text
+
+
+def test_scales_of_other_options_are_made_anew_unless_a_run_was_begun(shards: str, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    asked, other = config(shards, output), config(shards, output, weights="random:2")
+    prepare(asked, plan_shards(asked.input))
+    first = (output / CALIBRATION).read_bytes()
+    prepare(other, plan_shards(other.input))
+    assert (output / CALIBRATION).read_bytes() != first
+    run(other)
+    with pytest.raises(ConfigError, match="made for another run: weights: random:2 there, random:1 now"):
+        run(asked)
+
+
+def test_auto_stays_with_what_an_earlier_start_took(shards: str, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    run(config(shards, output, precision="bf16", backend="fused"))
+    with pytest.raises(ConfigError, match="holds a run in bf16 and no calibration"):
+        run(config(shards, output))
+    auto = config(shards, output, precision="auto", backend="fused")
+    assert prepare(auto, plan_shards(auto.input)).model.precision == "bf16"
+    assert run(auto).num_skipped == 2
+    with pytest.raises(RunMismatch, match="precision"):
+        run(config(shards, output, precision="fp16", backend="fused"))
+
+
+def test_auto_takes_fp8_where_its_gate_lets_it(shards: str, tmp_path: Path) -> None:
+    for gate, took in ((OPEN, "fp8"), (CLOSED, "fp16")):
+        asked = config(shards, tmp_path / took, gate, precision="auto", backend="fused")
+        assert prepare(asked, plan_shards(asked.input)).model.precision == took
+
+
+def test_other_precisions_are_left_alone(shards: str, tmp_path: Path) -> None:
+    for fields in ({"precision": "fp32", "backend": "auto"}, {"precision": "auto", "backend": "eager"}):
+        asked = config(shards, tmp_path / "out", **fields)
+        assert prepare(asked, []) is asked
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_runs_scales_can_be_named(shards: str, tmp_path: Path) -> None:
+    run(config(shards, tmp_path / "first"))
+    shutil.move(tmp_path / "first" / CALIBRATION, tmp_path / "scales")
+    run(config(shards, tmp_path / "second", calibration=tmp_path / "scales"))
+    assert scores(tmp_path / "second") == scores(tmp_path / "first")
+    (tmp_path / "scales").write_bytes(b"torn")
+    with pytest.raises(ConfigError, match=r"calibration .*scales: it is no calibration of a run"):
+        run(config(shards, tmp_path / "third", calibration=tmp_path / "scales"))

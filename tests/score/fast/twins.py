@@ -1,0 +1,131 @@
+"""The fused backends on a CPU: each kernel replaced by what it computes, in plain torch.
+
+Rounding to float8 and float16 happens where the kernels do it, so what is seen here of scales, calibration
+and the gate is what a GPU would show, but for the order of sums.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from dali_aesthetic.score.fast import backend, fused, fused_fp8
+from dali_aesthetic.score.fast.folding import PIXEL_OFFSET, PIXEL_STEP
+from dali_aesthetic.score.fast.kernels import attention, class_block, embed, gemm, layernorm
+
+FLOAT8_LIMIT = 448.0
+
+
+class TorchGemm:
+    """What `kernels.gemm.Gemm` computes, in float32 torch."""
+
+    def __init__(self, epilogue: str, weight_NK: Tensor, tile: Any = None, **operands: Any) -> None:
+        self.epilogue, self.weight, self.operands = epilogue, weight_NK.float(), operands
+        self.channels_out, self.tile = weight_NK.shape[0], gemm.Tile(128, 16, 1, 1)
+
+    def __call__(
+        self, rows_MK: Tensor, out_MN: Tensor, residual_MN: Tensor | None = None, **given: Tensor
+    ) -> None:
+        y = rows_MK.float() @ self.weight.T
+        if "normed" in self.epilogue:
+            y = y * given["rs"].T - given["rm"].T * self.operands["ws"]
+        if "scaled" in self.epilogue:
+            y = y * self.operands["s"]
+        y = y + self.operands["b"]
+        if "quick_gelu" in self.epilogue:
+            y = y * torch.sigmoid(1.702 * y) * self.operands.get("q", 1.0)
+        if residual_MN is not None:
+            y = y + residual_MN.float()
+        if "moments" in self.epilogue:
+            parts = y.view(len(y), -1, self.tile.n)
+            given["total"].copy_(parts.sum(-1))
+            given["squares"].copy_(parts.square().sum(-1))
+        store(y, out_MN)
+
+
+def store(values: Tensor, out: Tensor) -> None:
+    """Rounded once to the dtype of `out`; float8 saturates."""
+    out.copy_(values.clamp(-FLOAT8_LIMIT, FLOAT8_LIMIT) if out.dtype == torch.float8_e4m3fn else values)
+
+
+def attend(qkv_R3W: Tensor, out_RW: Tensor, images: int, heads: int, out_scale: float = 1.0) -> None:
+    store(attention.reference(qkv_R3W, images, heads) * out_scale, out_RW)
+
+
+def normalize_rows(
+    rows_RW: Tensor, out_RW: Tensor, eps: float, out_scale: float = 1.0, offset_W: Tensor | None = None
+) -> None:
+    y = torch.nn.functional.layer_norm(rows_RW.float(), rows_RW.shape[1:], eps=eps) * out_scale
+    store(y if offset_W is None else y + offset_W, out_RW)
+
+
+def row_moments(rows_RW: Tensor, scale_R: Tensor, shift_R: Tensor, eps: float) -> None:
+    variance, mean = torch.var_mean(rows_RW.float(), 1, correction=0)
+    scale_R.copy_((variance + eps).rsqrt())
+    shift_R.copy_(mean * scale_R)
+
+
+def fold_moments(
+    totals_RT: Tensor, squares_RT: Tensor, scale_R: Tensor, shift_R: Tensor, width: int, eps: float
+) -> None:
+    mean = totals_RT.sum(1) / width
+    scale_R.copy_((squares_RT.sum(1) / width - mean**2).clamp_min(0).add(eps).rsqrt())
+    shift_R.copy_(mean * scale_R)
+
+
+def patchify(images_NHWC: Tensor, out_RK: Tensor, patch_size: int) -> None:
+    count, side = len(images_NHWC), images_NHWC.shape[1] // patch_size
+    patches = (
+        images_NHWC.view(count, side, patch_size, side, patch_size, 3)
+        .transpose(2, 3)
+        .reshape(len(out_RK), -1)
+    )
+    out_RK.zero_()
+    out_RK[:, : patches.shape[1]] = (patches.float() - PIXEL_OFFSET) / PIXEL_STEP
+
+
+def assemble(
+    patches_RW: Tensor,
+    positions_LW: Tensor,
+    gain_W: Tensor,
+    bias_W: Tensor,
+    tokens_NLW: Tensor,
+    normed_NLW: Tensor | None,
+    eps: float,
+) -> None:
+    images, _, width = tokens_NLW.shape
+    joined = torch.cat([torch.zeros(images, 1, width), patches_RW.float().view(images, -1, width)], 1)
+    tokens_NLW.copy_(torch.nn.functional.layer_norm(joined + positions_LW, (width,), gain_W, bias_W, eps))
+    if normed_NLW is not None:
+        normed_NLW.copy_(torch.nn.functional.layer_norm(tokens_NLW.float(), (width,), eps=eps))
+
+
+def class_attention(asks_NHW: Tensor, tokens_NLW: Tensor, out_NHW: Tensor) -> None:
+    weights = torch.softmax(asks_NHW.float() @ tokens_NLW.float().mT * 0.6931471805599453, -1)
+    out_NHW.copy_(weights @ tokens_NLW.float())
+
+
+def install(patch: pytest.MonkeyPatch) -> None:
+    """Every kernel replaced, and nothing refused for want of a GPU."""
+    products(patch)
+    patch.setattr(attention, "attend", attend)
+    for name, twin in (
+        ("normalize_rows", normalize_rows),
+        ("row_moments", row_moments),
+        ("fold_moments", fold_moments),
+    ):
+        patch.setattr(layernorm, name, twin)
+    patch.setattr(embed, "patchify", patchify)
+    patch.setattr(embed, "assemble", assemble)
+    patch.setattr(class_block, "class_attention", class_attention)
+    patch.setattr(gemm, "refusal", lambda device: "")
+    patch.setattr(backend, "_check_device", lambda precision, device: None)
+
+
+def products(patch: pytest.MonkeyPatch) -> None:
+    """QuACK's products replaced, and nothing else."""
+    patch.setattr(fused, "Gemm", TorchGemm)
+    patch.setattr(fused_fp8, "Gemm", TorchGemm)
