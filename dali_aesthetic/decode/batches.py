@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator
 
 from dali_aesthetic.decode.probe import Limits, probe
 from dali_aesthetic.types import EncodedBatch, ImageHeader, Route, Sample, ShardEnd, Status
 
+_OK, _NOBODY = Status.OK, Route.NOBODY
 _ROWS_PER_IMAGE = 4
 """A batch also ends at this many rows per image, so that a run of bad samples can't grow without bound."""
 
 
 def fill_batches(
-    stream: Iterable[Sample | ShardEnd], batch_size: int, limits: Limits, max_bytes: int = 1 << 40
+    stream: Iterable[Sample | ShardEnd],
+    batch_size: int,
+    limits: Limits,
+    max_bytes: int = 1 << 40,
+    in_flight: int = 1,
 ) -> Iterator[EncodedBatch]:
     """Check each sample's header and group the stream into batches of `batch_size` decodable images.
 
-    A batch also ends before it would hold more than `max_bytes`, unless a single sample does.
+    A batch also ends before it would hold more than `max_bytes`; a larger sample is a batch of its own. Where
+    one is on its way, empty batches are put between, so that any `in_flight` batches in a row hold at most
+    `in_flight * max_bytes`, or one sample that alone has more. As many are alive at a time: what is empty
+    pushes out what came before it.
 
-    Bad samples travel along and take no place. A batch is never empty of both rows and shard ends.
+    Bad samples travel along and take no place.
     """
-    batch = _Open()
+    batch, recent = _Open(), _Recent(in_flight - 1)
     for item in stream:
         if isinstance(item, ShardEnd):
             batch.ended.append(item)
@@ -28,9 +37,14 @@ def fill_batches(
         # Shards that end exactly at a batch's border commit with that batch, hence the check comes first.
         full = batch.num_images == batch_size or len(batch.samples) == _ROWS_PER_IMAGE * batch_size
         num_bytes = sum(map(len, item.entries)) or len(item.image or b"")
-        if full or (batch.samples and batch.num_bytes + num_bytes > max_bytes):
+        if batch.samples and (full or batch.num_bytes + num_bytes > max_bytes):
+            recent.add(batch.num_bytes)
             yield batch.close()
             batch = _Open()
+        if not batch.samples:
+            for _ in range(recent.num_empty(max(num_bytes, max_bytes), in_flight * max_bytes)):
+                recent.add(0)
+                yield EncodedBatch(samples=(), headers=())
         batch.add(item, check(item, limits), num_bytes)
     if batch.samples or batch.ended:
         yield batch.close()
@@ -38,11 +52,31 @@ def fill_batches(
 
 def check(sample: Sample, limits: Limits) -> ImageHeader:
     """The sample's image header, or what the reader already found wrong with it."""
-    if sample.status is not Status.OK or sample.image is None:
+    if sample.status is not _OK or sample.image is None:
         return ImageHeader(
             format="", width=0, height=0, route=Route.NOBODY, status=sample.status, message=sample.message
         )
     return probe(sample.image, limits)
+
+
+class _Recent:
+    """The bytes of the last `length` batches."""
+
+    def __init__(self, length: int) -> None:
+        self._bytes = deque([0] * length, length)
+
+    def add(self, num_bytes: int) -> None:
+        """Notes the next batch."""
+        self._bytes.append(num_bytes)
+
+    def num_empty(self, wanted: int, limit: int) -> int:
+        """How many empty batches must come before one of `wanted` bytes, so that all stay within `limit`."""
+        total = sum(self._bytes)
+        for count, oldest in enumerate(self._bytes):
+            if total + wanted <= limit or not total:
+                return count
+            total -= oldest
+        return len(self._bytes)
 
 
 class _Open:
@@ -58,7 +92,7 @@ class _Open:
     def add(self, sample: Sample, header: ImageHeader, num_bytes: int) -> None:
         self.samples.append(sample)
         self.headers.append(header)
-        self.num_images += header.route is not Route.NOBODY
+        self.num_images += header.route is not _NOBODY
         self.num_bytes += num_bytes
 
     def close(self) -> EncodedBatch:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 
 from dali_aesthetic.decode.batches import check, fill_batches
@@ -75,3 +76,36 @@ def test_batches_come_as_soon_as_they_are_full() -> None:
 
     next(fill_batches(source(), 3, Limits()))
     assert taken == 4  # the fourth sample shows that no shard end follows the third
+
+
+def sizes(images: list[int], max_bytes: int, in_flight: int) -> list[list[int]]:
+    """The sizes of the images in each batch."""
+    stream = [sample(str(i), b"x" * size) for i, size in enumerate(images)]
+    batches = fill_batches(stream, 8, Limits(), max_bytes, in_flight)
+    return [[len(one.image or b"") for one in batch.samples] for batch in batches]
+
+
+def test_batches_end_at_their_bytes() -> None:
+    assert sizes([40, 40, 40, 100, 10], 100, 4) == [[40, 40], [40], [100], [10]]
+
+
+def test_a_giant_waits_until_the_budget_has_room_for_it() -> None:
+    found = sizes([90, 90, 90, 210, 90, 90, 90], 100, 4)
+    assert found == [[90], [90], [90], [], [210], [90], [90], [], [90]]
+
+
+def test_a_giant_above_the_whole_budget_goes_alone() -> None:
+    assert sizes([50, 900, 50], 100, 3) == [[50], [], [], [900], [], [], [50]]
+
+
+@pytest.mark.parametrize("in_flight", [1, 2, 5, 14])
+def test_batches_in_flight_stay_within_the_budget_whatever_comes(in_flight: int) -> None:
+    rng = np.random.default_rng(in_flight)
+    images = [int(size) for size in np.where(rng.random(400) < 0.1, rng.integers(1, 2000, 400), 30)]
+    batches = sizes(images, 100, in_flight)
+    assert [size for batch in batches for size in batch] == images
+    held = [sum(batch) for batch in batches]
+    for first in range(len(held)):
+        window = held[first : first + in_flight]
+        assert sum(window) <= 100 * in_flight or [size for size in window if size] == [max(window)]
+    assert held.count(0) < 100 * in_flight
