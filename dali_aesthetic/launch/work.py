@@ -11,7 +11,7 @@ from dali_aesthetic.launch.stall import stall_guard
 from dali_aesthetic.launch.timing import timed
 from dali_aesthetic.launch.worker import Worker
 from dali_aesthetic.run_shard import BATCHES_IN_FLIGHT, Rooms, run_shards
-from dali_aesthetic.shards.buffer import ReadLimits
+from dali_aesthetic.shards.buffer import DEFAULT_LIMITS, ReadLimits
 from dali_aesthetic.stats import RunStats
 from dali_aesthetic.types import Shard, ShardReport
 from dali_aesthetic.write.commit import ShardSink
@@ -52,13 +52,16 @@ def _sink(config: Config, worker: Worker) -> ShardSink:
 
 
 def _rooms(config: Config, worker: Worker, sink: ShardSink, memory_share: int) -> Rooms:
+    budget = budget_bytes(config.guard.memory_budget_gb) // memory_share
+    ahead = min(DEFAULT_LIMITS.read_ahead_bytes, budget // 4)
     return Rooms(
         read_limits=ReadLimits(
             max_member_bytes=config.guard.max_member_mb << 20,
             max_tar_bytes=config.guard.max_tar_gb << 30,
             max_download_bytes=memory_bytes() // 2 // memory_share,
+            read_ahead_bytes=ahead,
         ),
-        batch_bytes=budget_bytes(config.guard.memory_budget_gb) // BATCHES_IN_FLIGHT // memory_share,
+        batch_bytes=(budget - ahead) // BATCHES_IN_FLIGHT,
         limits=worker.limits,
         decoder=worker.decoder,
         scorer=worker.scorer,

@@ -27,7 +27,7 @@ _LOW = 1 << 16
 """adler32 started at 0 holds in its low 16 bits the sum of the bytes modulo 65521, made in C. Half a block
 adds up to at most 65280, so that its sum is exact."""
 _FIELDS = struct.Struct("100s24x12s12x8sc100x6s82x155s12x")
-_FILES = frozenset((b"0", b"\0", b"7", b"S"))
+FILES = frozenset((b"0", b"\0", b"7", b"S"))
 _WITHOUT_DATA = frozenset((b"1", b"2", b"3", b"4", b"5", b"6"))
 _EXTENSIONS = frozenset((b"L", b"K", b"x", b"X", b"g"))
 
@@ -64,7 +64,7 @@ class Member(NamedTuple):
     @property
     def is_file(self) -> bool:
         """Whether it is a regular file (tarfile's `isreg`)."""
-        return self.type in _FILES
+        return self.type in FILES
 
 
 @dataclass(slots=True)
@@ -92,10 +92,14 @@ def scan_tar(
     pending: _Pending | None = None
     defaults = {} if defaults is None else defaults
     new_member = tuple.__new__  # a third of the time of Member(...)
-    while (block := _next_header(view, offset)) is not None:
-        if block is _ZERO_BLOCK:
-            offset += BLOCK
-            continue
+    while True:
+        block = view[offset : offset + BLOCK].tobytes()
+        if len(block) < BLOCK or not block[0]:
+            if _is_end(view, block, offset):
+                break
+            if block == _ZERO_BLOCK:
+                offset += BLOCK
+                continue
         raw_name, raw_size, raw_sum, kind, magic, prefix = _FIELDS.unpack(block)
         if adler32(block[:256], 0) % _LOW + adler32(block[256:], 0) % _LOW != _stated_sum(raw_sum):
             _check_signed(block, raw_sum, offset)
@@ -131,17 +135,13 @@ def scan_tar(
         raise TarDamage(pending.start, "an extension header without the member it belongs to", is_end=True)
 
 
-def _next_header(view: View, offset: int) -> bytes | None:
-    """The block at `offset`, `_ZERO_BLOCK` itself where it is a lone zero block, or None at the end."""
-    block = view[offset : offset + BLOCK].tobytes()
+def _is_end(view: View, block: bytes, offset: int) -> bool:
+    """Whether the tar ends at `offset`, where `block` is: two zero blocks, or the end of the buffer."""
     if len(block) < BLOCK:
         if block.strip(b"\0"):
             raise TarDamage(offset, "the tar ends inside a header", is_end=True)
-        return None
-    if block[0] or block != _ZERO_BLOCK:
-        return block
-    second = view[offset + BLOCK : offset + 2 * BLOCK].tobytes()
-    return _ZERO_BLOCK if second.strip(b"\0") else None
+        return True
+    return block == _ZERO_BLOCK and not view[offset + BLOCK : offset + 2 * BLOCK].tobytes().strip(b"\0")
 
 
 def checksum(block: bytes) -> int:

@@ -16,13 +16,14 @@ from dali_aesthetic.shards.buffer import (
 )
 from dali_aesthetic.shards.formats import IMAGE_RANK, KNOWN_SIDECARS, looks_like_image
 from dali_aesthetic.shards.resync import next_header
-from dali_aesthetic.shards.scan import BLOCK, GLOBAL_HEADER, Member, TarDamage, parse_pax, scan_tar
+from dali_aesthetic.shards.scan import BLOCK, FILES, GLOBAL_HEADER, Member, TarDamage, parse_pax, scan_tar
 from dali_aesthetic.shards.warn import Oddities
 from dali_aesthetic.stores.stream import RemoteFile
-from dali_aesthetic.types import Buffer, Sample, Shard, ShardEnd, Status
+from dali_aesthetic.types import Sample, Shard, ShardEnd, Status
 
 _MAX_GLOBAL_BYTES = 1 << 16
 _DAMAGES_SHOWN = 3
+_OK = Status.OK
 
 
 def read_tar(
@@ -105,6 +106,14 @@ class _Group:
             ranges.append((start, end))
 
 
+def _data(member: Member, group: _Group, entries: tuple[memoryview, ...]) -> memoryview:
+    """The member's bytes out of its sample's entries: from a store a second slice may be a second copy."""
+    data = member.data_offset
+    index = next(index for index, (start, end) in enumerate(group.ranges) if start < data <= end)
+    start = data - group.ranges[index][0]
+    return entries[index][start : start + member.size]
+
+
 class _TarReader:
     def __init__(self, shard: Shard, view: View, limits: ReadLimits) -> None:
         self.shard, self.limits = shard, limits
@@ -144,7 +153,7 @@ class _TarReader:
         try:
             for member in scan_tar(self.view, start, self.records):
                 self.end = member.next_offset
-                if not member.is_file:
+                if member.type not in FILES:  # is_file, without a call
                     self._skip(member)
                 elif (done := self._take(member)) is not None:
                     yield self._sample(done)
@@ -226,7 +235,7 @@ class _TarReader:
         image = group.image
         if image is None and group.unknown:
             image = next((member for member in group.unknown if self._is_image(member)), None)
-        status, message = Status.OK, ""
+        status, message = _OK, ""
         if group.cut:
             status, message = Status.TRUNCATED, group.cut
         elif group.too_large:
@@ -235,26 +244,28 @@ class _TarReader:
             status, message = Status.MISSING_IMAGE, f"no image among its members ({self._members(group)})"
         elif image.size == 0:
             status, message = Status.EMPTY, f"{image.name} has no bytes"
+        entries = () if group.too_large else self._entries(group)
+        sidecar = None if group.too_large else group.sidecar
         return Sample(
             shard=self.shard,
             key=group.key,
-            image=self._data(image) if image is not None and status is Status.OK else None,
-            entries=() if group.too_large else self._entries(group),
+            image=None if image is None or status is not _OK else _data(image, group, entries),
+            entries=entries,
             source=self.shard.source,
             offset=group.first,
-            sidecar=self._data(group.sidecar) if group.sidecar is not None and not group.too_large else None,
+            sidecar=None if sidecar is None else _data(sidecar, group, entries),
             status=status,
             message=message,
         )
 
-    def _entries(self, group: _Group) -> tuple[Buffer, ...]:
+    def _entries(self, group: _Group) -> tuple[memoryview, ...]:
         ranges = group.ranges
         if len(ranges) == 1 and ranges[0][1] <= self.total:
             return (self.view[ranges[0][0] : ranges[0][1]],)
-        entries: list[Buffer] = [self.view[start:end] for start, end in ranges]
+        entries = [self.view[start:end] for start, end in ranges]
         if ranges and ranges[-1][1] > self.total:
             # The file ends inside the padding of its last member, whose data is whole.
-            entries.append(bytes(ranges[-1][1] - self.total))
+            entries.append(memoryview(bytes(ranges[-1][1] - self.total)))
         return tuple(entries)
 
     def _data(self, member: Member) -> memoryview:

@@ -284,3 +284,13 @@ def test_a_url_is_read_through_fsspec(tmp_path: Path) -> None:
     assert [s.key for s in samples] == ["x"]
     _, end = read_one(Shard(index=0, name="a", kind="tar", source="nosuchscheme://bucket/a.tar"))
     assert "nosuchscheme" in end.error
+
+
+def test_images_and_sidecars_are_views_of_their_samples_entries(tmp_path: Path) -> None:
+    """Also where the last member is empty and its data begins where the entries end."""
+    members = [("a.jpg", JPEG), ("a.json", b""), ("b.jpg", JPEG), ("b.txt", b""), ("b.json", b"{}")]
+    samples, _ = read_bytes(pack(members), tmp_path)
+    assert [bytes(sample.sidecar or b"none") for sample in samples] == [b"none", b"{}"]
+    assert samples[0].sidecar is not None
+    assert all(bytes(sample.image or b"") == JPEG for sample in samples)
+    assert all(isinstance(s.image, memoryview) and s.image.obj is s.entries[0].obj for s in samples)
