@@ -15,6 +15,7 @@ from benchmarks.growth import CPU_BATCHES, GPU_BATCHES, batch_growth, shard_grow
 from benchmarks.host import NUM_CORES, measure_host, profile_host, share_to_threshold
 from benchmarks.peers.side_by_side import make_job, measure_peers
 from benchmarks.raw_decode import load_images
+from benchmarks.scaling import scaling
 from benchmarks.settings import Settings
 from benchmarks.throughput import (
     NOTHING,
@@ -181,6 +182,7 @@ PARTS: dict[str, Part] = {
     "peers": peers,
     "stages": stages,
     "growth": growth,
+    "scaling": scaling,
     "where": where,
     "profile": profile,
 }
