@@ -30,8 +30,8 @@ class ModelConfig(_Section):
 
     `encoder` is any open_clip ViT name. `weights` is `openai`, `random[:SEED]` or a path. The first of
     `heads` decides what is kept; each is `laion-v2`, `laion-v1` or a path. `backend` names a way to run
-    the encoder; `auto` takes the fastest known to be right on the device. `calibration` is the file of fp8
-    scales of an earlier run; without one a run measures its own.
+    the encoder; `auto` takes the fastest known to be right on the device. `calibration` is the file (or
+    URL) of an earlier run's fp8 scales; without one a run measures its own.
     """
 
     encoder: str = "ViT-L-14"
@@ -40,7 +40,7 @@ class ModelConfig(_Section):
     model_dir: Path | None = None
     precision: Precision = "auto"
     backend: str = "auto"
-    calibration: Path | None = None
+    calibration: str = ""
 
     @field_validator("heads")
     @classmethod

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,19 +18,20 @@ from dali_aesthetic.config import Config, ConfigError, ModelConfig
 from dali_aesthetic.decode.batches import fill_batches
 from dali_aesthetic.decode.decoder import DaliDecoder
 from dali_aesthetic.decode.probe import Limits
+from dali_aesthetic.launch.scales import CALIBRATION, read_calibration, write_calibration
 from dali_aesthetic.launch.worker import resolve_device
 from dali_aesthetic.overlap import cpu_count
-from dali_aesthetic.score.build import load_model, read_calibration
+from dali_aesthetic.score.build import load_model
 from dali_aesthetic.score.fast.backend import resolve_backend, why_not_fused
 from dali_aesthetic.score.fast.calibration import Calibration, Choice
 from dali_aesthetic.score.fast.gate import Limits as GateLimits
 from dali_aesthetic.score.spec import spec_of
 from dali_aesthetic.shards.read import read_shards
+from dali_aesthetic.stores.access import exists, read_bytes
 from dali_aesthetic.threshold import PRESETS
 from dali_aesthetic.types import Shard
-from dali_aesthetic.write.record import IDENTITY, RUN_RECORD, write_once
+from dali_aesthetic.write.record import IDENTITY, RUN_RECORD
 
-CALIBRATION = "calibration.safetensors"
 FEWEST_IMAGES = 48
 """Below this neither scales nor errors mean anything."""
 
@@ -48,21 +48,20 @@ def prepare(config: Config, shards: Sequence[Shard]) -> Config:
     only until it returns. Raises ConfigError where fp8 is asked for and can't be.
     """
     device = resolve_device(config.device)
-    if config.model.calibration is not None or not _considers_float8(config.model, device):
+    if config.model.calibration or not _considers_float8(config.model, device):
         return config
-    path = Path(config.output) / CALIBRATION
-    if path.exists() and _is_of_this_run(path, config):
-        return _settled(config, path)
+    location = f"{config.output}/{CALIBRATION}"
+    if exists(location) and _is_of_this_run(location, config):
+        return _settled(config, location)
     if (recorded := _recorded_model(config)) is not None:
         return config.model_copy(update={"model": recorded})
     calibration = _calibrate(config, shards, device)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.unlink(missing_ok=True)  # of other options, and no run came of it
-    write_once(path, calibration.to_bytes())
-    settled = _settled(config, path)
+    # What is there is of other options, and no run came of it.
+    write_calibration(config.output, calibration, replace=exists(location))
+    settled = _settled(config, location)
     if device.type == "cuda":
         torch.cuda.empty_cache()
-    _say(read_calibration(path).choice)
+    _say(read_calibration(location).choice)
     return settled
 
 
@@ -87,20 +86,20 @@ def _considers_float8(model: ModelConfig, device: torch.device) -> bool:
         raise ConfigError(f"model: {error}") from error
 
 
-def _settled(config: Config, path: Path) -> Config:
-    precision = read_calibration(path).choice.precision
-    update: dict[str, Any] = {"precision": precision, "calibration": path}
+def _settled(config: Config, location: str) -> Config:
+    precision = read_calibration(location).choice.precision
+    update: dict[str, Any] = {"precision": precision, "calibration": location}
     return config.model_copy(update={"model": config.model.model_copy(update=update)})
 
 
-def _is_of_this_run(path: Path, config: Config) -> bool:
+def _is_of_this_run(location: str, config: Config) -> bool:
     """Whether its scales may be used. Raises ConfigError where another run was begun with it."""
-    there, now = read_calibration(path).choice.made_for, _made_for(config)
+    there, now = read_calibration(location).choice.made_for, _made_for(config)
     differing = [name for name in sorted({*there, *now}) if there.get(name) != now.get(name)]
-    if differing and (path.parent / RUN_RECORD).exists():
+    if differing and exists(f"{config.output}/{RUN_RECORD}"):
         listed = "; ".join(f"{name}: {there.get(name)} there, {now.get(name)} now" for name in differing)
         raise ConfigError(
-            f"{path} was made for another run: {listed}. Give the same options again, or another output "
+            f"{location} was made for another run: {listed}. Give the same options again, or another output "
             "folder."
         )
     return not differing
@@ -108,11 +107,11 @@ def _is_of_this_run(path: Path, config: Config) -> bool:
 
 def _recorded_model(config: Config) -> ModelConfig | None:
     """What a run that was begun without a calibration took, so that `auto` takes it again."""
-    record = Path(config.output) / RUN_RECORD
-    if not record.exists():
+    record = f"{config.output}/{RUN_RECORD}"
+    if not exists(record):
         return None
     try:
-        identity = json.loads(record.read_bytes())[IDENTITY]
+        identity = json.loads(read_bytes(record))[IDENTITY]
         took = {"backend": identity["backend"], "precision": identity["precision"]}
     except (ValueError, KeyError, TypeError):
         return None  # whoever claims the output says what is wrong with its record

@@ -13,8 +13,9 @@ import dali_aesthetic
 from dali_aesthetic.config import Config, ConfigError
 from dali_aesthetic.decode.decoder import DaliDecoder
 from dali_aesthetic.decode.probe import Limits
+from dali_aesthetic.launch.scales import read_calibration
 from dali_aesthetic.overlap import cpu_count
-from dali_aesthetic.score.build import build_scorer, read_calibration
+from dali_aesthetic.score.build import build_scorer
 from dali_aesthetic.score.scorer import Scorer
 
 _PACKAGES = ("torch", "nvidia-dali-cuda120", "nvidia-dali-cuda130", "open_clip_torch", "pillow", "pyarrow")
@@ -71,7 +72,7 @@ def _scorer(config: Config, device: torch.device) -> tuple[Scorer, list[dict[str
             backend=model.backend,
             batch_size=config.decode.batch_size,
             keep_embeddings=config.save_embeddings,
-            calibration=model.calibration,
+            calibration=read_calibration(model.calibration) if model.calibration else None,
         )
     except ValueError as error:
         raise ConfigError(f"model: {error}") from error

@@ -32,23 +32,22 @@ def build_scorer(
     backend: str = "auto",
     batch_size: int | None = None,
     keep_embeddings: bool = False,
-    calibration: Path | None = None,
+    calibration: Calibration | None = None,
 ) -> tuple[Scorer, list[ResolvedFile]]:
     """A scorer, and the weights in use: the tower's first, then one for each head in order.
 
-    Without a `batch_size` the scorer has the one that suits its backend. `calibration` is the file of a run's
-    scales, which fp8 needs.
+    Without a `batch_size` the scorer has the one that suits its backend. `calibration` holds the
+    scales that fp8 needs.
 
     Raises ValueError for names and files that don't fit together or the device, WeightsUnavailable for
     published weights that can't be had.
     """
     # Whatever can be wrong is found before gigabytes are downloaded or a tower is built: cheapest first.
     resolve_backend(backend, precision, device)
-    scales = read_calibration(calibration) if calibration is not None and precision == "fp8" else None
     tower, bank, files = load_model(encoder, weights, heads, model_dir)
     backend, precision = choose_backend(backend, precision, device, tower.spec)
     batch_size = batch_size or default_batch(backend, device)
-    built = build_backend(backend, tower, bank, device, precision, batch_size, scales)
+    built = build_backend(backend, tower, bank, device, precision, batch_size, calibration)
     scorer = Scorer(built, device, batch_size, keep_embeddings)
     return scorer, files
 
@@ -65,11 +64,3 @@ def load_model(
     bank = HeadBank([head for head, _ in loaded], embed_dim)
     tower, tower_file = load_tower(encoder, weights, model_dir)
     return tower, bank, [tower_file, *(file for _, file in loaded)]
-
-
-def read_calibration(path: Path) -> Calibration:
-    """The scales and the choice in a run's file. Raises ValueError for a file that is none."""
-    try:
-        return Calibration.from_bytes(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"calibration {path}: {error}") from error

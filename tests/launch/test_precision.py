@@ -204,8 +204,8 @@ def test_other_precisions_are_left_alone(shards: str, tmp_path: Path) -> None:
 def test_another_runs_scales_can_be_named(shards: str, tmp_path: Path) -> None:
     run(config(shards, tmp_path / "first"))
     shutil.move(tmp_path / "first" / CALIBRATION, tmp_path / "scales")
-    run(config(shards, tmp_path / "second", calibration=tmp_path / "scales"))
+    run(config(shards, tmp_path / "second", calibration=str(tmp_path / "scales")))
     assert scores(tmp_path / "second") == scores(tmp_path / "first")
     (tmp_path / "scales").write_bytes(b"torn")
     with pytest.raises(ConfigError, match=r"calibration .*scales: it is no calibration of a run"):
-        run(config(shards, tmp_path / "third", calibration=tmp_path / "scales"))
+        run(config(shards, tmp_path / "third", calibration=str(tmp_path / "scales")))
