@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from dali_aesthetic.shards.buffer import DEFAULT_LIMITS, ReadLimits, is_url
 from dali_aesthetic.shards.formats import IMAGE_RANK, extension
 from dali_aesthetic.shards.inputs import InputError, common_parent, expand_braces, parent, walk
+from dali_aesthetic.stores.access import open_file
 from dali_aesthetic.types import Buffer, Sample, Shard, ShardEnd, Status
 
 _ROWS = 256
@@ -53,7 +54,7 @@ def read_parquet(shard: Shard, limits: ReadLimits = DEFAULT_LIMITS) -> Iterator[
     `offset` is its row; its other columns, but for binary ones, are its json.
     """
     try:
-        with fsspec.open(shard.source, "rb") as file:
+        with open_file(shard.source) as file:
             source = pq.ParquetFile(file)
             column = image_column(source.schema_arrow, shard.column)
             row = 0

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
+from dali_aesthetic.stores.errors import NoConditions
 from dali_aesthetic.stores.location import is_url, join
 from dali_aesthetic.stores.retry import retried
 from dali_aesthetic.stores.store import ObjectInfo, Store, store_of
@@ -79,6 +80,21 @@ def open_file(location: str | os.PathLike[str]) -> IO[bytes]:
     if not info.has_ranges:
         return io.BytesIO(read_whole(text))
     return io.BufferedReader(_RemoteIO(store, key, info), 1 << 20)
+
+
+def create(url: str, content: bytes) -> None:
+    """Makes an object unless there is one, which then stays.
+
+    Where the store knows no conditions, the last of several who do so at the same time wins.
+    """
+    store, key = store_of(url)
+    try:
+        retried(lambda: store.create(key, content), f"writing {url}")
+    except FileExistsError:
+        return
+    except NoConditions:
+        if not exists(url):
+            retried(lambda: store.put(key, content), f"writing {url}")
 
 
 class Uploader:

@@ -12,8 +12,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from dali_aesthetic.stores.location import is_url
 from dali_aesthetic.write.files import naming
 from dali_aesthetic.write.owner import Owner
+from dali_aesthetic.write.remote_lock import claim_url
 
 LOCK = ".lock"
 _MAX_OWNER_BYTES = 256
@@ -29,8 +31,14 @@ def claim(output: str | Path) -> Iterator[None]:
 
     Raises OutputBusy naming the host and process that hold it, and OSError where it can't be written. The
     kernel drops the lock of a process that dies, on NFS its server does. On a file system without locks only
-    another process of this host is noticed.
+    another process of this host is noticed. At a URL see `remote_lock.py`.
     """
+    if is_url(os.fspath(output)):
+        with claim_url(os.fspath(output), LOCK) as lock:
+            if not lock.is_held:
+                raise _busy(output, lock.holder)
+            yield
+        return
     path = Path(output) / LOCK
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = _acquire(path)
@@ -63,16 +71,16 @@ def _lock(descriptor: int, path: Path) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):  # NFS says the latter
-        raise _busy(path, there) from None
+        raise _busy(path.parent, there) from None
     except OSError as error:  # the file system has no locks
         if there is not None and there.is_here and there.is_alive and there != Owner.current():
-            raise _busy(path, there) from error
+            raise _busy(path.parent, there) from error
 
 
-def _busy(path: Path, owner: Owner | None) -> OutputBusy:
+def _busy(output: str | Path, owner: Owner | None) -> OutputBusy:
     who = owner.described if owner is not None else "another process"
     return OutputBusy(
-        f"{path.parent} is being written by {who}: wait for it, stop it, or give another --output "
+        f"{output} is being written by {who}: wait for it, stop it, or give another --output "
         "(one run uses all of a machine's GPUs; to share work among machines give each its own shards)"
     )
 

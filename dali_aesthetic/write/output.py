@@ -10,6 +10,8 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from dali_aesthetic.stores.access import list_files, open_file, read_bytes
+from dali_aesthetic.stores.location import is_url, join
 from dali_aesthetic.types import Shard
 from dali_aesthetic.write.commit import FOLDERS, QUARANTINE
 from dali_aesthetic.write.embeddings import EMBEDDINGS
@@ -34,15 +36,20 @@ def open_output(output: str | Path, record: Mapping[str, Any], shards: Sequence[
 
 def committed_names(output: str | Path) -> set[str]:
     """The names of the shards that are done, from one listing of `stats/`."""
-    root = Path(output) / "stats"
-    return {path[: -len(".json")] for path in _files(root) if path.endswith(".json")}
+    names = list_files(join(output, "stats"), ".json")
+    return {name[: -len(".json")] for name in names if not name.rpartition("/")[2].startswith(".")}
 
 
 def clean_leftovers(output: str | Path) -> int:
-    """Removes the temporary files of processes that died, and returns how many there were."""
+    """Removes the temporary files of processes that died, and returns how many there were.
+
+    At a URL there are none: an upload that ended early left nothing to see.
+    """
     removed = 0
+    if is_url(os.fspath(output)):
+        return removed
     for root in (Path(output), *(Path(output) / folder for folder in (*FOLDERS, QUARANTINE, EMBEDDINGS))):
-        for name in _files(root, hidden=True, below=root != Path(output)):
+        for name in _files(root, below=root != Path(output)):
             path = root / name
             if is_leftover(path):
                 path.unlink(missing_ok=True)
@@ -54,20 +61,20 @@ def pending_shards(output: str | Path, shards: Sequence[Shard]) -> list[Shard]:
     """The shards that are not done yet. Raises OutputMismatch where a folder changed since it was done."""
     done = committed_names(output)
     if shards and shards[0].kind == "folder":
-        _check_fingerprints(Path(output), shards, done)
+        _check_fingerprints(os.fspath(output), shards, done)
     return [shard for shard in shards if shard.name not in done]
 
 
-def _files(root: Path, hidden: bool = False, below: bool = True) -> Iterator[str]:
+def _files(root: Path, below: bool = True) -> Iterator[str]:
     for folder, folders, files in os.walk(root):
         relative = os.path.relpath(folder, root)
         prefix = "" if relative == "." else relative + "/"
-        yield from (prefix + name for name in files if hidden or not name.startswith("."))
+        yield from (prefix + name for name in files)
         if not below:
             folders.clear()
 
 
-def _check_fingerprints(output: Path, shards: Iterable[Shard], done: set[str]) -> None:
+def _check_fingerprints(output: str, shards: Iterable[Shard], done: set[str]) -> None:
     by_name = {shard.name: shard for shard in shards}
     if gone := sorted(done - by_name.keys()):
         raise OutputMismatch(
@@ -75,7 +82,7 @@ def _check_fingerprints(output: Path, shards: Iterable[Shard], done: set[str]) -
             "removed since. Give another output folder."
         )
     for name in sorted(done):
-        stats = json.loads((output / "stats" / f"{name}.json").read_bytes())
+        stats = json.loads(read_bytes(join(output, "stats", f"{name}.json")))
         if stats.get("fingerprint") != by_name[name].fingerprint:
             raise OutputMismatch(
                 f"the images of shard {name} in {by_name[name].source} changed since it was written: "
@@ -83,10 +90,11 @@ def _check_fingerprints(output: Path, shards: Iterable[Shard], done: set[str]) -
             )
 
 
-def _changes(output: Path, shard: Shard) -> str:
+def _changes(output: str, shard: Shard) -> str:
     """What is new or gone among the shard's images, as far as its scores tell."""
     try:
-        sources = pq.read_table(output / "scores" / f"{shard.name}.parquet", columns=["source_shard"])
+        with open_file(join(output, "scores", f"{shard.name}.parquet")) as file:
+            sources = pq.read_table(file, columns=["source_shard"])
     except OSError:
         return "its scores can't be read"
     old = set(sources.column(0).to_pylist())

@@ -9,6 +9,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from dali_aesthetic.stores.access import create, exists, read_bytes
+from dali_aesthetic.stores.location import is_url, join
 from dali_aesthetic.write.files import publish, sync_folder, write_temporary
 
 RUN_RECORD = "run.json"
@@ -25,9 +27,8 @@ def write_run_record(output: str | Path, record: Mapping[str, Any]) -> None:
 
     The first record stays. Raises RunMismatch naming each field that differs with both values.
     """
-    final = Path(output) / RUN_RECORD
-    final.parent.mkdir(parents=True, exist_ok=True)
-    if not final.exists():
+    final = join(output, RUN_RECORD)
+    if not exists(final):
         text = json.dumps(record, indent=2, sort_keys=True, allow_nan=False) + "\n"
         write_once(final, text.encode())
     if differences := check_run_record(output, record):
@@ -43,9 +44,9 @@ def check_run_record(output: str | Path, record: Mapping[str, Any]) -> list[str]
 
     Empty where they agree or `output` has no record yet. Raises RunMismatch for an unreadable record.
     """
-    final = Path(output) / RUN_RECORD
+    final = join(output, RUN_RECORD)
     try:
-        there = json.loads(final.read_bytes())[IDENTITY]
+        there = json.loads(read_bytes(final))[IDENTITY]
     except FileNotFoundError:
         return []
     except (ValueError, KeyError, TypeError) as error:
@@ -67,8 +68,13 @@ def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
         yield name, value
 
 
-def write_once(final: Path, content: bytes) -> None:
-    """Writes `final` unless another process was first, in which case its content stays."""
+def write_once(location: str | Path, content: bytes) -> None:
+    """Writes a file or object, its folder made, unless another process was first: then its content stays."""
+    if is_url(os.fspath(location)):
+        create(os.fspath(location), content)
+        return
+    final = Path(location)
+    final.parent.mkdir(parents=True, exist_ok=True)
     temporary = write_temporary(final, content)
     try:
         os.link(temporary, final)

@@ -10,8 +10,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dali_aesthetic.stores.access import open_file, read_bytes
+from dali_aesthetic.stores.location import join
 from dali_aesthetic.types import ImageHeader, Route, Status
 from dali_aesthetic.write.output import committed_names
 from dali_aesthetic.write.parquet import score_columns
@@ -36,9 +39,9 @@ class StoredScores:
 
 def read_identity(folder: str | Path) -> dict[str, Any]:
     """What made the scores in `folder`: the identity of its `run.json`. Raises ScoresMismatch without one."""
-    path = Path(folder) / RUN_RECORD
+    path = join(folder, RUN_RECORD)
     try:
-        identity: dict[str, Any] = json.loads(path.read_bytes())[IDENTITY]
+        identity: dict[str, Any] = json.loads(read_bytes(path))[IDENTITY]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ScoresMismatch(f"--scores {folder} holds no scores: {path} can't be read ({error})") from None
     return identity
@@ -47,7 +50,7 @@ def read_identity(folder: str | Path) -> dict[str, Any]:
 def read_scores(folder: str | Path, name: str, head_names: Sequence[str]) -> StoredScores:
     """The rows of the shard `name`. Raises OSError where they can't be read."""
     columns = [*_ROW_COLUMNS, *score_columns(head_names)]
-    table = pq.read_table(Path(folder) / "scores" / f"{name}.parquet", columns=columns).to_pydict()
+    table = _table(folder, name, columns).to_pydict()
     facts = zip(*(table[column] for column in _ROW_COLUMNS[2:]), strict=True)
     scores = [np.array(table[column], np.float32) for column in columns[len(_ROW_COLUMNS) :]]
     return StoredScores(
@@ -62,11 +65,7 @@ def read_raw_scores(folder: str | Path, names: Iterable[str] | None = None) -> n
     """The first head's score of every sample of the shards `names` (all committed ones), NaN where none."""
     chosen = sorted(committed_names(folder)) if names is None else names
     parts = [
-        pq.read_table(Path(folder) / "scores" / f"{name}.parquet", columns=["aesthetic_score"])
-        .column(0)
-        .to_numpy()
-        .astype(np.float32)
-        for name in chosen
+        _table(folder, name, ["aesthetic_score"]).column(0).to_numpy().astype(np.float32) for name in chosen
     ]
     return np.concatenate([np.empty(0, np.float32), *parts])
 
@@ -74,9 +73,14 @@ def read_raw_scores(folder: str | Path, names: Iterable[str] | None = None) -> n
 def read_keys(folder: str | Path, name: str) -> tuple[list[str], list[str], npt.NDArray[np.float32]]:
     """Source shards, keys and the first head's scores of one shard's rows."""
     columns = ["source_shard", "key", "aesthetic_score"]
-    table = pq.read_table(Path(folder) / "scores" / f"{name}.parquet", columns=columns)
+    table = _table(folder, name, columns)
     raw_R = table.column(2).to_numpy().astype(np.float32)
     return table.column(0).to_pylist(), table.column(1).to_pylist(), raw_R
+
+
+def _table(folder: str | Path, name: str, columns: list[str]) -> pa.Table:
+    with open_file(join(folder, "scores", f"{name}.parquet")) as file:
+        return pq.read_table(file, columns=columns)
 
 
 def _header(
