@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,12 +75,15 @@ class Zygote:
         self._process.stdin.flush()
         return self._answer()
 
-    def start(self, *arguments: object, faults: Sequence[str] = ()) -> Command:
+    def start(
+        self, *arguments: object, faults: Sequence[str] = (), environ: Mapping[str, str] | None = None
+    ) -> Command:
         """Runs `dali-aesthetic ARGUMENTS` with `faults` (see `tests.faults.inject`)."""
         self._count += 1
         log = self._folder / f"{self._count}.log"
         log.touch()
         request = {"run": [str(a) for a in arguments], "faults": list(faults), "log": str(log)}
+        request["environ"] = dict(environ or {})
         return Command(self, int(self.ask({**request, "configs": str(self._folder)})), log)
 
     def close(self) -> None:

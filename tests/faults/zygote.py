@@ -1,8 +1,9 @@
 """Starts the command line in no time, so that it can be killed by the dozen.
 
 A process that has everything imported forks for each request on its standard input, a JSON line, and answers
-with a JSON line. `{"run": [ARGUMENTS], "log": FILE, "faults": [NAMES], "configs": FOLDER}` gives a process
-number, `{"poll": PID}` an exit code, or null while it runs. The fork is the real command line from there on.
+with a JSON line. `{"run": [ARGUMENTS], "log": FILE, "faults": [NAMES], "configs": FOLDER, "environ": {}}`
+gives a process number, `{"poll": PID}` an exit code, or null while it runs. The fork is the real command line
+from there on.
 """
 
 from __future__ import annotations
@@ -55,6 +56,7 @@ def _become_the_command(request: dict[str, Any]) -> None:
     nothing = os.open(os.devnull, os.O_RDONLY)
     for number, descriptor in enumerate((nothing, log, log)):
         os.dup2(descriptor, number)
+    os.environ.update(request["environ"])
     open_clip.add_model_config(request["configs"])
     sys.argv = ["dali-aesthetic", *request["run"]]
     for name in request["faults"]:
