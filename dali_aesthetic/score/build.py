@@ -15,6 +15,7 @@ from dali_aesthetic.score.fast.backend import (
     resolve_backend,
 )
 from dali_aesthetic.score.fast.calibration import Calibration
+from dali_aesthetic.score.fast.slices import SlicedBackend
 from dali_aesthetic.score.head import HeadBank
 from dali_aesthetic.score.scorer import Scorer
 from dali_aesthetic.score.spec import spec_of
@@ -48,6 +49,8 @@ def build_scorer(
     backend, precision = choose_backend(backend, precision, device, tower.spec)
     batch_size = batch_size or default_batch(backend, device)
     built = build_backend(backend, tower, bank, device, precision, batch_size, calibration)
+    if device.type == "cpu":
+        built = SlicedBackend(built, torch.get_num_threads())
     scorer = Scorer(built, device, batch_size, keep_embeddings)
     return scorer, files
 

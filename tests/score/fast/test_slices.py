@@ -1,0 +1,54 @@
+"""Scores on the CPU are the same bits for any number of threads, batch size and place in the batch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dali_aesthetic.score.build import build_scorer
+from dali_aesthetic.score.fast.slices import SLICE, SlicedBackend
+
+
+def images(count: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (count, 224, 224, 3), dtype=torch.uint8, generator=generator)
+
+
+@pytest.mark.parametrize("backend", ["eager", "torchscript"])
+def test_bits_do_not_depend_on_threads_batch_size_or_place(backend: str) -> None:
+    scorer, _ = build_scorer(
+        encoder="ViT-S-32-alt",
+        weights="random:1",
+        heads=["random:1"],
+        model_dir=Path("nowhere"),
+        device=torch.device("cpu"),
+        backend=backend,
+        batch_size=3 * SLICE - 2,
+    )
+    sliced = scorer.backend
+    assert isinstance(sliced, SlicedBackend)
+    pixels, order = images(3 * SLICE - 2), torch.randperm(3 * SLICE - 2)
+    expected = sliced(pixels)[0].numpy()
+    for num_threads in (1, 2, 3):
+        other = SlicedBackend(sliced._backend, num_threads)
+        assert np.array_equal(other(pixels)[0].numpy(), expected)
+        assert np.array_equal(other(pixels[order])[0].numpy(), expected[order])
+    alone = np.concatenate([sliced(image[None])[0].numpy() for image in pixels[:4]])
+    assert np.array_equal(alone, expected[:4])
+    whole = sliced._backend(pixels)[0].numpy()
+    assert np.abs(whole - expected).max() < 1e-4, "the reference in one piece"
+
+
+def test_embeddings_come_along() -> None:
+    scorer, _ = build_scorer(
+        encoder="ViT-S-32-alt",
+        weights="random:1",
+        heads=["random:1", "random:2"],
+        model_dir=None,
+        device=torch.device("cpu"),
+    )
+    scores, embeddings = scorer.backend(images(SLICE + 1))
+    assert (scores.shape, embeddings.shape) == ((SLICE + 1, 2), (SLICE + 1, 256))
