@@ -134,7 +134,7 @@ def test_auto_and_what_cannot_be() -> None:
         resolve_backend("warp", "auto", CPU)
 
 
-@pytest.mark.parametrize("name", ["eager", "torchscript"])
+@pytest.mark.parametrize("name", ["eager", "torchscript", "compile", "export"])
 def test_unknown_precisions_are_refused(make_backend: MakeBackend, name: str) -> None:
     with pytest.raises(ValueError, match=f"backend {name} has no precision 'fp7'"):
         make_backend(name, precision="fp7")

@@ -57,6 +57,8 @@ class _Entry:
 _BACKENDS: Mapping[str, _Entry] = {
     "eager": _Entry("dali_aesthetic.score.fast.eager:build", tuple(DTYPES)),
     "torchscript": _Entry("dali_aesthetic.score.fast.torchscript:build", tuple(DTYPES)),
+    "compile": _Entry("dali_aesthetic.score.fast.compiled:build", tuple(DTYPES)),
+    "export": _Entry("dali_aesthetic.score.fast.exported:build", tuple(DTYPES)),
     # 1019 images of 257 tokens fill the waves of tiles on 132 multiprocessors.
     "fused": _Entry("dali_aesthetic.score.fast.fused:build", ("fp16", "bf16", "fp8"), gpu_batch=1019),
 }

@@ -1,0 +1,129 @@
+"""`torch.compile` and the ahead-of-time package against eager, on a CPU with a tiny tower."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from dali_aesthetic.score.clip import VisionTower
+from dali_aesthetic.score.fast import cache, compiled, exported
+from dali_aesthetic.score.fast.backend import Backend
+from dali_aesthetic.score.head import Head, HeadBank, head_from_state
+from dali_aesthetic.score.random_init import random_head_state, random_tower_state
+from dali_aesthetic.score.spec import TowerSpec
+
+MakeBackend = Callable[..., Backend]
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+needs_compiler = pytest.mark.skipif(
+    not any(map(shutil.which, ("g++", "clang++"))), reason="Inductor needs a C++ compiler: apt install g++"
+)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> object:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(cache.VARIABLE, str(tmp_path_factory.mktemp("cache")))
+        for variable in cache.LIBRARIES:
+            patch.delenv(variable, raising=False)
+        yield
+
+
+def assert_equals_eager(backend: Backend, make_backend: MakeBackend, pixels: Tensor) -> None:
+    eager = make_backend("eager")
+    for images in (pixels, pixels[:5], torch.cat([pixels, pixels[3:7]])):
+        for found, expected in zip(backend(images), eager(images), strict=True):
+            torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+    with pytest.raises(ValueError, match=r"takes uint8 pixels \[N, 32, 32, 3\]"):
+        backend(torch.zeros(16, 3, 32, 32))
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        # Without Inductor: its C++ kernels take a minute, and the export's test has them too.
+        "aot_eager",
+        pytest.param(
+            "inductor",
+            marks=[
+                needs_compiler,
+                pytest.mark.skipif(
+                    not os.environ.get("DALI_AESTHETIC_INDUCTOR"), reason="minutes: DALI_AESTHETIC_INDUCTOR=1"
+                ),
+            ],
+        ),
+    ],
+)
+def test_compiled_equals_eager_in_any_thread(
+    make_backend: MakeBackend, pixels: Tensor, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compiled, "check_compiler", lambda backend: None)
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=kind))
+    backend = make_backend("compile")
+    assert (backend.name, backend.precision, backend.head_names) == ("compile", "fp32", ("h0", "h1"))
+    assert_equals_eager(backend, make_backend, pixels)
+    found: list[Tensor] = []
+    frames = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    thread = threading.Thread(target=lambda: found.append(backend(pixels)[0]))
+    thread.start()
+    thread.join()
+    assert torch.equal(found[0], backend(pixels)[0])
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == frames, (
+        "compiled again in the loop's thread"
+    )
+
+
+@needs_compiler
+def test_exported_equals_eager_and_is_made_once(
+    make_backend: MakeBackend, pixels: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = make_backend("export")
+    assert (backend.name, backend.precision, backend.head_names) == ("export", "fp32", ("h0", "h1"))
+    assert_equals_eager(backend, make_backend, pixels)
+    (package,) = (cache.cache_folder() / "export").glob("*.pt2")
+    monkeypatch.setattr(exported, "export", None)  # whoever exports now fails
+    again = make_backend("export")
+    assert torch.equal(again(pixels)[0], backend(pixels)[0])
+    monkeypatch.undo()
+    assert not list(package.parent.glob(".*.pt2")), "nothing half made is left"
+
+
+def test_a_package_is_named_by_all_that_it_depends_on(tiny_spec: TowerSpec) -> None:
+    def path(seed: int = 0, head: int = 0, precision: str = "fp32", batch_size: int = 16) -> Path:
+        tower = VisionTower.from_state(tiny_spec, random_tower_state(tiny_spec, seed))
+        heads = HeadBank([Head("h", head_from_state(random_head_state(32, head)))], 32)
+        return exported.package_path(tower, heads, CPU, precision, batch_size)
+
+    usual = path()
+    assert usual == path()
+    others = [path(seed=1), path(head=1), path(precision="bf16"), path(batch_size=17)]
+    assert len({usual, *others}) == 5
+
+
+@pytest.mark.parametrize("name", ["compile", "export"])
+def test_without_a_compiler_it_says_what_to_install(
+    make_backend: MakeBackend, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setenv(cache.VARIABLE, str(tmp_path))
+    with pytest.raises(ValueError, match=rf"backend {name} needs a C\+\+ compiler.*apt install"):
+        make_backend(name)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+@pytest.mark.parametrize("name", ["compile", "export"])
+def test_on_a_gpu(make_backend: MakeBackend, pixels: Tensor, name: str, precision: str) -> None:
+    expected = make_backend("eager")(pixels)[0]
+    backend = make_backend(name, CUDA, precision)
+    atol = 0.05 if precision == "fp16" else 0.5
+    torch.testing.assert_close(backend(pixels.cuda())[0].cpu(), expected, atol=atol, rtol=0)
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"].startswith(str(cache.cache_folder()))
