@@ -14,6 +14,7 @@ from benchmarks.encoders import measure_encoders
 from benchmarks.growth import CPU_BATCHES, GPU_BATCHES, batch_growth, shard_growth
 from benchmarks.host import NUM_CORES, measure_host, profile_host, share_to_threshold
 from benchmarks.peers.side_by_side import make_job, measure_peers
+from benchmarks.precision import precision
 from benchmarks.raw_decode import load_images
 from benchmarks.scaling import scaling
 from benchmarks.settings import Settings
@@ -182,6 +183,7 @@ PARTS: dict[str, Part] = {
     "peers": peers,
     "stages": stages,
     "growth": growth,
+    "precision": precision,
     "scaling": scaling,
     "where": where,
     "profile": profile,

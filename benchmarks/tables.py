@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 from benchmarks.ladder_table import ladder_markdown, table
 from benchmarks.result import Result, Row, format_number, newest
@@ -45,6 +46,7 @@ def blocks(results: Sequence[Result]) -> dict[str, str]:
         "encoders": _encoders_block(results),
         "peers": _peers_block(results),
         "host": _host_block(results),
+        "precision": _precision_block(results),
     }
 
 
@@ -157,6 +159,24 @@ def _host_table(result: Result) -> str:
     cores = result.content.get("cores_used", result.machine.get("cpu_cores"))
     titles = [f"Host side alone, {cores} cores of {result.machine['cpu']}", "samples/s", "CPU us a sample"]
     return f"{table(titles, rows)}\n\nFrom {_link(result)}, {result.date}."
+
+
+def _precision_block(results: Sequence[Result]) -> str:
+    found = newest(results, "precision")
+    rows = [line for result in found.values() for line in map(partial(_precision_line, result), result.rows)]
+    titles = ["path", "hardware", "images", "error: mean", "p99", "largest", "changed decisions"]
+    sources = ", ".join(f"{_link(result)} ({result.date})" for result in found.values())
+    return f"{table(titles, rows)}\n\nFrom {sources}." if found else ""
+
+
+def _precision_line(result: Result, row: Row) -> list[str]:
+    """Errors of the raw score, and the images that another choice is made of at any of the presets."""
+    errors = (row.median, row.detail["p99_error"], row.detail["max_error"])
+    images = row.detail["num_images"]
+    flipped = sum(cut["flipped"] for cut in row.detail["flips"])
+    changed = f"{flipped} of {images} x {len(row.detail['flips'])} cuts"
+    hardware = "CPU" if result.slug == "cpu" else result.machine["hardware"]
+    return [row.name, hardware, str(images), *(f"{error:.5f}" for error in errors), changed]
 
 
 def _link(result: Result) -> str:

@@ -10,13 +10,16 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from benchmarks.result import newest, read_results
 from dali_aesthetic.cli import app
 from dali_aesthetic.config import Config, ConfigError, ModelConfig
 from dali_aesthetic.demo import make_demo_set
 from dali_aesthetic.score.scorer import Scorer
 from dali_aesthetic.verify.precision import verify_precision
+from tests.conftest import REPOSITORY
 
-MODEL = ["--encoder", "ViT-B-32", "--weights", "random:1", "--head", "random:1", "--device", "cpu"]
+MODEL = ["--encoder", "ViT-B-32", "--weights", "random:0", "--head", "random:0", "--device", "cpu"]
+COMMITTED = REPOSITORY / "benchmarks" / "results"
 
 
 @pytest.mark.slow
@@ -28,6 +31,8 @@ def test_the_cpu_path_keeps_the_references_scores_on_the_demo_set(tmp_path: Path
     report = json.loads(file.read_text())
     assert 50 < report["num_images"] <= 60
     assert report["reference_std"] > 0.05, "photos must differ by far more than the tolerance"
+    (shown,) = [row for row in newest(read_results(COMMITTED), "precision")["cpu"].rows if "fp32" in row.name]
+    assert report["mean_error"] <= 1.5 * shown.median, "the README shows less"
     assert report["mean_error"] <= 0.005
     assert report["p99_error"] <= 0.02
     assert report["mean_error"] <= report["p99_error"] <= report["max_error"]

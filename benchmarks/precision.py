@@ -1,0 +1,48 @@
+"""The score error of whole runs on the demo's photos, against Pillow and fp32, as `verify --precision` has it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from benchmarks.record import Measured
+from benchmarks.settings import Settings
+from dali_aesthetic.config import Config, ConfigError
+from dali_aesthetic.demo import make_demo_set
+from dali_aesthetic.verify.precision import PrecisionReport, verify_precision
+
+CPU_PRECISIONS = ("fp32", "bf16")
+GPU_PRECISIONS = ("fp16", "bf16", "fp8", "fp32")
+_ALL_IMAGES, _SOME_IMAGES = 1000, 60
+
+
+def precision(settings: Settings) -> None:
+    """Score errors and changed decisions of each precision on the demo's photos, against PIL and fp32."""
+    record = settings.record("precision")
+    pattern = make_demo_set(settings.data / "demo")
+    for name in GPU_PRECISIONS if settings.on_gpu else CPU_PRECISIONS:
+        config = settings.config(pattern, precision=name)
+        images = _SOME_IMAGES if settings.quick else _ALL_IMAGES
+        row = measure_precision(config, images)
+        if isinstance(row, Measured):
+            record.add(row)
+        else:
+            record.skip(name, row)
+    record.note("complete", True)
+
+
+def measure_precision(config: Config, images: int) -> Measured | str:
+    """The mean error of the score and, as its detail, the rest; or why this precision can't be had here."""
+    try:
+        report = verify_precision(config, images)
+    except ConfigError as error:
+        return str(error)
+    name = f"{report.encoder}, {report.backend} {report.precision}"
+    return Measured(name=name, values=[report.mean_error], unit="raw score", detail=_detail(report))
+
+
+def _detail(report: PrecisionReport) -> dict[str, Any]:
+    rounded = {name: float(f"{getattr(report, name):.3g}") for name in ("p99_error", "max_error", "bias")}
+    spread = float(f"{report.reference_std:.3g}")
+    flips = [asdict(cut) for cut in report.flips]
+    return {"num_images": report.num_images, **rounded, "reference_std": spread, "flips": flips}
