@@ -105,9 +105,11 @@ class LaunchConfig(_Section):
     """Which processes do the work; no part of what a run is, so a rerun may have others.
 
     `gpus` is a number of this node's GPUs or `all`, a process each; `workers` is a number of CPU processes
-    instead. With neither, one process does the work on `device`.
+    instead. With neither, one process does the work on `device`. With the engine `ray` they are actors of a
+    cluster, and as many as it has room for where no number is given.
     """
 
+    engine: Literal["local", "ray"] = "local"
     gpus: int | Literal["all"] | None = None
     workers: int | None = Field(default=None, ge=1, le=1024)
 

@@ -39,6 +39,9 @@ ModelDir = Annotated[
     Path | None, typer.Option("--model-dir", help="Folder that is searched for weights first.")
 ]
 Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda. (default: auto)")]
+Engine = Annotated[
+    str | None, typer.Option(help="local, or ray: the actors of a Ray cluster. (default: local)")
+]
 Gpus = Annotated[
     str | None, typer.Option(help="A process each for so many of this node's GPUs, or all. (default: one)")
 ]

@@ -12,6 +12,10 @@ def run(config: Config, *, watch: Watch | None = None) -> RunResult:
     Raises `ConfigError` (also for an output that holds another run), `WeightsUnavailable`, and OSError
     where the output can't be written. A shard that can't be read is in the result's `stats.failed`.
     """
+    if config.launch.engine == "ray":
+        from dali_aesthetic.launch.ray import run_ray
+
+        return run_ray(config, watch=watch)
     if config.launch.one_process:
         from dali_aesthetic.launch import local
 

@@ -1,0 +1,232 @@
+"""A real Ray on this machine: the bytes of a single process, whoever dies, and what is given up by name."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import signal
+import sys
+import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from dali_aesthetic.config import Config, ConfigError
+from dali_aesthetic.launch import local
+from dali_aesthetic.launch.engine import run
+from dali_aesthetic.launch.ray import MOST_SHARDS_A_TASK, tasks
+from dali_aesthetic.launch.ray_board import Board
+from dali_aesthetic.launch.ray_worker import TASK
+from dali_aesthetic.overlap import every
+from dali_aesthetic.stats import RunStats, Tally
+from dali_aesthetic.types import Shard, ShardReport
+from tests.conftest import REPOSITORY, jpeg, snapshot, write_shard
+from tests.docs.commands import parse_flags
+from tests.faults.runs import assert_same, noise
+
+NUM_SHARDS, PER_SHARD = 6, 12
+SOAK = "DALI_AESTHETIC_KILLS" in os.environ
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six shards of 12 images, one of them empty, and one file that is no tar."""
+    folder = tmp_path_factory.mktemp("ray")
+    for shard in range(NUM_SHARDS):
+        images = {f"{shard}{i:03d}": jpeg(noise(64 + i, 100 * shard + i)) for i in range(PER_SHARD - 1)}
+        write_shard(folder / f"{shard:05d}.tar", {**images, f"{shard}999": b""})
+    (folder / "broken.tar").write_bytes(b"no tar at all" * 100)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    """Ray with two CPUs on loopback."""
+    import ray
+
+    ray.init(num_cpus=2, _node_ip_address="127.0.0.1", include_dashboard=False, object_store_memory=80 << 20)
+    yield
+    ray.shutdown()
+
+
+def config(source: Path, output: Path, guard: dict[str, Any] | None = None, **launch: Any) -> Config:
+    return Config.build(
+        {
+            "input": str(source),
+            "output": str(output),
+            "device": "cpu",
+            "threshold": {"raw": 5.0},
+            "model": {"encoder": "ViT-S-32", "weights": "random:1", "heads": ["random:1"]},
+            "decode": {"batch_size": 4, "num_threads": 1},
+            "guard": guard or {},
+            "launch": launch,
+        }
+    )
+
+
+class Killer:
+    """Kills the first worker that has a shard open: it wrote some of it and did not commit it yet."""
+
+    def __init__(self, output: Path) -> None:
+        self.killed: list[str] = []
+        self._shards = output / "shards"
+
+    @contextmanager
+    def watch(self, stats: RunStats, num_shards: int) -> Iterator[None]:
+        with every(0.005, self._look, "killer"):
+            yield
+
+    def _look(self) -> None:
+        for path in self._shards.glob(".tmp-*") if not self.killed else ():
+            pid = int(path.name.split("-")[-3])
+            self.killed.append(path.name)
+            os.kill(pid, signal.SIGKILL)
+            return
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """As an actor with one CPU has it: on how many threads a product is split decides its last bits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.slow
+def test_an_actor_killed_in_mid_shard_costs_nothing_but_time(
+    cluster: None, one_thread: None, source: Path, tmp_path: Path
+) -> None:
+    one = local.run(config(source, tmp_path / "one"))
+    output = tmp_path / "ray"
+    killer = Killer(output)
+    result = run(config(source, output, engine="ray", workers=2), watch=killer.watch)
+    stats = result.stats
+    assert killer.killed
+    assert ["was lost" in incident for incident in stats.incidents] == [True], stats.incidents
+    assert_same(snapshot(output), snapshot(tmp_path / "one"))
+    reports = {report.name: report for report in stats.reports}
+    assert reports == {report.name: report for report in one.stats.reports}, "each shard is reported once"
+    assert len(stats.reports) == NUM_SHARDS + 1
+    assert [report.name for report in stats.failed] == ["broken"]
+    assert result.exit_code == one.exit_code == 1
+    counts = (stats.num_samples, stats.num_kept, stats.num_scored, stats.statuses)
+    assert counts == (one.stats.num_samples, one.stats.num_kept, one.stats.num_scored, one.stats.statuses)
+    assert all(tally.num_samples for tally in stats.workers.values())
+    assert json.loads((output / "run.json").read_text())["config"]["launch"]["engine"] == "ray"
+
+
+@pytest.mark.slow
+def test_what_is_wrong_with_the_configuration_is_the_drivers_error(
+    cluster: None, source: Path, tmp_path: Path
+) -> None:
+    wrong = config(source, tmp_path / "out", engine="ray", workers=1)
+    weights = wrong.model.model_copy(update={"weights": str(tmp_path / "none.pt")})
+    with pytest.raises(ConfigError, match=r"none\.pt"):
+        run(wrong.model_copy(update={"model": weights}))
+    assert not (tmp_path / "out" / "run.json").exists()
+
+
+@pytest.mark.skipif(not SOAK, reason="a minute of deaths: make soak")
+def test_a_shard_that_no_worker_survives_is_reported_and_the_rest_is_done(
+    cluster: None, source: Path, tmp_path: Path
+) -> None:
+    """A named pipe that nobody writes to: whoever opens it hangs, and its stall guard ends it."""
+    for name in ("00000", "00001"):
+        (tmp_path / "in").mkdir(exist_ok=True)
+        (tmp_path / "in" / f"{name}.tar").symlink_to(source / f"{name}.tar")
+    os.mkfifo(tmp_path / "in" / "00000b.tar")
+    guard = {"stall_timeout": 4.0}
+    result = run(config(tmp_path / "in", tmp_path / "out", guard, engine="ray", workers=1))
+    assert [report.name for report in result.stats.failed] == ["00000b"]
+    assert "a worker died over it 3 times" in result.stats.failed[0].error
+    assert sorted(report.name for report in result.stats.reports) == ["00000", "00000b", "00001"]
+
+
+def shard(name: str) -> Shard:
+    return Shard(index=0, name=name, kind="tar", source=f"{name}.tar")
+
+
+def test_a_task_that_comes_back_is_done_where_it_is_open_and_reported_where_it_is_done() -> None:
+    board = Board()
+    shards = [shard(name) for name in "abcd"]
+    assert board.duty(shards).fresh == tuple(shards)
+    for name in "abc":
+        board.begin(name)
+    done = ShardReport(name="a", source="a.tar", num_samples=3)
+    board.done(done, "GPU 0", Tally(num_samples=5))
+    duty = board.duty(shards)
+    assert [one.name for one in duty.fresh] == ["d"]
+    assert [one.name for one in duty.suspects] == ["b", "c"], "which of the two did it is not known"
+    assert duty.reports == (done,)
+    news = board.news()
+    assert news.incidents == ("a worker was lost; it was at b, c",)
+    assert news.workers == {"GPU 0": Tally(num_samples=5)}
+
+
+def test_a_shard_is_given_up_at_its_third_death_and_its_neighbours_are_not() -> None:
+    board = Board()
+    shards = [shard("a"), shard("b")]
+    board.duty(shards)
+    board.begin("a")
+    board.begin("b")
+    board.duty(shards)
+    board.begin("a")
+    board.done(ShardReport(name="a", source="a.tar"), "GPU 0", Tally())
+    board.begin("b")
+    board.ends("ended by RuntimeError: CUDA error")
+    assert [one.name for one in board.duty(shards).suspects] == ["b"]
+    board.begin("b")
+    duty = board.duty(shards)
+    assert duty.fresh == duty.suspects == ()
+    errors = {report.name: report.error for report in duty.reports}
+    assert errors == {"a": "", "b": "a worker died over it 3 times; the last one was lost"}
+    assert "CUDA error" in board.news().incidents[1]
+
+
+def test_an_error_that_all_would_meet_is_kept_for_the_driver() -> None:
+    board = Board()
+    board.stop(OSError(28, "No space left on device"))
+    board.stop(ConfigError("another"))
+    assert isinstance(board.news().fatal, OSError)
+
+
+@pytest.mark.parametrize(
+    ("num_shards", "num_workers", "size"), [(1, 8, 1), (100, 2, 6), (10_000, 8, MOST_SHARDS_A_TASK)]
+)
+def test_tasks_hold_all_shards_in_order(num_shards: int, num_workers: int, size: int) -> None:
+    shards = [shard(str(index)) for index in range(num_shards)]
+    names = [[one["name"] for one in json.loads(row[TASK])] for row in tasks(shards, num_workers)]
+    assert [name for task in names for name in task] == [one.name for one in shards]
+    assert {len(task) for task in names[:-1]} <= {size}
+
+
+def test_without_ray_it_says_what_to_install(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ConfigError, match=r"--engine ray needs the package ray .*\[ray\].* on every node"):
+        run(config(source, tmp_path, engine="ray"))
+
+
+def test_the_example_of_a_cluster_is_one_that_rays_launcher_takes() -> None:
+    text = (REPOSITORY / "configs" / "ray-cluster.yaml").read_text()
+    cluster = yaml.safe_load(text)
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    validate_config(prepare_config(cluster))
+    assert cluster["head_node_type"] in cluster["available_node_types"]
+    commands = re.findall(r"dali-aesthetic (\w+.*)", text)
+    assert any("--engine ray" in command for command in commands)
+    for command in commands:
+        parse_flags(tuple(shlex.split(command)))
+    (extras,) = re.findall(r"dali-aesthetic\[(.*)\]", text)
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    assert set(extras.split(",")) <= project["optional-dependencies"].keys()
