@@ -70,7 +70,7 @@ def survey(inputs: Sequence[str], max_shards: int) -> Survey:
     return found
 
 
-def _spread(shards: list[Shard], most: int) -> list[Shard]:
+def _spread(shards: Sequence[Shard], most: int) -> Sequence[Shard]:
     if len(shards) <= most:
         return shards
     return [shards[i] for i in sorted(set(np.linspace(0, len(shards) - 1, most).round().astype(int)))]

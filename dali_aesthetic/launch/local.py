@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import closing
 
 from dali_aesthetic.config import Config
@@ -33,7 +34,7 @@ def run(config: Config, *, watch: Watch | None = None) -> RunResult:
         worker.decoder.close()
 
 
-def _run(config: Config, shards: list[Shard], worker: Worker, watch: Watch | None) -> RunResult:
+def _run(config: Config, shards: Sequence[Shard], worker: Worker, watch: Watch | None) -> RunResult:
     with claim(config.output):
         todo = open_output(config.output, run_record(config, worker), shards)
         stats = RunStats()

@@ -7,7 +7,7 @@ writes it from the same rows.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 
 import numpy as np
@@ -67,7 +67,7 @@ def run_top(config: Config, *, watch: Watch | None = None) -> RunResult:
     return filter_scored(config, scored, watch=watch)
 
 
-def _write(shards: list[Shard], scores: str, sink: ShardSink, stats: RunStats) -> None:
+def _write(shards: Sequence[Shard], scores: str, sink: ShardSink, stats: RunStats) -> None:
     batches = ahead(_batches(shards, scores, sink.head_names), 4, "storage")
     stats.stages = [batches.times]
     for batch in batches:
@@ -79,7 +79,7 @@ def _write(shards: list[Shard], scores: str, sink: ShardSink, stats: RunStats) -
     stats.reports += sink.flush()
 
 
-def _batches(shards: list[Shard], scores: str, head_names: tuple[str, ...]) -> Iterator[ScoredBatch]:
+def _batches(shards: Sequence[Shard], scores: str, head_names: tuple[str, ...]) -> Iterator[ScoredBatch]:
     done = committed_names(scores)
     for shard in shards:
         if shard.name not in done:
@@ -134,7 +134,7 @@ def _mismatch(shard: Shard, what: str) -> ScoresMismatch:
     )
 
 
-def _scored_names(scores: str, shards: list[Shard]) -> list[str]:
+def _scored_names(scores: str, shards: Sequence[Shard]) -> list[str]:
     """The input's shards, all of them scored: a share of half of them would be another share."""
     done = committed_names(scores)
     missing = [shard.name for shard in shards if shard.name not in done]

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import glob
+import io
 import math
 import os
 import posixpath
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice, takewhile
-from pathlib import Path
 
-import fsspec
 from braceexpand import braceexpand
+from fsspec.utils import glob_translate
 
-from dali_aesthetic.shards.buffer import is_url
 from dali_aesthetic.shards.formats import IMAGE_RANK, extension
+from dali_aesthetic.shards.packed import PackedTexts
+from dali_aesthetic.stores.access import list_files, read_bytes
+from dali_aesthetic.stores.errors import StoreUnusable
+from dali_aesthetic.stores.location import is_url, parent
 
 MAX_BRACE_MEMBERS = 10_000_000
 _ENOUGH = MAX_BRACE_MEMBERS + 1
 _RANGE = re.compile(r"\{(-?\d+)\.\.(-?\d+)(?:\.\.-?\d+)?\}")
+_PLAIN_TAR = re.compile(r"[^*?\[{]*\.tar", re.IGNORECASE | re.DOTALL)
 _SHOWN = 5
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
@@ -35,7 +39,7 @@ class Located:
     images with the paths below it."""
 
     root: str
-    tars: tuple[str, ...] = ()
+    tars: Sequence[str] = ()
     image_folder: str = ""
     images: tuple[str, ...] = ()
     ordered: bool = False
@@ -51,7 +55,7 @@ def locate(text: str, exclude: str = "") -> Located:
     if not text:
         raise InputError("an empty input; give a tar, a pattern, a folder or @list.txt")
     if is_url(text):
-        return _remote(text)
+        return _remote(text, exclude)
     if os.path.isdir(text):
         return _folder(text, exclude)
     if os.path.isfile(text):
@@ -160,21 +164,40 @@ def walk(root: str, exclude: str = "") -> Iterator[str]:
 
 def _list_file(path: str, exclude: str) -> Located:
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        # As bytes and line by line: a list may have a million lines, and one string of all of them is no use.
+        found = _members(_lines(path, read_bytes(path)), exclude, ordered=True)
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"the list file {path} can't be read: {error}") from error
-    wanted = [line.strip() for line in lines if line.strip() and not line.strip().startswith("#")]
-    if not wanted:
-        raise InputError(f"the list file {path} names no shard ({len(lines)} lines, all blank or comments)")
-    if nested := [line for line in wanted if line.startswith("@")]:
-        raise InputError(f"the list file {path} holds another list ({nested[0]}); write its lines into it")
-    _check_exist([x for x in wanted if _is_plain_tar(x) and not is_url(x)], f"the list file {path}")
-    return merge([_member(x, exclude) for x in wanted], ordered=True)
+    if not found.tars:
+        raise InputError(f"the list file {path} names no shard (all lines are blank or comments)")
+    _check_exist([tar for tar in found.tars if not is_url(tar)], f"the list file {path}")
+    return found
 
 
-def _member(text: str, exclude: str) -> Located:
-    """One of many: a plain tar is taken as it is, its existence being known or left to the reader."""
-    return Located(parent(text), (text,)) if _is_plain_tar(text) else locate(text, exclude)
+def _lines(path: str, content: bytes) -> Iterator[str]:
+    for raw in io.BytesIO(content):
+        line = raw.decode().strip()
+        if line[:1] == "@":
+            raise InputError(f"the list file {path} holds another list ({line}); write its lines into it")
+        if line and line[0] != "#":
+            yield line
+
+
+def _members(texts: Iterable[str], exclude: str, ordered: bool = False) -> Located:
+    """Many: a plain tar is taken as it is, its existence being known or left to the reader."""
+    tars, roots, last = PackedTexts(), set[str](), None
+    for text in texts:
+        if not _is_plain_tar(text):
+            found = merge([locate(text, exclude)])
+            roots.add(found.root)
+            for tar in found.tars:
+                tars.append(tar)
+            continue
+        tars.append(text)
+        if (folder := text.rpartition("/")[0]) != last:
+            last = folder
+            roots.add(parent(text))
+    return Located(root=common_parent(roots), tars=tars, ordered=ordered)
 
 
 def merge(found: list[Located], ordered: bool = False) -> Located:
@@ -183,19 +206,19 @@ def merge(found: list[Located], ordered: bool = False) -> Located:
         raise InputError(
             f"{folders[0]} is a folder of images beside other inputs; a run takes tars or one such folder"
         )
-    tars = tuple(tar for item in found for tar in item.tars)
+    tars = found[0].tars if len(found) == 1 else tuple(tar for item in found for tar in item.tars)
     return Located(root=common_parent(item.root for item in found), tars=tars, ordered=ordered)
 
 
 def _is_plain_tar(text: str) -> bool:
-    return text.lower().endswith(".tar") and not glob.has_magic(text) and "{" not in text
+    return _PLAIN_TAR.fullmatch(text) is not None
 
 
 def _braces(text: str, exclude: str) -> Located:
     members = expand_braces(text)
     plain = [member for member in members if not glob.has_magic(member)]
     _check_exist(plain, f"the pattern {text}")
-    tars = merge([_member(member, exclude) for member in members]).tars
+    tars = _members(members, exclude).tars
     return Located(root=_fixed_root(os.path.dirname(text[: text.index("{")])), tars=tars)
 
 
@@ -219,8 +242,7 @@ def _glob(text: str, exclude: str) -> Located:
         found = [path for path in found if not (os.path.abspath(path) + os.sep).startswith(below)]
     if not found:
         raise InputError(f"the pattern {text} matches nothing{_current_folder(text)}")
-    tars = merge([_member(path, exclude) for path in found]).tars
-    return Located(root=_fixed_root(text), tars=tars)
+    return Located(root=_fixed_root(text), tars=_members(found, exclude).tars)
 
 
 def _fixed_root(text: str) -> str:
@@ -230,32 +252,34 @@ def _fixed_root(text: str) -> str:
     return text
 
 
-def _remote(text: str) -> Located:
-    """A URL of a tar, a pattern of tars or a folder of tars, listed by its file system."""
+def _remote(text: str, exclude: str) -> Located:
+    """A URL of a tar, a pattern of tars or a folder of tars, in one listing of its store."""
     if "{" in text:
-        members = expand_braces(text)
-        found = [_member(member, "") for member in members]
-        return Located(root=posixpath.dirname(text[: text.index("{")]), tars=merge(found).tars)
+        tars = _members(expand_braces(text), exclude).tars
+        return Located(root=posixpath.dirname(text[: text.index("{")]), tars=tars)
     if _is_plain_tar(text):
         return Located(root=parent(text), tars=(text,))
     if text.lower().endswith(_COMPRESSED):
         _checked_tar(text)
-    root = _fixed_root(text.rstrip("/"))
+    text = text.rstrip("/")
+    root = _fixed_root(text)
+    fits = re.compile(glob_translate(text)) if glob.has_magic(text) else None
+    below = exclude.rstrip("/") + "/" if exclude else "\0"
+    count = 0
+    tars = PackedTexts()
     try:
-        system, path = fsspec.core.url_to_fs(text)
-        base = fsspec.core.url_to_fs(root)[1].rstrip("/")
-        names = system.glob(path) if glob.has_magic(path) else system.find(path)
+        for name in list_files(root):
+            count += 1
+            url = f"{root}/{name}"
+            if name.endswith(".tar") and not url.startswith(below) and (fits is None or fits.match(url)):
+                tars.append(url)
+    except StoreUnusable as error:
+        raise InputError(str(error)) from error
     except Exception as error:  # each file system has errors of its own
         raise InputError(f"{text} can't be listed: {error}") from error
-    tars = [name for name in sorted(names) if name.endswith(".tar") and name.startswith(base)]
     if not tars:
-        raise InputError(f"{text} holds no .tar ({len(names)} other files); a folder of images must be local")
-    return Located(root=root, tars=tuple(f"{root}/{name[len(base) :].lstrip('/')}" for name in tars))
-
-
-def parent(path: str) -> str:
-    """The folder of a path or URL."""
-    return posixpath.dirname(path) if is_url(path) else os.path.dirname(path)
+        raise InputError(f"{text} holds no .tar ({count} other files); a folder of images must be local")
+    return Located(root=root, tars=tars)
 
 
 def common_parent(folders: Iterable[str]) -> str:

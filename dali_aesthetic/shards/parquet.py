@@ -14,8 +14,9 @@ import pyarrow.parquet as pq
 
 from dali_aesthetic.shards.buffer import DEFAULT_LIMITS, ReadLimits, is_url
 from dali_aesthetic.shards.formats import IMAGE_RANK, extension
-from dali_aesthetic.shards.inputs import InputError, common_parent, expand_braces, parent, walk
+from dali_aesthetic.shards.inputs import InputError, common_parent, expand_braces, walk
 from dali_aesthetic.stores.access import open_file
+from dali_aesthetic.stores.location import parent
 from dali_aesthetic.types import Buffer, Sample, Shard, ShardEnd, Status
 
 _ROWS = 256

@@ -5,12 +5,16 @@ from __future__ import annotations
 import hashlib
 import os
 import posixpath
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
+
+import numpy as np
 
 from dali_aesthetic.shards.buffer import is_url
 from dali_aesthetic.shards.images import ImageFiles, group_images
 from dali_aesthetic.shards.inputs import InputError, Located, locate, merge
+from dali_aesthetic.shards.packed import PackedTexts, TarShards
 from dali_aesthetic.shards.parquet import name_parquet, parquet_shards
 from dali_aesthetic.types import Shard
 
@@ -23,13 +27,14 @@ def plan_shards(
     samples_per_shard: int = 10_000,
     output: str | Path = "",
     image_column: str = "",
-) -> list[Shard]:
+) -> Sequence[Shard]:
     """Lists the shards of `inputs`: a tar, a glob, a brace pattern, a folder of tars, `@list.txt`, several of
     these (as a shell makes of an unquoted pattern), or one folder of images, cut into `samples_per_shard`;
     or Parquet files with images, in the column `image_column` or one found by type and name.
 
     Tars are sorted by name, those of a list file stay in its order. Folders below `output` are not input.
-    Raises InputError where there is nothing to do or two shards would share a name.
+    Raises InputError where there is nothing to do or two shards would share a name. A million tars take some
+    90 MB; each `Shard` of them is made when it is asked for.
     """
     texts = [str(inputs)] if isinstance(inputs, str | Path) else [str(text) for text in inputs]
     if not texts:
@@ -42,32 +47,54 @@ def plan_shards(
     return _tar_shards(found[0] if len(found) == 1 else merge(found, any(item.ordered for item in found)))
 
 
-def _tar_shards(found: Located) -> list[Shard]:
-    named = [(_name(source, found.root), source) for source in found.tars]
+def _tar_shards(found: Located) -> TarShards:
+    name = partial(_name, root=found.root)
+    sources = found.tars
+    if not found.ordered and not _are_sorted(map(name, sources)):
+        sources = PackedTexts(sorted(sources, key=lambda source: (name(source), source)))
+    # Strings would take ten times the memory of their hashes; equal ones are looked at again.
+    hashes = np.fromiter((hash(name(source)) for source in sources), np.int64, len(sources))
+    if len(np.unique(hashes)) < len(hashes):
+        _check_names(sources, name)
+    return TarShards(sources, name)
+
+
+def _are_sorted(names: Iterable[str]) -> bool:
+    before = ""
+    for name in names:
+        if name < before:
+            return False
+        before = name
+    return True
+
+
+def _check_names(sources: Iterable[str], name_of: Callable[[str], str]) -> None:
     owners: dict[str, str] = {}
-    for name, source in named if found.ordered else sorted(named):
-        if (other := owners.setdefault(name, source)) is not source:
+    for source in sources:
+        name = name_of(source)
+        if name in owners:
+            other = owners[name]
             problem = "is given twice" if other == source else f"and {other} would both be named {name!r}"
             raise InputError(f"{source} {problem}; remove or rename one of them")
-    return [
-        Shard(index=index, name=name, kind="tar", source=source)
-        for index, (name, source) in enumerate(owners.items())
-    ]
+        owners[name] = source
 
 
 def _name(source: str, root: str) -> str:
     """The tar's path below the root without `.tar`. Raises InputError for one that isn't below it."""
-    prefix = root.rstrip("/") + "/" if root else ""
+    prefix = root if root.endswith("/") or not root else root + "/"
     if source.startswith(prefix):
         relative = source[len(prefix) :]
     elif is_url(source):
         relative = source.partition("://")[2]
     else:
         relative = os.path.relpath(source, root or ".")
-    parts = posixpath.normpath(relative.removeprefix("/")).split("/")
-    if ".." in parts:
-        raise InputError(f"{source} does not lie below {root or 'the current folder'}; give its own path")
-    name = "/".join(parts)[: -len(".tar")]
+    if "/." in relative or "//" in relative or relative[:1] in ("/", "."):
+        relative = posixpath.normpath(relative.removeprefix("/"))
+        if ".." in relative.split("/"):
+            raise InputError(f"{source} does not lie below {root or 'the current folder'}; give its own path")
+    name = relative[: -len(".tar")]
+    if name.isprintable() and "\\" not in name:
+        return name
     return "".join(letter if letter.isprintable() and letter != "\\" else "_" for letter in name)
 
 

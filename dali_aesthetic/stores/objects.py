@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import unquote
 
+import fsspec
 import obstore
 from obstore.exceptions import (
     AlreadyExistsError,
@@ -26,7 +27,7 @@ from obstore.store import HTTPStore, S3Store
 from dali_aesthetic.stores.errors import NoConditions, NoRanges, ObjectChanged
 from dali_aesthetic.stores.retry import brief
 from dali_aesthetic.stores.s3_options import S3Options, s3_options
-from dali_aesthetic.stores.store import ObjectInfo
+from dali_aesthetic.stores.store import ObjectInfo, missing_package
 from dali_aesthetic.types import Buffer
 
 T = TypeVar("T")
@@ -110,7 +111,10 @@ class ObstoreStore:
         yield from result.stream(min_chunk_size=1 << 20)
 
     def list(self, prefix: str) -> Iterator[tuple[str, int]]:
-        """See `Store`."""
+        """See `Store`. A web server has no listing but its pages of links."""
+        if self._is_web:
+            yield from _linked(self.name, prefix)
+            return
         for found in obstore.list(self._store, prefix=prefix.strip("/") or None, chunk_size=1000):
             yield from ((meta["path"], meta["size"]) for meta in found)
 
@@ -161,6 +165,15 @@ class ObstoreStore:
             if "NotImplemented" in str(error):
                 raise NoConditions(f"{where}: {brief(error)}") from None
             raise
+
+
+def _linked(server: str, prefix: str) -> Iterator[tuple[str, int]]:
+    try:
+        system = fsspec.filesystem("http", use_listings_cache=False)
+    except ImportError as error:
+        raise missing_package("http", error) from error
+    for url in sorted(system.find(f"{server}/{prefix}")):
+        yield url.removeprefix(f"{server}/"), 0
 
 
 def _info(meta: Any, has_ranges: bool = True) -> ObjectInfo:

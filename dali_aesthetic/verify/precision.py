@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 
@@ -75,14 +75,14 @@ def verify_precision(config: Config, num_images: int) -> PrecisionReport:
     return _report(worker, ours, reference)
 
 
-def _spread(shards: list[Shard]) -> list[Shard]:
+def _spread(shards: Sequence[Shard]) -> Sequence[Shard]:
     """A few of the shards, evenly over all of them."""
     step = max(1, math.ceil(len(shards) / _MOST_SHARDS))
     return shards[::step]
 
 
 def _pairs(
-    config: Config, worker: Worker, shards: list[Shard], per_shard: int
+    config: Config, worker: Worker, shards: Sequence[Shard], per_shard: int
 ) -> Iterator[tuple[Scores, Scores]]:
     reference = _reference(config, worker)
     stream = _some(shards, per_shard)
@@ -91,7 +91,7 @@ def _pairs(
         yield _pair(config, worker, reference, pending.wait())
 
 
-def _some(shards: list[Shard], per_shard: int) -> Iterator[Sample | ShardEnd]:
+def _some(shards: Sequence[Shard], per_shard: int) -> Iterator[Sample | ShardEnd]:
     for shard in shards:
         yield from islice(read_shards([shard]), per_shard)
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import pyarrow.parquet as pq
 
@@ -23,7 +24,7 @@ class OutputMismatch(ValueError):
     """The output holds shards of another input."""
 
 
-def open_output(output: str | Path, record: Mapping[str, Any], shards: Sequence[Shard]) -> list[Shard]:
+def open_output(output: str | Path, record: Mapping[str, Any], shards: Sequence[Shard]) -> Sequence[Shard]:
     """Claims `output` for the run of `record` and returns the shards still to do, in their order.
 
     Raises RunMismatch or OutputMismatch (ValueErrors) where it holds another run or another input, and
@@ -57,12 +58,38 @@ def clean_leftovers(output: str | Path) -> int:
     return removed
 
 
-def pending_shards(output: str | Path, shards: Sequence[Shard]) -> list[Shard]:
+def pending_shards(output: str | Path, shards: Sequence[Shard]) -> Sequence[Shard]:
     """The shards that are not done yet. Raises OutputMismatch where a folder changed since it was done."""
     done = committed_names(output)
     if shards and shards[0].kind == "folder":
         _check_fingerprints(os.fspath(output), shards, done)
-    return [shard for shard in shards if shard.name not in done]
+    if not done:
+        return shards
+    return _Some(shards, (index for index, shard in enumerate(shards) if shard.name not in done))
+
+
+class _Some(Sequence[Shard]):
+    """The elements of `shards` at the places `left`, which may be a million: not copied out of it."""
+
+    def __init__(self, shards: Sequence[Shard], left: Iterable[int]) -> None:
+        self._shards, self._left = shards, array("q", left)
+
+    def __len__(self) -> int:
+        return len(self._left)
+
+    @overload
+    def __getitem__(self, place: int) -> Shard: ...
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[Shard]: ...
+    def __getitem__(self, place: int | slice) -> Shard | Sequence[Shard]:
+        if isinstance(place, slice):
+            return _Some(self._shards, self._left[place])
+        return self._shards[self._left[place]]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and list(self) == list(other)
+
+    __hash__ = None  # type: ignore[assignment]
 
 
 def _files(root: Path, below: bool = True) -> Iterator[str]:
