@@ -12,20 +12,15 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from benchmarks.encoder_rows import Scorer, build_all, is_prepared, makers, prepare, reference, state_of
 from benchmarks.ladder_table import ladder_markdown
-from benchmarks.synthetic import DEVICE, SPEC, head_bank, synthetic_images, tower_state
-from dali_aesthetic.score.clip import Block, VisionTower, normalize
-from dali_aesthetic.score.fast import folding, fused, fused_fp8
-
-Scorer = Callable[[Tensor], Tensor]
-"""Pixels to scores [N, H]: uint8 [N, S, S, 3], or for eager models what `prepare` makes of them."""
+from benchmarks.synthetic import DEVICE, synthetic_images
 
 
 @dataclass(frozen=True)
@@ -52,62 +47,6 @@ class ScoreError:
     bias: float
     flips: float
     spread: float
-
-
-def tower_of(state: dict[str, Tensor]) -> VisionTower:
-    """A float32 tower on the GPU with its own copy of the weights."""
-    return VisionTower.from_state(SPEC, {k: v.clone() for k, v in state.items()}).to(DEVICE)
-
-
-def reference(state: dict[str, Tensor]) -> Scorer:
-    """The eager tower in float32."""
-    tower, heads = tower_of(state), head_bank()
-    return lambda images: torch.cat([heads(tower(normalize(part, SPEC))) for part in torch.split(images, 64)])
-
-
-def prepare(images: Tensor) -> Tensor:
-    """Normalised float16 pixels [N, 3, S, S]: what eager models are given, outside of their time."""
-    return normalize(images, SPEC, torch.float16)
-
-
-def eager(state: dict[str, Tensor]) -> Scorer:
-    """The eager tower in float16, on prepared pixels."""
-    tower, heads = tower_of(state).half(), head_bank()
-    return lambda pixels: heads(tower(pixels))
-
-
-def open_clip_eager(precision: str) -> Scorer:
-    """open_clip's own model, with random weights of its own, on prepared pixels.
-
-    Its `fp16` keeps LayerNorms in float32; its `pure_fp16` is faster.
-    """
-    import open_clip
-
-    model = open_clip.create_model(SPEC.name, precision=precision, device=DEVICE).visual.eval()
-    heads = head_bank()
-    return lambda pixels: heads(model(pixels))
-
-
-def backend_scorer(backend: fused.FusedBackend) -> Scorer:
-    """A backend without its embeddings."""
-    return lambda images: backend(images)[0]
-
-
-def fused_fp16(state: dict[str, Tensor], batch: int, deferred: bool = True) -> Scorer:
-    """The fused backend; with `deferred` off, with LayerNorm passes."""
-    if deferred:
-        return backend_scorer(fused.build(tower_of(state), head_bank(), DEVICE, "fp16", batch))
-    tower = tower_of(state)
-    blocks = [folding.fold_block(block) for block in tower.blocks[:-1] if isinstance(block, Block)]
-    encoder = fused.FusedEncoder(tower, fused.NormPasses(blocks, torch.float16), torch.float16)
-    work = fused.Workspace.make(SPEC, batch, DEVICE, torch.float16)
-    return backend_scorer(fused.FusedBackend(encoder, head_bank(), work, "fp16"))
-
-
-def float8(state: dict[str, Tensor], batch: int) -> Scorer:
-    """The float8 backend, calibrated on images of its own."""
-    images = synthetic_images(fused_fp8.CALIBRATION_IMAGES, seed=3)
-    return backend_scorer(fused_fp8.build(tower_of(state), head_bank(), DEVICE, batch, images))
 
 
 class Meter:
@@ -159,7 +98,7 @@ def ladder(scorers: dict[str, tuple[Scorer, int]], seconds: float, turns: int, m
     found: dict[str, tuple[list[float], list[tuple[float, float]]]] = {name: ([], []) for name in scorers}
     for _ in range(turns):
         for name, (scorer, batch) in scorers.items():
-            pixels = prepare(images[:batch]) if "eager" in name else images[:batch]
+            pixels = prepare(images[:batch]) if is_prepared(name) else images[:batch]
             run_for(scorer, pixels, seconds / 3, meter)
             times, readings = run_for(scorer, pixels, seconds, meter)
             found[name][0].extend(times)
@@ -181,7 +120,7 @@ def score_errors(
     rows = []
     cuts = torch.quantile(expected_NH, torch.tensor([0.25, 0.5, 0.75], device=DEVICE))
     for name, scorer in scorers.items():
-        made = prepare if "eager" in name else torch.clone
+        made = prepare if is_prepared(name) else torch.clone
         scores = torch.cat([scorer(made(part)) for part in torch.split(images, 256)])
         off = scores - expected_NH
         flips = torch.stack([((scores > cut) != (expected_NH > cut)).float().mean() for cut in cuts]).max()
@@ -218,36 +157,35 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--batch", type=int, default=1019)
+    parser.add_argument("--plain-batch", type=int, default=256, help="of what isn't fused")
+    parser.add_argument("--without", nargs="*", default=[], help="rows whose name has one of these in it")
     parser.add_argument("--seconds", type=float, default=1.5)
     parser.add_argument("--turns", type=int, default=2)
     parser.add_argument("--images", type=int, default=512, help="for the score errors")
     args = parser.parse_args()
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     meter = Meter()
-    state, hard = tower_state(outliers=False), tower_state(outliers=True)
-    batch = args.batch
-    scorers = {
-        "open_clip eager pure fp16": (open_clip_eager("pure_fp16"), 256),
-        "open_clip eager fp16": (open_clip_eager("fp16"), 256),
-        "eager fp16": (eager(state), 256),
-        "fused fp16, LayerNorm passes": (fused_fp16(state, batch, deferred=False), batch),
-        "fused fp16": (fused_fp16(state, batch), batch),
-        "fused fp8": (float8(state, batch), batch),
-    }
+    scorers, starts, skipped = build_all(makers(False, args.batch, args.plain_batch), args.without)
     rows = ladder(scorers, args.seconds, args.turns, meter)
     images = synthetic_images(args.images, seed=2)
     with torch.inference_mode():
-        expected = {"random": reference(state)(images), "outliers": reference(hard)(images)}
+        expected = {hard: reference(state_of(hard))(images) for hard in (False, True)}
     checked = {name: scorers[name][0] for name in scorers if not name.startswith("open_clip")}
-    errors = score_errors(checked, "random", expected["random"], images)
+    errors = score_errors(checked, "random", expected[False], images)
     del scorers, checked
     torch.cuda.empty_cache()
-    again = {"eager fp16": eager(hard), "fused fp16": fused_fp16(hard, 256), "fused fp8": float8(hard, 256)}
-    errors += score_errors(again, "outliers", expected["outliers"], images)
+    hard_rows = makers(True, 256, 256)
+    wanted = {name: hard_rows[name] for name in hard_rows if name == "eager fp16" or name.startswith("fused")}
+    again, _, _ = build_all(wanted, args.without)
+    errors += score_errors(
+        {name: made[0] for name, made in again.items()}, "outliers", expected[True], images
+    )
     result = {
         "device": meter.describe(),
         "date": time.strftime("%Y-%m-%d"),
         "ladder": [asdict(row) for row in rows],
+        "start_seconds": starts,
+        "skipped": skipped,
         "errors": [asdict(error) for error in errors],
         "matmul_teraflops": {
             "fp16": matmul_teraflops(torch.float16),

@@ -16,6 +16,11 @@ def ladder_markdown(content: Mapping[str, Any]) -> str:
         _errors(content["errors"]),
         _ceilings(content["matmul_teraflops"]),
     ]
+    if starts := content.get("start_seconds"):
+        rows = [[name, f"{seconds:.1f}"] for name, seconds in starts.items()]
+        sections.append(table(["built and run once, in the order of one process", "seconds"], rows))
+    if skipped := content.get("skipped"):
+        sections.append(table(["not measured", "because"], [[name, why] for name, why in skipped.items()]))
     for title, rows in content.get("notes", {}).items():
         columns = list(rows[0])
         sections += [title, table(columns, [[str(row[column]) for column in columns] for row in rows])]

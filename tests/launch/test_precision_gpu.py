@@ -1,0 +1,122 @@
+"""fp8 end to end on a Hopper GPU: tars in, calibrated, judged, run, resumed with the same scales."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from PIL import Image
+
+pytest.importorskip("triton")
+
+from dali_aesthetic.config import Config
+from dali_aesthetic.launch import precision
+from dali_aesthetic.launch.local import run
+from dali_aesthetic.launch.scales import CALIBRATION
+from dali_aesthetic.score.fast import fused
+from dali_aesthetic.score.spec import spec_of
+from tests.conftest import jpeg, snapshot, write_shard
+
+ENCODER = "ViT-L-14-of-3-layers"
+OPEN = {
+    "max_mean_error": 9,
+    "max_p99_error": 9,
+    "max_flips": 2,
+    "calibration_images": 128,
+    "check_images": 192,
+}
+CLOSED = {**OPEN, "max_mean_error": 0}
+pytestmark = pytest.mark.gpu
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _needs_hopper(tmp_path_factory: pytest.TempPathFactory) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no GPU")
+    config = {
+        "embed_dim": 768,
+        "quick_gelu": True,
+        "vision_cfg": {"image_size": 224, "layers": 3, "width": 1024, "patch_size": 14},
+        "text_cfg": {"context_length": 8, "vocab_size": 100, "width": 64, "heads": 1, "layers": 1},
+    }
+    file = tmp_path_factory.mktemp("configs") / f"{ENCODER}.json"
+    file.write_text(json.dumps(config))
+    open_clip.add_model_config(file)
+    if reason := fused.refusal(spec_of(ENCODER), torch.device("cuda"), "fp8"):
+        pytest.skip(reason)
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Three tars of 120 smooth pictures each, one of them broken."""
+    folder, rng = tmp_path_factory.mktemp("many"), np.random.default_rng(0)
+    for shard in range(3):
+        images = {}
+        for number in range(120):
+            coarse = rng.integers(0, 256, (rng.integers(2, 12), rng.integers(2, 12), 3), dtype=np.uint8)
+            images[f"{shard}{number:03d}"] = jpeg(
+                Image.fromarray(coarse).resize((300, 240), Image.Resampling.BICUBIC)
+            )
+        images[f"{shard}005"] = b"\xff\xd8 no image"
+        write_shard(folder / f"{shard:05d}.tar", images)
+    return str(folder)
+
+
+def config(shards: str, output: Path, gate: dict[str, Any], wanted: str = "fp8", batch: int = 96) -> Config:
+    return Config.build(
+        {
+            "input": shards,
+            "output": str(output),
+            "device": "cuda",
+            "threshold": {"raw": 5.0},
+            "model": {"encoder": ENCODER, "weights": "random:1", "heads": ("random:1",), "precision": wanted},
+            "decode": {"batch_size": batch},
+            "gate": gate,
+        }
+    )
+
+
+def record(output: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((output / "run.json").read_bytes())
+    return found
+
+
+@pytest.mark.parametrize("wanted", ["fp8", "auto"])
+def test_a_run_in_fp8_is_resumed_with_its_own_scales(
+    shards: str, tmp_path: Path, wanted: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "out"
+    assert run(config(shards, output, OPEN, wanted)).exit_code == 0
+    identity = record(output)["identity"]
+    assert (identity["backend"], identity["precision"]) == ("fused", "fp8")
+    assert len(identity["calibration"]) == 64
+    before = snapshot(output)
+    assert CALIBRATION in before
+    (output / "stats" / "00001.json").unlink()
+    (output / "scores" / "00001.parquet").unlink()
+    monkeypatch.setattr(precision, "_calibrate", None)  # whoever calibrates now fails
+    result = run(config(shards, output, OPEN, wanted))
+    assert (result.exit_code, result.num_skipped) == (0, 2)
+    assert snapshot(output) == before
+
+
+def test_over_a_limit_the_run_is_fp16_and_stays_it(shards: str, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    assert run(config(shards, output, CLOSED)).exit_code == 0
+    found = record(output)
+    assert (found["identity"]["backend"], found["identity"]["precision"]) == ("fused", "fp16")
+    errors = [trial["mean_error"] for trial in found["gate"]["trials"]]
+    assert len(errors) == 3
+    assert 0 < errors[2] < errors[0] < 0.05
+    assert run(config(shards, output, CLOSED)).num_skipped == 3
+
+
+@pytest.mark.parametrize("batch", [1, 7, 255, 257])
+def test_any_batch_size_runs(shards: str, tmp_path: Path, batch: int) -> None:
+    assert run(config(f"{shards}/00000.tar", tmp_path / "out", OPEN, batch=batch)).exit_code == 0
+    assert record(tmp_path / "out")["identity"]["precision"] == "fp8"
