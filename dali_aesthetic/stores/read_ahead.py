@@ -17,8 +17,8 @@ from dali_aesthetic.stores.stream import RemoteFile
 from dali_aesthetic.types import Buffer
 
 T = TypeVar("T")
-DEFAULT_BYTES = 512 << 20
-_CONNECTIONS = 8
+DEFAULT_BYTES = 256 << 20
+_CONNECTIONS = 16
 _OBJECTS, _UNKNOWN = 16, 4
 
 

@@ -54,6 +54,7 @@ class RemoteFile:
         self._parts: dict[int, Future[Buffer]] = {}
         self._next = 0
         self._released = 0
+        self._current, self._at, self._at_end = memoryview(b""), 0, 0
         self._others: OrderedDict[tuple[int, int], memoryview] = OrderedDict()
 
     def __len__(self) -> int:
@@ -65,15 +66,30 @@ class RemoteFile:
         return self._info.has_ranges
 
     def __getitem__(self, place: slice) -> memoryview:
-        start, end, _ = place.indices(len(self))
+        start, end = place.start, place.stop
+        # Nearly every slice lies in the part of the one before it: this is asked for every header.
+        if end is None or start < self._at or end > self._at_end:
+            start, end, _ = place.indices(len(self))
+            if not self._go_to(start, end):
+                return self._elsewhere(start, end)
+        return self._current[start - self._at : end - self._at]
+
+    def _go_to(self, start: int, end: int) -> bool:
+        """Makes the part that holds `start` to `end` the current one; False where none does."""
+        part = start // self._part_bytes
+        if start >= end or part < self._released or part != (end - 1) // self._part_bytes:
+            return False
+        self._current = memoryview(self._part(part))
+        self._at, self._at_end = self._range(part)
+        return True
+
+    def _elsewhere(self, start: int, end: int) -> memoryview:
+        """Bytes of several parts, or of one that was released."""
         if start >= end:
             return memoryview(b"")
         first, last = start // self._part_bytes, (end - 1) // self._part_bytes
         if first < self._released:
             return self._other_place(start, end)
-        if first == last:
-            offset = first * self._part_bytes
-            return memoryview(self._part(first))[start - offset : end - offset]
         return memoryview(b"".join(self._piece(part, start, end) for part in range(first, last + 1)))
 
     @property
@@ -94,7 +110,7 @@ class RemoteFile:
         return end - start
 
     def release(self, before: int) -> None:
-        """Drops the parts that end at or before the offset `before`."""
+        """Drops the parts that end at or before the offset `before`; the current one stays at hand."""
         while (self._released + 1) * self._part_bytes <= before and self._released < self._next:
             self._drop(self._released)
 
@@ -110,6 +126,7 @@ class RemoteFile:
         for part in list(self._parts):
             self._parts[part].cancel()
             self._drop(part)
+        self._current, self._at, self._at_end = memoryview(b""), 0, 0
         self._others.clear()
 
     def _part(self, part: int) -> Buffer:
