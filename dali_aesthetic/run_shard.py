@@ -26,7 +26,7 @@ from dali_aesthetic.threshold import preset_counts
 from dali_aesthetic.types import PendingScores, ScoredBatch, Shard, ShardReport
 from dali_aesthetic.write.commit import ShardSink
 
-BATCHES_IN_FLIGHT = 14
+BATCHES_IN_FLIGHT = 16
 """Batches alive at a time, at most: two in each queue, one in each hand, and those inside the decoder."""
 
 
