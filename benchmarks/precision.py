@@ -1,4 +1,4 @@
-"""The score error of whole runs on the demo's photos, against Pillow and fp32, as `verify --precision` has it."""
+"""Score errors of whole runs on the demo's photos against Pillow and fp32, as `verify --precision` says."""
 
 from __future__ import annotations
 

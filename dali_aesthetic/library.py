@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from dali_aesthetic.decode.batches import fill_batches
 from dali_aesthetic.decode.pillow import square_pixels
 from dali_aesthetic.launch.worker import Worker, build_worker
 from dali_aesthetic.overlap import ahead
-from dali_aesthetic.types import Sample, Shard, ShardEnd, Status
+from dali_aesthetic.types import PendingScores, Sample, Shard, Status
 
 ImageLike = str | Path | bytes | Image.Image
 _NO_SHARD = Shard(index=0, name="images", kind="folder", source="")
@@ -60,26 +61,60 @@ class ImageScorer:
         images are already decoded and take the reference's transform. A path that can't be read raises
         OSError.
         """
-        scores = np.full((len(images), len(self.head_names)), np.nan, np.float32)
-        decoded = [i for i, image in enumerate(images) if isinstance(image, Image.Image)]
-        encoded = [i for i, image in enumerate(images) if not isinstance(image, Image.Image)]
-        if decoded:
-            scores[decoded] = self._score_pil([images[i] for i in decoded])
-        if encoded:
-            scores[encoded] = self._score_bytes(images[i] for i in encoded)
-        return scores
+        found = list(self._batches(images))
+        return np.concatenate(found) if found else np.empty((0, len(self.head_names)), np.float32)
 
-    def _score_pil(self, images: Sequence[ImageLike]) -> npt.NDArray[np.float32]:
-        size = self._worker.scorer.image_size
-        pixels = [square_pixels(image, size) for image in images if isinstance(image, Image.Image)]
-        return self._worker.scorer.score_pixels(torch.from_numpy(np.stack(pixels)))
+    def score_stream(self, images: Iterable[ImageLike]) -> Iterator[float]:
+        """Raw scores of the first head, one by one in order, for any number of images; NaN as in `score`.
 
-    def _score_bytes(self, images: Iterable[ImageLike]) -> npt.NDArray[np.float32]:
-        worker = self._worker
-        batches = fill_batches(_samples(images), worker.scorer.batch_size, worker.limits)
-        pixels = worker.decoder.decode(ahead(batches, 2, "read"))
-        scored = [pending.wait() for pending in worker.scorer.score(ahead(pixels, 2, "decode"))]
-        return np.concatenate([batch.scores_RH for batch in scored])
+        `images` may be a generator: a few batches are taken ahead of what has been given out, and nothing is
+        kept. One stream of a scorer at a time, and no `score` meanwhile; leaving the loop early ends it.
+        """
+        with closing(self._batches(images)) as batches:
+            for scores_RH in batches:
+                yield from scores_RH[:, 0].tolist()
+
+    def _batches(self, images: Iterable[ImageLike]) -> Generator[npt.NDArray[np.float32], None, None]:
+        """Scores [R, H] of each batch of images, in order; one batch is launched ahead of the one given."""
+        worker, pixels_of = self._worker, _PilPixels(self._worker.scorer.image_size)
+        filled = fill_batches(pixels_of.samples(images), worker.scorer.batch_size, worker.limits)
+        previous = None
+        for pending in worker.scorer.score(worker.decoder.decode(ahead(filled, 2, "read"))):
+            if previous is not None:
+                yield self._wait(previous, pixels_of)
+            previous = pending
+        if previous is not None:
+            yield self._wait(previous, pixels_of)
+
+    def _wait(self, pending: PendingScores, pixels_of: _PilPixels) -> npt.NDArray[np.float32]:
+        scored = pending.wait()
+        rows, pixels_NHWC = pixels_of.take(scored.encoded.samples)
+        if rows:
+            scored.scores_RH[rows] = self._worker.scorer.score_pixels(torch.from_numpy(pixels_NHWC))
+        return scored.scores_RH
+
+
+class _PilPixels:
+    """PIL images on their way: decoded already, they only keep their place among the others."""
+
+    def __init__(self, image_size: int) -> None:
+        self._image_size = image_size
+        self._pixels: dict[str, npt.NDArray[np.uint8]] = {}
+
+    def samples(self, images: Iterable[ImageLike]) -> Iterator[Sample]:
+        """Every image as a sample, in order; that of a PIL image is without an image."""
+        for number, image in enumerate(images):
+            if isinstance(image, Image.Image):
+                self._pixels[str(number)] = square_pixels(image, self._image_size)
+                yield _sample(number, None)
+            else:
+                yield _sample(number, image if isinstance(image, bytes) else Path(str(image)).read_bytes())
+
+    def take(self, samples: Sequence[Sample]) -> tuple[list[int], npt.NDArray[np.uint8]]:
+        """The rows that were PIL images and their pixels [n, S, S, 3], which are forgotten here."""
+        rows = [row for row, sample in enumerate(samples) if sample.key in self._pixels]
+        pixels = [self._pixels.pop(samples[row].key) for row in rows]
+        return rows, np.stack(pixels) if pixels else np.empty((0, 0, 0, 3), np.uint8)
 
 
 def score_images(
@@ -92,15 +127,14 @@ def score_images(
     return ImageScorer(model, device=device).score(images)
 
 
-def _samples(images: Iterable[ImageLike]) -> Iterator[Sample | ShardEnd]:
-    for number, image in enumerate(images):
-        data = image if isinstance(image, bytes) else Path(str(image)).read_bytes()
-        yield Sample(
-            shard=_NO_SHARD,
-            key=str(number),
-            image=data,
-            entries=(),
-            source="",
-            offset=0,
-            status=Status.OK if data else Status.EMPTY,
-        )
+def _sample(number: int, data: bytes | None) -> Sample:
+    missing = Status.MISSING_IMAGE if data is None else Status.EMPTY
+    return Sample(
+        shard=_NO_SHARD,
+        key=str(number),
+        image=data,
+        entries=(),
+        source="",
+        offset=0,
+        status=Status.OK if data else missing,
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +52,47 @@ def test_nothing_in_is_nothing_out(scorer: ImageScorer) -> None:
 def test_a_path_that_is_not_there_raises(scorer: ImageScorer, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         scorer.score([tmp_path / "none.jpg"])
+
+
+def test_a_stream_gives_the_same_scores_in_order(scorer: ImageScorer, photos: list[Image.Image]) -> None:
+    encoded = [jpeg(photo) for photo in photos[:6]]
+    mixed = [encoded[0], photos[1], b"", *encoded[1:4], photos[0], b"text", *encoded[4:]] * 9
+    streamed = scorer.score_stream(image for image in mixed)
+    np.testing.assert_array_equal(np.array(list(streamed), np.float32), scorer.score(mixed))
+    assert list(scorer.score_stream([])) == []
+
+
+def test_a_stream_without_end_takes_little_ahead_and_ends_when_left(
+    scorer: ImageScorer, photos: list[Image.Image]
+) -> None:
+    taken, image = 0, jpeg(photos[0])
+
+    def endless() -> Iterator[bytes]:
+        nonlocal taken
+        while True:
+            taken += 1
+            yield image
+
+    stream = scorer.score_stream(endless())
+    first = [next(stream) for _ in range(100)]
+    assert len(set(first)) == 1
+    batch_size = scorer._worker.scorer.batch_size
+    assert taken <= 100 + 14 * batch_size
+    stream.close()
+    after = taken
+    assert scorer.score([image])[0] == np.float32(first[0])
+    assert taken == after
+
+
+def test_a_stream_that_breaks_raises_behind_what_came_before(
+    scorer: ImageScorer, photos: list[Image.Image], tmp_path: Path
+) -> None:
+    image = jpeg(photos[0])
+    scores: list[float] = []
+    with pytest.raises(FileNotFoundError):
+        scores.extend(scorer.score_stream([image] * 70 + [tmp_path / "none.jpg"]))
+    assert len(scores) >= 32
+    assert np.isfinite(scores).all()
 
 
 def test_score_images_is_one_call(tiny_model: ModelConfig, photos: list[Image.Image]) -> None:
