@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -19,12 +21,15 @@ from dali_aesthetic.stats import RunStats
 from dali_aesthetic.threshold import PRESETS, RAW_PER_UNIT, percent
 from dali_aesthetic.types import Status
 
+_RATE_SECONDS = 10.0
+
 
 class Progress:
     """Renders a run's counters; rich asks for it a few times a second."""
 
     def __init__(self, stats: RunStats, num_shards: int) -> None:
         self._stats, self._num_shards = stats, num_shards
+        self._recent: deque[tuple[float, dict[str, int]]] = deque()
 
     def __rich__(self) -> Table:
         done = len(self._stats.reports)
@@ -32,7 +37,22 @@ class Progress:
         row.add_row(
             ProgressBar(total=max(self._num_shards, 1), completed=done, width=24), Text(self.line(), "none")
         )
+        if workers := self.worker_line():
+            row.add_row("", Text(workers, "none"))
         return row
+
+    def worker_line(self) -> str:
+        """Each worker's rate over the last seconds; empty for a single process."""
+        now = time.perf_counter()
+        self._recent.append((now, {name: tally.num_samples for name, tally in self._stats.workers.items()}))
+        while len(self._recent) > 2 and now - self._recent[0][0] > _RATE_SECONDS:
+            self._recent.popleft()
+        then, before = self._recent[0]
+        seconds = max(now - then, 1e-9)
+        rates = {
+            name: max(0, count - before.get(name, 0)) / seconds for name, count in self._recent[-1][1].items()
+        }
+        return " · ".join(f"{name} {rate:,.0f}/s" for name, rate in rates.items())
 
     def line(self) -> str:
         """Shards, rate, kept share, bad samples, time left and what bounds the run."""
@@ -75,6 +95,9 @@ def summary(result: RunResult, config: Config, console: Console) -> None:
         table.add_row(name, text)
     table.add_row("bad", _bad(stats))
     table.add_row("speed", f"{stats.samples_per_second:,.1f} images/s in {clock(stats.seconds)}")
+    for name, tally in stats.workers.items():
+        rate = tally.num_samples / max(tally.seconds, 1e-9)
+        table.add_row(f"  {name}", f"{tally.num_samples:,} samples, {rate:,.1f} images/s")
     table.add_row("bound by", stats.bound_by() or "-")
     table.add_row("output", escape(config.output))
     console.print(table)
@@ -82,7 +105,9 @@ def summary(result: RunResult, config: Config, console: Console) -> None:
 
 
 def problems(stats: RunStats, console: Console) -> None:
-    """Damaged and failed shards by name: said even where nothing else is."""
+    """Damaged and failed shards by name, and workers that died: said even where nothing else is."""
+    for incident in stats.incidents:
+        console.print(f"[yellow]worker[/] {escape(incident)}")
     for report in stats.damaged:
         console.print(f"[yellow]damaged[/] {escape(report.source)}: {escape(report.damage)}")
     for report in stats.failed:
@@ -106,6 +131,11 @@ def as_dict(result: RunResult, config: Config) -> dict[str, Any]:
         "seconds": round(stats.seconds, 3),
         "images_per_second": round(stats.samples_per_second, 1),
         "bound_by": stats.bound_by(),
+        "workers": {
+            name: {"samples": tally.num_samples, "seconds": round(tally.seconds, 3)}
+            for name, tally in stats.workers.items()
+        },
+        "incidents": list(stats.incidents),
         "exit_code": result.exit_code,
     }
 

@@ -9,9 +9,9 @@ import pytest
 from rich.console import Console
 
 from dali_aesthetic.config import Config
-from dali_aesthetic.display import Progress, clock, preset_rows, share, summary, watch_on
+from dali_aesthetic.display import Progress, as_dict, clock, preset_rows, share, summary, watch_on
 from dali_aesthetic.launch.result import RunResult
-from dali_aesthetic.stats import RunStats
+from dali_aesthetic.stats import RunStats, Tally
 from dali_aesthetic.threshold import preset_counts
 from dali_aesthetic.types import ImageHeader, Route, ShardReport, Status
 
@@ -82,3 +82,30 @@ def test_clock(seconds: int, text: str) -> None:
 
 def test_a_share_of_nothing_is_a_dash() -> None:
     assert (share(1, 4), share(0, 0)) == ("25.0%", "-")
+
+
+def test_each_worker_has_its_rate() -> None:
+    stats = RunStats()
+    progress = Progress(stats, 3)
+    assert progress.worker_line() == ""
+    stats.set_worker("GPU 0", Tally(num_samples=0))
+    progress.worker_line()
+    stats.set_worker("GPU 0", Tally(num_samples=10**9))
+    stats.set_worker("GPU 1", Tally())
+    first, second = progress.worker_line().split(" · ")
+    assert first.startswith("GPU 0 ")
+    assert float(first.split()[2].removesuffix("/s").replace(",", "")) > 1000
+    assert second == "GPU 1 0/s"
+
+
+def test_workers_and_their_deaths_are_in_the_summary() -> None:
+    stats = RunStats(incidents=["GPU 1 died by SIGKILL; redone: 2 shards"])
+    stats.set_worker("GPU 0", Tally(num_samples=4, statuses={"ok": 4}, seconds=2.0))
+    console = Console(file=io.StringIO(), width=120)
+    config = Config(input=("x",), output="out")
+    result = RunResult(stats=stats, num_shards=1, num_skipped=0, threshold=config.threshold)
+    summary(result, config, console)
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "4 samples, 2.0 images/s" in text
+    assert "worker GPU 1 died by SIGKILL" in text
+    assert as_dict(result, config)["workers"] == {"GPU 0": {"samples": 4, "seconds": 2.0}}

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
-from dali_aesthetic.config import Config, ModelConfig
+from dali_aesthetic.config import Config, ConfigError, ModelConfig
 from dali_aesthetic.launch.slots import Slot
 
 if TYPE_CHECKING:
@@ -129,8 +129,6 @@ def _die_with_launcher() -> None:
 
 
 def _work(config: Config, slot: Slot, pipes: Pipes) -> None:
-    if slot.visible is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = slot.visible  # before anything asks CUDA for its devices
     try:
         config = _on_slot(config, slot)
         config = config.model_copy(update={"model": _settle_model(config, pipes)})
@@ -153,6 +151,11 @@ def _on_slot(config: Config, slot: Slot) -> Config:
     from dali_aesthetic.launch.worker import resolve_device
 
     torch.set_num_threads(slot.threads)
+    if slot.visible is not None and torch.cuda.device_count() != 1:
+        raise ConfigError(
+            f"{slot.name} ({slot.visible}) is not the only GPU that its worker sees but one of "
+            f"{torch.cuda.device_count()}: check nvidia-smi"
+        )
     if slot.visible is not None and (cpus := nearest_cpus(resolve_device("cuda"))):
         os.sched_setaffinity(0, cpus)  # the threads that DALI and torch start from here on inherit it
     threads = config.decode.num_threads or slot.threads

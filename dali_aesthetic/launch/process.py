@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from multiprocessing import connection, get_context
 from multiprocessing.connection import Connection
 from typing import Any
 
 from dali_aesthetic.config import Config
 from dali_aesthetic.launch import child
-from dali_aesthetic.launch.slots import Slot
+from dali_aesthetic.launch.slots import VISIBLE, Slot
 from dali_aesthetic.stats import Tally
 from dali_aesthetic.types import ShardReport
 
-_PRELOAD = ["dali_aesthetic.launch.work", "dali_aesthetic.launch.worker", "dali_aesthetic.launch.child"]
+_PRELOAD = ["dali_aesthetic.launch.work", "dali_aesthetic.launch.precision", "nvidia.dali.fn", "open_clip"]
 
 
 class WorkerProcess:
@@ -29,7 +30,7 @@ class WorkerProcess:
         if slot.visible is None:
             context.set_forkserver_preload(_PRELOAD)
         self.slot = slot
-        self.ready = self.waiting = False
+        self.ready = False
         self.tally, self.committed = Tally(), Tally()
         self.heard_at = time.monotonic()
         (self.asks, asks), (self.news, news), (self.beats, beats) = (
@@ -41,7 +42,8 @@ class WorkerProcess:
             name=slot.name,
             daemon=True,
         )
-        self._process.start()
+        with _visible(slot):
+            self._process.start()
         for end in (asks, news, beats):
             end.close()  # else the pipe would stay open when the worker dies
 
@@ -127,6 +129,24 @@ class WorkerProcess:
 def wait_for_any(workers: list[WorkerProcess], timeout: float) -> None:
     """Until one of them says something or ends."""
     connection.wait([source for worker in workers for source in worker.sources], timeout)
+
+
+@contextmanager
+def _visible(slot: Slot) -> Iterator[None]:
+    """What is started within the block sees the slot's GPU alone, from its first line on.
+
+    Set by the worker itself it would come too late where an import has asked CUDA for its devices.
+    """
+    before = os.environ.get(VISIBLE)
+    if slot.visible is not None:
+        os.environ[VISIBLE] = slot.visible
+    try:
+        yield
+    finally:
+        if slot.visible is not None:
+            os.environ.pop(VISIBLE)
+            if before is not None:
+                os.environ[VISIBLE] = before
 
 
 def _received(pipe: Connection) -> object | None:

@@ -13,7 +13,7 @@ from dali_aesthetic.overlap import cpu_count
 if TYPE_CHECKING:
     import torch
 
-_VISIBLE = "CUDA_VISIBLE_DEVICES"
+VISIBLE = "CUDA_VISIBLE_DEVICES"
 _PCI_DEVICES = Path("/sys/bus/pci/devices")
 
 
@@ -42,7 +42,7 @@ def find_slots(config: Config) -> list[Slot]:
     if not there or count > len(there):
         raise ConfigError(
             f"launch.gpus: {config.launch.gpus}, but this process sees {len(there)} GPUs: check nvidia-smi "
-            f"and {_VISIBLE}, give --gpus all, or --workers N for CPU workers"
+            f"and {VISIBLE}, give --gpus all, or --workers N for CPU workers"
         )
     return [
         Slot(name=f"GPU {i}", visible=there[i], threads=_share(count), sharers=count) for i in range(count)
@@ -57,7 +57,7 @@ def _visible_gpus() -> list[str]:
     import torch
 
     count = torch.cuda.device_count()
-    named = os.environ.get(_VISIBLE)
+    named = os.environ.get(VISIBLE)
     names = named.split(",") if named else [str(index) for index in range(count)]
     return [name.strip() for name in names[:count]]
 

@@ -3,7 +3,8 @@
 `raise` raises at the COUNT-th call of a place, `hang` sleeps there for ever, `slow` sleeps 20 ms at each call
 from the COUNT-th on, `die` kills the process before the call and `die-after` behind it. The places are one
 function of each room, and the system calls of a commit. Others change what the process finds: a small or a
-read-only disk, files that may not grow, a file system without locks.
+read-only disk, files that may not grow, a file system without locks; `poison` kills the process at the first
+sample of the shard WHERE.
 """
 
 from __future__ import annotations
@@ -50,6 +51,8 @@ def install(fault: str) -> None:
         small_disk(where, 1 << 20, _READ_ONLY)
     elif kind == "copy-at-exit":
         atexit.register(shutil.copytree, *where.split(">"))
+    elif kind == "poison":
+        _poison(where)
     elif kind == "no-locks":
         fcntl.flock = _no_locks
     elif kind == "file-limit":
@@ -71,6 +74,17 @@ def _replace(owner: Any, name: str, act: Callable[[int, int], None], count: int,
         return result
 
     setattr(owner, name, with_fault)
+
+
+def _poison(name: str) -> None:
+    write = dali_aesthetic.write.commit.ShardSink.write
+
+    def with_poison(sink: Any, batch: Any) -> Any:
+        if any(sample.shard.name == name for sample in batch.encoded.samples):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return write(sink, batch)
+
+    dali_aesthetic.write.commit.ShardSink.write = with_poison
 
 
 def _raise(call: int, count: int) -> None:

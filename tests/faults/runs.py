@@ -76,15 +76,20 @@ class Zygote:
         return self._answer()
 
     def start(
-        self, *arguments: object, faults: Sequence[str] = (), environ: Mapping[str, str] | None = None
+        self,
+        *arguments: object,
+        faults: Sequence[str] = (),
+        worker_faults: Sequence[str] = (),
+        environ: Mapping[str, str] | None = None,
     ) -> Command:
-        """Runs `dali-aesthetic ARGUMENTS` with `faults` (see `tests.faults.inject`)."""
+        """Runs `dali-aesthetic ARGUMENTS` with `faults` (see `inject`) in it, others in its workers."""
         self._count += 1
         log = self._folder / f"{self._count}.log"
         log.touch()
         request = {"run": [str(a) for a in arguments], "faults": list(faults), "log": str(log)}
         request["environ"] = dict(environ or {})
-        return Command(self, int(self.ask({**request, "configs": str(self._folder)})), log)
+        request |= {"configs": str(self._folder), "worker_faults": list(worker_faults)}
+        return Command(self, int(self.ask(request)), log)
 
     def close(self) -> None:
         assert self._process.stdin is not None
@@ -113,10 +118,17 @@ class Job:
     expected: dict[str, bytes]
     seconds: float = 0.0
 
-    def start(self, output: Path, *more: object, faults: Sequence[str] = ()) -> Command:
+    def start(
+        self,
+        output: Path,
+        *more: object,
+        faults: Sequence[str] = (),
+        worker_faults: Sequence[str] = (),
+        environ: Mapping[str, str] | None = None,
+    ) -> Command:
         """Starts the run into `output`."""
         arguments = ("run", "--input", self.source, "--output", output, *MODEL, *more)
-        return self.zygote.start(*arguments, faults=faults)
+        return self.zygote.start(*arguments, faults=faults, worker_faults=worker_faults, environ=environ)
 
     def finish(self, output: Path, *more: object) -> Command:
         """Gives the same command again, undisturbed, and compares every byte."""

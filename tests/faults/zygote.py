@@ -24,6 +24,10 @@ import dali_aesthetic.launch.local  # noqa: F401
 from dali_aesthetic.cli import main as command_line
 from tests.faults.inject import install
 
+CONFIGS, WORKER_FAULTS = "DALI_AESTHETIC_TEST_CONFIGS", "DALI_AESTHETIC_TEST_WORKER_FAULTS"
+"""How a worker process, which imports this file as the main module of its launcher, gets the tiny encoder and
+faults of its own."""
+
 
 def main() -> None:
     """Serves requests until the input ends."""
@@ -58,11 +62,20 @@ def _become_the_command(request: dict[str, Any]) -> None:
         os.dup2(descriptor, number)
     os.environ.update(request["environ"])
     open_clip.add_model_config(request["configs"])
+    os.environ[CONFIGS], os.environ[WORKER_FAULTS] = request["configs"], " ".join(request["worker_faults"])
     sys.argv = ["dali-aesthetic", *request["run"]]
     for name in request["faults"]:
         install(name)
     command_line()
 
 
+def _become_a_worker() -> None:
+    open_clip.add_model_config(os.environ[CONFIGS])
+    for name in os.environ[WORKER_FAULTS].split():
+        install(name)
+
+
 if __name__ == "__main__":
     main()
+elif __name__ == "__mp_main__":
+    _become_a_worker()
