@@ -44,7 +44,7 @@ def prepare(config: Config, shards: Sequence[Shard]) -> Config:
 
     Where fp8 is asked for, or may be taken (`auto` on a GPU that has it), the first images of `shards` are
     decoded, calibrated on and scored both ways, unless the output holds the result already; then its model
-    section names backend, precision and calibration file. Uses the device of the config, and memory of it
+    section names precision and calibration file. Uses the device of the config, and memory of it
     only until it returns. Raises ConfigError where fp8 is asked for and can't be.
     """
     device = resolve_device(config.device)
@@ -56,6 +56,8 @@ def prepare(config: Config, shards: Sequence[Shard]) -> Config:
     if (recorded := _recorded_model(config)) is not None:
         return config.model_copy(update={"model": recorded})
     calibration = _calibrate(config, shards, device)
+    if config.model.precision == "auto" and calibration.choice.reason:
+        return config
     # What is there is of other options, and no run came of it.
     write_calibration(config.output, calibration, replace=exists(location))
     settled = _settled(config, location)

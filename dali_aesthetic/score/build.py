@@ -13,6 +13,7 @@ from dali_aesthetic.score.fast.backend import (
     choose_backend,
     default_batch,
     resolve_backend,
+    takes_any_size,
 )
 from dali_aesthetic.score.fast.calibration import Calibration
 from dali_aesthetic.score.fast.slices import SlicedBackend
@@ -49,7 +50,7 @@ def build_scorer(
     backend, precision = choose_backend(backend, precision, device, tower.spec)
     batch_size = batch_size or default_batch(backend, device)
     built = build_backend(backend, tower, bank, device, precision, batch_size, calibration)
-    if device.type == "cpu":
+    if device.type == "cpu" and takes_any_size(backend):
         built = SlicedBackend(built, torch.get_num_threads())
     scorer = Scorer(built, device, batch_size, keep_embeddings)
     return scorer, files

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import numpy.typing as npt
@@ -15,16 +16,16 @@ import torch
 from dali_aesthetic.config import Config, ConfigError
 from dali_aesthetic.decode.batches import fill_batches
 from dali_aesthetic.decode.pillow import decode_reference
+from dali_aesthetic.launch.precision import prepare, preset_cuts
 from dali_aesthetic.launch.worker import Worker, build_worker
 from dali_aesthetic.score.build import build_scorer
+from dali_aesthetic.score.deviation import Scores, deviation
 from dali_aesthetic.score.scorer import Scorer
 from dali_aesthetic.shards.plan import plan_shards
 from dali_aesthetic.shards.read import read_shards
-from dali_aesthetic.threshold import PRESETS
 from dali_aesthetic.types import ImageHeader, Sample, ScoredBatch, Shard, ShardEnd, Status
 
 _MOST_SHARDS = 16
-Scores = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,10 +62,15 @@ class PrecisionReport:
 def verify_precision(config: Config, num_images: int) -> PrecisionReport:
     """Scores about `num_images` of `config.input` twice: as a run would, and by Pillow and the fp32 tower.
 
-    Raises ConfigError where no image could be scored, and what `launch.local.run` raises.
+    fp8 is calibrated and judged as by a run on the same input; where its gate doesn't let it pass, the report
+    is on fp16. Raises ConfigError where no image could be scored, and what `launch.local.run` raises.
     """
-    shards = _spread(plan_shards(config.input, output=config.output))
-    worker = build_worker(config)
+    shards = plan_shards(config.input, output=config.output)
+    with TemporaryDirectory() as folder:
+        elsewhere = config.model_copy(update={"output": folder})
+        config = config.model_copy(update={"model": prepare(elsewhere, shards).model})
+        worker = build_worker(config)
+    shards = _spread(shards)
     try:
         pairs = list(_pairs(config, worker, shards, math.ceil(num_images / len(shards))))
     finally:
@@ -142,16 +148,11 @@ def _pixels(
 
 
 def _report(worker: Worker, ours: Scores, reference: Scores) -> PrecisionReport:
-    error = np.abs(ours.astype(np.float64) - reference)
-    cuts = dict(sorted({preset.raw: name for name, preset in reversed(PRESETS.items())}.items()))
+    cuts = preset_cuts()
+    found = deviation(ours, reference, cuts)
     flips = [
-        Flips(
-            preset=name,
-            raw=raw,
-            kept_by_reference=int((reference >= np.float32(raw)).sum()),
-            flipped=int(((ours >= np.float32(raw)) != (reference >= np.float32(raw))).sum()),
-        )
-        for raw, name in cuts.items()
+        Flips(preset=name, raw=raw, kept_by_reference=found.kept[name], flipped=found.flips[name])
+        for name, raw in cuts.items()
     ]
     backend = worker.scorer.backend
     return PrecisionReport(
@@ -160,11 +161,11 @@ def _report(worker: Worker, ours: Scores, reference: Scores) -> PrecisionReport:
         device=torch.cuda.get_device_name(worker.device) if worker.device.type == "cuda" else "cpu",
         backend=backend.name,
         precision=backend.precision,
-        num_images=len(ours),
-        mean_error=float(error.mean()),
-        p99_error=float(np.quantile(error, 0.99)),
-        max_error=float(error.max()),
-        bias=float((ours.astype(np.float64) - reference).mean()),
-        reference_std=float(reference.std()),
+        num_images=found.num_images,
+        mean_error=found.mean_error,
+        p99_error=found.p99_error,
+        max_error=found.max_error,
+        bias=found.bias,
+        reference_std=found.reference_std,
         flips=tuple(flips),
     )

@@ -192,6 +192,8 @@ def test_auto_takes_fp8_where_its_gate_lets_it(shards: str, tmp_path: Path) -> N
     for gate, took in ((OPEN, "fp8"), (CLOSED, "fp16")):
         asked = config(shards, tmp_path / took, gate, precision="auto", backend="fused")
         assert prepare(asked, plan_shards(asked.input)).model.precision == took
+    few = config(f"{shards}/00000.tar", tmp_path / "few", precision="auto", backend="fused")
+    assert prepare(few, plan_shards(few.input)) is few
 
 
 def test_other_precisions_are_left_alone(shards: str, tmp_path: Path) -> None:

@@ -46,17 +46,19 @@ Builder = Callable[[VisionTower, HeadBank, torch.device, str, int], Backend]
 class _Entry:
     """`builder` is `module:function`, imported when asked for: a backend may need what isn't installed.
 
-    `gpu_batch` is the batch size that suits it on a GPU.
+    `gpu_batch` is the batch size that suits it on a GPU. With `any_size` it takes batches of any size as they
+    are, and from several threads at a time.
     """
 
     builder: str
     precisions: tuple[str, ...]
     gpu_batch: int = 512
+    any_size: bool = False
 
 
 _BACKENDS: Mapping[str, _Entry] = {
-    "eager": _Entry("dali_aesthetic.score.fast.eager:build", tuple(DTYPES)),
-    "torchscript": _Entry("dali_aesthetic.score.fast.torchscript:build", tuple(DTYPES)),
+    "eager": _Entry("dali_aesthetic.score.fast.eager:build", tuple(DTYPES), any_size=True),
+    "torchscript": _Entry("dali_aesthetic.score.fast.torchscript:build", tuple(DTYPES), any_size=True),
     "compile": _Entry("dali_aesthetic.score.fast.compiled:build", tuple(DTYPES)),
     "export": _Entry("dali_aesthetic.score.fast.exported:build", tuple(DTYPES)),
     # 1019 images of 257 tokens fill the waves of tiles on 132 multiprocessors.
@@ -130,6 +132,11 @@ def _why_no_kernels(device: torch.device) -> str:
 def default_batch(name: str, device: torch.device) -> int:
     """Images encoded at a time by the backend `name`, where nothing else is asked for."""
     return _BACKENDS[name].gpu_batch if device.type == "cuda" else CPU_BATCH
+
+
+def takes_any_size(name: str) -> bool:
+    """Whether the backend `name` takes batches of any size, and from several threads at a time."""
+    return _BACKENDS[name].any_size
 
 
 def build_backend(

@@ -236,10 +236,6 @@ class FusedBackend:
         self.precision, self.spec, self.head_names = precision, encoder.spec, heads.names
         self._encoder, self._heads, self._work = encoder, heads, work
 
-    def set_heads(self, heads: HeadBank) -> None:
-        """Other heads for the same embeddings."""
-        self._heads = heads
-
     @torch.inference_mode()
     def embed(self, images_NHWC: Tensor) -> Tensor:
         """Embeddings alone, [N, D] float32, of at most a batch."""
