@@ -124,7 +124,8 @@ FLAGS = {
     "--model-dir", "--device", "--precision", "--backend", "--batch-size", "--num-threads", "--config",
     "--apply-exif", "--max-bad-fraction", "--quarantine", "--stall-timeout", "--memory-budget", "--verbose",
     "--image-column", "--save-embeddings", "--keep-top", "--max-threshold", "--max-raw-threshold",
-    "--quiet", "--json", "--gpus", "--workers",
+    "--quiet", "--json", "--gpus", "--workers", "--engine", "--metrics-port", "--metrics-host", "--log-json",
+    "--wandb",
 }  # fmt: skip
 
 

@@ -9,7 +9,8 @@ import yaml
 
 from dali_aesthetic.config import Config, ConfigError, merge
 
-CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+CLUSTERS = set((Path(__file__).parents[1] / "configs").glob("*-cluster.yaml"))
+CONFIGS = sorted(set((Path(__file__).parents[1] / "configs").glob("*.yaml")) - CLUSTERS)
 MINIMAL = {"input": "a.tar", "output": "out"}
 
 
