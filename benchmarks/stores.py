@@ -134,11 +134,12 @@ def measure_reading(megabytes: int, repeats: int) -> dict[str, dict[str, float]]
         for _ in range(repeats + 1):
             for name, work in works.items():
                 found[name].append(measure(work))
-    return {
-        name: {unit: round(median(run[unit] for run in runs[1:]), 3) for unit in runs[0]}
-        | {"cores_at_target": round(TARGET_BYTES_PER_SECOND / 1e9 * median(r["cpu_s/GB"] for r in runs[1:]), 2)}
-        for name, runs in found.items()
-    }
+    return {name: _summary(runs[1:]) for name, runs in found.items()}
+
+
+def _summary(runs: list[dict[str, float]]) -> dict[str, float]:
+    found = {unit: round(median(run[unit] for run in runs), 3) for unit in runs[0]}
+    return found | {"cores_at_target": round(TARGET_BYTES_PER_SECOND / 1e9 * found["cpu_s/GB"], 2)}
 
 
 def _write_tar(path: Path, num_samples: int) -> int:

@@ -31,7 +31,7 @@ _SHOWN = 50
 
 @commands.command(epilog=EXAMPLES)
 def verify(
-    output: Annotated[Path | None, typer.Argument(help="The output of a run.")] = None,
+    output: Annotated[str | None, typer.Argument(help="The output of a run, a folder or a URL.")] = None,
     against_input: Annotated[
         bool, typer.Option("--against-input", help="Compare every kept byte with the run's input.")
     ] = False,
@@ -70,10 +70,10 @@ def verify(
     guarded(verbose, work)
 
 
-def _verify_output(output: Path, against_input: bool, json: Path | None) -> int:
-    from dali_aesthetic.verify.outputs import verify_output
+def _verify_output(output: str, against_input: bool, json: Path | None) -> int:
+    from dali_aesthetic.verify.location import verify_location
 
-    verdict = verify_output(output, against_input)
+    verdict = verify_location(output, against_input)
     if json is not None:
         json.write_text(verdict.as_json())
     for name, text in verdict.problems[:_SHOWN]:

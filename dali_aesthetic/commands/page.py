@@ -21,7 +21,7 @@ Examples:
 
 @commands.command(epilog=REPORT_EXAMPLES)
 def report(
-    output: Annotated[Path, typer.Argument(metavar="OUT", help="The output folder of a run.")],
+    output: Annotated[str, typer.Argument(metavar="OUT", help="The output of a run, a folder or a URL.")],
     html: Annotated[Path | None, typer.Option(help="Where the page goes. (default: OUT/report.html)")] = None,
     by: Annotated[
         str | None,
@@ -31,9 +31,9 @@ def report(
     """Write one self-contained page to choose a threshold by looking: histogram, keep rates, pictures."""
 
     def work() -> int:
-        from dali_aesthetic.report import write_report
+        from dali_aesthetic.report.location import report_at
 
-        typer.echo(write_report(output, html=html, by=by))
+        typer.echo(report_at(output, html, by))
         return 0
 
     guarded(False, work)

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-import fsspec
-
 from dali_aesthetic.report.parquet_images import image_in_row
 from dali_aesthetic.shards.buffer import is_url
 from dali_aesthetic.shards.formats import IMAGE_RANK, KNOWN_SIDECARS, extension, looks_like_image
 from dali_aesthetic.shards.scan import Member, TarDamage, scan_tar
 from dali_aesthetic.shards.tar import read_tar, split_name
+from dali_aesthetic.stores.access import open_file
 from dali_aesthetic.types import Buffer, Sample, Shard
 
 _WINDOWS = (1 << 20, 16 << 20, 128 << 20)
@@ -36,7 +35,7 @@ def image_at(source: str, offset: int, key: str) -> Buffer:
         if extension(source) == "parquet":
             return _or_unreachable(image_in_row(source, offset), source)
         if extension(source) in IMAGE_RANK:
-            with fsspec.open(source, "rb") as file:
+            with open_file(source) as file:
                 return bytes(file.read())
         return _image_in_tar(source, offset, key)
     except Unreachable:
@@ -65,7 +64,7 @@ def kept_images(tar: Path, keys: Iterable[str]) -> Mapping[str, Buffer]:
 
 
 def _image_in_tar(source: str, offset: int, key: str) -> Buffer:
-    with fsspec.open(source, "rb") as file:
+    with open_file(source) as file:
         for window in _WINDOWS:
             file.seek(offset)
             data = file.read(window)

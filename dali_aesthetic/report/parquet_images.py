@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dali_aesthetic.shards.formats import looks_like_image
+from dali_aesthetic.stores.access import open_file
 from dali_aesthetic.types import Buffer
 
 _ROWS_AT_A_TIME = 64
@@ -18,7 +18,7 @@ def image_in_row(source: str, row: int) -> Buffer | None:
     None where the row or an image in it is not there. Reads no more of the file than its row group up to
     the row. Raises what the file system raises.
     """
-    with fsspec.open(source, "rb") as opened, pq.ParquetFile(opened) as file:
+    with open_file(source) as opened, pq.ParquetFile(opened) as file:
         columns = [field.name for field in file.schema_arrow if _may_hold_bytes(field.type)]
         for group in range(file.num_row_groups):
             size = file.metadata.row_group(group).num_rows

@@ -165,3 +165,24 @@ def test_a_run_from_a_web_server(scene: Scene, job: Job, source: Path, tmp_path:
     assert {name: got[name] for name in job.expected if name.startswith("shards/")} == {
         name: content for name, content in job.expected.items() if name.startswith("shards/")
     }
+
+
+def test_verify_report_and_filter_work_on_an_output_at_a_url(scene: Scene, tmp_path: Path) -> None:
+    scene.finish("looked-at")
+    environ = {**ENVIRONMENT, "AWS_ENDPOINT_URL": scene.bucket.endpoint}
+    output = f"{scene.bucket.url}/looked-at"
+    source = f"{scene.bucket.url}/in/"
+
+    def ask(*arguments: str) -> str:
+        command = scene.zygote.start(*arguments, environ=environ)
+        assert command.wait(120) == 0, command.text
+        return " ".join(command.text.split())
+
+    assert "4 shards, 160 samples" in ask("verify", output, "--against-input")
+    assert "every kept byte is its input's" in ask("verify", output, "--against-input")
+    assert ask("report", output).endswith(f"{output}/report.html")
+    assert b"<html" in scene.bucket.get("looked-at/report.html")
+    assert "160" in ask("inspect", "--input", source, "--shards", "4")
+    cut = f"{scene.bucket.url}/cut"
+    ask("filter", "--input", source, "--scores", output, "--output", cut, "--raw-threshold", "5")
+    assert_same(scene.bucket.snapshot("cut"), scene.expected)
