@@ -99,6 +99,10 @@ def _check_quarantine(
     output: Path, name: str, stats: dict[str, Any], rows: list[dict[str, Any]]
 ) -> Iterator[str]:
     bad = {row["key"] for row in rows if row["status"] != Status.OK.value}
+    if (parquet := output / "quarantine" / f"{name}.parquet").exists():
+        if (found := len(pq.read_table(parquet))) != stats["num_quarantined"]:
+            yield f"its quarantine holds {found} rows, its stats state {stats['num_quarantined']}"
+        return
     keys = _tarfile_keys(output / "quarantine" / f"{name}.tar") or []
     if foreign := sorted(set(keys) - bad):
         yield f"its quarantine holds samples that were scored (like {foreign[0]})"

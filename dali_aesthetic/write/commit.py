@@ -29,7 +29,7 @@ from dali_aesthetic.write.destination import Destination, destination
 from dali_aesthetic.write.embeddings import ShardEmbeddings
 from dali_aesthetic.write.files import output_path, publish, write_temporary, write_whole
 from dali_aesthetic.write.parquet import ScoreRows, score_columns
-from dali_aesthetic.write.parquet_rows import KeptRows
+from dali_aesthetic.write.parquet_rows import BadRows, KeptRows
 from dali_aesthetic.write.tar import ShardTarWriter
 
 FOLDERS = ("shards", "scores", "stats")
@@ -62,8 +62,8 @@ class _OpenShard:
         output = destination.root
         self._scores = output_path(output / "scores", shard.name, ".parquet")
         self._stats = output_path(output / "stats", shard.name, ".json")
-        self._bad = output_path(output / QUARANTINE, shard.name, ".tar") if quarantine else None
-        self.quarantine: ShardTarWriter | None = None
+        self._bad = output_path(output / QUARANTINE, shard.name, kind) if quarantine else None
+        self.quarantine: ShardTarWriter | BadRows | None = None
         self.num_quarantined = 0
         self.kept: ShardTarWriter | KeptRows | None = None
         if images:
@@ -89,14 +89,25 @@ class _OpenShard:
             self.kept.add([samples[row] for row in np.flatnonzero(kept_R).tolist()])
         elif self.kept is not None:
             self.kept.add(_entries(samples, kept_R))
-        if self._bad is not None and (bad := _entries(samples, ~ok_R)):
-            self.quarantine = self.quarantine or ShardTarWriter(self._bad)
-            self.quarantine.add(bad)
-            self.num_quarantined += sum(
-                bool(s.entries) for s, ok in zip(samples, ok_R, strict=True) if not ok
-            )
+        if self._bad is not None and not ok_R.all():
+            bad = np.flatnonzero(~ok_R).tolist()
+            self._add_bad(self._bad, [samples[row] for row in bad], [headers[row] for row in bad])
         self.num_samples += len(samples)
         self.num_kept += int(np.count_nonzero(kept_R))
+
+    def _add_bad(self, final: Path, samples: Sequence[Sample], headers: Sequence[ImageHeader]) -> None:
+        """Copies what could not be scored: rows of a Parquet file, or tar entries where there are any."""
+        if self.shard.kind == "parquet":
+            rows = (
+                self.quarantine if isinstance(self.quarantine, BadRows) else BadRows(final, self.shard.source)
+            )
+            rows.add_bad(samples, headers)
+            self.quarantine, self.num_quarantined = rows, rows.num_rows
+        elif entries := [entry for sample in samples for entry in sample.entries]:
+            tar = self.quarantine if isinstance(self.quarantine, ShardTarWriter) else ShardTarWriter(final)
+            tar.add(entries)
+            self.quarantine = tar
+            self.num_quarantined += sum(bool(sample.entries) for sample in samples)
 
     def objection(self, max_bad_fraction: float) -> str:
         """Why the shard is garbage, or an empty string."""
@@ -165,9 +176,9 @@ class ShardSink:
     sink is then of no more use. `output` may be a URL: each object is then uploaded whole, the stats last.
 
     A shard of `JUDGED_FROM` samples or more of which more than `max_bad_fraction` could not be scored is
-    reported as failed. With `quarantine` the entries of all such samples go to `quarantine/NAME.tar`.
-    Without `images` there are scores and stats only, and nothing counts as kept. With `embeddings` those of
-    each batch are written.
+    reported as failed. With `quarantine` the entries of all such samples go to `quarantine/NAME.tar`, rows of a
+    Parquet input to `NAME.parquet`. Without `images` there are scores and stats only, and nothing counts as
+    kept. With `embeddings` those of each batch are written.
     """
 
     def __init__(

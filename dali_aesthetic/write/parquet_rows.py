@@ -1,4 +1,4 @@
-"""Kept rows of a Parquet input: the same schema, the same values, its row groups filtered."""
+"""Rows of a Parquet input, copied: those kept as they are, those that could not be scored with the reason."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dali_aesthetic.stores.access import open_file
-from dali_aesthetic.types import Sample
+from dali_aesthetic.types import ImageHeader, Sample, Status
 from dali_aesthetic.write.parquet_stream import ParquetStream
+
+QUARANTINE_COLUMNS = ("quarantine_status", "quarantine_reason")
 
 
 class KeptRows:
@@ -41,15 +43,23 @@ class KeptRows:
                 raise OSError(
                     f"{self.source} became shorter while it was read: run again when it is finished"
                 )
-            self._stream = ParquetStream(self.final, source.schema_arrow, **_compression(source))
-            start = 0
+            self._stream = ParquetStream(self.final, self._schema(source), **_compression(source))
+            start = done = 0
             for group in range(source.num_row_groups):
                 end = start + source.metadata.row_group(group).num_rows
                 here = rows[(rows >= start) & (rows < end)] - start
                 if len(here):
-                    self._stream.add(source.read_row_group(group).take(pa.array(here)))
-                start = end
+                    table = source.read_row_group(group).take(pa.array(here))
+                    self._stream.add(self._written(table, done))
+                start, done = end, done + len(here)
         self.num_bytes = self._stream.finish()
+
+    def _schema(self, source: pq.ParquetFile) -> pa.Schema:
+        return source.schema_arrow
+
+    def _written(self, table: pa.Table, start: int) -> pa.Table:
+        """What is written of a row group's noted rows, the first of which is the `start`th of all."""
+        return table
 
     @property
     def finals(self) -> tuple[Path, ...]:
@@ -65,6 +75,41 @@ class KeptRows:
         """Removes what was written; also fine after `publish`."""
         if self._stream is not None:
             self._stream.abandon()
+
+
+class BadRows(KeptRows):
+    """Copies rows that could not be scored, whole, with two more columns, `QUARANTINE_COLUMNS`.
+
+    They say what the scores say as `status` and `error_message`. The schema's metadata stays away: it
+    describes the input's columns only.
+    """
+
+    def __init__(self, final: Path, source: str) -> None:
+        super().__init__(final, source)
+        self._reasons: list[tuple[str, str]] = []
+
+    @property
+    def num_rows(self) -> int:
+        """The rows noted."""
+        return len(self._rows)
+
+    def add_bad(self, samples: Sequence[Sample], headers: Sequence[ImageHeader]) -> None:
+        """Notes samples with what is wrong with each, in input order."""
+        self.add(samples)
+        for sample, header in zip(samples, headers, strict=True):
+            worst = header if sample.status is Status.OK else sample
+            self._reasons.append((worst.status.value, worst.message))
+
+    def _schema(self, source: pq.ParquetFile) -> pa.Schema:
+        return self._written(source.schema_arrow.empty_table(), 0).schema
+
+    def _written(self, table: pa.Table, start: int) -> pa.Table:
+        reasons = self._reasons[start : start + len(table)]
+        for index, name in enumerate(QUARANTINE_COLUMNS):
+            while name in table.column_names:
+                name += "_"
+            table = table.append_column(name, pa.array([one[index] for one in reasons], pa.string()))
+        return table.replace_schema_metadata(None)
 
 
 def _compression(source: pq.ParquetFile) -> dict[str, str]:

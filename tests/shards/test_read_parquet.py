@@ -13,12 +13,15 @@ import pytest
 from PIL import Image
 
 from dali_aesthetic import Config, ImageScorer, ModelConfig, Threshold, run
+from dali_aesthetic.config import GuardConfig
 from dali_aesthetic.launch.refilter import filter_scored
 from dali_aesthetic.shards.buffer import ReadLimits
 from dali_aesthetic.shards.inputs import InputError
 from dali_aesthetic.shards.parquet import image_column, read_parquet
 from dali_aesthetic.shards.plan import plan_shards
 from dali_aesthetic.types import Sample, ShardEnd, Status
+from dali_aesthetic.verify.outputs import verify_output
+from dali_aesthetic.write.parquet_rows import QUARANTINE_COLUMNS
 from tests.conftest import jpeg, snapshot
 
 STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -155,6 +158,29 @@ def test_kept_rows_are_the_inputs_own(
     np.testing.assert_array_equal(found, direct)
     stats = json.loads((tmp_path / "out/stats/train-00000.json").read_text())
     assert stats["bytes_kept"] == (tmp_path / "out/shards/train-00000.parquet").stat().st_size
+
+
+def test_quarantine_keeps_bad_rows_whole_with_their_reason(
+    dataset: Path, tmp_path: Path, tiny_model: ModelConfig, median: Threshold
+) -> None:
+    _run(dataset, tmp_path / "out", tiny_model, median, guard=GuardConfig(quarantine=True))
+    source = pq.read_table(dataset / "data/train-00000.parquet")
+    rows = pq.read_table(tmp_path / "out/scores/train-00000.parquet").to_pylist()
+    bad = [row for row in rows if row["status"] != "ok"]
+    copied = pq.read_table(tmp_path / "out/quarantine/train-00000.parquet")
+    assert copied.drop_columns(list(QUARANTINE_COLUMNS)).equals(
+        source.take([r["source_offset"] for r in bad])
+    )
+    reasons = copied.select(QUARANTINE_COLUMNS).to_pylist()
+    assert [tuple(one.values()) for one in reasons] == [(r["status"], r["error_message"]) for r in bad]
+    assert {row["status"] for row in bad} == {"missing_image", "empty", "undecodable"}
+    stats = json.loads((tmp_path / "out/stats/train-00000.json").read_text())
+    assert stats["num_quarantined"] == len(bad) == copied.num_rows
+    assert not (tmp_path / "out/quarantine/train-00001.parquet").exists()
+    assert verify_output(tmp_path / "out", against_input=False).problems == ()
+    pq.write_table(copied.slice(1), tmp_path / "out/quarantine/train-00000.parquet")
+    (problem,) = verify_output(tmp_path / "out", against_input=False).problems
+    assert "its quarantine holds 2 rows, its stats state 3" in problem[1]
 
 
 def test_a_shard_done_anew_and_a_cut_of_stored_scores_give_the_same_bytes(
