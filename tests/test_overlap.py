@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from dali_aesthetic.overlap import ahead, every, stacks
+from dali_aesthetic.overlap import Backlog, ahead, every, stacks
 
 
 def test_items_arrive_in_order_from_another_thread() -> None:
@@ -128,3 +128,50 @@ def test_stacks_name_each_thread_and_where_it_is() -> None:
     assert "thread waiting:" in text
     assert "thread MainThread:" in text
     assert "test_stacks_name_each_thread_and_where_it_is" in text
+
+
+def test_a_backlog_gives_results_in_order_and_holds_back_beyond_its_depth() -> None:
+    gates = [threading.Event() for _ in range(4)]
+    backlog: Backlog[int] = Backlog(2, 2, "test")
+
+    def work(number: int) -> int:
+        gates[number].wait(10)
+        return number
+
+    assert backlog.add(lambda: work(0)) == []
+    gates[1].set()
+    assert backlog.add(lambda: work(1)) == []
+    time.sleep(0.1)
+    assert backlog.take() == [], "the second is done, but not the first"
+    threading.Timer(0.1, gates[0].set).start()
+    assert backlog.add(lambda: work(2)) in ([0], [0, 1]), "there was no room before"
+    gates[2].set()
+    assert backlog.take(leave=0)[-1] == 2
+    backlog.cancel()
+
+
+def test_a_failure_in_a_backlog_is_raised_to_who_takes_its_result() -> None:
+    def fail() -> int:
+        raise OSError("full disk")
+
+    backlog: Backlog[int] = Backlog(9, 1, "test")
+    backlog.add(lambda: 1)
+    backlog.add(fail)
+    with pytest.raises(OSError, match="full disk"):
+        backlog.take(leave=0)
+
+
+def test_a_cancelled_backlog_ends_what_runs_and_begins_nothing_more() -> None:
+    gate, began, ended = threading.Event(), list[str](), list[str]()
+    backlog: Backlog[None] = Backlog(9, 1, "test")
+
+    def work() -> None:
+        gate.wait(10)
+        ended.append("first")
+
+    backlog.add(work)
+    backlog.add(lambda: began.append("second"))
+    threading.Timer(0.1, gate.set).start()
+    backlog.cancel()
+    assert ended == ["first"]
+    assert began == []

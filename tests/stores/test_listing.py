@@ -1,0 +1,76 @@
+"""Inputs that are named by a folder, a pattern or a list at a URL."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dali_aesthetic.shards.plan import InputError, plan_shards
+from tests.stores.s3 import Bucket
+from tests.stores.servers import Faults, proxy, web
+
+KEYS = ("d/b.tar", "d/a.tar", "d/x/c.tar", "d/x/note.txt", "e/z.tar", "d-other/q.tar")
+
+
+@pytest.fixture
+def filled(bucket: Bucket) -> Bucket:
+    for key in KEYS:
+        bucket.put(key, b"")
+    return bucket
+
+
+def names(text: str, **options: str) -> list[tuple[str, str]]:
+    return [(shard.name, shard.source) for shard in plan_shards(text, **options)]
+
+
+@pytest.mark.parametrize("slash", ["", "/"])
+def test_a_folder_holds_the_tars_below_it(filled: Bucket, slash: str) -> None:
+    root = f"{filled.url}/d"
+    assert names(root + slash) == [("a", f"{root}/a.tar"), ("b", f"{root}/b.tar"), ("x/c", f"{root}/x/c.tar")]
+
+
+def test_patterns(filled: Bucket) -> None:
+    root = f"{filled.url}/d"
+    assert names(f"{root}/*.tar") == [("a", f"{root}/a.tar"), ("b", f"{root}/b.tar")]
+    assert [name for name, _ in names(f"{root}/**/*.tar")] == ["a", "b", "x/c"]
+    assert [name for name, _ in names(f"{root}/[b-z]*.tar")] == ["b"]
+    assert names(f"{root}/{{a,b}}.tar") == names(f"{root}/*.tar"), "without a listing"
+
+
+def test_the_output_is_no_input(filled: Bucket) -> None:
+    root = f"{filled.url}/d"
+    assert [name for name, _ in names(root, output=f"{root}/x")] == ["a", "b"]
+
+
+def test_what_is_not_there_is_an_error(filled: Bucket) -> None:
+    with pytest.raises(InputError, match="holds no"):
+        plan_shards(f"{filled.url}/nothing/")
+    with pytest.raises(InputError, match="can't be listed"):
+        plan_shards("s3://no-such-bucket-at-all/d/")
+
+
+def test_a_list_may_be_an_object_and_name_any_place(filled: Bucket, tmp_path: Path) -> None:
+    (tmp_path / "l.tar").write_bytes(b"")
+    text = f"# shards\n{filled.url}/d/b.tar\n\n{filled.url}/e/*.tar\n{filled.url}/d/a.tar\n"
+    filled.put("lists/one.txt", text.encode())
+    assert [name for name, _ in names(f"@{filled.url}/lists/one.txt")] == ["d/b", "e/z", "d/a"]
+    with pytest.raises(InputError, match=r"two\.txt can't be read"):
+        plan_shards(f"@{filled.url}/lists/two.txt")
+
+
+def test_a_folder_takes_one_listing(filled: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    faults = Faults()
+    with proxy(filled.endpoint, faults) as url:
+        from dali_aesthetic.stores import store
+
+        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+        store._store.cache_clear()
+        assert len(plan_shards(f"{filled.url}/d/")) == 3
+    assert len(faults.log) == 1
+
+
+def test_a_web_folder_is_listed_by_its_links() -> None:
+    page = b'<html><a href="a.tar">a</a> <a href="b.tar">b</a></html>'
+    with web({"/d/": page, "/d": page, "/d/a.tar": b"x", "/d/b.tar": b"x"}) as url:
+        assert names(f"{url}/d/") == [("a", f"{url}/d/a.tar"), ("b", f"{url}/d/b.tar")]

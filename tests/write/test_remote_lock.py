@@ -1,0 +1,117 @@
+"""The lock of an output at a URL: one run at a time, and none for ever."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+
+import fsspec
+import pytest
+
+from dali_aesthetic.write import remote_lock
+from dali_aesthetic.write.lock import OutputBusy, claim
+from dali_aesthetic.write.owner import Owner
+from tests.stores.fixtures import bucket, s3_server
+from tests.stores.s3 import Bucket
+
+__all__ = ["bucket", "s3_server"]
+
+
+@pytest.fixture(autouse=True)
+def _in_a_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote_lock, "RENEW_SECONDS", 0.1)
+    monkeypatch.setattr(remote_lock, "STALE_SECONDS", 0.8)
+    monkeypatch.setattr(remote_lock, "_LOOK_SECONDS", 0.1)
+
+
+@pytest.fixture(params=["s3", "memory"])
+def output(request: pytest.FixtureRequest, bucket: Bucket) -> Iterator[str]:
+    """At a store with conditional writes, and at one without."""
+    yield f"{bucket.url}/out" if request.param == "s3" else "memory://locks/out"
+    fsspec.filesystem("memory").store.clear()
+
+
+def put_lock(output: str, owner: Owner) -> None:
+    content = json.dumps({"owner": str(owner), "run": "another", "renewed": 1}).encode()
+    store, key = remote_lock.store_of(f"{output}/.lock")
+    store.put(key, content)
+
+
+def dead_process() -> int:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def test_a_second_run_is_refused_and_a_third_comes_after_the_first(output: str) -> None:
+    with claim(output):
+        with pytest.raises(OutputBusy, match=r"is being written by process \d+ on "), claim(output):
+            pass
+        time.sleep(0.4)  # renewed meanwhile
+        with pytest.raises(OutputBusy), claim(output):
+            pass
+    with claim(output):
+        pass
+
+
+def test_a_dead_process_of_this_host_is_replaced_at_once(output: str) -> None:
+    put_lock(output, Owner(Owner.current().host, dead_process(), 1))
+    begun = time.monotonic()
+    with claim(output):
+        assert time.monotonic() - begun < 0.7
+
+
+def test_a_silent_host_is_replaced_after_a_while(output: str) -> None:
+    put_lock(output, Owner("elsewhere.1", 1, 1))
+    begun = time.monotonic()
+    with claim(output):
+        assert time.monotonic() - begun >= 0.8
+
+
+def test_a_host_that_renews_is_not_replaced(output: str) -> None:
+    owner = Owner("elsewhere.1", 1, 1)
+    put_lock(output, owner)
+    store, key = remote_lock.store_of(f"{output}/.lock")
+    content = json.dumps({"owner": str(owner), "run": "another", "renewed": 2}).encode()
+    renewal = threading.Timer(0.3, lambda: store.put(key, content))
+    renewal.start()
+    with pytest.raises(OutputBusy, match="process 1 on elsewhere"), claim(output):
+        pass
+    renewal.join()
+
+
+def test_of_many_that_begin_together_one_gets_it(bucket: Bucket) -> None:
+    """At a store with conditional writes."""
+    output, outcomes = f"{bucket.url}/out", []
+    gate, done = threading.Barrier(6), threading.Event()
+
+    def begin() -> None:
+        gate.wait()
+        try:
+            with claim(output):
+                outcomes.append("held")
+                done.wait(10)
+        except OutputBusy:
+            outcomes.append("refused")
+
+    threads = [threading.Thread(target=begin) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    while len(outcomes) < 6:
+        time.sleep(0.01)
+    done.set()
+    for thread in threads:
+        thread.join()
+    assert sorted(outcomes) == ["held"] + ["refused"] * 5
+    assert bucket.keys() == []
+
+
+def test_a_lock_that_another_took_over_is_left_to_it(bucket: Bucket) -> None:
+    output = f"{bucket.url}/out"
+    with claim(output):
+        put_lock(output, Owner("elsewhere.1", 1, 1))
+    assert json.loads(bucket.get("out/.lock"))["run"] == "another"
