@@ -54,6 +54,9 @@ def compact(options: Options, each: Callable[[Packed, int], None] | None = None)
     disagree, and OSError.
     """
     start = time.perf_counter()
+    for path in (options.run, options.output):
+        if path.parts and path.parts[0].endswith(":"):  # what pathlib leaves of s3://
+            raise ConfigError(f"{path}: only folders on a local or mounted file system are packed, no URLs")
     run = read_run(options.run)
     _check(run, options)
     with claim(options.output):

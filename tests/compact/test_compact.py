@@ -252,6 +252,12 @@ def test_what_is_no_run_with_tars_is_refused(tmp_path: Path, record: Any, messag
         pack(tmp_path, tmp_path / "packed")
 
 
+@pytest.mark.parametrize(("run", "output"), [("s3://bucket/kept", "packed"), ("kept", "gs://bucket/packed")])
+def test_urls_are_refused(run: str, output: str) -> None:
+    with pytest.raises(ConfigError, match=r"bucket/.*only folders on a local or mounted file system"):
+        pack(Path(run), Path(output))
+
+
 def test_parquet_shards_are_refused(run_output: Path, tmp_path: Path) -> None:
     shutil.copytree(run_output, tmp_path / "run")
     (tmp_path / "run" / "shards" / "a" / "00002.parquet").touch()
