@@ -23,6 +23,7 @@ _SKIPPED = bytes(word >= 0xFF00 and word & 0xFF not in _TOLD for word in range(1
 """1 for every two bytes that are the marker of a segment with nothing in it for us: tables, comments, ..."""
 _segment = struct.Struct(">HH").unpack_from
 _frame_fields = struct.Struct(">BHHB").unpack_from
+_NO_ADOBE = -1
 _DALI, _PILLOW, _OK = Route.DALI, Route.PILLOW, Status.OK
 
 
@@ -43,7 +44,7 @@ def _walk(image: Buffer, data: bytes) -> ImageHeader | None:
     position, last = 2, len(data) - 4
     frame = -1
     app1: list[bytes] = []
-    has_adobe = False
+    adobe = _NO_ADOBE
     while position <= last:
         word, length = _segment(data, position)
         if length > 1 and _SKIPPED[word]:
@@ -51,7 +52,7 @@ def _walk(image: Buffer, data: bytes) -> ImageHeader | None:
             continue
         marker = word & 0xFF
         if marker == _SOS and word > 0xFF00 and length > 1:
-            return _judge(image, data, frame, app1, has_adobe, position)
+            return _judge(image, data, frame, app1, adobe, position)
         if word < 0xFF00:
             return _bad(Status.UNDECODABLE, f"JPEG: no marker at byte {position}")
         if marker == _FILL:
@@ -69,14 +70,12 @@ def _walk(image: Buffer, data: bytes) -> ImageHeader | None:
         elif marker == _APP1:
             app1.append(data[position + 4 : position + 2 + length])
         elif marker == _APP14:
-            has_adobe = data[position + 4 : position + 9] == b"Adobe"
+            adobe = _transform(data[position + 4 : position + 2 + length])
         position += 2 + length
     return None
 
 
-def _judge(
-    image: Buffer, data: bytes, frame: int, app1: list[bytes], has_adobe: bool, scan: int
-) -> ImageHeader:
+def _judge(image: Buffer, data: bytes, frame: int, app1: list[bytes], adobe: int, scan: int) -> ImageHeader:
     """What the frame header at `frame` (-1: none) says of an image whose first scan is at `scan`."""
     if frame < 0 or _segment(data, frame)[1] < 8:
         return _bad(Status.UNDECODABLE, "JPEG: a scan without a frame header")
@@ -87,10 +86,21 @@ def _judge(
         return _bad(Status.UNSUPPORTED, f"JPEG: {precision} bits a sample are not supported", width, height)
     if not _has_end(image, scan):
         return _bad(Status.TRUNCATED, "JPEG: no end marker after the scan", width, height)
-    # Four components without Adobe's marker: DALI and Pillow disagree about the inversion.
-    plain = data[frame + 1] in _DALI_FRAMES and (components in (1, 3) or (components == 4 and has_adobe))
-    route = _DALI if plain else _PILLOW
+    if components == 3:
+        names = data[frame + 10 : frame + min(19, 2 + _segment(data, frame)[1]) : 3]
+        plain = adobe != 0 and names != b"RGB"
+    else:
+        # Four components without Adobe's marker: DALI and Pillow disagree about the inversion.
+        plain = components == 1 or (components == 4 and adobe != _NO_ADOBE)
+    route = _DALI if plain and data[frame + 1] in _DALI_FRAMES else _PILLOW
     return ImageHeader("jpeg", width, height, route, _OK, "", orientation(app1) if app1 else UPRIGHT)
+
+
+def _transform(app14: bytes) -> int:
+    """Adobe's colour transform; 0 is none. nvJPEG's hardware decoder takes RGB for YCbCr all the same."""
+    if app14[:5] != b"Adobe":
+        return _NO_ADOBE
+    return app14[11] if len(app14) > 11 else 0
 
 
 def _has_end(image: Buffer, scan: int) -> bool:

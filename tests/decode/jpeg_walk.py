@@ -22,7 +22,7 @@ class _Segments:
 
     frame: tuple[int, bytes] | None = None
     app1: list[bytes] = field(default_factory=list)
-    has_adobe: bool = False
+    adobe_transform: int | None = None
 
 
 def read(image: Buffer) -> ImageHeader:
@@ -57,11 +57,13 @@ def _walk(image: Buffer, data: bytes) -> ImageHeader | None:
         if length < 2:
             return _bad(Status.UNDECODABLE, f"JPEG: a segment of length {length} at byte {position}")
         if marker in _FRAMES:
-            found.frame = (marker, data[position + 4 : position + min(10, 2 + length)])
+            found.frame = (marker, data[position + 4 : position + min(19, 2 + length)])
         elif marker == _APP1:
             found.app1.append(data[position + 4 : position + 2 + length])
         elif marker == _APP14:
-            found.has_adobe = data[position + 4 : position + 9] == b"Adobe"
+            app14 = data[position + 4 : position + 2 + length]
+            transform = app14[11] if len(app14) > 11 else 0
+            found.adobe_transform = transform if app14.startswith(b"Adobe") else None
         elif marker == _SOS:
             return _judge(image, found, position)
         position += 2 + length
@@ -81,7 +83,12 @@ def _judge(image: Buffer, found: _Segments, scan: int) -> ImageHeader:
     if not _has_end(image, scan):
         return _bad(Status.TRUNCATED, "JPEG: no end marker after the scan", width, height)
     # Four components without Adobe's marker: DALI and Pillow disagree about the inversion.
-    plain = marker in _DALI_FRAMES and (components in (1, 3) or (components == 4 and found.has_adobe))
+    has_adobe = found.adobe_transform is not None
+    plain = marker in _DALI_FRAMES and (components in (1, 3) or (components == 4 and has_adobe))
+    # Three components that are RGB as they stand, by Adobe's marker or by their names.
+    identifiers = bytes(fields[at] for at in (6, 9, 12) if at < len(fields))
+    if components == 3 and (found.adobe_transform == 0 or identifiers == b"RGB"):
+        plain = False
     return ImageHeader(
         format="jpeg",
         width=width,

@@ -91,6 +91,20 @@ def test_what_dali_decodes_as_pillow_does(
     check(jpeg_header.read(encode(image, **options)), Status.OK, route, (40, 24))
 
 
+def test_rgb_that_is_not_coded_as_ycbcr_goes_to_pillow() -> None:
+    """Adobe's marker says so, or the components' names do."""
+    rgb = encode(noise(), keep_rgb=True)
+    check(jpeg_header.read(rgb), Status.OK, Route.PILLOW, (40, 24))
+    frame = rgb.index(b"\xff\xc0")
+    names_only = edited(rgb.index(b"Adobe"), b"Other", rgb)
+    assert names_only[frame + 10 : frame + 19 : 3] == b"RGB"
+    check(jpeg_header.read(names_only), Status.OK, Route.PILLOW, (40, 24))
+    adobe = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00" + b"%c"
+    for transform, route in ((0, Route.PILLOW), (1, Route.DALI)):
+        marked = PLAIN[:2] + adobe % transform + PLAIN[2:]
+        check(jpeg_header.read(marked), Status.OK, route, (40, 24))
+
+
 def test_four_components_without_adobes_marker_go_to_pillow() -> None:
     cmyk = encode(noise(mode="CMYK"))
     adobe = cmyk.index(b"\xff\xee")
