@@ -25,7 +25,7 @@ test: lint ## linters, types, and every test that needs no GPU
 	$(BIN)/pytest -m 'not gpu'
 
 soak: $(VENV)/.dev ## an hour of faults: 100 kills, every step of a commit, 400,000 images of which 5% are bad
-	DALI_AESTHETIC_KILLS=100 $(BIN)/pytest tests/faults --timeout 3600
+	DALI_AESTHETIC_KILLS=100 $(BIN)/pytest tests/faults tests/launch/test_ray.py --timeout 3600
 	$(BIN)/python -m tests.faults.soak
 
 test-gpu: $(VENV)/.dev ## the tests that need a CUDA GPU

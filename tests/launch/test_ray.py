@@ -11,6 +11,7 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ def cluster() -> Iterator[None]:
     ray.shutdown()
 
 
-def config(source: Path, output: Path, guard: dict[str, Any] | None = None, **launch: Any) -> Config:
+def config(source: Path, output: Path, **launch: Any) -> Config:
     return Config.build(
         {
             "input": str(source),
@@ -65,18 +66,21 @@ def config(source: Path, output: Path, guard: dict[str, Any] | None = None, **la
             "threshold": {"raw": 5.0},
             "model": {"encoder": "ViT-S-32", "weights": "random:1", "heads": ["random:1"]},
             "decode": {"batch_size": 4, "num_threads": 1},
-            "guard": guard or {},
             "launch": launch,
         }
     )
 
 
 class Killer:
-    """Kills the first worker that has a shard open: it wrote some of it and did not commit it yet."""
+    """Kills workers that have a shard open: that wrote some of it and did not commit it yet.
 
-    def __init__(self, output: Path) -> None:
+    The first one over any shard; with `name` each one over that shard.
+    """
+
+    def __init__(self, output: Path, name: str = "") -> None:
         self.killed: list[str] = []
-        self._shards = output / "shards"
+        self._shards, self._once = output / "shards", not name
+        self._pattern = f".tmp-*-{sha256(f'{name}.tar'.encode()).hexdigest()[:16] if name else '*'}"
 
     @contextmanager
     def watch(self, stats: RunStats, num_shards: int) -> Iterator[None]:
@@ -84,11 +88,10 @@ class Killer:
             yield
 
     def _look(self) -> None:
-        for path in self._shards.glob(".tmp-*") if not self.killed else ():
-            pid = int(path.name.split("-")[-3])
-            self.killed.append(path.name)
-            os.kill(pid, signal.SIGKILL)
-            return
+        for path in self._shards.glob(self._pattern):
+            if path.name not in self.killed and not (self._once and self.killed):
+                self.killed.append(path.name)
+                os.kill(int(path.name.split("-")[-3]), signal.SIGKILL)
 
 
 @pytest.fixture
@@ -138,16 +141,15 @@ def test_what_is_wrong_with_the_configuration_is_the_drivers_error(
 def test_a_shard_that_no_worker_survives_is_reported_and_the_rest_is_done(
     cluster: None, source: Path, tmp_path: Path
 ) -> None:
-    """A named pipe that nobody writes to: whoever opens it hangs, and its stall guard ends it."""
-    for name in ("00000", "00001"):
-        (tmp_path / "in").mkdir(exist_ok=True)
-        (tmp_path / "in" / f"{name}.tar").symlink_to(source / f"{name}.tar")
-    os.mkfifo(tmp_path / "in" / "00000b.tar")
-    guard = {"stall_timeout": 4.0}
-    result = run(config(tmp_path / "in", tmp_path / "out", guard, engine="ray", workers=1))
-    assert [report.name for report in result.stats.failed] == ["00000b"]
-    assert "a worker died over it 3 times" in result.stats.failed[0].error
-    assert sorted(report.name for report in result.stats.reports) == ["00000", "00000b", "00001"]
+    killer = Killer(tmp_path, "00002")
+    result = run(config(source, tmp_path, engine="ray", workers=2), watch=killer.watch)
+    failed = {report.name: report.error for report in result.stats.failed}
+    assert failed.keys() == {"00002", "broken"}
+    assert failed["00002"] == "a worker died over it 3 times; the last one was lost"
+    assert len(killer.killed) == len(result.stats.incidents) == 3
+    assert len(result.stats.reports) == NUM_SHARDS + 1
+    assert not (tmp_path / "stats" / "00002.json").exists()
+    assert not list(tmp_path.rglob(".tmp-*")), "what the dead left is removed"
 
 
 def shard(name: str) -> Shard:
