@@ -10,13 +10,13 @@ from dali_aesthetic.overlap import cpu_count
 
 KINDS = (
     ("baseline", 512),
+    ("bad", 512),
+    ("progressive", 512),
     ("baseline", 256),
     ("baseline", 1024),
-    ("progressive", 512),
     ("mixed", 512),
-    ("bad", 512),
 )
-"""Kind and pixels of the short side, the usual one first."""
+"""Kind and pixels of the short side, the usual one first, then by what a cut-off run should still have."""
 
 
 @dataclass(frozen=True, slots=True)
