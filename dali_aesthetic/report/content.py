@@ -25,16 +25,30 @@ def threshold_data(survey: Survey, heads: Sequence[str]) -> dict[str, Any]:
     return {
         "edges": [decimal(edge) for edge in first.grid.edges_E],
         "atLeast": first.at_least().tolist(),
+        "above": first.above().tolist(),
         "total": first.total,
         "start": first.grid.index(survey.cut),
+        "startUpper": upper_start(survey),
         "cut": decimal(survey.cut),
         "bars": bars(first),
         "presets": preset_rows(first, heads[0]),
         "groups": [
-            {"name": name, "total": one.total, "atLeast": one.at_least().tolist()}
+            {
+                "name": name,
+                "total": one.total,
+                "atLeast": one.at_least().tolist(),
+                "above": one.above().tolist(),
+            }
             for name, one in (survey.groups.distributions() if survey.groups else [])
         ],
     }
+
+
+def upper_start(survey: Survey) -> int:
+    """The edge of the run's own upper bound; the last one, which leaves nothing out, where it had none."""
+    grid = survey.first.grid
+    last = len(grid.edges_E) - 1
+    return last if survey.upper is None or survey.upper >= grid.edges_E[-1] else grid.index(survey.upper)
 
 
 def bars(distribution: Distribution) -> dict[str, Any]:

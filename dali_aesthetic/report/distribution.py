@@ -19,6 +19,7 @@ class Distribution:
     def __init__(self, grid: Grid) -> None:
         self.grid = grid
         self._counts = np.zeros(len(grid.edges_E) + 1, np.int64)
+        self._counts_up_to = np.zeros(len(grid.edges_E) + 1, np.int64)
         self._sum = 0.0
         self.low, self.high = math.inf, -math.inf
 
@@ -29,6 +30,8 @@ class Distribution:
             return
         places = np.searchsorted(self.grid.edges_E, scored, side="right")
         self._counts += np.bincount(places, minlength=len(self._counts))
+        places = np.searchsorted(self.grid.edges_E, scored, side="left")
+        self._counts_up_to += np.bincount(places, minlength=len(self._counts))
         with np.errstate(invalid="ignore"):  # infinities of both signs have no mean
             self._sum += float(scored.sum(dtype=np.float64))
         self.low = min(self.low, float(scored.min()))
@@ -46,6 +49,10 @@ class Distribution:
     def at_least(self) -> npt.NDArray[np.int64]:
         """For every edge, how many scores `score >= edge` keeps, compared in float32."""
         return self._counts[::-1].cumsum()[::-1][1:]
+
+    def above(self) -> npt.NDArray[np.int64]:
+        """For every edge, how many scores are greater: what an inclusive upper bound there leaves out."""
+        return self._counts_up_to[::-1].cumsum()[::-1][1:]
 
     def kept_at(self, cut: float) -> int | None:
         """How many scores a threshold keeps; None where the grid has no such edge and can't tell."""

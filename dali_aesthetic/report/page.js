@@ -11,8 +11,11 @@
     return (value >= 10 ? value.toFixed(1) : String(Number(value.toPrecision(2)))) + "%";
   };
   const OPTIONS = { displayModeBar: false, responsive: true };
-  const slider = id("slider");
-  let place = data.start;
+  const slider = id("slider"), upperSlider = id("upper");
+  const last = data.edges.length - 1; // as an upper bound it leaves nothing out: there is none
+  let place = data.start, upper = data.startUpper;
+  const isBounded = () => upper < last;
+  const keptOf = (one) => Math.max(0, one.atLeast[place] - one.above[upper]);
 
   const layout = (more) => ({
     margin: { l: 56, r: 12, t: 26, b: 44 },
@@ -52,6 +55,7 @@
   const shapes = () => [
     ...marks().map((m) => lineAt(m.raw, css("--soft"), "dot")),
     lineAt(data.edges[place], css("--mark")),
+    ...(isBounded() ? [lineAt(data.edges[upper], css("--mark"))] : []),
   ];
   const labels = () => {
     const [low, high] = range();
@@ -63,8 +67,8 @@
     }));
   };
   const barColors = () => {
-    const at = data.edges[place];
-    return data.bars.counts.map((_, i) => (data.bars.edges[i + 1] <= at ? css("--dropped") : css("--kept")));
+    const e = data.bars.edges, from = data.edges[place], to = isBounded() ? data.edges[upper] : Infinity;
+    return data.bars.counts.map((_, i) => css(e[i + 1] <= from || e[i] >= to ? "--dropped" : "--kept"));
   };
   const barTrace = (bars, colors) => {
     const e = bars.edges;
@@ -146,6 +150,8 @@
   const unique = new Map(shots.map((shot) => [shot.title + "\n" + shot.dataset.score, shot]));
   const ranked = [...unique.values()].sort((a, b) => a.dataset.score - b.dataset.score);
   const reaches = (score, cut) => Math.fround(score) >= Math.fround(cut);
+  const isKept = (score) => reaches(score, data.edges[place]) &&
+    !(isBounded() && Math.fround(score) > Math.fround(data.edges[upper]));
   const pictures = (cut) => {
     let first = ranked.findIndex((shot) => reaches(shot.dataset.score, cut));
     if (first < 0) first = ranked.length;
@@ -160,22 +166,25 @@
     };
     fill(id("just-below"), ranked.slice(Math.max(0, first - 8), first).reverse());
     fill(id("just-above"), ranked.slice(first, first + 8));
-    shots.forEach((shot) => shot.classList.toggle("out", !reaches(shot.dataset.score, cut)));
+    shots.forEach((shot) => shot.classList.toggle("out", !isKept(shot.dataset.score)));
   };
   const groups = () => document.querySelectorAll("#groups tbody tr").forEach((row, i) => {
     const one = data.groups[i];
-    const share = one.atLeast[place] / one.total;
-    row.querySelector(".kept").textContent = whole(one.atLeast[place]);
+    const share = keptOf(one) / one.total;
+    row.querySelector(".kept").textContent = whole(keptOf(one));
     row.querySelector(".share").textContent = percent(share);
     row.querySelector("meter").value = share;
   });
 
   const words = () => {
-    const cut = data.edges[place], kept = data.atLeast[place], share = percent(kept / data.total);
+    const cut = data.edges[place], kept = keptOf(data), share = percent(kept / data.total);
+    const to = isBounded() ? data.edges[upper] : null;
     id("t-raw").textContent = cut;
     id("t-count").textContent = whole(kept);
     id("t-share").textContent = share;
-    id("flag").textContent = `--raw-threshold ${cut}`;
+    id("t-upper").textContent = to === null ? "" : ` and ≤ ${to}`;
+    id("flag").textContent = `--raw-threshold ${cut}` + (to === null ? "" : ` --max-raw-threshold ${to}`);
+    upperSlider.setAttribute("aria-valuetext", to === null ? "no upper bound" : `raw ${to}, keeps ${whole(kept)}, ${share}`);
     slider.setAttribute("aria-valuetext", `raw ${cut}, keeps ${whole(kept)}, ${share}`);
     document.querySelectorAll(".preset").forEach((b) => b.closest("tr").classList.toggle("chosen", Number(b.dataset.raw) === cut));
     pictures(cut);
@@ -187,15 +196,27 @@
     Plotly.update("histogram", { "marker.color": [barColors()] }, { shapes: shapes() });
     Plotly.relayout("curve", { shapes: shapes() });
   };
-  const choose = (to, from) => {
-    place = Math.min(Math.max(to, 0), data.edges.length - 1);
+  const show = (from) => {
     if (from !== slider) slider.value = place;
+    if (from !== upperSlider) upperSlider.value = upper;
     if (from !== id("typed")) id("typed").value = data.edges[place];
+    if (from !== id("typed-upper")) id("typed-upper").value = isBounded() ? data.edges[upper] : "";
     words();
     if (!waiting) {
       waiting = true;
       requestAnimationFrame(marksOnly);
     }
+  };
+  // The bound that is moved pushes the other one along.
+  const choose = (to, from) => {
+    place = Math.min(Math.max(to, 0), last);
+    upper = Math.max(upper, place);
+    show(from);
+  };
+  const chooseUpper = (to, from) => {
+    upper = Math.min(Math.max(to, 0), last);
+    place = Math.min(place, upper);
+    show(from);
   };
   const nearest = (raw) => data.edges.reduce((best, edge, i) => (Math.abs(edge - raw) < Math.abs(data.edges[best] - raw) ? i : best), 0);
 
@@ -215,13 +236,20 @@
       if (Number.isFinite(raw)) choose(nearest(raw), event.target);
     });
     id("typed").addEventListener("change", () => choose(place, null));
-    id("reset").addEventListener("click", () => choose(data.start, null));
+    upperSlider.addEventListener("input", () => chooseUpper(Number(upperSlider.value), upperSlider));
+    id("typed-upper").addEventListener("input", (event) => {
+      const raw = event.target.valueAsNumber;
+      chooseUpper(Number.isFinite(raw) ? nearest(raw) : last, event.target);
+    });
+    id("typed-upper").addEventListener("change", () => chooseUpper(upper, null));
+    id("reset").addEventListener("click", () => {
+      [place, upper] = [data.start, data.startUpper];
+      show(null);
+    });
     id("log").addEventListener("change", curve);
     document.querySelectorAll(".preset").forEach((button) =>
       button.addEventListener("click", () => choose(nearest(Number(button.dataset.raw)), null)));
-    slider.value = place; // a reload would else bring back where it stood
-    id("typed").value = data.edges[place];
-    words();
+    show(null); // a reload would else bring back where they stood
   }
   draw();
   for (const query of ["(prefers-color-scheme: dark)", "(max-width: 46rem)"]) matchMedia(query).addEventListener("change", draw);

@@ -21,6 +21,7 @@ from dali_aesthetic.report.content import (
     shard_points,
     speed_points,
     threshold_data,
+    upper_start,
 )
 from dali_aesthetic.report.grid import decimal
 from dali_aesthetic.report.outliers import FEWEST_SHARDS, find_outliers
@@ -82,6 +83,7 @@ def _values(output: Path, found: Survey) -> dict[str, Any]:
         "head": heads[0],
         "heads": list(zip(heads, found.heads.values(), strict=True)),
         "presets": preset_rows(found.first, heads[0]),
+        "upper_start": upper_start(found),
         "outliers": outliers,
         "fewest_shards": FEWEST_SHARDS,
         "damaged": [shard for shard in found.shards if shard.damage],

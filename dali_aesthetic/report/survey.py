@@ -32,11 +32,13 @@ from dali_aesthetic.threshold import DEFAULT_PRESET, PRESETS
 class Survey:
     """`heads` are the score columns' distributions, the deciding head's first.
 
-    `cut` is the run's on the raw scale, or the default preset's where it made scores only.
+    `cut` is the run's on the raw scale, or the default preset's where it made scores only; `upper` is its
+    inclusive upper bound, None where it had none.
     """
 
     record: dict[str, Any]
     cut: float
+    upper: float | None
     shards: list[ShardFigures]
     heads: dict[str, Distribution]
     bad: BadInputs
@@ -64,10 +66,12 @@ def survey(output: Path, by: str | None = None) -> Survey:
     shards = committed_shards(output)
     record = run_record(output)
     cut = run_cut(record)
-    grids = _grids(shards, head_columns(shards), cut)
+    upper = _number(record, "max_raw")
+    grids = _grids(shards, head_columns(shards), [cut] if upper is None else [cut, upper])
     found = Survey(
         record=record,
         cut=cut,
+        upper=upper,
         shards=[],
         heads={column: Distribution(grid) for column, grid in grids.items()},
         bad=BadInputs(),
@@ -81,15 +85,20 @@ def survey(output: Path, by: str | None = None) -> Survey:
 
 def run_cut(record: dict[str, Any]) -> float:
     """The run's own threshold on the raw scale; the default preset's where the record does not tell."""
-    cut = record.get("identity", {}).get("min_raw")
-    return float(cut) if isinstance(cut, int | float) else PRESETS[DEFAULT_PRESET].raw
+    cut = _number(record, "min_raw")
+    return PRESETS[DEFAULT_PRESET].raw if cut is None else cut
 
 
-def _grids(shards: Sequence[ShardScores], columns: Sequence[str], cut: float) -> dict[str, Grid]:
+def _number(record: dict[str, Any], name: str) -> float | None:
+    value = record.get("identity", {}).get(name)
+    return float(value) if isinstance(value, int | float) else None
+
+
+def _grids(shards: Sequence[ShardScores], columns: Sequence[str], cuts: list[float]) -> dict[str, Grid]:
     grids = {}
     for column in columns:
         low, high = score_range(shards, column) or (0.0, 10.0)
-        named = [cut, *(preset.raw for preset in PRESETS.values())] if column == FIRST_HEAD else []
+        named = [*cuts, *(preset.raw for preset in PRESETS.values())] if column == FIRST_HEAD else []
         grids[column] = make_grid(low, high, named)
     return grids
 

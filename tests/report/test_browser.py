@@ -122,6 +122,42 @@ def test_a_typed_number_and_a_preset_move_it(driver: Any, output: Path) -> None:
     assert shown(driver)[0] == 5.0
 
 
+def test_an_upper_bound_counts_what_a_run_would_keep(driver: Any, output: Path) -> None:
+    show(driver, output)
+    move = (
+        "const s = document.getElementById('upper'), edges = JSON.parse(document.getElementById('data')"
+        ".textContent).edges; s.value = edges.indexOf(arguments[0]);"
+        "s.dispatchEvent(new Event('input', {bubbles: true}))"
+    )
+    scores = scores_of(output)
+    for upper in (5.8, 5.01, 6.0):
+        driver.execute_script(move, upper)
+        within = (scores >= np.float32(5)) & (scores <= np.float32(upper))
+        assert shown(driver) == (5.0, int(within.sum()))
+        assert driver.find_element("id", "t-upper").text == f"and ≤ {upper:g}"
+        rows = driver.execute_script(
+            "return [...document.querySelectorAll('#groups .kept')].map((cell) => Number(cell.textContent))"
+        )
+        assert sum(rows) == int(within.sum())
+    assert driver.find_element("id", "flag").text == "--raw-threshold 5 --max-raw-threshold 6"
+    outside = driver.execute_script(
+        "return [...document.querySelectorAll('#look .band .shot')].filter((s) =>"
+        " s.classList.contains('out') !== (Number(s.dataset.score) < 5 || Number(s.dataset.score) > 6)).length"
+    )
+    assert outside == 0
+    lines = "document.getElementById('histogram').layout.shapes.filter((s) => !s.line.dash).map((s) => s.x0)"
+    until(driver, f"return String({lines}) === '5,6'")
+    driver.execute_script(move, 4.0)  # below the lower bound, which it pushes along
+    assert shown(driver) == (4.0, int((scores == np.float32(4)).sum()))
+    driver.execute_script("document.getElementById('reset').click()")
+    assert shown(driver) == (5.0, kept(output, 5.0))
+    assert driver.find_element("id", "typed-upper").get_attribute("value") == ""
+    typed = driver.find_element("id", "typed-upper")
+    typed.send_keys("6.5")
+    assert shown(driver)[1] == int(((scores >= np.float32(5)) & (scores <= np.float32(6.5))).sum())
+    assert driver.get_log("browser") == []
+
+
 def test_charts_and_groups_follow(driver: Any, output: Path) -> None:
     show(driver, output)
     driver.execute_script(

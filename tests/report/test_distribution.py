@@ -67,6 +67,8 @@ def test_counts_are_those_of_the_threshold_on_every_edge(low: float, high: float
         distribution.add(part)
     kept = [int(Threshold(raw=decimal(edge)).keep(scores).sum()) for edge in grid.edges_E]
     assert distribution.at_least().tolist() == kept
+    above = [int((scores > edge).sum()) for edge in grid.edges_E]
+    assert distribution.above().tolist() == above
     assert distribution.total == len(scores) - 7
 
 
