@@ -34,10 +34,15 @@ def run_with(flags: dict[str, Any], file: Path | None, saying: Saying) -> int:
     config = Config.build(over_file(flags, file))
     from dali_aesthetic.launch.engine import run
     from dali_aesthetic.launch.refilter import run_top
+    from dali_aesthetic.launch.slurm import current_task, for_task
 
+    task = current_task()
     if saying.verbose:
         console.print_json(config.model_dump_json())
-    launch = run if config.threshold.top is None or config.scores_only else run_top
+    if not (task.is_alone or saying.quiet or saying.as_json):
+        console.print(f"{task}: every {task.count}th shard, from number {task.index} on")
+    config = for_task(config, task)
+    launch = partial(run, task=task) if config.threshold.top is None or config.scores_only else run_top
     return _observed(launch, config, saying)
 
 

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from dali_aesthetic.config import Config, ConfigError, ModelConfig
 from dali_aesthetic.launch.slots import Slot
+from dali_aesthetic.launch.slurm import Task, settling
 
 if TYPE_CHECKING:
     from dali_aesthetic.launch.worker import Worker
@@ -67,14 +68,14 @@ class Broken:
     fatal: Exception | None = None
 
 
-def main(config: Config, slot: Slot, pipes: Pipes) -> None:
+def main(config: Config, slot: Slot, task: Task, pipes: Pipes) -> None:
     """The process's life: build, work streams of shards until there are no more, exit."""
     _die_with_launcher()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the launcher decides
     signal.signal(signal.SIGTERM, _stop)
     code = 0
     try:
-        _work(config, slot, pipes)
+        _work(config, slot, task, pipes)
     except _Stopped:
         pass
     except Exception as error:
@@ -128,10 +129,10 @@ def _die_with_launcher() -> None:
         ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
 
 
-def _work(config: Config, slot: Slot, pipes: Pipes) -> None:
+def _work(config: Config, slot: Slot, task: Task, pipes: Pipes) -> None:
     try:
         config = _on_slot(config, slot)
-        config = config.model_copy(update={"model": _settle_model(config, pipes)})
+        config = config.model_copy(update={"model": _settle_model(config, task, pipes)})
         from dali_aesthetic.launch.worker import build_worker, run_record
 
         worker = build_worker(config)
@@ -163,13 +164,14 @@ def _on_slot(config: Config, slot: Slot) -> Config:
     return config.model_copy(update={"device": "cpu" if slot.visible is None else "cuda", "decode": decode})
 
 
-def _settle_model(config: Config, pipes: Pipes) -> ModelConfig:
+def _settle_model(config: Config, task: Task, pipes: Pipes) -> ModelConfig:
     from dali_aesthetic.launch.precision import prepare
 
     answer = _ask(pipes, MODEL)
     if isinstance(answer, ModelConfig):
         return answer
-    model = prepare(config, answer).model
+    with settling(config.output, task):
+        model = prepare(config, answer).model
     pipes.news.send(Settled(model))
     return model
 

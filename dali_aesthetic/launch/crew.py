@@ -12,6 +12,7 @@ from dali_aesthetic.launch.child import FIRST, MODEL, NEXT, Broken, Ready, Settl
 from dali_aesthetic.launch.handout import Handout
 from dali_aesthetic.launch.process import WorkerProcess, wait_for_any
 from dali_aesthetic.launch.slots import Slot
+from dali_aesthetic.launch.slurm import ALONE, Task
 from dali_aesthetic.stats import RunStats, Tally
 from dali_aesthetic.types import Shard, ShardReport
 
@@ -43,9 +44,9 @@ class _Place:
 class Crew:
     """The workers from the first start to the last end, and what they did: `stats`. A context manager."""
 
-    def __init__(self, config: Config, slots: Sequence[Slot]) -> None:
+    def __init__(self, config: Config, slots: Sequence[Slot], task: Task = ALONE) -> None:
         self.stats = RunStats()
-        self._config = config
+        self._config, self._task = config, task
         self._record: dict[str, Any] | None = None
         self._handout: Handout | None = None
         self._places = [_Place(slot) for slot in slots]
@@ -58,7 +59,7 @@ class Crew:
     def __enter__(self) -> Crew:
         try:
             for place in self._places:
-                place.worker = WorkerProcess(self._config, place.slot)
+                place.worker = WorkerProcess(self._config, place.slot, self._task)
         except BaseException:
             self._end()
             raise
@@ -198,7 +199,7 @@ class Crew:
                 f"{place.slot.name} was given up after {place.deaths} deaths in a row"
             )
         elif self._handout is None or not self._handout.finished:
-            place.worker = WorkerProcess(self._config, place.slot)
+            place.worker = WorkerProcess(self._config, place.slot, self._task)
 
     def _end(self) -> None:
         """Every worker ends: those that wait for a shard at once, others abandon what they have open."""

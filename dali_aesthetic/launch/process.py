@@ -14,6 +14,7 @@ from typing import Any
 from dali_aesthetic.config import Config
 from dali_aesthetic.launch import child
 from dali_aesthetic.launch.slots import VISIBLE, Slot
+from dali_aesthetic.launch.slurm import ALONE, Task
 from dali_aesthetic.stats import Tally
 from dali_aesthetic.types import ShardReport
 
@@ -23,7 +24,7 @@ _PRELOAD = ["dali_aesthetic.launch.work", "dali_aesthetic.launch.precision", "nv
 class WorkerProcess:
     """A running worker on a slot. `tally` is its latest count, `committed` what its reports add up to."""
 
-    def __init__(self, config: Config, slot: Slot) -> None:
+    def __init__(self, config: Config, slot: Slot, task: Task = ALONE) -> None:
         # A CPU worker is forked from a server that has the libraries imported: quick to restart, and their
         # pages are shared. CUDA doesn't survive a fork, so a GPU's worker is a new interpreter.
         context: Any = get_context("forkserver" if slot.visible is None else "spawn")
@@ -38,7 +39,7 @@ class WorkerProcess:
         )
         self._process = context.Process(
             target=child.main,
-            args=(config, slot, child.Pipes(asks, news, beats)),
+            args=(config, slot, task, child.Pipes(asks, news, beats)),
             name=slot.name,
             daemon=True,
         )

@@ -27,8 +27,11 @@ class RunResult:
 
     @property
     def exit_code(self) -> int:
-        """0 where every shard is committed and at least one image was ever scored, else 1."""
-        scored_nothing = self.stats.num_scored == 0 and self.num_skipped == 0
+        """0 where every shard is committed and at least one image was ever scored, else 1.
+
+        A task of a job with more tasks than shards has none and is complete.
+        """
+        scored_nothing = self.num_shards > 0 and self.stats.num_scored == 0 and self.num_skipped == 0
         return 1 if self.stats.failed or scored_nothing else 0
 
 

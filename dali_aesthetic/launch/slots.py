@@ -37,7 +37,7 @@ def find_slots(config: Config) -> list[Slot]:
         return [
             Slot(name=f"CPU {i}", visible=None, threads=_share(count), sharers=count) for i in range(count)
         ]
-    there = _visible_gpus()
+    there = visible_gpus()
     count = len(there) if config.launch.gpus == "all" else int(config.launch.gpus or 1)
     if not there or count > len(there):
         raise ConfigError(
@@ -53,7 +53,8 @@ def _share(count: int) -> int:
     return max(1, cpu_count() // count)
 
 
-def _visible_gpus() -> list[str]:
+def visible_gpus() -> list[str]:
+    """The GPUs that this process sees, as `CUDA_VISIBLE_DEVICES` would name each. Leaves CUDA alone."""
     import torch
 
     count = torch.cuda.device_count()

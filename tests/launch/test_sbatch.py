@@ -1,0 +1,69 @@
+"""The example of a Slurm job: a shell can read it, and the command line knows what it gives."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+import typer
+
+from dali_aesthetic.cli import app
+from tests.conftest import REPOSITORY
+
+SCRIPT = REPOSITORY / "configs" / "slurm.sbatch"
+
+
+def command_line() -> list[str]:
+    """The words after srun and its own options."""
+    text = SCRIPT.read_text().replace("\\\n", " ")
+    (line,) = [line for line in text.splitlines() if line.startswith("srun ")]
+    words = shlex.split(line)
+    return words[words.index("dali-aesthetic") + 1 :]
+
+
+def test_a_shell_can_read_it_and_it_asks_for_what_is_missing() -> None:
+    subprocess.run(["bash", "-n", str(SCRIPT)], check=True)
+    missing = subprocess.run(
+        ["bash", str(SCRIPT)], capture_output=True, text=True, env={"PATH": "/bin:/usr/bin"}
+    )
+    assert missing.returncode != 0
+    assert "set INPUT" in missing.stderr
+
+
+def test_srun_starts_what_the_command_line_understands(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[dict[str, object]] = []
+    monkeypatch.setattr("dali_aesthetic.cli.run_with", lambda flags, file, saying: seen.append(flags) or 0)
+    with pytest.raises(SystemExit) as end:
+        typer.main.get_command(app)(command_line(), standalone_mode=False)
+    assert end.value.code == 0
+    (flags,) = seen
+    assert flags["launch"] == {"engine": None, "gpus": "all", "workers": None}
+    assert (flags["input"], flags["output"]) == (["$INPUT"], "$OUTPUT")
+    assert flags["threshold"]["preset"] == "high"  # type: ignore[index]
+
+
+def test_it_runs_its_command_with_what_it_was_given(tmp_path: Path) -> None:
+    (tmp_path / "srun").write_text('#!/bin/bash\nprintf "%s\\n" "$@"\n')
+    (tmp_path / "srun").chmod(0o755)
+    environ = {
+        "PATH": f"{tmp_path}:/bin:/usr/bin",
+        "INPUT": "@a list.txt",
+        "OUTPUT": "out",
+        "HOME": "/home/x",
+    }
+    ran = subprocess.run(["bash", str(SCRIPT)], capture_output=True, text=True, env=environ, check=True)
+    words = ran.stdout.splitlines()
+    assert words[words.index("--input") + 1] == "@a list.txt"
+    assert words[words.index("--model-dir") + 1] == "/home/x/models"
+
+
+def test_its_tasks_have_a_node_each() -> None:
+    options = dict(
+        line.removeprefix("#SBATCH --").split("=")
+        for line in SCRIPT.read_text().splitlines()
+        if line.startswith("#SBATCH --") and "=" in line
+    )
+    assert options["ntasks-per-node"] == "1", "--gpus all starts the processes of a node"
+    assert int(options["cpus-per-task"]) >= 2 * int(options["gpus-per-node"])
