@@ -176,9 +176,9 @@ class ShardSink:
     sink is then of no more use. `output` may be a URL: each object is then uploaded whole, the stats last.
 
     A shard of `JUDGED_FROM` samples or more of which more than `max_bad_fraction` could not be scored is
-    reported as failed. With `quarantine` the entries of all such samples go to `quarantine/NAME.tar`, such rows
-    of a Parquet input to `NAME.parquet`. Without `images` there are scores and stats only, and nothing counts
-    as kept. With `embeddings` those of each batch are written.
+    reported as failed. With `quarantine` the entries of all such samples go to `quarantine/NAME.tar`, such
+    rows of a Parquet input to `NAME.parquet`. Without `images` there are scores and stats only, and nothing
+    counts as kept. With `embeddings` those of each batch are written.
     """
 
     def __init__(

@@ -141,8 +141,9 @@ def test_an_upper_bound_counts_what_a_run_would_keep(driver: Any, output: Path) 
         assert sum(rows) == int(within.sum())
     assert driver.find_element("id", "flag").text == "--raw-threshold 5 --max-raw-threshold 6"
     outside = driver.execute_script(
+        "const isOut = (score) => score < 5 || score > 6;"
         "return [...document.querySelectorAll('#look .band .shot')].filter((s) =>"
-        " s.classList.contains('out') !== (Number(s.dataset.score) < 5 || Number(s.dataset.score) > 6)).length"
+        " s.classList.contains('out') !== isOut(Number(s.dataset.score))).length"
     )
     assert outside == 0
     lines = "document.getElementById('histogram').layout.shapes.filter((s) => !s.line.dash).map((s) => s.x0)"
