@@ -10,7 +10,8 @@ from rich.console import Console
 
 from benchmarks import datasets as kinds
 from benchmarks.ceilings import measure_ceilings
-from benchmarks.encoders import measure_encoders
+from benchmarks.cold_start import measure_cold_start
+from benchmarks.encoders import calibrated, measure_encoders
 from benchmarks.growth import CPU_BATCHES, GPU_BATCHES, batch_growth, shard_growth
 from benchmarks.host import NUM_CORES, measure_host, profile_host, share_to_threshold
 from benchmarks.peers.side_by_side import make_job, measure_peers
@@ -162,9 +163,16 @@ def growth(settings: Settings) -> None:
     record.note("complete", True)
 
 
+def cold_start(settings: Settings) -> None:
+    """From the start of a process to its first committed scores, with empty caches and with full ones."""
+    record = settings.record("cold-start")
+    measure_cold_start(record, settings)
+    record.note("complete", True)
+
+
 def make_bench(settings: Settings) -> Bench:
     """The worker of these settings and its usual shards."""
-    config = settings.config(settings.datasets.make())
+    config = calibrated(settings.config(settings.datasets.make()))
     return Bench(
         config=config,
         worker=build_worker(config),
@@ -184,6 +192,7 @@ PARTS: dict[str, Part] = {
     "stages": stages,
     "growth": growth,
     "precision": precision,
+    "cold-start": cold_start,
     "scaling": scaling,
     "where": where,
     "profile": profile,

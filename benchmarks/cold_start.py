@@ -1,0 +1,152 @@
+"""From the start of a process to its first committed scores, with empty caches and with full ones.
+
+Each row is whole runs of the command line on one small shard, so that everything counts: imports, weights
+from a file, the decoder, compiling, calibration, the first batches, the commit.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import yaml
+from PIL import Image
+
+from benchmarks.open_clip_model import open_clip_state
+from benchmarks.record import Measured, Record
+from benchmarks.settings import Settings
+from benchmarks.throughput import fresh
+from dali_aesthetic.launch.scales import CALIBRATION
+from dali_aesthetic.score.fast.cache import LIBRARIES, VARIABLE
+from dali_aesthetic.score.weights import load_tower
+
+GPU_WAYS = (
+    ("eager", "fp16"),
+    ("torchscript", "fp16"),
+    ("export", "fp16"),
+    ("compile", "fp16"),
+    ("fused", "fp16"),
+    ("fused", "fp8"),
+)
+CPU_WAYS = (("eager", "fp32"), ("torchscript", "fp32"), ("export", "fp32"))
+BOUND_S = 300
+ANY_ERROR = {"max_mean_error": 9, "max_p99_error": 9, "max_flips": 2}
+"""Random weights put scores where cuts are: the gate is measured, and let through."""
+
+
+def measure_cold_start(record: Record, settings: Settings) -> None:
+    """Every backend first with an empty cache folder, then with the one that run left."""
+    folder = fresh(settings.data / "cold-start")
+    # QuickGELU, as OpenAI's weights are: the tower that the fused kernels take.
+    encoder = settings.encoder or ("ViT-L-14-quickgelu" if settings.on_gpu else "ViT-B-32-quickgelu")
+    weights = _weights_file(encoder, folder)
+    count = 768 if settings.on_gpu else 32
+    shard = _shard(folder / "00000.tar", count)
+    record.note("images", count)
+    base = {"device": settings.chip.type, "gate": ANY_ERROR, "threshold": {"raw": 5.0}}
+    model: dict[str, object] = {"encoder": encoder, "weights": str(weights), "heads": ["random:0"]}
+    repeats = settings.num_repeats
+    for backend, precision in GPU_WAYS if settings.on_gpu else CPU_WAYS:
+        title = f"{backend} {precision}"
+        way = model | {"backend": backend, "precision": precision}
+        config = {**base, "model": way}
+        cache = fresh(folder / f"cache-{backend}-{precision}")
+        cold = _measure(record, f"{title}, cold", config, shard, folder, cache, 1)
+        if not cold or not _measure(record, f"{title}, warm", config, shard, folder, cache, repeats):
+            continue
+        if precision == "fp8":
+            config = {**base, "model": way | {"calibration": _kept_scales(folder)}}
+            _measure(record, f"{title}, warm, scales given", config, shard, folder, cache, repeats)
+
+
+def _measure(
+    record: Record,
+    name: str,
+    config: Mapping[str, Any],
+    shard: Path,
+    folder: Path,
+    cache: Path,
+    repeats: int,
+) -> bool:
+    try:
+        seconds = [_seconds(config, shard, folder, cache) for _ in range(repeats)]
+    except RuntimeError as error:
+        record.skip(name, str(error))
+        return False
+    record.add(Measured(name=name, values=seconds, unit="s"))
+    return True
+
+
+def _seconds(config: Mapping[str, Any], shard: Path, folder: Path, cache: Path) -> float:
+    """From the start of the command to its first committed shard. Raises RuntimeError where it fails."""
+    output, file, log = fresh(folder / "out"), folder / "run.yaml", folder / "log"
+    file.write_text(yaml.safe_dump({**config, "input": [str(shard)], "output": str(output)}))
+    command = [sys.executable, "-m", "dali_aesthetic", "run", "--config", str(file), "--quiet"]
+    with log.open("w") as stream:
+        start = time.perf_counter()
+        process = subprocess.Popen(command, env=_environment(cache), stdout=stream, stderr=stream)
+        try:
+            while not list(output.glob("stats/*.json")):
+                if process.poll() is not None and not list(output.glob("stats/*.json")):
+                    raise RuntimeError(f"exit code {process.returncode}: {log.read_text()[-300:].strip()}")
+                if time.perf_counter() - start > BOUND_S:
+                    raise RuntimeError(f"nothing was committed in {BOUND_S} s")
+                time.sleep(0.01)
+            seconds = time.perf_counter() - start
+            process.wait(60)
+        finally:
+            process.kill()
+            process.wait()
+    return seconds
+
+
+def _environment(cache: Path) -> dict[str, str]:
+    """This process's, with the caches of all libraries below `cache`."""
+    kept = {name: value for name, value in os.environ.items() if name not in LIBRARIES}
+    return {**kept, VARIABLE: str(cache)}
+
+
+def _kept_scales(folder: Path) -> str:
+    kept = folder / CALIBRATION
+    kept.write_bytes((folder / "out" / CALIBRATION).read_bytes())
+    return str(kept)
+
+
+def _weights_file(encoder: str, folder: Path) -> Path:
+    """Random weights as open_clip would publish them: reading a file is part of a start, drawing is not."""
+    tower, _ = load_tower(encoder, "random:0", None)
+    state = {
+        f"visual.{name}": tensor.contiguous() for name, tensor in open_clip_state(tower.state_dict()).items()
+    }
+    safetensors.torch.save_file(state, folder / "weights.safetensors")
+    return folder / "weights.safetensors"
+
+
+def _shard(path: Path, count: int) -> Path:
+    """Smooth pictures of 512 pixels' short side."""
+    rng = np.random.default_rng(0)
+    with tarfile.open(path, "w") as tar:
+        for number in range(count):
+            coarse = rng.integers(0, 256, (*rng.integers(4, 24, 2), 3), dtype=np.uint8)
+            picture = Image.fromarray(coarse).resize((640, 512), Image.Resampling.BICUBIC)
+            for suffix, content in (("jpg", _jpeg(picture)), ("json", json.dumps({"n": number}).encode())):
+                info = tarfile.TarInfo(f"{number:06d}.{suffix}")
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+    return path
+
+
+def _jpeg(picture: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()
