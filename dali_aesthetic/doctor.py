@@ -6,12 +6,11 @@ import io
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from enum import StrEnum
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,12 +21,15 @@ from dali_aesthetic.decode.batches import fill_batches
 from dali_aesthetic.decode.decoder import DaliDecoder
 from dali_aesthetic.decode.pillow import square_pixels
 from dali_aesthetic.decode.probe import Limits
+from dali_aesthetic.finding import Finding, Verdict
 from dali_aesthetic.launch.worker import resolve_device
-from dali_aesthetic.overlap import cpu_count
+from dali_aesthetic.overlap import cpu_count, every
+from dali_aesthetic.reach import reach_input, reach_output, reach_ray
 from dali_aesthetic.score.fast.backend import resolve_backend, why_not_fused
 from dali_aesthetic.score.spec import spec_of
 from dali_aesthetic.score.weights import WeightsUnavailable, present
-from dali_aesthetic.types import Sample, Shard
+from dali_aesthetic.stores.location import is_url
+from dali_aesthetic.types import EncodedBatch, Sample, Shard
 
 MIN_DRIVER = {12: "525.60", 13: "580.65"}
 """The oldest Linux driver for each CUDA major version (CUDA toolkit release notes, table 2)."""
@@ -36,36 +38,31 @@ _PIXEL_TOLERANCE = 0.5
 """Mean difference to PIL, of 255, that DALI's decoding of the test photo must stay under."""
 
 
-class Verdict(StrEnum):
-    """How a check went. A warning doesn't stop a run; a failure does."""
+def examine(
+    model: ModelConfig,
+    device: Device,
+    output: str | None = None,
+    inputs: Sequence[str] = (),
+    with_ray: bool = False,
+) -> Iterator[Finding]:
+    """Every check, cheapest first. A check that itself breaks is a failed finding.
 
-    OK = "ok"
-    WARN = "warn"
-    FAIL = "fail"
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One line of the report. `fix` says what to do, and is empty where there is nothing to do."""
-
-    check: str
-    verdict: Verdict
-    detail: str
-    fix: str = ""
-
-
-def examine(model: ModelConfig, device: Device, output: Path | None) -> Iterator[Finding]:
-    """Every check, cheapest first. A check that itself breaks is a failed finding."""
+    `output` and `inputs` may be URLs; they, and Ray, are only looked at where they are given.
+    """
     checks: list[tuple[str, Callable[[], Iterator[Finding]]]] = [
         ("python", _python),
         ("driver", _driver),
         ("gpu", lambda: _gpu(device)),
         ("decoder", lambda: _decoder(device)),
         ("encoder", lambda: _encoder(model, device)),
+        ("quack", lambda: _quack(device)),
         ("weights", lambda: _weights(model)),
     ]
     if output is not None:
-        checks.append(("output", lambda: _output(output)))
+        checks.append(("output", lambda: reach_output(output) if is_url(output) else _output(Path(output))))
+    checks += [("input", partial(reach_input, location)) for location in inputs]
+    if with_ray:
+        checks.append(("ray", reach_ray))
     for name, check in checks:
         try:
             yield from check()
@@ -140,7 +137,36 @@ def _jpeg_engine(chip: torch.device) -> Finding:
         pynvml.nvmlDeviceGetJpgUtilization(handle)
     except pynvml.NVMLError:
         return Finding("jpeg engine", Verdict.WARN, "this GPU has none: JPEGs decode on its SMs and the CPU")
-    return Finding("jpeg engine", Verdict.OK, "present; baseline JPEGs decode in hardware")
+    busy = jpeg_engine_use(chip, lambda: int(pynvml.nvmlDeviceGetJpgUtilization(handle)[0]))
+    if busy:
+        return Finding("jpeg engine", Verdict.OK, f"used: {busy}% busy while JPEGs were decoded")
+    detail = "present, but it stayed idle while JPEGs were decoded"
+    return Finding("jpeg engine", Verdict.WARN, detail, "install the DALI that the extra pins (MIG has none)")
+
+
+def jpeg_engine_use(chip: torch.device, utilisation: Callable[[], int], seconds: float = 4.0) -> int:
+    """The highest `utilisation` (percent) seen while JPEGs go through the real graph, `seconds` at most.
+
+    The driver gives it as a mean over up to a second, so that a moment's work would not show.
+    """
+    busy = 0
+    until = time.monotonic() + seconds
+    (batch,) = fill_batches([_test_sample(str(number)) for number in range(64)], 64, Limits())
+
+    def look() -> None:
+        nonlocal busy
+        busy = max(busy, utilisation())
+
+    def batches() -> Iterator[EncodedBatch]:
+        while time.monotonic() < until and not busy:
+            yield batch
+
+    decoder = DaliDecoder(image_size=224, batch_size=64, device=chip, num_threads=2, limits=Limits())
+    with every(0.05, look, "nvml"):
+        for _ in decoder.decode(batches()):
+            pass
+    decoder.close()
+    return busy
 
 
 def _decoder(device: Device) -> Iterator[Finding]:
@@ -160,20 +186,41 @@ def _decoder(device: Device) -> Iterator[Finding]:
 
 def decode_difference(device: torch.device) -> float:
     """Mean absolute difference of DALI's decoding of a test picture to PIL's, of 255."""
+    sample = _test_sample("0")
+    decoder = DaliDecoder(image_size=224, batch_size=1, device=device, num_threads=2, limits=Limits())
+    (batch,) = decoder.decode(fill_batches([sample], 1, Limits()))
+    decoder.close()
+    if not len(batch.rows_N):
+        raise RuntimeError(f"the test picture did not decode: {batch.headers[0].message}")
+    reference = square_pixels(Image.open(io.BytesIO(sample.image or b"")), 224).astype(np.int16)
+    return float(np.abs(batch.images_NHWC[0].cpu().numpy().astype(np.int16) - reference).mean())
+
+
+def _test_sample(key: str) -> Sample:
+    """A JPEG of 400x300 that is as smooth and as coloured as a photo."""
     y, x = np.mgrid[0:300, 0:400]
     waves = [127 + 90 * np.sin(x / 9 + c) * np.cos(y / (7 + c)) + x * 0.07 for c in range(3)]
     picture = Image.fromarray(np.stack(waves, axis=-1).clip(0, 255).astype(np.uint8))
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=92)
     shard = Shard(index=0, name="doctor", kind="folder", source="")
-    sample = Sample(shard=shard, key="0", image=buffer.getvalue(), entries=(), source="", offset=0)
-    decoder = DaliDecoder(image_size=224, batch_size=1, device=device, num_threads=2, limits=Limits())
-    (batch,) = decoder.decode(fill_batches([sample], 1, Limits()))
-    decoder.close()
-    if not len(batch.rows_N):
-        raise RuntimeError(f"the test picture did not decode: {batch.headers[0].message}")
-    reference = square_pixels(Image.open(buffer), 224).astype(np.int16)
-    return float(np.abs(batch.images_NHWC[0].cpu().numpy().astype(np.int16) - reference).mean())
+    return Sample(shard=shard, key=key, image=buffer.getvalue(), entries=(), source="", offset=0)
+
+
+def _quack(device: Device) -> Iterator[Finding]:
+    """The packages of the extra `hopper`, which the fused kernels take their matrix products from."""
+    names = ("quack-kernels", "nvidia-cutlass-dsl")
+    try:
+        found = ", ".join(f"{name} {metadata.version(name)}" for name in names)
+    except metadata.PackageNotFoundError as error:
+        chip = resolve_device(device)
+        if chip.type == "cuda" and torch.cuda.get_device_capability(chip)[0] == 9:
+            fix = "pip install 'dali-aesthetic[hopper]'"
+            yield Finding("quack", Verdict.WARN, f"{error.name} is missing: this GPU could be faster", fix)
+        else:
+            yield Finding("quack", Verdict.OK, "not installed; only Hopper GPUs (H100, H200) use it")
+        return
+    yield Finding("quack", Verdict.OK, found)
 
 
 def _encoder(model: ModelConfig, device: Device) -> Iterator[Finding]:
@@ -212,8 +259,3 @@ def _output(output: Path) -> Iterator[Finding]:
     little = free < _LITTLE_DISK_GB
     fix = "kept samples are copied whole: count the input's size times the share kept" if little else ""
     yield Finding("output", Verdict.WARN if little else Verdict.OK, f"{output}: {free:,.0f} GB free", fix)
-
-
-def as_dict(finding: Finding) -> dict[str, Any]:
-    """For JSON."""
-    return {name: str(getattr(finding, name)) for name in ("check", "verdict", "detail", "fix")}

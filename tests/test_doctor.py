@@ -9,12 +9,13 @@ import torch
 
 from dali_aesthetic import doctor
 from dali_aesthetic.config import ModelConfig
-from dali_aesthetic.doctor import Finding, Verdict, examine
+from dali_aesthetic.doctor import examine
+from dali_aesthetic.finding import Finding, Verdict
 
 
 def findings(model: ModelConfig, output: Path | None = None) -> dict[str, list[Finding]]:
     by_check: dict[str, list[Finding]] = {}
-    for finding in examine(model, "cpu", output):
+    for finding in examine(model, "cpu", None if output is None else str(output)):
         by_check.setdefault(finding.check, []).append(finding)
     return by_check
 
@@ -98,3 +99,39 @@ def test_a_check_that_breaks_is_a_finding_and_not_the_end(
 def test_pixels_far_from_pils_fail(monkeypatch: pytest.MonkeyPatch, tiny_model: ModelConfig) -> None:
     monkeypatch.setattr(doctor, "decode_difference", lambda device: 3.7)
     assert findings(tiny_model)["dali"][0].verdict is Verdict.FAIL
+
+
+def test_the_extra_for_hopper_is_asked_for_on_hopper_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> str:
+        raise doctor.metadata.PackageNotFoundError(name)
+
+    (there,) = doctor._quack("cpu")
+    assert there.verdict is Verdict.OK
+    monkeypatch.setattr(doctor.metadata, "version", missing)
+    (not_needed,) = doctor._quack("cpu")
+    assert not_needed.verdict is Verdict.OK
+    monkeypatch.setattr(doctor, "resolve_device", lambda device: torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda chip: (9, 0))
+    (wanted,) = doctor._quack("cuda")
+    assert (wanted.verdict, wanted.fix) == (Verdict.WARN, "pip install 'dali-aesthetic[hopper]'")
+
+
+def test_an_engine_is_used_as_soon_as_it_is_seen_to_be() -> None:
+    asked = []
+
+    def third_time() -> int:
+        asked.append(0)
+        return 40 if len(asked) >= 3 else 0
+
+    assert doctor.jpeg_engine_use(torch.device("cpu"), third_time) == 40
+    assert doctor.jpeg_engine_use(torch.device("cpu"), lambda: 0, seconds=0.5) == 0
+
+
+@pytest.mark.gpu
+def test_the_jpeg_engine_of_this_gpu_is_used() -> None:
+    by_check = {finding.check: finding for finding in doctor._gpu("cuda")}
+    engine = by_check["jpeg engine"]
+    if "has none" in engine.detail:
+        pytest.skip("this GPU has no JPEG engine")
+    assert engine.verdict is Verdict.OK, engine
+    assert "busy while JPEGs were decoded" in engine.detail

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
 from rich.table import Table
 
-from dali_aesthetic.commands.options import Encoder, Heads, Input, ModelDir, MoreInput, Weights
+from dali_aesthetic.commands.options import Encoder, Engine, Heads, Input, ModelDir, MoreInput, Weights
 from dali_aesthetic.commands.outcome import console, guarded
 
 commands = typer.Typer()
@@ -24,6 +23,8 @@ DOCTOR_EXAMPLES = """
 Examples:
 
   dali-aesthetic doctor --output kept --model-dir models
+
+  dali-aesthetic doctor --input s3://bucket/shards/ --output s3://bucket/kept --engine ray
 
 Exit code: 0 fit to run, 1 a check failed.
 """
@@ -54,7 +55,9 @@ def inspect(
 
 @commands.command(epilog=DOCTOR_EXAMPLES)
 def doctor(
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder to write to.")] = None,
+    input: Input = None,
+    output: Annotated[str | None, typer.Option("--output", "-o", help="Folder or URL to write to.")] = None,
+    engine: Engine = None,
     model_dir: ModelDir = None,
     encoder: Encoder = None,
     weights: Weights = None,
@@ -62,16 +65,17 @@ def doctor(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     as_json: Json = False,
 ) -> None:
-    """Check driver, GPU, decoder, weights and output before a long job; what is wrong comes with its fix."""
+    """Check driver, GPU, decoder, weights, and input, output and Ray where given; failures with their fix."""
 
     def work() -> int:
         from dali_aesthetic.config import Config
-        from dali_aesthetic.doctor import Verdict, as_dict, examine
+        from dali_aesthetic.doctor import examine
+        from dali_aesthetic.finding import Verdict, as_dict
 
         given = {"encoder": encoder, "weights": weights, "heads": head, "model_dir": model_dir}
         model = {name: value for name, value in given.items() if value is not None}
         config = Config.build({"input": "-", "output": "-", "device": device, "model": model})
-        findings = list(examine(config.model, config.device, output))
+        findings = list(examine(config.model, config.device, output, input or (), engine == "ray"))
         if as_json:
             typer.echo(json.dumps([as_dict(finding) for finding in findings], indent=2))
         else:

@@ -1,0 +1,103 @@
+"""Inputs, stores and Ray are reached, or the reason why not is told with a fix, and soon."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from dali_aesthetic import reach
+from dali_aesthetic.cli import app
+from dali_aesthetic.finding import Finding, Verdict
+from tests.stores.fixtures import bucket, s3_server
+from tests.stores.s3 import Bucket
+
+__all__ = ["bucket", "s3_server"]
+
+
+def one(findings: Iterator[Finding]) -> Finding:
+    (finding,) = findings
+    return finding
+
+
+def test_a_local_input_is_counted_or_missed(shards_dir: Path, tmp_path: Path) -> None:
+    found = one(reach.reach_input(str(shards_dir)))
+    assert found.verdict is Verdict.OK
+    assert "tar shards" in found.detail
+    missing = one(reach.reach_input(str(tmp_path / "none.tar")))
+    assert missing.verdict is Verdict.FAIL
+    assert "none.tar" in missing.detail
+
+
+@pytest.mark.parametrize("pattern", ["in", "in/a.tar", "in/*.tar", "in/{a..c}.tar"])
+def test_an_input_in_a_bucket_is_read(bucket: Bucket, pattern: str) -> None:
+    for name in "abc":
+        bucket.put(f"in/{name}.tar", b"x" * 700)
+    found = one(reach.reach_input(f"{bucket.url}/{pattern}"))
+    assert found.verdict is Verdict.OK, found.detail
+    assert "in/a.tar: 700 bytes, 512 read" in found.detail
+
+
+@pytest.mark.parametrize("place", ["in", "in/none.tar", "in/*.tar"])
+def test_an_input_that_is_not_in_the_bucket_fails(bucket: Bucket, place: str) -> None:
+    found = one(reach.reach_input(f"{bucket.url}/{place}"))
+    assert found.verdict is Verdict.FAIL
+    assert "credentials" in found.fix
+
+
+def test_an_output_in_a_bucket_is_tried_and_left_as_it_was(bucket: Bucket) -> None:
+    assert one(reach.reach_output(f"{bucket.url}/kept")).verdict is Verdict.OK
+    assert bucket.keys() == []
+    missing = one(reach.reach_output("s3://no-such-bucket-here/kept"))
+    assert missing.verdict is Verdict.FAIL
+
+
+def test_a_store_that_nobody_knows_fails_with_its_name() -> None:
+    found = one(reach.reach_output("nosuch://place/kept"))
+    assert found.verdict is Verdict.FAIL
+    assert "nosuch" in found.detail
+
+
+def test_ray_answers_or_not(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(reach.metadata, "version", lambda name: "2.99")
+    monkeypatch.setattr(reach, "_RAY_CLUSTER", tmp_path / "none")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert "starts one on this machine" in one(reach.reach_ray()).detail
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        (tmp_path / "cluster").write_text(f"127.0.0.1:{port}")
+        monkeypatch.setattr(reach, "_RAY_CLUSTER", tmp_path / "cluster")
+        assert f"the cluster at 127.0.0.1:{port} answers" in one(reach.reach_ray()).detail
+        monkeypatch.setenv("RAY_ADDRESS", f"ray://127.0.0.1:{port}")
+        assert one(reach.reach_ray()).verdict is Verdict.OK
+    start = time.monotonic()
+    silent = one(reach.reach_ray())
+    assert (silent.verdict, time.monotonic() - start < 10) == (Verdict.FAIL, True)
+    assert "RAY_ADDRESS" in silent.fix
+
+
+def test_without_ray_the_fix_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> str:
+        raise reach.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(reach.metadata, "version", missing)
+    found = one(reach.reach_ray())
+    assert (found.verdict, found.fix) == (Verdict.FAIL, "pip install 'dali-aesthetic[ray]'")
+
+
+@pytest.mark.slow
+def test_the_command_asks_for_what_is_given(bucket: Bucket) -> None:
+    bucket.put("in/a.tar", b"x" * 700)
+    tiny = ["--encoder", "ViT-B-32", "--weights", "random:1", "--head", "random:1", "--device", "cpu"]
+    given = ["--input", f"{bucket.url}/in", "--output", f"{bucket.url}/kept", "--engine", "ray"]
+    done = CliRunner().invoke(app, ["doctor", *tiny, *given, "--json"])
+    by_check = {line["check"]: line for line in json.loads(done.stdout)}
+    assert by_check["input"]["verdict"] == by_check["output"]["verdict"] == "ok"
+    assert {"ray", "quack", "jpeg engine"} & set(by_check) >= {"ray", "quack"}
+    failed = [line for line in by_check.values() if line["verdict"] == "fail"]
+    assert done.exit_code == (1 if failed else 0)
