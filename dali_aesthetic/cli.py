@@ -115,9 +115,11 @@ def run(
     engine: Engine = None,
     gpus: Gpus = None,
     workers: Workers = None,
-    precision: Annotated[str | None, typer.Option(help="auto, fp32, fp16 or bf16. (default: auto)")] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="auto, fp32, fp16, bf16 or fp8. (default: auto)")
+    ] = None,
     backend: Annotated[
-        str | None, typer.Option(help="auto, eager, torchscript, fused. (default: auto)")
+        str | None, typer.Option(help="auto, eager, torchscript, compile, export or fused. (default: auto)")
     ] = None,
     batch_size: Annotated[
         int | None, typer.Option(help="Images encoded at a time. (default: what suits the backend)")

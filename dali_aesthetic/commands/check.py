@@ -37,11 +37,11 @@ def verify(
     ] = False,
     precision: Annotated[
         str | None,
-        typer.Option(help="Measure this precision against PIL and fp32: auto, fp32, fp16, bf16."),
+        typer.Option(help="Measure this precision against PIL and fp32: auto, fp32, fp16, bf16, fp8."),
     ] = None,
     input: Input = None,
     sample: Annotated[int, typer.Option(min=1, help="Images to measure the precision on.")] = 1000,
-    backend: Annotated[str | None, typer.Option(help="auto, eager, torchscript, fused.")] = None,
+    backend: Annotated[str | None, typer.Option(help="auto, eager, torchscript, compile, export, fused.")] = None,
     device: Device = None,
     encoder: Encoder = None,
     weights: Weights = None,
