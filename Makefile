@@ -1,8 +1,11 @@
 # `make run` and `make test` set up what they need in $(VENV) and do their job; `make help` lists the rest.
 PYTHON ?= python3
 VENV ?= .venv
-# cuda12 or cuda13: the DALI build that fits the driver. Both also run on a machine without a GPU.
-CUDA ?= cuda12
+# cuda12 or cuda13: the build of DALI. CUDA 13 needs a driver from 580 up; both also run without a GPU.
+DRIVER := $(shell nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>/dev/null | head -n 1 | cut -d . -f 1)
+CUDA ?= $(if $(shell [ "$(DRIVER)" -ge 580 ] 2>/dev/null && echo yes),cuda13,cuda12)
+# The torch on PyPI is built for CUDA 13. A GPU with an older driver takes one from PyTorch's own index.
+TORCH_INDEX ?= $(if $(DRIVER),$(if $(filter cuda12,$(CUDA)),--extra-index-url https://download.pytorch.org/whl/cu128))
 BIN = $(VENV)/bin
 INPUT ?=
 OUTPUT ?=
@@ -54,13 +57,13 @@ $(VENV)/bin/python:
 	$(BIN)/python -m pip install --quiet --upgrade pip
 
 $(VENV)/.run: pyproject.toml $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --editable '.[$(CUDA),demo]'
+	$(BIN)/python -m pip install --quiet $(TORCH_INDEX) --editable '.[$(CUDA),demo]'
 	touch $@
 
 $(VENV)/.dev: pyproject.toml $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --editable '.[$(CUDA),demo,dev]'
+	$(BIN)/python -m pip install --quiet $(TORCH_INDEX) --editable '.[$(CUDA),demo,dev]'
 	touch $@ $(VENV)/.run
 
 $(VENV)/.bench: $(VENV)/.dev
-	$(BIN)/python -m pip install --quiet --editable '.[$(CUDA),demo,dev,bench]'
+	$(BIN)/python -m pip install --quiet $(TORCH_INDEX) --editable '.[$(CUDA),demo,dev,bench]'
 	touch $@
