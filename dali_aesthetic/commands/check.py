@@ -41,7 +41,9 @@ def verify(
     ] = None,
     input: Input = None,
     sample: Annotated[int, typer.Option(min=1, help="Images to measure the precision on.")] = 1000,
-    backend: Annotated[str | None, typer.Option(help="auto, eager, torchscript, compile, export, fused.")] = None,
+    backend: Annotated[
+        str | None, typer.Option(help="auto, eager, torchscript, compile, export or fused.")
+    ] = None,
     device: Device = None,
     encoder: Encoder = None,
     weights: Weights = None,
