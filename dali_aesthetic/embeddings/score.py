@@ -23,6 +23,7 @@ from dali_aesthetic.embeddings.matrix import Block, blocks, open_matrix
 from dali_aesthetic.score.head import HeadBank
 from dali_aesthetic.score.weights import ResolvedFile, load_head
 from dali_aesthetic.shards.inputs import InputError
+from dali_aesthetic.stores.location import is_url
 from dali_aesthetic.threshold import Threshold
 from dali_aesthetic.types import ShardReport, Status
 from dali_aesthetic.write.embedding_scores import EmbeddingScores
@@ -81,6 +82,8 @@ def score_embeddings(
     RunMismatch for an output that holds another run,
     WeightsUnavailable, and OSError where the output can't be written.
     """
+    if is_url(str(output)):
+        raise ValueError(f"--output {output}: scores of embeddings go to a local folder, not to a URL")
     root = Path(output)
     files = find_embeddings(inputs, str(root))
     threshold = threshold or Threshold()
