@@ -19,6 +19,7 @@ from dali_aesthetic.config import Config, ConfigError
 from dali_aesthetic.launch.ray_board import Board, News
 from dali_aesthetic.launch.ray_worker import REPORTS, TASK, Order, ShardWorker, settle
 from dali_aesthetic.launch.result import RunResult, Watch, unwatched
+from dali_aesthetic.launch.signals import keeping_handlers
 from dali_aesthetic.overlap import every
 from dali_aesthetic.score.download import WeightsUnavailable
 from dali_aesthetic.shards.plan import plan_shards
@@ -88,7 +89,8 @@ def _connected(ray: ModuleType) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    ray.init(logging_level=logging.WARNING)
+    with keeping_handlers():
+        ray.init(logging_level=logging.WARNING)
     try:
         yield
     finally:
@@ -151,7 +153,8 @@ def _rows(
     """The rows that come out, as tasks end."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    # What its object store has room for: nothing that we put there matters.
+    logging.getLogger("ray.data._internal.execution.resource_manager").setLevel(logging.ERROR)
     work = tasks(todo, order.most_workers or _room(ray, order))
     pool = ray.data.ActorPoolStrategy(min_size=1, max_size=len(work))
     if order.most_workers is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 _STOPPING = (signal.SIGINT, signal.SIGTERM)
@@ -32,6 +32,19 @@ def stoppable() -> Iterator[None]:
     try:
         yield
     finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def keeping_handlers() -> Iterator[None]:
+    """Puts back what the block (a library's start) does to these signals.
+
+    Outside of the main thread it does nothing.
+    """
+    before = {number: signal.getsignal(number) for number in _STOPPING}
+    yield
+    with suppress(ValueError):
         for number, handler in before.items():
             signal.signal(number, handler)
 

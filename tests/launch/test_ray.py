@@ -25,6 +25,7 @@ from dali_aesthetic.launch.engine import run
 from dali_aesthetic.launch.ray import MOST_SHARDS_A_TASK, tasks
 from dali_aesthetic.launch.ray_board import Board
 from dali_aesthetic.launch.ray_worker import TASK
+from dali_aesthetic.launch.signals import keeping_handlers
 from dali_aesthetic.overlap import every
 from dali_aesthetic.stats import RunStats, Tally
 from dali_aesthetic.types import Shard, ShardReport
@@ -208,6 +209,14 @@ def test_tasks_hold_all_shards_in_order(num_shards: int, num_workers: int, size:
     names = [[one["name"] for one in json.loads(row[TASK])] for row in tasks(shards, num_workers)]
     assert [name for task in names for name in task] == [one.name for one in shards]
     assert {len(task) for task in names[:-1]} <= {size}
+
+
+def test_what_ray_does_to_the_signals_is_undone() -> None:
+    """It would end the process at once, and the lock on the output would stay."""
+    before = signal.getsignal(signal.SIGTERM)
+    with keeping_handlers():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_without_ray_it_says_what_to_install(
