@@ -43,6 +43,10 @@ def blocks(results: Sequence[Result]) -> dict[str, str]:
     """The README's blocks by name; empty where nothing of the kind was measured on a GPU."""
     return {
         "throughput": _throughput_block(results),
+        "feed": _limited_block(results, "feed", "end to end, by encoder", "of the encoder alone"),
+        "scaling": _limited_block(
+            results, "scaling", "the same work for each GPU", "of one GPU times their number"
+        ),
         "encoders": _encoders_block(results),
         "peers": _peers_block(results),
         "host": _host_block(results),
@@ -69,6 +73,22 @@ def _throughput_table(result: Result) -> str:
     encoder = encoder_row(result)
     rows = [[row.name, format_number(row.median), _share(row, encoder)] for row in result.rows]
     titles = [f"{hardware_line(result)} ({_model(result)})", "images/s", "of the encoder alone"]
+    return f"{table(titles, rows)}\n\nFrom {_link(result)}, {result.date}."
+
+
+def _limited_block(results: Sequence[Result], theme: str, what: str, limit: str) -> str:
+    """The rows of the newest GPU results of a theme that have a limit, with their share of it."""
+    found = [result for slug, result in newest(results, theme).items() if slug != "cpu"]
+    return "\n\n".join(_limited_table(result, what, limit) for result in found)
+
+
+def _limited_table(result: Result, what: str, limit: str) -> str:
+    rows = [
+        [row.name, format_number(row.median), f"{100 * row.median / row.limit:.0f}%"]
+        for row in result.rows
+        if row.limit
+    ]
+    titles = [f"{hardware_line(result)}, {what}", "images/s", limit]
     return f"{table(titles, rows)}\n\nFrom {_link(result)}, {result.date}."
 
 
