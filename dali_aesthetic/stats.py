@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
-from collections.abc import Mapping
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Self, TypeVar
 
 from dali_aesthetic.overlap import StageTimes
 from dali_aesthetic.types import ImageHeader, ShardReport, Status
 
 _Number = TypeVar("_Number", int, float)
+_LATEST = 1000
 _Name = TypeVar("_Name")
 
 
@@ -45,6 +46,49 @@ class Tally:
         )
 
 
+class Reports:
+    """The reports of a run's shards: all are counted, those of failed and damaged shards are kept.
+
+    Of the others the latest are, so that a run of a million shards takes no more memory than a small one.
+    `committed` is what the committed ones add up to, `bytes_kept` their bytes.
+    """
+
+    def __init__(self) -> None:
+        self.committed = Tally()
+        self.bytes_kept = 0
+        self._count = 0
+        self._problems: list[ShardReport] = []
+        self._latest: deque[ShardReport] = deque(maxlen=_LATEST)
+
+    def append(self, report: ShardReport) -> None:
+        self._count += 1
+        self._latest.append(report)
+        if report.error or report.damage:
+            self._problems.append(report)
+        if not report.error:
+            self.committed += tally_of(report)
+            self.bytes_kept += report.bytes_kept
+
+    def __iadd__(self, reports: Iterable[ShardReport]) -> Self:
+        for report in reports:
+            self.append(report)
+        return self
+
+    def __len__(self) -> int:
+        """How many there were."""
+        return self._count
+
+    def __iter__(self) -> Iterator[ShardReport]:
+        """Those that are kept."""
+        yield from list(self._problems)
+        yield from [report for report in list(self._latest) if not (report.error or report.damage)]
+
+    def since(self, count: int) -> list[ShardReport]:
+        """The ones that came after the first `count`, as far as they are among the latest."""
+        latest, new = list(self._latest), self._count - count
+        return latest[-new:] if new > 0 else []
+
+
 @dataclass(slots=True)
 class RunStats:
     """What a run has done so far. Times are seconds; rates count every sample, good or bad.
@@ -59,7 +103,7 @@ class RunStats:
     num_kept: int = 0
     statuses: Counter[str] = field(default_factory=Counter)
     presets: Counter[str] = field(default_factory=Counter)
-    reports: list[ShardReport] = field(default_factory=list)
+    reports: Reports = field(default_factory=Reports)
     stages: list[StageTimes] = field(default_factory=list)
     workers: dict[str, Tally] = field(default_factory=dict)
     incidents: list[str] = field(default_factory=list)
@@ -161,6 +205,11 @@ class RunStats:
         work = self.work_times()
         slowest = max(work, key=lambda name: work[name], default="")
         return slowest if work.get(slowest, 0) > 0 else ""
+
+
+def tally_of(report: ShardReport) -> Tally:
+    """What a report says of its shard's samples."""
+    return Tally(num_samples=report.num_samples, num_kept=report.num_kept, statuses=report.statuses)
 
 
 def _sum(one: Mapping[_Name, _Number], other: Mapping[_Name, _Number]) -> dict[_Name, _Number]:

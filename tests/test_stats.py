@@ -25,11 +25,12 @@ def test_samples_are_counted_by_status() -> None:
 
 def test_failed_and_damaged_shards_are_told_apart() -> None:
     stats = RunStats()
-    stats.reports = [
+    stats.reports += [
         ShardReport(name="a", source="a"),
         ShardReport(name="b", source="b", damage="cut"),
         ShardReport(name="c", source="c", error="no tar"),
     ]
+    assert len(stats.reports) == len(list(stats.reports)) == 3
     assert [report.name for report in stats.damaged] == ["b"]
     assert [report.name for report in stats.failed] == ["c"]
 
@@ -69,3 +70,22 @@ def test_tallies_of_workers_add_up_to_the_run() -> None:
 def test_streams_of_one_worker_add_their_seconds() -> None:
     both = Tally(num_samples=1, seconds=2.0, work={"sink": 1.0}) + Tally(seconds=3.0, work={"decode": 0.5})
     assert (both.num_samples, both.seconds, both.work) == (1, 5.0, {"sink": 1.0, "decode": 0.5})
+
+
+def test_of_many_reports_the_problems_are_kept_and_all_are_counted() -> None:
+    stats = RunStats()
+    stats.reports.append(ShardReport(name="bad", source="bad", error="no tar"))
+    stats.reports += [ShardReport(name=str(i), source="") for i in range(5000)]
+    assert len(stats.reports) == 5001
+    assert [report.name for report in stats.failed] == ["bad"]
+    assert len(list(stats.reports)) == 1000
+    assert [report.name for report in stats.reports.since(4999)] == ["4998", "4999"]
+    assert stats.reports.since(5001) == []
+
+
+def test_committed_reports_add_up() -> None:
+    stats = RunStats()
+    one = ShardReport(name="a", source="", num_samples=3, num_kept=1, statuses={"ok": 3}, bytes_kept=7)
+    stats.reports += [one, one, ShardReport(name="c", source="", error="no tar")]
+    assert stats.reports.committed == Tally(num_samples=6, num_kept=2, statuses={"ok": 6})
+    assert stats.reports.bytes_kept == 14

@@ -217,8 +217,10 @@ class _Totals:
 
     def send(self) -> None:
         if self._stats is not None:
-            with suppress(OSError):  # the launcher has gone, and this process goes with it
+            try:
                 self._beats.send(self._before + self._stats.tally())
+            except OSError:  # The launcher has gone. A fork server lives on with its children, so that its
+                os.kill(os.getpid(), signal.SIGKILL)  # end does not reach them.
 
     def end(self) -> None:
         assert self._stats is not None

@@ -15,7 +15,7 @@ from dali_aesthetic.config import Config
 from dali_aesthetic.launch import child
 from dali_aesthetic.launch.slots import VISIBLE, Slot
 from dali_aesthetic.launch.slurm import ALONE, Task
-from dali_aesthetic.stats import Tally
+from dali_aesthetic.stats import Tally, tally_of
 from dali_aesthetic.types import ShardReport
 
 _PRELOAD = ["dali_aesthetic.launch.work", "dali_aesthetic.launch.precision", "nvidia.dali.fn", "open_clip"]
@@ -75,7 +75,7 @@ class WorkerProcess:
                 if isinstance(message, Tally):
                     self.tally = message
                 elif isinstance(message, ShardReport):
-                    self.committed += _tally(message)
+                    self.committed += tally_of(message)
                 yield message
 
     def answer(self, shard: object) -> None:
@@ -157,7 +157,3 @@ def _received(pipe: Connection) -> object | None:
     except (EOFError, OSError):
         pipe.close()
         return None
-
-
-def _tally(report: ShardReport) -> Tally:
-    return Tally(num_samples=report.num_samples, num_kept=report.num_kept, statuses=report.statuses)

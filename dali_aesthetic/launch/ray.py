@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from types import ModuleType
@@ -23,7 +23,7 @@ from dali_aesthetic.launch.signals import keeping_handlers
 from dali_aesthetic.overlap import every
 from dali_aesthetic.score.download import WeightsUnavailable
 from dali_aesthetic.shards.plan import plan_shards
-from dali_aesthetic.stats import RunStats, Tally
+from dali_aesthetic.stats import RunStats
 from dali_aesthetic.types import Shard, ShardReport, Status
 from dali_aesthetic.write.lock import claim
 from dali_aesthetic.write.output import clean_leftovers, open_output
@@ -149,7 +149,7 @@ def _work(
 
 def _rows(
     ray: ModuleType, order: Order, identity: dict[str, Any], board: Any, todo: Sequence[Shard]
-) -> Iterator[dict[str, str]]:
+) -> Iterable[dict[str, str]]:
     """The rows that come out, as tasks end."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
@@ -166,7 +166,7 @@ def _rows(
         num_gpus=order.gpus_each,
         num_cpus=order.cpus_each,
     )
-    rows: Iterator[dict[str, str]] = dataset.iter_rows()
+    rows: Iterable[dict[str, str]] = dataset.iter_rows()
     return rows
 
 
@@ -189,12 +189,8 @@ def _take(stats: RunStats, news: News) -> None:
 
 def _settle_counts(stats: RunStats) -> None:
     """Takes off what workers counted that died before it was committed, and was counted again."""
-    committed = sum((_tally(report) for report in stats.reports if not report.error), Tally())
+    committed = stats.reports.committed
     stats.num_samples, stats.num_kept = committed.num_samples, committed.num_kept
     stats.statuses.clear()
     stats.statuses.update(committed.statuses)
     stats.num_scored = stats.statuses[Status.OK.value]
-
-
-def _tally(report: ShardReport) -> Tally:
-    return Tally(num_samples=report.num_samples, num_kept=report.num_kept, statuses=report.statuses)

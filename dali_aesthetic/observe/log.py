@@ -66,7 +66,7 @@ class _Follower:
         self._said_at = time.monotonic()
 
     def look(self) -> None:
-        reports, incidents = self._stats.reports[self._num_reports :], self._stats.incidents
+        reports, incidents = self._stats.reports.since(self._num_reports), self._stats.incidents
         for report in reports:
             self._report(report)
         for incident in incidents[self._num_incidents :]:

@@ -74,16 +74,14 @@ def read_metrics(stats: RunStats, num_shards: int, gpus: Sequence[GpuReading] = 
     for name, tally in workers.items():
         yield from _worker(name, tally)
     yield Value("shards_planned", (), num_shards)
-    reports = list(stats.reports)
-    failed = sum(bool(report.error) for report in reports)
-    damaged = sum(bool(report.damage) and not report.error for report in reports)
+    reports, failed, damaged = stats.reports, len(stats.failed), len(stats.damaged)
     for result, count in (
         ("committed", len(reports) - failed - damaged),
         ("damaged", damaged),
         ("failed", failed),
     ):
         yield Value("shards_total", (result,), count)
-    yield Value("bytes_kept_total", (), sum(report.bytes_kept for report in reports))
+    yield Value("bytes_kept_total", (), reports.bytes_kept)
     yield Value("worker_deaths_total", (), len(stats.incidents))
     yield Value("run_seconds", (), stats.seconds)
     for gpu in gpus:

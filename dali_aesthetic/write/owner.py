@@ -60,9 +60,13 @@ def _host() -> str:
 
 
 def _started(pid: int) -> int:
-    """When a process of this host started, in clock ticks since boot; 0 where that can't be known."""
+    """When a process of this host started, in clock ticks since boot; 0 where that can't be known.
+
+    One that has ended and waits for its parent to look (a zombie) writes nothing any more: it isn't known.
+    """
     try:
-        return int(Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[19])
+        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+        return 0 if fields[0] in (b"Z", b"X") else int(fields[19])
     except (OSError, IndexError, ValueError):
         return 0
 

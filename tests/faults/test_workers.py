@@ -40,7 +40,7 @@ def test_workers_killed_at_random_are_replaced_and_the_bytes_are_those_of_one(
     job: Job, tmp_path: Path
 ) -> None:
     output, moments, killed = tmp_path / "out", random.Random(time.time_ns()), 0
-    command = job.start(output, *TWO, "--json", worker_faults=[SLOW])
+    command = job.start(output, "--workers", "4", "--json", worker_faults=[SLOW])
     wait_for(lambda: (output / "run.json").exists(), command)
     while command.poll() is None and killed < 4:
         time.sleep(moments.uniform(0.1, 0.6))

@@ -43,7 +43,7 @@ class SlicedBackend:
 
 def _slices(images_NHWC: Tensor) -> Iterator[Tensor]:
     """The last one filled up, so that all have one shape."""
-    for part_NHWC in images_NHWC.split(SLICE):
+    for part_NHWC in torch.split(images_NHWC, SLICE):
         if len(part_NHWC) < SLICE:
             part_NHWC = torch.cat(
                 [part_NHWC, part_NHWC.new_zeros(SLICE - len(part_NHWC), *part_NHWC.shape[1:])]

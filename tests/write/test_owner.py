@@ -1,0 +1,28 @@
+"""Whether the process that a file belongs to is still there."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+
+from dali_aesthetic.write.owner import Owner, _started
+
+
+def test_a_process_that_has_ended_is_dead_also_while_nobody_has_looked() -> None:
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as child:
+        owner = Owner(Owner.current().host, child.pid, _started(child.pid))
+        assert owner.started
+        assert owner.is_alive
+        child.kill()
+        deadline = time.monotonic() + 10
+        while owner.is_alive:  # a zombie now: nobody has waited for it
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+
+def test_this_process_is_alive_and_survives_being_written_down() -> None:
+    owner = Owner.current()
+    assert owner.is_alive
+    assert owner.is_here
+    assert Owner.parse(str(owner)) == owner
