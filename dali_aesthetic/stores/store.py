@@ -11,7 +11,6 @@ from typing import Any, Protocol
 import fsspec
 
 from dali_aesthetic.stores.errors import StoreUnusable
-from dali_aesthetic.stores.location import protocol
 from dali_aesthetic.types import Buffer
 
 EXTRAS = {
@@ -111,12 +110,3 @@ def missing_package(scheme: str, error: Exception) -> StoreUnusable:
     extra = EXTRAS.get(scheme)
     fix = f"pip install 'dali-aesthetic[{extra}]'" if extra else f"install the package of fsspec for {scheme}"
     return StoreUnusable(f"{scheme}:// needs a package that is missing ({error}): {fix}")
-
-
-def check_scheme(url: str) -> None:
-    """Raises StoreUnusable where nothing here opens such a URL."""
-    scheme = protocol(url)
-    known = {*EXTRAS, *fsspec.available_protocols()}
-    if scheme not in known:
-        raise StoreUnusable(f"{url}: no store is called {scheme}://; known are {', '.join(sorted(EXTRAS))}")
-    store_of(url)
