@@ -34,13 +34,19 @@ class Scene:
     seconds: float = 0.0
 
     def start(
-        self, output: str, endpoint: str = "", source: str = "", faults: list[str] | None = None
+        self,
+        output: str,
+        endpoint: str = "",
+        *more: str,
+        source: str = "",
+        faults: list[str] | None = None,
     ) -> Command:
         """Begins the run into `output` (below the bucket, or an absolute path), through `endpoint`."""
         where = output if output.startswith("/") else f"{self.bucket.url}/{output}"
         return self.zygote.start(
             *("run", "--input", source or f"{self.bucket.url}/in/", "--output", where),
             *MODEL,
+            *more,
             faults=faults or [],
             environ={**ENVIRONMENT, "AWS_ENDPOINT_URL": endpoint or self.bucket.endpoint},
         )
@@ -115,6 +121,12 @@ def test_killed_at_random_moments_it_ends_with_the_same_objects(scene: Scene) ->
         kills += 1
         assert_nothing_torn(scene, f"killed{round_}")
     scene.finish(f"killed{round_}")
+
+
+def test_several_workers_at_one_url_give_the_same_objects(scene: Scene) -> None:
+    command = scene.start("workers", "", "--workers", "2")
+    assert command.wait(120) == 0, command.text
+    assert_same(scene.bucket.snapshot("workers"), scene.expected)
 
 
 def test_stats_are_the_last_object_of_a_shard(scene: Scene) -> None:
