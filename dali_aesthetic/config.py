@@ -189,6 +189,13 @@ class Config(_Section):
             raise ValueError(f"--workers {workers} and --device cuda are given: give --gpus for these")
         return self
 
+    @field_validator("output")
+    @classmethod
+    def _writable_place(cls, value: str) -> str:
+        if value.startswith(("http://", "https://")):
+            raise ValueError(f"--output {value}: a web server takes no output; give a folder or s3://BUCKET/…")
+        return value.removeprefix("file://")
+
     @classmethod
     def build(cls, values: Mapping[str, Any]) -> Self:
         """A config from nested plain values; errors are one `ConfigError` line per field."""

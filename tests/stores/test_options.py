@@ -9,6 +9,7 @@ from typing import Any
 import fsspec
 import pytest
 
+from dali_aesthetic.config import Config, ConfigError
 from dali_aesthetic.shards.plan import InputError, plan_shards
 from dali_aesthetic.stores import store
 from dali_aesthetic.stores.access import read_bytes
@@ -112,3 +113,10 @@ def test_a_missing_package_names_its_extra(
 def test_an_unknown_scheme_is_an_error() -> None:
     with pytest.raises(InputError, match="nowhere://"):
         plan_shards("nowhere://bucket/a/")
+
+
+def test_an_output_is_a_place_that_can_be_written() -> None:
+    with pytest.raises(ConfigError, match="a web server takes no output"):
+        Config.build({"input": "a.tar", "output": "https://host/out"})
+    # As a file system it commits by renaming, which fsspec's copy would not.
+    assert Config.build({"input": "a.tar", "output": "file:///kept/out"}).output == "/kept/out"
