@@ -160,8 +160,10 @@ def _calibrate(config: Config, shards: Sequence[Shard], device: torch.device) ->
             raise ConfigError(f"model: precision fp8 can't run here: {reason}; use --precision auto")
         return _untried(config, reason)
     images_NHWC = _first_images(config, shards, tower.spec.image_size, device)
-    if len(images_NHWC) < FEWEST_IMAGES:
-        return _untried(config, f"{len(images_NHWC)} images could be decoded and it takes {FEWEST_IMAGES}")
+    # Nobody asked for fp8 on a small input, where it gains nothing.
+    fewest = gate.calibration_images + gate.check_images if model.precision == "auto" else FEWEST_IMAGES
+    if len(images_NHWC) < fewest:
+        return _untried(config, f"{len(images_NHWC)} images could be decoded and it takes {fewest}")
     from dali_aesthetic.score.fast.float8_study import calibrate
 
     first = min(gate.calibration_images, len(images_NHWC) // 3)
