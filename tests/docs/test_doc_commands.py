@@ -59,9 +59,9 @@ def test_what_can_run_here_runs(document: Path, sandbox: Path, tiny_weights: Non
 
 def _run(command: Command) -> int:
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in {"SLURM_ARRAY_TASK_ID": "0", **command.variables}.items():
+        for name, value in command.variables.items():
             patch.setenv(name, value)
-        words = [_shortened(os.path.expandvars(word)) for word in command.words]
+        words = [_shortened(_expanded(word)) for word in command.words]
         _clear_output(words)
         if words[0] == "dali-aesthetic":
             done = CliRunner().invoke(app, words[1:])
@@ -72,6 +72,11 @@ def _run(command: Command) -> int:
             patch.setattr(sys, "argv", words[1:])
             return _run_script(words[1])
     return subprocess.run(["bash", "-c", f"{' '.join(words)} > {command.redirect}"], check=False).returncode
+
+
+def _expanded(word: str) -> str:
+    """With its variables; a job's number is put into the words alone: set for real, it would be a job."""
+    return os.path.expandvars(word.replace("$SLURM_ARRAY_TASK_ID", "0"))
 
 
 def _shortened(word: str) -> str:

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from dali_aesthetic import Config, ModelConfig, Threshold, run
-from tests.conftest import read_members
+from tests.conftest import REPOSITORY, read_members
 
 pytest.importorskip("nemo_curator", reason="nemo-curator is not installed")
 stages = pytest.importorskip(
@@ -67,6 +67,36 @@ def test_tars_in_are_the_tars_that_run_writes(shards_dir: Path, expected: Path, 
     assert stage.process(task).data == result.data
     assert (tmp_path / "out/shards/00000.tar").stat().st_mtime_ns == before
     stage.teardown()
+
+
+@pytest.mark.slow
+def test_a_pipeline_of_theirs_runs_it(
+    shards_dir: Path, expected: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Partitioning by their stage, the work by ours, in the workers of their executor over Ray Data.
+
+    Their other executor asks for more cores than two.
+    """
+    from nemo_curator.backends.ray_data import RayDataExecutor
+    from nemo_curator.pipeline import Pipeline
+    from nemo_curator.stages.file_partitioning import FilePartitioningStage
+
+    ray = pytest.importorskip("ray", reason="Ray is not installed")
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
+    partition = FilePartitioningStage(str(shards_dir), files_per_partition=1, file_extensions=[".tar"])
+    output = tmp_path / "out"
+    stage = stages.AestheticShardStage(
+        output_dir=str(output), input_dir=str(shards_dir), score_threshold=CUT, **TINY
+    )
+    pipeline = Pipeline(name="aesthetic", stages=[partition, stage])
+    try:
+        tasks = pipeline.run(executor=RayDataExecutor())
+    finally:
+        ray.shutdown()
+    found = sorted(path for task in tasks for path in task.data)
+    assert found == sorted(str(output / "shards" / path.name) for path in shards_dir.glob("*.tar"))
+    for path in map(Path, found):
+        assert read_members(path) == read_members(expected / "shards" / path.name)
 
 
 def test_a_task_without_a_kept_sample_ends_there(shards_dir: Path, tmp_path: Path) -> None:
