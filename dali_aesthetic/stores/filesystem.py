@@ -51,7 +51,10 @@ class FileSystemStore:
     def list(self, prefix: str) -> Iterator[tuple[str, int]]:
         """See `Store`."""
         self._system.invalidate_cache()
-        found = self._system.find(self._root + prefix, detail=True)
+        try:
+            found = self._system.find(self._root + prefix, detail=True)
+        except FileNotFoundError:  # some have folders
+            return
         for name, facts in sorted(found.items()):
             yield name[self._below :], int(facts.get("size") or 0)
 
