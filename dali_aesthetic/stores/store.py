@@ -104,7 +104,7 @@ def _file_system(scheme: str, place: str) -> Store:
         system = fsspec.filesystem(scheme)
     except ValueError as error:
         known = ", ".join(f"{name}://" for name in sorted(EXTRAS))
-        raise StoreUnusable(f"{scheme}:// can't be opened ({error}); known are {known} and fsspec's") from error
+        raise StoreUnusable(f"{scheme}:// can't be opened ({error}); known are {known}") from error
     return FileSystemStore(f"{scheme}://{place}", system, f"{scheme}://{place}/")
 
 
