@@ -192,7 +192,7 @@ def test_float8_products_write_every_element_and_repeat(images: int, channels: t
         part = slice(start, start + 32768)
         expected = x[part].float() @ weight.float().T * scale + bias
         # Fast accumulation keeps fewer bits than float32.
-        assert float((results[0][part].float() - expected).norm() / expected.norm()) < 5e-3
+        assert float((results[0][part].float() - expected).norm() / expected.norm()) < 1e-2
 
 
 def test_float8_products_saturate() -> None:
