@@ -28,6 +28,9 @@ from dali_aesthetic import ImageScorer
 
 scorer = ImageScorer()
 print(scorer.score(["a.jpg", "b.webp"]))  # float32, NaN where unreadable
+
+for score in scorer.score_stream(open(name, "rb").read() for name in ["a.jpg", "b.webp"]):
+    print(score)  # one by one, in order, from any number of images
 ```
 
 ```python

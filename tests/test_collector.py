@@ -51,8 +51,7 @@ def test_cycles_of_a_long_loop_are_still_freed() -> None:
 def test_what_others_set_stays_set() -> None:
     gc.set_threshold(0, 10, 10)
     gc.freeze()
-    with pytest.raises(ValueError, match="as it was"), calm_collector():
+    with calm_collector():
         assert gc.get_threshold()[0] == 0
-        raise ValueError("as it was")
     assert gc.get_threshold()[0] == 0
     assert gc.get_freeze_count() > 0

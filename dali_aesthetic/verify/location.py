@@ -13,7 +13,10 @@ from dali_aesthetic.verify.outputs import Verdict, verify_output
 from dali_aesthetic.write.output import committed_names
 from dali_aesthetic.write.record import RUN_RECORD
 
-_KINDS = ("stats/{}.json", "scores/{}.parquet", "shards/{}.tar", "shards/{}.parquet", "quarantine/{}.tar")
+_KINDS = (
+    *("stats/{}.json", "scores/{}.parquet", "shards/{}.tar", "shards/{}.parquet"),
+    *("quarantine/{}.tar", "quarantine/{}.parquet"),
+)
 
 
 def verify_location(output: str, against_input: bool = False) -> Verdict:

@@ -41,6 +41,6 @@ def test_images_of_50_mb_stay_within_the_budget(zygote: Zygote, large: Path, tmp
     command = run(zygote, source, tmp_path / "out", BUDGET_GB)
     peak = peak_anonymous_mb(command)
     assert command.wait() == 0, command.text
-    # The budget; one image in the reader's hand, in parts and whole; two being decoded, each in a buffer of the
-    # library's, as stored pixels and as RGB; and what the libraries need. Without a limit: 1,800 MB.
+    # The budget; one image in the reader's hand, in parts and whole; two being decoded, each in a buffer of
+    # the library's, as stored pixels and as RGB; and what the libraries need. Without a limit: 1,800 MB.
     assert peak < BUDGET_GB * 1024 + 8 * IMAGE_MB + 500
