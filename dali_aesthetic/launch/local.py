@@ -41,7 +41,7 @@ def _run(
     config: Config, shards: Sequence[Shard], worker: Worker, watch: Watch | None, task: Task
 ) -> RunResult:
     with claim(config.output, job="" if task.is_alone else task.job, leads=task.index == 0):
-        todo = task.part(open_output(config.output, run_record(config, worker), shards))
+        todo = task.part(open_output(config.output, run_record(config, worker), shards), len(shards))
         stats = RunStats()
         with (
             (watch or unwatched)(stats, len(todo)),

@@ -35,9 +35,13 @@ class Task:
         """Whether the shard is in this task's part."""
         return shard.index % self.count == self.index
 
-    def part(self, shards: Sequence[Shard]) -> Sequence[Shard]:
-        """The shards of this task, in their order."""
-        return shards if self.is_alone else [shard for shard in shards if self.owns(shard)]
+    def part(self, todo: Sequence[Shard], num_shards: int) -> Sequence[Shard]:
+        """The shards of this task, in their order, of those left `todo` of a plan of `num_shards`."""
+        if self.is_alone:
+            return todo
+        if len(todo) == num_shards:  # nothing is done: a million need not be looked at
+            return todo[self.index :: self.count]
+        return [shard for shard in todo if self.owns(shard)]
 
     def part_size(self, num_shards: int) -> int:
         """How many of a plan's shards are this task's."""

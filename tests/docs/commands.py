@@ -21,7 +21,12 @@ IMAGE = "dali-aesthetic"
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _VARIABLE = re.compile(r"([A-Za-z_]\w*)=(.*)", re.DOTALL)
 _NETWORK = ("s3://", "gs://", "hf://", "http://", "https://")
-_DEVICE = {"--device": ("cuda",), "--precision": ("fp16", "fp8"), "--backend": ("torchscript", "fused")}
+_DEVICE = {
+    "--gpus": ("all",),
+    "--device": ("cuda",),
+    "--precision": ("fp16", "fp8"),
+    "--backend": ("torchscript", "fused"),
+}
 _DOCKER_FLAGS = {"--rm": 0, "--gpus": 1, "-v": 1, "--user": 1, "--entrypoint": 1, "-e": 1}
 _UsageError = typer.BadParameter.__mro__[1]
 """click's, which newer versions of typer hold a copy of."""
@@ -59,7 +64,7 @@ class Command:
 
     def why_not_run(self) -> str:
         """What it needs that a test machine lacks, or an empty string."""
-        if self.program in ("docker", "make", "pip"):
+        if self.program in ("docker", "make", "pip", "sbatch", "torchrun"):
             return self.program
         if self.words[1:2] == ("download",) or any(word.startswith(_NETWORK) for word in self.words):
             return "network"
@@ -202,6 +207,20 @@ def _check_pip(arguments: tuple[str, ...]) -> None:
                     raise Wrong(f"there is no extra {extra}")
 
 
+def _check_sbatch(arguments: tuple[str, ...]) -> None:
+    """Its last word is the script."""
+    if not (ROOT / arguments[-1]).exists():
+        raise Wrong(f"there is no {arguments[-1]}")
+
+
+def _check_torchrun(arguments: tuple[str, ...]) -> None:
+    """What it starts is a program, not a Python file."""
+    start = arguments.index("dali-aesthetic")
+    if arguments[start - 1] != "--no-python":
+        raise Wrong("torchrun starts programs with --no-python")
+    parse_flags(arguments[start + 1 :])
+
+
 def _check_shell(arguments: tuple[str, ...]) -> None:
     """It is run: that shows."""
 
@@ -212,5 +231,7 @@ CHECKS = {
     "docker": _check_docker,
     "make": _check_make,
     "pip": _check_pip,
+    "sbatch": _check_sbatch,
+    "torchrun": _check_torchrun,
     **dict.fromkeys(("ls", "mkdir", "split", "wait"), _check_shell),
 }

@@ -95,11 +95,11 @@ def test_what_cannot_be_is_refused(environ: dict[str, str], says: str) -> None:
 @pytest.mark.parametrize("count", [1, 2, 3, 7, 20])
 def test_parts_are_disjoint_and_together_everything(count: int) -> None:
     shards = [Shard(index=i, name=str(i), kind="tar", source="") for i in range(11)]
-    parts = [Task(index=index, count=count).part(shards) for index in range(count)]
+    parts = [Task(index=index, count=count).part(shards, 11) for index in range(count)]
     assert sorted(shard.index for part in parts for shard in part) == list(range(11))
     assert [len(part) for part in parts] == [Task(index=i, count=count).part_size(11) for i in range(count)]
     left = shards[4:]  # a resumed run: who owns what does not depend on what is left
-    assert all(set(Task(index=i, count=count).part(left)) <= set(part) for i, part in enumerate(parts))
+    assert all(set(Task(index=i, count=count).part(left, 11)) <= set(part) for i, part in enumerate(parts))
 
 
 def config(**values: object) -> Config:
