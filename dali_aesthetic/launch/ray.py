@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from types import ModuleType
 from typing import Any
@@ -131,14 +131,17 @@ def _work(
     identity = json.loads(json.dumps(record["identity"]))
 
     def poll() -> None:
-        _take(stats, ray.get(board.news.remote()))
+        with suppress(ray.exceptions.RayError):  # while the board is moved to another node
+            _take(stats, ray.get(board.news.remote()))
 
     try:
         if todo:
-            rows = _rows(ray, order, identity, board, todo)
-            with every(_POLL_SECONDS, poll, "ray"):
-                for row in rows:
-                    stats.reports += [_report(one) for one in json.loads(row[REPORTS])]
+            with every(_POLL_SECONDS, poll, "ray"), _dataset(ray, order, identity, board, todo) as dataset:
+                # Not iter_rows: it fetches in threads, and one that outlives Ray ends the process.
+                for bundle in dataset.iter_internal_ref_bundles():
+                    for block in ray.get(list(bundle.block_refs)):
+                        for row in ray.data.block.BlockAccessor.for_block(block).iter_rows(True):
+                            stats.reports += [_report(one) for one in json.loads(row[REPORTS])]
     except ray.exceptions.RayError as error:
         news: News = ray.get(board.news.remote())
         raise (news.fatal or ClusterFailed(f"Ray gave up: {error}")) from error
@@ -147,10 +150,11 @@ def _work(
     stats.finish()
 
 
-def _rows(
+@contextmanager
+def _dataset(
     ray: ModuleType, order: Order, identity: dict[str, Any], board: Any, todo: Sequence[Shard]
-) -> Iterable[dict[str, str]]:
-    """The rows that come out, as tasks end."""
+) -> Iterator[Any]:
+    """The rows that come out as tasks end, to be looked at once; behind the block the actors are gone."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     # What its object store has room for: nothing that we put there matters.
@@ -166,8 +170,11 @@ def _rows(
         num_gpus=order.gpus_each,
         num_cpus=order.cpus_each,
     )
-    rows: Iterable[dict[str, str]] = dataset.iter_rows()
-    return rows
+    try:
+        yield dataset
+    finally:
+        # There is no public way to end an execution, and one that outlives Ray ends this process at once.
+        dataset._synchronize_progress_bar()
 
 
 def _room(ray: ModuleType, order: Order) -> int:
