@@ -54,7 +54,8 @@ class Settings:
 
     @property
     def encoder_name(self) -> str:
-        return self.encoder or ("ViT-L-14" if self.on_gpu else "ViT-B-32")
+        """The published weights are QuickGELU's; with random ones only the name can say so."""
+        return self.encoder or ("ViT-L-14-quickgelu" if self.on_gpu else "ViT-B-32")
 
     @property
     def datasets(self) -> Datasets:
