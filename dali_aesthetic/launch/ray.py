@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
@@ -172,9 +173,11 @@ def _dataset(
     )
     try:
         yield dataset
-    finally:
-        # There is no public way to end an execution, and one that outlives Ray ends this process at once.
-        dataset._synchronize_progress_bar()
+    except BaseException as error:
+        # An execution ends with the last reference to its iterator, and one that outlives Ray ends this
+        # process at once. A signal's traceback may hold one, in frames of Ray's that are left already.
+        traceback.clear_frames(error.__traceback__)
+        raise
 
 
 def _room(ray: ModuleType, order: Order) -> int:

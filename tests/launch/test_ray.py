@@ -7,7 +7,9 @@ import os
 import re
 import shlex
 import signal
+import subprocess
 import sys
+import time
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -151,6 +153,33 @@ def test_a_shard_that_no_worker_survives_is_reported_and_the_rest_is_done(
     assert len(result.stats.reports) == NUM_SHARDS + 1
     assert not (tmp_path / "stats" / "00002.json").exists()
     assert not list(tmp_path.rglob(".tmp-*")), "what the dead left is removed"
+
+
+@pytest.mark.slow
+def test_a_signal_ends_the_driver_in_order(source: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    inputs = tmp_path / "many"
+    inputs.mkdir()
+    for number in range(200):
+        (inputs / f"{number:05d}.tar").symlink_to(source / "00000.tar")
+    flags = "--device cpu --encoder ViT-S-32 --weights random:1 --head random:1 --num-threads 1 --batch-size 4"
+    command = f"run --input {inputs} --output {output} --engine ray --workers 1 {flags}"
+    with (tmp_path / "log").open("w") as log:
+        driver = subprocess.Popen(
+            [sys.executable, "-m", "dali_aesthetic", *shlex.split(command)], stdout=log, stderr=log
+        )
+        deadline = time.monotonic() + 120
+        while not list(output.glob("stats/*.json")):
+            assert driver.poll() is None, (tmp_path / "log").read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        driver.send_signal(signal.SIGTERM)
+        code = driver.wait(60)
+    text = (tmp_path / "log").read_text()
+    assert code == 143, text
+    assert "stopped by SIGTERM" in text
+    assert not (output / ".lock").exists()
+    assert len(list(output.glob("stats/*.json"))) < 200, "it was to be stopped before the end"
 
 
 def shard(name: str) -> Shard:
