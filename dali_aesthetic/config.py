@@ -193,7 +193,9 @@ class Config(_Section):
     @classmethod
     def _writable_place(cls, value: str) -> str:
         if value.startswith(("http://", "https://")):
-            raise ValueError(f"--output {value}: a web server takes no output; give a folder or s3://BUCKET/…")
+            raise ValueError(
+                f"--output {value}: a web server takes no output; give a folder or s3://BUCKET/…"
+            )
         return value.removeprefix("file://")
 
     @classmethod

@@ -162,7 +162,7 @@ def test_a_signal_ends_the_driver_in_order(source: Path, tmp_path: Path) -> None
     inputs.mkdir()
     for number in range(200):
         (inputs / f"{number:05d}.tar").symlink_to(source / "00000.tar")
-    flags = "--device cpu --encoder ViT-S-32 --weights random:1 --head random:1 --num-threads 1 --batch-size 4"
+    flags = "--device cpu --encoder ViT-S-32 --weights random:1 --head random:1 --num-threads 1"
     command = f"run --input {inputs} --output {output} --engine ray --workers 1 {flags}"
     with (tmp_path / "log").open("w") as log:
         driver = subprocess.Popen(
