@@ -57,6 +57,7 @@ def test_a_run_is_there_with_its_config_values_and_verdict(
     wanted = config(observe={"wandb": "aesthetic"})
     with observing(wanted, None) as watch:
         result = run(wanted, watch=watch)
+    sys.modules["wandb"].teardown()  # waits until its own process has written all
     found = list(records(offline))
     (begun,) = [record.run for record in found if record.WhichOneof("record_type") == "run"]
     settings = {item.key: json.loads(item.value_json) for item in begun.config.update}

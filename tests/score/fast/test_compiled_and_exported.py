@@ -71,7 +71,13 @@ def test_compiled_equals_eager_in_any_thread(
     assert_equals_eager(backend, make_backend, pixels)
     found: list[Tensor] = []
     frames = torch._dynamo.utils.counters["stats"]["unique_graphs"]
-    thread = threading.Thread(target=lambda: found.append(backend(pixels)[0]))
+    num_threads = torch.get_num_threads()
+
+    def work() -> None:
+        torch.set_num_threads(num_threads)  # a new thread may have another number, and that is guarded
+        found.append(backend(pixels)[0])
+
+    thread = threading.Thread(target=work)
     thread.start()
     thread.join()
     assert torch.equal(found[0], backend(pixels)[0])
