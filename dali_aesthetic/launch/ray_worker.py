@@ -187,7 +187,7 @@ def _sharers(order: Order) -> int:
 
     here = ray.get_runtime_context().get_node_id()
     resources: dict[str, float] = next(
-        (node["Resources"] for node in ray.nodes() if node["NodeID"] == here), {}
+        (node["Resources"] for node in ray.nodes() if node["NodeID"] == here), {}  # type: ignore[no-untyped-call, unused-ignore]
     )
     each = ("GPU", order.gpus_each) if order.gpus_each else ("CPU", order.cpus_each)
     room = max(1, int(resources.get(each[0], 1) // each[1]))
