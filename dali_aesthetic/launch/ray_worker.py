@@ -186,9 +186,8 @@ def _sharers(order: Order) -> int:
     import ray
 
     here = ray.get_runtime_context().get_node_id()
-    resources: dict[str, float] = next(
-        (node["Resources"] for node in ray.nodes() if node["NodeID"] == here), {}  # type: ignore[no-untyped-call, unused-ignore]
-    )
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call, unused-ignore]
+    resources: dict[str, float] = next((node["Resources"] for node in nodes if node["NodeID"] == here), {})
     each = ("GPU", order.gpus_each) if order.gpus_each else ("CPU", order.cpus_each)
     room = max(1, int(resources.get(each[0], 1) // each[1]))
     return room if order.most_workers is None else min(room, order.most_workers)
