@@ -11,8 +11,6 @@ INPUT ?=
 OUTPUT ?=
 THRESHOLD ?= 0.5
 FLAGS ?=
-# Half of the tests' time is waiting for processes that they kill and stores that they slow down.
-TEST_PROCESSES ?= 2
 
 .PHONY: help run test soak test-gpu lint bench bench-report bench-check clean
 help: ## this list
@@ -27,7 +25,7 @@ else
 endif
 
 test: lint ## linters, types, and every test that needs no GPU
-	$(BIN)/pytest -m 'not gpu' --numprocesses $(TEST_PROCESSES) --dist loadfile
+	$(BIN)/pytest -m 'not gpu'
 
 soak: $(VENV)/.dev ## an hour of faults: 100 kills, every step of a commit, 400,000 images of which 5% are bad
 	DALI_AESTHETIC_KILLS=100 $(BIN)/pytest tests/faults tests/launch/test_ray.py --timeout 3600

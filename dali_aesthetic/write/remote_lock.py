@@ -109,11 +109,14 @@ class RemoteLock:
 
     def _look(self) -> tuple[str, str] | None:
         store, key = self._place()
-        try:
-            tag = retried(lambda: store.info(key), self.url).tag
-            return read_bytes(self.url).decode("utf-8", "replace"), tag
-        except FileNotFoundError:
-            return None
+        while True:
+            try:
+                tag = retried(lambda: store.info(key), self.url).tag
+                return read_bytes(self.url).decode("utf-8", "replace"), tag
+            except FileNotFoundError:
+                return None
+            except ObjectChanged:
+                continue  # its owner renewed it while we looked
 
     def _place(self) -> tuple[Store, str]:
         return store_of(self.url)

@@ -125,7 +125,7 @@ def test_an_actor_killed_in_mid_shard_costs_nothing_but_time(
     assert result.exit_code == one.exit_code == 1
     counts = (stats.num_samples, stats.num_kept, stats.num_scored, stats.statuses)
     assert counts == (one.stats.num_samples, one.stats.num_kept, one.stats.num_scored, one.stats.statuses)
-    assert all(tally.num_samples for tally in stats.workers.values())
+    assert any(tally.num_samples for tally in stats.workers.values())
     assert json.loads((output / "run.json").read_text())["config"]["launch"]["engine"] == "ray"
 
 
@@ -155,7 +155,7 @@ def test_a_shard_that_no_worker_survives_is_reported_and_the_rest_is_done(
     assert not list(tmp_path.rglob(".tmp-*")), "what the dead left is removed"
 
 
-@pytest.mark.slow
+@pytest.mark.skipif(not SOAK, reason="starts a Ray of its own beside the other: make soak")
 def test_a_signal_ends_the_driver_in_order(source: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     inputs = tmp_path / "many"
