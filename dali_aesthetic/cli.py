@@ -29,6 +29,7 @@ from dali_aesthetic.commands.options import (
     ModelDir,
     MoreInput,
     Output,
+    Precision,
     Preset,
     Quiet,
     Raw,
@@ -115,9 +116,7 @@ def run(
     engine: Engine = None,
     gpus: Gpus = None,
     workers: Workers = None,
-    precision: Annotated[
-        str | None, typer.Option(help="auto, fp32, fp16, bf16 or fp8. (default: auto)")
-    ] = None,
+    precision: Precision = None,
     backend: Annotated[
         str | None, typer.Option(help="auto, eager, torchscript, compile, export or fused. (default: auto)")
     ] = None,

@@ -25,6 +25,7 @@ from dali_aesthetic.commands.options import (
     ModelDir,
     MoreInput,
     Output,
+    Precision,
     Preset,
     Quiet,
     Raw,
@@ -73,9 +74,7 @@ def score(
     engine: Engine = None,
     gpus: Gpus = None,
     workers: Workers = None,
-    precision: Annotated[
-        str | None, typer.Option(help="auto, fp32, fp16, bf16 or fp8. (default: auto)")
-    ] = None,
+    precision: Precision = None,
     batch_size: Annotated[int | None, typer.Option(help="Images encoded at a time.")] = None,
     num_threads: Annotated[int | None, typer.Option(help="CPU threads that decode.")] = None,
     image_column: ImageColumn = None,

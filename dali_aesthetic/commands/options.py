@@ -38,6 +38,7 @@ Heads = Annotated[
 ModelDir = Annotated[
     Path | None, typer.Option("--model-dir", help="Folder that is searched for weights first.")
 ]
+Precision = Annotated[str | None, typer.Option(help="auto, fp32, fp16, bf16 or fp8. (default: auto)")]
 Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda. (default: auto)")]
 Engine = Annotated[
     str | None, typer.Option(help="local, or ray: the actors of a Ray cluster. (default: local)")

@@ -125,7 +125,8 @@ def test_an_actor_killed_in_mid_shard_costs_nothing_but_time(
     assert result.exit_code == one.exit_code == 1
     counts = (stats.num_samples, stats.num_kept, stats.num_scored, stats.statuses)
     assert counts == (one.stats.num_samples, one.stats.num_kept, one.stats.num_scored, one.stats.statuses)
-    assert any(tally.num_samples for tally in stats.workers.values())
+    # A worker that took over may have been left nothing; what the dead one did counts twice.
+    assert sum(tally.num_samples for tally in stats.workers.values()) >= stats.num_samples
     assert json.loads((output / "run.json").read_text())["config"]["launch"]["engine"] == "ray"
 
 
