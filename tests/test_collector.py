@@ -30,8 +30,9 @@ def test_it_collects_seldom_within_and_as_before_afterwards() -> None:
     with calm_collector():
         assert gc.get_threshold()[0] == ALLOCATIONS
         frozen = gc.get_freeze_count()
-        with calm_collector():
-            assert gc.get_freeze_count() == frozen > 10_000
+        made_since = [Node() for _ in range(1000)]
+        with calm_collector():  # other threads may free some of the frozen; a second freeze would add these
+            assert frozen + len(made_since) > gc.get_freeze_count() > 10_000
         assert gc.get_threshold()[0] == ALLOCATIONS
     assert gc.get_threshold() == before
     assert gc.get_freeze_count() == 0

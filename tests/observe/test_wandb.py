@@ -20,6 +20,7 @@ BLOCK, HEADER = 32768, struct.Struct("<IHB")
 
 def records(folder: Path) -> Iterator[Any]:
     """What wandb wrote to its file: protobuf messages in LevelDB's log format."""
+    sys.modules["wandb"].teardown()  # waits until its own process has written all
     from wandb.proto.wandb_internal_pb2 import Record
 
     (file,) = folder.glob("wandb/offline-run-*/run-*.wandb")
@@ -57,7 +58,6 @@ def test_a_run_is_there_with_its_config_values_and_verdict(
     wanted = config(observe={"wandb": "aesthetic"})
     with observing(wanted, None) as watch:
         result = run(wanted, watch=watch)
-    sys.modules["wandb"].teardown()  # waits until its own process has written all
     found = list(records(offline))
     (begun,) = [record.run for record in found if record.WhichOneof("record_type") == "run"]
     settings = {item.key: json.loads(item.value_json) for item in begun.config.update}
