@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
+import json
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 _RGB = tuple[float, float, float]
@@ -65,16 +69,32 @@ def spec_of(encoder: str) -> TowerSpec:
     Raises ValueError for a name that open_clip doesn't know or whose image tower isn't the plain CLIP ViT
     (ResNets, ConvNeXts, timm and SigLIP towers, attention pooling, average pooling).
     """
-    import open_clip  # takes seconds to import; only naming an encoder needs it
-
     # A plain look-up: open_clip's own also accepts `hf-hub:` and `local-dir:` names and then downloads.
-    config = open_clip.get_model_config(encoder) if ":" not in encoder else None
+    config = model_config(encoder) if ":" not in encoder else None
     if config is None:
         raise ValueError(
             f"encoder {encoder!r}: open_clip has no such model; use a ViT such as ViT-L-14, ViT-B-32, "
             "ViT-B-32-quickgelu or ViT-H-14 (`open_clip.list_models()` names them all)"
         )
     return spec_from_open_clip(encoder, config)
+
+
+def model_config(encoder: str) -> Mapping[str, Any] | None:
+    """open_clip's configuration of a model, or None where it has none of that name.
+
+    From the file in its package: importing it takes three to six seconds (torchvision, timm, transformers),
+    once in every process of a run. Where it is imported already, it is asked: it may know added models.
+    """
+    package = importlib.util.find_spec("open_clip") if "open_clip" not in sys.modules else None
+    configs = Path(package.origin).with_name("model_configs") if package and package.origin else None
+    if configs is None or not configs.is_dir():
+        import open_clip
+
+        asked: Mapping[str, Any] | None = open_clip.get_model_config(encoder)
+        return asked
+    file = {path.stem: path for path in configs.glob("*.json")}.get(encoder)
+    config: Mapping[str, Any] = json.loads(file.read_text()) if file else {}
+    return config if {"embed_dim", "vision_cfg", "text_cfg"} <= config.keys() else None
 
 
 def spec_from_open_clip(encoder: str, config: Mapping[str, Any]) -> TowerSpec:
