@@ -50,9 +50,10 @@ def build_scorer(
     backend, precision = choose_backend(backend, precision, device, tower.spec)
     batch_size = batch_size or default_batch(backend, device)
     built = build_backend(backend, tower, bank, device, precision, batch_size, calibration)
-    if device.type == "cpu" and takes_any_size(backend):
+    sliced = device.type == "cpu" and takes_any_size(backend)
+    if sliced:
         built = SlicedBackend(built, torch.get_num_threads())
-    scorer = Scorer(built, device, batch_size, keep_embeddings)
+    scorer = Scorer(built, device, batch_size, keep_embeddings, padded=not sliced)
     return scorer, files
 
 

@@ -21,10 +21,19 @@ class Scorer:
     """Scores batches on one device without waiting for it."""
 
     def __init__(
-        self, backend: Backend, device: torch.device, batch_size: int, keep_embeddings: bool = False
+        self,
+        backend: Backend,
+        device: torch.device,
+        batch_size: int,
+        keep_embeddings: bool = False,
+        padded: bool = True,
     ) -> None:
-        """With `keep_embeddings` they come to the host beside the scores, normalised, as float16."""
+        """With `keep_embeddings` they come to the host beside the scores, normalised, as float16.
+
+        A backend whose scores don't depend on the number of images is spared the padding: `padded=False`.
+        """
         self.backend = backend
+        self.padded = padded
         self.keep_embeddings = keep_embeddings
         self.device = device
         self.batch_size = batch_size
@@ -62,6 +71,9 @@ class Scorer:
         return np.concatenate(scores)
 
     def _score_chunk(self, chunk_NHWC: Tensor) -> npt.NDArray[np.float32]:
+        if not self.padded:
+            alone: npt.NDArray[np.float32] = self.backend(chunk_NHWC.to(self.device))[0].cpu().numpy()
+            return alone
         shape = (self.batch_size, *chunk_NHWC.shape[1:])
         padded_NHWC = torch.zeros(shape, dtype=chunk_NHWC.dtype, device=self.device)
         padded_NHWC[: len(chunk_NHWC)] = chunk_NHWC
@@ -86,7 +98,10 @@ class _Launched:
 
     def _launch(self, scorer: Scorer) -> None:
         assert self._batch is not None
-        scores_NH, embeddings_ND = scorer.backend(self._batch.images_NHWC)
+        images_NHWC = self._batch.images_NHWC
+        if not scorer.padded:
+            images_NHWC = images_NHWC[: len(self._batch.rows_N)]
+        scores_NH, embeddings_ND = scorer.backend(images_NHWC)
         self._host_NH = _to_host(scores_NH)
         if scorer.keep_embeddings:
             self._host_ND = _to_host(F.normalize(embeddings_ND.float(), dim=-1).half())

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from dali_aesthetic.score.build import build_scorer
+from dali_aesthetic.score.fast.backend import Backend
 from dali_aesthetic.score.fast.slices import SLICE, SlicedBackend
 
 
@@ -52,3 +53,35 @@ def test_embeddings_come_along() -> None:
     )
     scores, embeddings = scorer.backend(images(SLICE + 1))
     assert (scores.shape, embeddings.shape) == ((SLICE + 1, 2), (SLICE + 1, 256))
+
+
+def test_a_partial_batch_costs_no_more_than_its_slices_and_has_the_bits_of_a_full_one() -> None:
+    scorer, _ = build_scorer(
+        encoder="ViT-S-32-alt",
+        weights="random:1",
+        heads=["random:1"],
+        model_dir=None,
+        device=torch.device("cpu"),
+        batch_size=4 * SLICE,
+    )
+    sliced = scorer.backend
+    assert isinstance(sliced, SlicedBackend)
+    counted = _Counting(sliced._backend)
+    pixels = images(4 * SLICE)
+    full = scorer.score_pixels(pixels)
+    scorer.backend = SlicedBackend(counted, 2)
+    part = scorer.score_pixels(pixels[: SLICE + 1])
+    assert np.array_equal(part, full[: SLICE + 1])
+    assert counted.calls == 2
+
+
+class _Counting:
+    def __init__(self, backend: Backend) -> None:
+        self.name, self.precision = backend.name, backend.precision
+        self.spec, self.head_names = backend.spec, backend.head_names
+        self.calls = 0
+        self._backend = backend
+
+    def __call__(self, images_NHWC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        self.calls += 1
+        return self._backend(images_NHWC)
