@@ -171,6 +171,23 @@ def pool(num_threads: int, name: str) -> Executor:
 
 
 @contextmanager
+def beside(*calls: Callable[[], T], name: str) -> Iterator[list[Future[T]]]:
+    """Makes `calls` one after another in a thread that has ended when the block has.
+
+    A call's failure is raised to whoever asks for its result. Where the block fails, those that have not
+    begun then never do.
+    """
+    thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
+    begun = [thread.submit(call) for call in calls]
+    try:
+        yield begun
+    except BaseException:
+        thread.shutdown(wait=True, cancel_futures=True)
+        raise
+    thread.shutdown(wait=True)
+
+
+@contextmanager
 def every(seconds: float, call: Callable[[], None], name: str) -> Iterator[None]:
     """Calls `call` again and again in a thread of its own for as long as the block runs."""
     stopped = threading.Event()

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from dali_aesthetic.overlap import Backlog, ahead, every, stacks
+from dali_aesthetic.overlap import Backlog, ahead, beside, every, stacks
 
 
 def test_items_arrive_in_order_from_another_thread() -> None:
@@ -175,3 +175,43 @@ def test_a_cancelled_backlog_ends_what_runs_and_begins_nothing_more() -> None:
     backlog.cancel()
     assert ended == ["first"]
     assert began == []
+
+
+def test_calls_beside_a_block_are_made_in_order_and_have_ended_with_it() -> None:
+    gate, made = threading.Event(), list[int]()
+
+    def second() -> None:
+        gate.wait(10)
+        made.append(2)
+
+    with beside(lambda: made.append(1), second, name="test") as begun:
+        begun[0].result(10)
+        assert made == [1]
+        assert any(thread.name.startswith("test") for thread in threading.enumerate())
+        gate.set()
+    assert made == [1, 2]
+    assert not any(thread.name.startswith("test") for thread in threading.enumerate())
+
+
+def test_a_block_that_fails_ends_the_calls_beside_it() -> None:
+    gate, made = threading.Event(), list[int]()
+
+    def first() -> None:
+        threading.Timer(0.1, gate.set).start()
+        gate.wait(10)
+        made.append(1)
+
+    with pytest.raises(OSError, match="no file"), beside(first, lambda: made.append(2), name="test"):
+        raise OSError("no file")
+    assert made == [1], "what ran has ended, the other was not begun"
+    assert not any(thread.name.startswith("test") for thread in threading.enumerate())
+
+
+def test_a_call_that_fails_beside_a_block_tells_who_asks() -> None:
+    def fail() -> None:
+        raise ImportError("no library")
+
+    with beside(fail, name="test") as begun:
+        pass
+    with pytest.raises(ImportError, match="no library"):
+        begun[0].result()

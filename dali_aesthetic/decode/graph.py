@@ -25,6 +25,11 @@ Source = Callable[[], Feed]
 turn, before batches that are already finished."""
 
 
+def import_dali() -> None:
+    """Imports DALI, which takes a second: `build_pipeline` then finds it there."""
+    from nvidia.dali import fn, pipeline, types  # noqa: F401
+
+
 def num_passes(device_id: int | None) -> int:
     """Resizes per image on the GPU `device_id`, or on the CPU where that is None."""
     return 1 if device_id is None else 2

@@ -25,6 +25,7 @@ from dali_aesthetic.launch.slurm import Task, settling
 
 if TYPE_CHECKING:
     from dali_aesthetic.launch.worker import Worker
+    from dali_aesthetic.score.build import ModelReader
     from dali_aesthetic.stats import RunStats, Tally
     from dali_aesthetic.types import Shard
 
@@ -132,10 +133,11 @@ def _die_with_launcher() -> None:
 def _work(config: Config, slot: Slot, task: Task, pipes: Pipes) -> None:
     try:
         config = _on_slot(config, slot)
-        config = config.model_copy(update={"model": _settle_model(config, task, pipes)})
-        from dali_aesthetic.launch.worker import build_worker, run_record
+        from dali_aesthetic.launch.worker import build_worker, model_reader, run_record
 
-        worker = build_worker(config)
+        reader = model_reader(config.model)
+        config = config.model_copy(update={"model": _settle_model(config, task, pipes, reader)})
+        worker = build_worker(config, reader)
     except Exception as error:
         raise _BadStart(f"could not start: {type(error).__name__}: {error}") from error
     pipes.news.send(Ready(run_record(config, worker)))
@@ -164,14 +166,14 @@ def _on_slot(config: Config, slot: Slot) -> Config:
     return config.model_copy(update={"device": "cpu" if slot.visible is None else "cuda", "decode": decode})
 
 
-def _settle_model(config: Config, task: Task, pipes: Pipes) -> ModelConfig:
+def _settle_model(config: Config, task: Task, pipes: Pipes, reader: ModelReader) -> ModelConfig:
     from dali_aesthetic.launch.precision import prepare
 
     answer = _ask(pipes, MODEL)
     if isinstance(answer, ModelConfig):
         return answer
     with settling(config.output, task):
-        model = prepare(config, answer).model
+        model = prepare(config, answer, reader).model
     pipes.news.send(Settled(model))
     return model
 

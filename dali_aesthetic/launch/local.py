@@ -10,7 +10,7 @@ from dali_aesthetic.launch.precision import prepare
 from dali_aesthetic.launch.result import RunResult, Watch, unwatched
 from dali_aesthetic.launch.slurm import ALONE, Task, settling
 from dali_aesthetic.launch.work import work_shards
-from dali_aesthetic.launch.worker import Worker, build_worker, run_record
+from dali_aesthetic.launch.worker import Worker, build_worker, model_reader, run_record
 from dali_aesthetic.shards.plan import plan_shards
 from dali_aesthetic.stats import RunStats
 from dali_aesthetic.types import Shard
@@ -28,9 +28,10 @@ def run(config: Config, *, watch: Watch | None = None, task: Task = ALONE) -> Ru
     other tasks share the output, this one does its part.
     """
     shards = plan_shards(config.input, output=config.output, image_column=config.image_column)
+    reader = model_reader(config.model)
     with settling(config.output, task):
-        config = prepare(config, shards)
-    worker = build_worker(config)
+        config = prepare(config, shards, reader)
+    worker = build_worker(config, reader)
     try:
         return _run(config, shards, worker, watch, task)
     finally:

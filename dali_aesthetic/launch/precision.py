@@ -17,11 +17,12 @@ from torch import Tensor
 from dali_aesthetic.config import Config, ConfigError, ModelConfig
 from dali_aesthetic.decode.batches import fill_batches
 from dali_aesthetic.decode.decoder import DaliDecoder
+from dali_aesthetic.decode.graph import import_dali
 from dali_aesthetic.decode.probe import Limits
 from dali_aesthetic.launch.scales import CALIBRATION, read_calibration, write_calibration
-from dali_aesthetic.launch.worker import resolve_device
-from dali_aesthetic.overlap import cpu_count
-from dali_aesthetic.score.build import load_model
+from dali_aesthetic.launch.worker import model_reader, resolve_device
+from dali_aesthetic.overlap import beside, cpu_count
+from dali_aesthetic.score.build import ModelReader
 from dali_aesthetic.score.fast.backend import resolve_backend, why_not_fused
 from dali_aesthetic.score.fast.calibration import Calibration, Choice
 from dali_aesthetic.score.fast.gate import Limits as GateLimits
@@ -39,13 +40,14 @@ _LOG = logging.getLogger(__name__)
 _DECODE_BATCH = 128
 
 
-def prepare(config: Config, shards: Sequence[Shard]) -> Config:
+def prepare(config: Config, shards: Sequence[Shard], reader: ModelReader | None = None) -> Config:
     """The config that all workers of the run are built from: as given, or with its precision settled.
 
     Where fp8 is asked for, or may be taken (`auto` on a GPU that has it), the first images of `shards` are
     decoded, calibrated on and scored both ways, unless the output holds the result already; then its model
     section names precision and calibration file. Uses the device of the config, and memory of it
-    only until it returns. Raises ConfigError where fp8 is asked for and can't be.
+    only until it returns. The weights that it reads stay in the `reader`, where one is given. Raises
+    ConfigError where fp8 is asked for and can't be.
     """
     device = resolve_device(config.device)
     if config.model.calibration or not _considers_float8(config.model, device):
@@ -55,7 +57,7 @@ def prepare(config: Config, shards: Sequence[Shard]) -> Config:
         return _settled(config, location)
     if (recorded := _recorded_model(config)) is not None:
         return config.model_copy(update={"model": recorded})
-    calibration = _calibrate(config, shards, device)
+    calibration = _calibrate(config, shards, device, reader or model_reader(config.model))
     if config.model.precision == "auto" and calibration.choice.reason:
         return config
     # What is there is of other options, and no run came of it.
@@ -152,24 +154,27 @@ def _cuts(config: Config) -> dict[str, float]:
     return cuts
 
 
-def _calibrate(config: Config, shards: Sequence[Shard], device: torch.device) -> Calibration:
-    model, gate = config.model, config.gate
-    tower, heads, _ = load_model(model.encoder, model.weights, model.heads, model.model_dir)
-    if reason := why_not_fused(tower.spec, device, "fp8"):
-        if model.precision == "fp8":
+def _calibrate(
+    config: Config, shards: Sequence[Shard], device: torch.device, reader: ModelReader
+) -> Calibration:
+    reader.check()
+    with beside(import_dali, name="imports"):
+        model = reader.read()
+    spec, gate, asked = model.tower.spec, config.gate, config.model.precision
+    if reason := why_not_fused(spec, device, "fp8"):
+        if asked == "fp8":
             raise ConfigError(f"model: precision fp8 can't run here: {reason}; use --precision auto")
         return _untried(config, reason)
-    images_NHWC = _first_images(config, shards, tower.spec.image_size, device)
+    images_NHWC = _first_images(config, shards, spec.image_size, device)
     # Nobody asked for fp8 on a small input, where it gains nothing.
-    fewest = gate.calibration_images + gate.check_images if model.precision == "auto" else FEWEST_IMAGES
+    fewest = gate.calibration_images + gate.check_images if asked == "auto" else FEWEST_IMAGES
     if len(images_NHWC) < fewest:
         return _untried(config, f"{len(images_NHWC)} images could be decoded and it takes {fewest}")
     from dali_aesthetic.score.fast.float8_study import calibrate
 
     first = min(gate.calibration_images, len(images_NHWC) // 3)
     return calibrate(
-        tower,
-        heads,
+        *model.copy_to(device),
         device,
         images_NHWC[:first],
         images_NHWC[first : first + gate.check_images],

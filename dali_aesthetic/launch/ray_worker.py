@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from dali_aesthetic.config import Config, ConfigError, ModelConfig
 from dali_aesthetic.launch.ray_board import Duty
 from dali_aesthetic.stats import RunStats, Tally
+from dali_aesthetic.stores.settings import StoreSettings
 from dali_aesthetic.types import Shard, ShardReport
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ class Order:
 
     config: Config
     folder: str
+    stores: StoreSettings
     gpus_each: int
     cpus_each: int
     most_workers: int | None
@@ -48,10 +50,11 @@ def settle(order: Order, first_shards: Sequence[Shard]) -> tuple[ModelConfig, di
     Runs once, where a worker would."""
     config, _ = _prepared(order)
     from dali_aesthetic.launch.precision import prepare
-    from dali_aesthetic.launch.worker import build_worker, run_record
+    from dali_aesthetic.launch.worker import build_worker, model_reader, run_record
 
-    config = prepare(config, first_shards)
-    worker = build_worker(config)
+    reader = model_reader(config.model)
+    config = prepare(config, first_shards, reader)
+    worker = build_worker(config, reader)
     try:
         return config.model, run_record(config, worker)
     finally:
@@ -153,6 +156,7 @@ def _is_fatal(error: Exception) -> bool:
 
 def _prepared(order: Order) -> tuple[Config, int]:
     """The config with this worker's device and threads, and how many workers share its node's memory."""
+    order.stores.take_over()
     try:
         os.chdir(order.folder)
     except OSError as error:

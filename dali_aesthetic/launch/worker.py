@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from typing import Any
@@ -10,13 +11,17 @@ from typing import Any
 import torch
 
 import dali_aesthetic
-from dali_aesthetic.config import Config, ConfigError
+from dali_aesthetic.config import Config, ConfigError, ModelConfig
 from dali_aesthetic.decode.decoder import DaliDecoder
+from dali_aesthetic.decode.graph import import_dali
 from dali_aesthetic.decode.probe import Limits
 from dali_aesthetic.launch.scales import read_calibration
-from dali_aesthetic.overlap import cpu_count
-from dali_aesthetic.score.build import build_scorer
+from dali_aesthetic.overlap import beside, cpu_count
+from dali_aesthetic.score.build import ModelReader, scorer_of
+from dali_aesthetic.score.fast.backend import resolve_backend
 from dali_aesthetic.score.scorer import Scorer
+from dali_aesthetic.score.weights import ResolvedFile
+from dali_aesthetic.write.parquet import import_pandas
 
 _PACKAGES = ("torch", "nvidia-dali-cuda120", "nvidia-dali-cuda130", "open_clip_torch", "pillow", "pyarrow")
 
@@ -43,10 +48,24 @@ def resolve_device(device: str) -> torch.device:
     return torch.device(device)
 
 
-def build_worker(config: Config) -> Worker:
-    """Load the weights, build decoder and scorer. Raises `ConfigError` or `WeightsUnavailable`."""
+def model_reader(model: ModelConfig) -> ModelReader:
+    """Reads the weights that `model` names, once for all who are given it."""
+    return ModelReader(
+        encoder=model.encoder, weights=model.weights, heads=model.heads, model_dir=model.model_dir
+    )
+
+
+def build_worker(config: Config, reader: ModelReader | None = None) -> Worker:
+    """Read the weights, build decoder and scorer. Raises `ConfigError` or `WeightsUnavailable`.
+
+    Takes the model of the `reader`, where one is given, which may have read it already.
+    """
     device = resolve_device(config.device)
-    scorer, files = _scorer(config, device)
+    reader = reader or model_reader(config.model)
+    try:
+        scorer, files = _scorer(config, device, reader)
+    except ValueError as error:
+        raise ConfigError(f"model: {error}") from error
     limits = Limits(config.decode.max_pixels, config.decode.max_pixels_per_byte)
     decoder = DaliDecoder(
         image_size=scorer.image_size,
@@ -56,27 +75,32 @@ def build_worker(config: Config) -> Worker:
         limits=limits,
         apply_exif=config.decode.apply_exif,
     )
-    return Worker(device=device, limits=limits, decoder=decoder, scorer=scorer, weights=files)
+    weights = [asdict(file) for file in files]
+    return Worker(device=device, limits=limits, decoder=decoder, scorer=scorer, weights=weights)
 
 
-def _scorer(config: Config, device: torch.device) -> tuple[Scorer, list[dict[str, Any]]]:
-    model = config.model
-    try:
-        scorer, files = build_scorer(
-            encoder=model.encoder,
-            weights=model.weights,
-            heads=model.heads,
-            model_dir=model.model_dir,
+def _scorer(
+    config: Config, device: torch.device, reader: ModelReader
+) -> tuple[Scorer, Sequence[ResolvedFile]]:
+    wanted = config.model
+    # Whatever can be wrong is found before gigabytes are read and libraries imported: cheapest first.
+    calibration = read_calibration(wanted.calibration) if wanted.calibration else None
+    resolve_backend(wanted.backend, wanted.precision, device)
+    reader.check()
+    with beside(import_dali, import_pandas, name="imports") as imports:
+        model = reader.take()
+        # A backend's CUDA graph breaks where another thread calls CUDA, as DALI may when it is imported.
+        imports[0].exception()
+        scorer = scorer_of(
+            model,
             device=device,
-            precision=model.precision,
-            backend=model.backend,
+            precision=wanted.precision,
+            backend=wanted.backend,
             batch_size=config.decode.batch_size,
             keep_embeddings=config.save_embeddings,
-            calibration=read_calibration(model.calibration) if model.calibration else None,
+            calibration=calibration,
         )
-    except ValueError as error:
-        raise ConfigError(f"model: {error}") from error
-    return scorer, [asdict(file) for file in files]
+    return scorer, model.files
 
 
 def run_record(config: Config, worker: Worker) -> dict[str, Any]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -20,7 +22,61 @@ from dali_aesthetic.score.fast.slices import SlicedBackend
 from dali_aesthetic.score.head import HeadBank
 from dali_aesthetic.score.scorer import Scorer
 from dali_aesthetic.score.spec import spec_of
-from dali_aesthetic.score.weights import ResolvedFile, load_head, load_tower
+from dali_aesthetic.score.weights import ResolvedFile, fetch_tower, load_head, load_tower
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    """Tower and heads, float32 on the CPU, and the files they are from: the tower's, then each head's."""
+
+    tower: VisionTower
+    heads: HeadBank
+    files: Sequence[ResolvedFile]
+
+    def copy_to(self, device: torch.device) -> tuple[VisionTower, HeadBank]:
+        """Tower and heads on `device` for a backend to take over: these here stay as they are."""
+        state = {name: tensor.to(device) for name, tensor in self.tower.state_dict().items()}
+        return VisionTower.from_state(self.tower.spec, state), copy.deepcopy(self.heads).to(device)
+
+
+class ModelReader:
+    """A model by its names, read once for whoever needs it in turn.
+
+    `check`, `read` and `take` raise as `build_scorer`.
+    """
+
+    def __init__(self, *, encoder: str, weights: str, heads: Sequence[str], model_dir: Path | None) -> None:
+        self._encoder, self._weights, self._model_dir = encoder, weights, model_dir
+        self._head_names = tuple(heads)
+        self._heads: tuple[HeadBank, list[ResolvedFile]] | None = None
+        self._model: Model | None = None
+
+    def check(self) -> None:
+        """Finds what is wrong with the names, the heads and the place of the weights, before they are read.
+
+        Downloads published weights that aren't here.
+        """
+        if self._heads is None:
+            embed_dim = spec_of(self._encoder).embed_dim
+            loaded = [load_head(head, self._encoder, embed_dim, self._model_dir) for head in self._head_names]
+            bank = HeadBank([head for head, _ in loaded], embed_dim)
+            fetch_tower(self._encoder, self._weights, self._model_dir)
+            self._heads = bank, [file for _, file in loaded]
+
+    def read(self) -> Model:
+        """The model to look at, or to copy: it is kept."""
+        if self._model is None:
+            self.check()
+            assert self._heads is not None
+            bank, files = self._heads
+            tower, file = load_tower(self._encoder, self._weights, self._model_dir)
+            self._model = Model(tower=tower, heads=bank, files=[file, *files])
+        return self._model
+
+    def take(self) -> Model:
+        """The model for a backend to take over. Not kept: its memory goes with its owner."""
+        model, self._model, self._heads = self.read(), None, None
+        return model
 
 
 def build_scorer(
@@ -35,7 +91,7 @@ def build_scorer(
     batch_size: int | None = None,
     keep_embeddings: bool = False,
     calibration: Calibration | None = None,
-) -> tuple[Scorer, list[ResolvedFile]]:
+) -> tuple[Scorer, Sequence[ResolvedFile]]:
     """A scorer, and the weights in use: the tower's first, then one for each head in order.
 
     Without a `batch_size` the scorer has the one that suits its backend. `calibration` holds the
@@ -46,26 +102,34 @@ def build_scorer(
     """
     # Whatever can be wrong is found before gigabytes are downloaded or a tower is built: cheapest first.
     resolve_backend(backend, precision, device)
-    tower, bank, files = load_model(encoder, weights, heads, model_dir)
-    backend, precision = choose_backend(backend, precision, device, tower.spec)
+    model = ModelReader(encoder=encoder, weights=weights, heads=heads, model_dir=model_dir).take()
+    scorer = scorer_of(
+        model,
+        device=device,
+        precision=precision,
+        backend=backend,
+        batch_size=batch_size,
+        keep_embeddings=keep_embeddings,
+        calibration=calibration,
+    )
+    return scorer, model.files
+
+
+def scorer_of(
+    model: Model,
+    *,
+    device: torch.device,
+    precision: str = "auto",
+    backend: str = "auto",
+    batch_size: int | None = None,
+    keep_embeddings: bool = False,
+    calibration: Calibration | None = None,
+) -> Scorer:
+    """A scorer that takes the model over. Raises as `build_scorer`."""
+    backend, precision = choose_backend(backend, precision, device, model.tower.spec)
     batch_size = batch_size or default_batch(backend, device)
-    built = build_backend(backend, tower, bank, device, precision, batch_size, calibration)
+    built = build_backend(backend, model.tower, model.heads, device, precision, batch_size, calibration)
     sliced = device.type == "cpu" and takes_any_size(backend)
     if sliced:
         built = SlicedBackend(built, torch.get_num_threads())
-    scorer = Scorer(built, device, batch_size, keep_embeddings, padded=not sliced)
-    return scorer, files
-
-
-def load_model(
-    encoder: str, weights: str, heads: Sequence[str], model_dir: Path | None
-) -> tuple[VisionTower, HeadBank, list[ResolvedFile]]:
-    """Tower and heads, float32 on the CPU, and the files they are from: the tower's, then each head's.
-
-    Raises as `build_scorer`.
-    """
-    embed_dim = spec_of(encoder).embed_dim
-    loaded = [load_head(head, encoder, embed_dim, model_dir) for head in heads]
-    bank = HeadBank([head for head, _ in loaded], embed_dim)
-    tower, tower_file = load_tower(encoder, weights, model_dir)
-    return tower, bank, [tower_file, *(file for _, file in loaded)]
+    return Scorer(built, device, batch_size, keep_embeddings, padded=not sliced)

@@ -68,6 +68,12 @@ def resolve(
     return _download_first(name, files, None, model_dir, command)
 
 
+def fetch(name: str, files: Sequence[PublishedFile], model_dir: Path | None, command: str) -> None:
+    """As `resolve`, for a file that is read later: one that is here is not even opened."""
+    if not any(True for file in files for _ in _places(file, model_dir)):
+        _download_first(name, files, None, model_dir, command)
+
+
 def find(
     name: str, files: Sequence[PublishedFile], model_dir: Path | None, command: str
 ) -> ResolvedFile | WeightsUnavailable:

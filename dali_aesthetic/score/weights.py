@@ -14,6 +14,7 @@ from dali_aesthetic.score.checkpoints import read_clip, read_tensors, weights_fi
 from dali_aesthetic.score.clip import VisionTower
 from dali_aesthetic.score.download import ResolvedFile, WeightsUnavailable, hash_file
 from dali_aesthetic.score.download import download as _download
+from dali_aesthetic.score.download import fetch as _fetch
 from dali_aesthetic.score.download import find as _find
 from dali_aesthetic.score.download import resolve as _resolve
 from dali_aesthetic.score.head import Head, head_from_state
@@ -28,10 +29,32 @@ from dali_aesthetic.score.registry import (
 )
 from dali_aesthetic.score.spec import TowerSpec, spec_of
 
-__all__ = ["ResolvedFile", "WeightsUnavailable", "download", "load_head", "load_tower", "present"]
+__all__ = [
+    "ResolvedFile",
+    "WeightsUnavailable",
+    "download",
+    "fetch_tower",
+    "load_head",
+    "load_tower",
+    "present",
+]
 
 _LOG = logging.getLogger(__name__)
 _OWN_NAME = re.compile(r"(?P<name>[A-Za-z][\w-]*)=(?P<head>.+)")
+
+
+def fetch_tower(encoder: str, weights: str, model_dir: Path | None) -> None:
+    """Have the tower's weights on this machine, read later: published ones are downloaded where they aren't.
+
+    Raises as `load_tower`, for what is wrong without a look into the file.
+    """
+    spec_of(encoder)
+    if _seed(weights) is not None:
+        return
+    if files := _published_tower(encoder, weights):
+        _fetch(weights, files, model_dir, _command("--encoder", encoder, "--weights", weights))
+    else:
+        weights_file(Path(weights).expanduser())
 
 
 def load_tower(encoder: str, weights: str, model_dir: Path | None) -> tuple[VisionTower, ResolvedFile]:

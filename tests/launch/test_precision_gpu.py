@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import open_clip
-import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -22,16 +19,12 @@ from dali_aesthetic.launch.scales import CALIBRATION
 from dali_aesthetic.score.fast import fused
 from dali_aesthetic.score.spec import spec_of
 from tests.conftest import jpeg, snapshot, write_shard
+from tests.launch import float8
+from tests.launch.float8 import record, scores
 
 ENCODER = "ViT-L-14-of-3-layers"
-OPEN = {
-    "max_mean_error": 9,
-    "max_p99_error": 9,
-    "max_flips": 2,
-    "calibration_images": 128,
-    "check_images": 192,
-}
-CLOSED = {**OPEN, "max_mean_error": 0}
+ENOUGH = {"calibration_images": 128, "check_images": 192}
+OPEN, CLOSED = float8.OPEN | ENOUGH, float8.OPEN | float8.CLOSED | ENOUGH
 pytestmark = pytest.mark.gpu
 
 
@@ -39,15 +32,8 @@ pytestmark = pytest.mark.gpu
 def _needs_hopper(tmp_path_factory: pytest.TempPathFactory) -> None:
     if not torch.cuda.is_available():
         pytest.skip("no GPU")
-    config = {
-        "embed_dim": 768,
-        "quick_gelu": True,
-        "vision_cfg": {"image_size": 224, "layers": 3, "width": 1024, "patch_size": 14},
-        "text_cfg": {"context_length": 8, "vocab_size": 100, "width": 64, "heads": 1, "layers": 1},
-    }
-    file = tmp_path_factory.mktemp("configs") / f"{ENCODER}.json"
-    file.write_text(json.dumps(config))
-    open_clip.add_model_config(file)
+    folder = tmp_path_factory.mktemp("configs")
+    float8.add_encoder(ENCODER, folder, embed_dim=768, image_size=224, layers=3, width=1024, patch_size=14)
     if reason := fused.refusal(spec_of(ENCODER), torch.device("cuda"), "fp8"):
         pytest.skip(reason)
 
@@ -69,28 +55,8 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def config(shards: str, output: Path, gate: dict[str, Any], wanted: str = "fp8", batch: int = 96) -> Config:
-    return Config.build(
-        {
-            "input": shards,
-            "output": str(output),
-            "device": "cuda",
-            "threshold": {"raw": 5.0},
-            "model": {"encoder": ENCODER, "weights": "random:1", "heads": ("random:1",), "precision": wanted},
-            "decode": {"batch_size": batch},
-            "gate": gate,
-        }
-    )
-
-
-def record(output: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((output / "run.json").read_bytes())
-    return found
-
-
-def scores(output: Path) -> np.ndarray:
-    """Of every image in order, NaN where there is none."""
-    tables = [pq.read_table(path) for path in sorted((output / "scores").glob("*.parquet"))]
-    return np.concatenate([table["aesthetic_score"].to_numpy(zero_copy_only=False) for table in tables])
+    decode = {"batch_size": batch}
+    return float8.config(shards, output, gate, "cuda", decode, encoder=ENCODER, precision=wanted)
 
 
 @pytest.mark.parametrize("wanted", ["fp8", "auto"])

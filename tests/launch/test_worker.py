@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
 import pytest
 import torch
 
 from dali_aesthetic.config import Config, ConfigError, ModelConfig
-from dali_aesthetic.launch.worker import build_worker, resolve_device, run_record
+from dali_aesthetic.launch import worker as workers
+from dali_aesthetic.launch.worker import build_worker, model_reader, resolve_device, run_record
+from dali_aesthetic.overlap import beside
 from dali_aesthetic.score.fast.backend import CPU_BATCH
 
 
@@ -30,3 +37,92 @@ def test_the_record_tells_what_made_the_output(tiny_model: ModelConfig) -> None:
     assert record["identity"]["precision"] == "fp32"
     assert [weight["name"] for weight in record["identity"]["weights"]] == ["random:1", "random:1"]
     assert record["environment"]["packages"]["torch"] == torch.__version__.split("+")[0]
+
+
+@pytest.fixture
+def steps(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What a start does, in the order in which it begins or ends."""
+    seen: list[str] = []
+
+    def logged(name: str, call: Callable[..., object]) -> Callable[..., object]:
+        def log(*args: object, **kwargs: object) -> object:
+            seen.append(f"{name} in {threading.current_thread().name.partition('_')[0]}")
+            return call(*args, **kwargs)
+
+        return log
+
+    @contextmanager
+    def logged_beside(*calls: Callable[[], object], name: str) -> Iterator[object]:
+        with beside(*calls, name=name) as begun:
+            begun[0].exception()
+            yield begun
+        seen.append(f"{name} ended")
+
+    monkeypatch.setattr(workers, "beside", logged_beside)
+    for name in ("import_dali", "scorer_of", "DaliDecoder"):
+        monkeypatch.setattr(workers, name, logged(name, getattr(workers, name)))
+    return seen
+
+
+def test_dali_is_imported_beside_the_weights(tiny_model: ModelConfig, steps: list[str]) -> None:
+    config = Config(input=("a.tar",), output="out", device="cpu", model=tiny_model)
+    build_worker(config).decoder.close()
+    assert steps == [
+        "import_dali in imports",
+        "scorer_of in MainThread",
+        "imports ended",
+        "DaliDecoder in MainThread",
+    ]
+
+
+@pytest.mark.parametrize("name", ["weights", "heads", "backend"])
+def test_a_wrong_name_is_refused_before_anything_is_imported(
+    tiny_model: ModelConfig, steps: list[str], name: str
+) -> None:
+    wrong = {"weights": "nowhere.pt", "heads": ("nowhere.pth",), "backend": "nobackend"}[name]
+    model = tiny_model.model_copy(update={name: wrong})
+    with pytest.raises(ConfigError, match=r"model: .*(no such file|unknown backend)"):
+        build_worker(Config(input=("a.tar",), output="out", device="cpu", model=model))
+    assert steps == []
+
+
+def test_weights_that_cannot_be_read_leave_no_thread_behind(
+    tiny_model: ModelConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = threading.Event()
+    monkeypatch.setattr(workers, "import_dali", lambda: gate.wait(10))
+    threading.Timer(0.2, gate.set).start()
+    (tmp_path / "tower.pt").write_bytes(b"no checkpoint")
+    model = tiny_model.model_copy(update={"weights": str(tmp_path / "tower.pt")})
+    with pytest.raises(ConfigError, match="no checkpoint"):
+        build_worker(Config(input=("a.tar",), output="out", device="cpu", model=model))
+    assert not any(thread.name.startswith("imports") for thread in threading.enumerate())
+
+
+def test_a_library_that_cannot_be_imported_is_said_where_it_is_needed(
+    tiny_model: ModelConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise ImportError("no DALI")
+
+    monkeypatch.setattr(workers, "import_dali", fail)
+    monkeypatch.setattr(workers, "DaliDecoder", fail)
+    config = Config(input=("a.tar",), output="out", device="cpu", model=tiny_model)
+    with pytest.raises(ImportError, match="no DALI"):
+        build_worker(config)
+    wrong = tiny_model.model_copy(update={"backend": "fused"})
+    with pytest.raises(ConfigError, match="model: "):
+        build_worker(config.model_copy(update={"model": wrong}))
+
+
+def test_a_worker_takes_what_its_reader_has_read(tiny_model: ModelConfig) -> None:
+    config = Config(input=("a.tar",), output="out", device="cpu", model=tiny_model)
+    reader = model_reader(tiny_model)
+    tower = reader.read().tower
+    pixels = torch.randint(0, 256, (3, *2 * (tower.spec.image_size,), 3), dtype=torch.uint8)
+    scores = []
+    for worker in (build_worker(config, reader), build_worker(config)):
+        scores.append(worker.scorer.score_pixels(pixels))
+        worker.decoder.close()
+    assert (scores[0] == scores[1]).all()
+    assert reader.read().tower is not tower
