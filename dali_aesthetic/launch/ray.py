@@ -25,6 +25,7 @@ from dali_aesthetic.overlap import every
 from dali_aesthetic.score.download import WeightsUnavailable
 from dali_aesthetic.shards.plan import plan_shards
 from dali_aesthetic.stats import RunStats
+from dali_aesthetic.stores.settings import StoreSettings
 from dali_aesthetic.types import Shard, ShardReport, Status
 from dali_aesthetic.write.lock import claim
 from dali_aesthetic.write.output import clean_leftovers, open_output
@@ -107,6 +108,7 @@ def _order(ray: ModuleType, config: Config) -> Order:
     return Order(
         config=config,
         folder=os.getcwd(),
+        stores=StoreSettings.here(),
         gpus_each=int(on_gpus),
         cpus_each=1 if on_gpus else config.decode.num_threads or 1,
         most_workers=most if most is None else int(most),
