@@ -11,6 +11,7 @@ INPUT ?=
 OUTPUT ?=
 THRESHOLD ?= 0.5
 FLAGS ?=
+JOBS ?= 2
 
 .PHONY: help run test soak test-gpu lint bench bench-report bench-check clean
 help: ## this list
@@ -24,8 +25,10 @@ else
 		$(if $(findstring threshold,$(FLAGS))$(findstring --preset,$(FLAGS))$(findstring --keep-top,$(FLAGS)),,--threshold $(THRESHOLD)) $(FLAGS)
 endif
 
-test: lint ## linters, types, and every test that needs no GPU
-	$(BIN)/pytest -m 'not gpu'
+# By files: fixtures of a module are made once. A Ray beside other load loses its patience, so those come last.
+test: lint ## linters, types, and every test that needs no GPU; JOBS=4 for more than two processes
+	$(BIN)/pytest -m 'not gpu and not ray' -n $(JOBS) --dist loadfile
+	$(BIN)/pytest -m 'not gpu and ray'
 
 soak: $(VENV)/.dev ## an hour of faults: 100 kills, every step of a commit, 400,000 images of which 5% are bad
 	DALI_AESTHETIC_KILLS=100 $(BIN)/pytest tests/faults tests/launch/test_ray.py --timeout 3600

@@ -5,8 +5,9 @@ from __future__ import annotations
 import io
 import json
 import os
+import sys
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,31 @@ def photos() -> list[Image.Image]:
     tall = [photo.crop((0, 0, photo.width // 2, photo.height)) for photo in whole]
     small = [photo.resize((photo.width // 3 + 1, photo.height // 3)) for photo in whole]
     return [*whole, *tall, *small]
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Any]:
+    """Ray on this machine, with two CPUs and on loopback. For tests marked `ray`."""
+    ray = pytest.importorskip("ray", reason="Ray is not installed")
+    pytest.importorskip("ray.data", reason="Ray Data is not installed")
+    ray.init(
+        num_cpus=2,
+        _node_ip_address="127.0.0.1",
+        include_dashboard=False,
+        log_to_driver=False,
+        object_store_memory=80 << 20,
+    )
+    yield ray
+    ray.shutdown()
+
+
+@pytest.fixture(autouse=True)
+def _ray_only_where_marked(request: pytest.FixtureRequest) -> Iterator[None]:
+    """`make test` keeps those marked `ray` away from all others: one without the mark would slip through."""
+    yield
+    ray = sys.modules.get("ray")
+    if ray is not None and ray.is_initialized():
+        assert any(item.get_closest_marker("ray") for item in request.session.items), "mark it `ray`"
 
 
 def jpeg(image: Image.Image, quality: int = 90, **options: Any) -> bytes:
@@ -84,7 +110,7 @@ def tiny_model() -> Any:
     """The smallest model the package runs: fast, deterministic, meaningless."""
     from dali_aesthetic.config import ModelConfig
 
-    return ModelConfig(encoder="ViT-B-32", weights="random:1", heads=("random:1",))
+    return ModelConfig(encoder="ViT-S-32-alt", weights="random:1", heads=("random:1",))
 
 
 def read_members(path: Path) -> list[tuple[str, bytes]]:

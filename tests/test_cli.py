@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,8 @@ from pathlib import Path
 import pytest
 import typer
 import yaml
+from click.testing import Result
+from typer.testing import CliRunner
 
 from dali_aesthetic.cli import app
 from dali_aesthetic.config import ModelConfig
@@ -17,8 +20,7 @@ from tests.conftest import snapshot
 
 
 def call(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
-    import os
-
+    """In a process of its own, as a shell does: seconds of imports, so only where a shell is the point."""
     return subprocess.run(
         [sys.executable, "-m", "dali_aesthetic", *map(str, arguments)],
         capture_output=True,
@@ -28,9 +30,17 @@ def call(*arguments: object, **environment: str) -> subprocess.CompletedProcess[
     )
 
 
+def invoke(*arguments: object) -> Result:
+    """In this process; an error that nobody made a message of is raised here."""
+    done = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    if done.exception is not None and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    return done
+
+
 def tiny(*arguments: object) -> list[object]:
-    model = ["--encoder", "ViT-B-32", "--weights", "random:1", "--head", "random:1", "--device", "cpu"]
-    return ["run", *arguments, *model]
+    model = ["--encoder", "ViT-S-32-alt", "--weights", "random:1", "--head", "random:1", "--device", "cpu"]
+    return ["run", *arguments, *model, "--batch-size", "8"]
 
 
 def test_a_run_from_the_shell_writes_what_the_contract_names(shards_dir: Path, tmp_path: Path) -> None:
@@ -47,32 +57,45 @@ def test_a_run_from_the_shell_writes_what_the_contract_names(shards_dir: Path, t
     assert "1 empty, 1 truncated" in done.stderr
 
 
-def test_braces_and_globs_expanded_by_the_shell_are_understood(shards_dir: Path, tmp_path: Path) -> None:
+def test_globs_expanded_by_the_shell_are_understood(shards_dir: Path, tmp_path: Path) -> None:
     expanded = [shards_dir / "00000.tar", shards_dir / "00001.tar"]
-    done = call(*tiny("--output", tmp_path / "out", "--input", *expanded))
-    assert done.returncode == 0, done.stderr
+    done = invoke(*tiny("--output", tmp_path / "out", "--input", *expanded))
+    assert done.exit_code == 0, done.stderr
     assert len(list((tmp_path / "out" / "shards").iterdir())) == 2
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--input", "{here}", "--threshold", "5"], "did you mean --raw-threshold 5"),
-        (["--input", "{here}", "--threshold", "0.5", "--preset", "high"], "--threshold and --preset"),
-        (["--input", "{here}/none-{00..03}.tar"], "none-"),
-        (["--input", "{here}/nothing"], "nothing"),
-        ([], "input is missing: give --input"),
-        (["--input", "{here}", "--device", "gpu"], "device: 'gpu' does not fit"),
-        (["--input", "{here}", "--config", "{here}/none.yaml"], "none.yaml"),
-        (["--input", "{here}", "--encoder", "RN50"], "RN50"),
-        (["--input", "{here}", "--precision", "fp16", "--device", "cpu"], "fp16 needs a GPU"),
-    ],
-)
+WRONG = [
+    (["--input", "{here}", "--threshold", "5"], "did you mean --raw-threshold 5"),
+    (["--input", "{here}", "--threshold", "0.5", "--preset", "high"], "--threshold and --preset"),
+    (["--input", "{here}/none-{00..03}.tar"], "none-"),
+    (["--input", "{here}/nothing"], "nothing"),
+    ([], "input is missing: give --input"),
+    (["--input", "{here}", "--device", "gpu"], "device: 'gpu' does not fit"),
+    (["--input", "{here}", "--config", "{here}/none.yaml"], "none.yaml"),
+    (["--input", "{here}", "--encoder", "RN50"], "RN50"),
+    (["--input", "{here}", "--precision", "fp16", "--device", "cpu"], "fp16 needs a GPU"),
+]
+
+
+def wrong(arguments: list[str], shards_dir: Path, tmp_path: Path) -> list[object]:
+    filled = [argument.replace("{here}", str(shards_dir)) for argument in arguments]
+    return ["run", "--output", tmp_path / "out", "--weights", "random:1", "--head", "random:1", *filled]
+
+
+@pytest.mark.parametrize(("arguments", "message"), WRONG)
 def test_wrong_configuration_is_exit_2_and_one_message(
     shards_dir: Path, tmp_path: Path, arguments: list[str], message: str
 ) -> None:
-    filled = [argument.replace("{here}", str(shards_dir)) for argument in arguments]
-    done = call("run", "--output", tmp_path / "out", "--weights", "random:1", "--head", "random:1", *filled)
+    done = invoke(*wrong(arguments, shards_dir, tmp_path))
+    assert done.exit_code == 2, done.stderr
+    assert message in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_shell_sees_exit_2_and_one_message(shards_dir: Path, tmp_path: Path) -> None:
+    arguments, message = WRONG[0]
+    done = call(*wrong(arguments, shards_dir, tmp_path))
     assert done.returncode == 2, done.stderr
     assert message in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr
@@ -103,12 +126,12 @@ def test_a_yaml_file_gives_fields_and_flags_win(shards_dir: Path, tmp_path: Path
         "output": str(tmp_path / "from-file"),
         "device": "cpu",
         "threshold": {"raw": 1000.0},
-        "model": {"encoder": "ViT-B-32", "weights": "random:1", "heads": ["random:1"]},
+        "model": {"encoder": "ViT-S-32-alt", "weights": "random:1", "heads": ["random:1"]},
     }
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(values))
     output = tmp_path / "from-flag"
-    done = call("run", "--config", tmp_path / "run.yaml", "--output", output, "--preset", "permissive")
-    assert done.returncode == 0, done.stderr
+    done = invoke("run", "--config", tmp_path / "run.yaml", "--output", output, "--preset", "permissive")
+    assert done.exit_code == 0, done.stderr
     assert not (tmp_path / "from-file").exists()
     assert "raw score >= 3" in done.stderr
 
@@ -129,15 +152,12 @@ FLAGS = {
 }  # fmt: skip
 
 
-def test_help_and_version_do_not_wait_for_torch() -> None:
+def test_help_and_version_do_not_wait_for_torch_and_name_the_defaults() -> None:
     code = "import sys; from dali_aesthetic.cli import app; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
     assert call("--version").stdout.strip()
-    assert "--raw-threshold" in call("run", "--help", COLUMNS="160").stdout
-
-
-def test_defaults_in_the_help_are_the_configs(tmp_path: Path) -> None:
     text = " ".join(call("run", "--help", COLUMNS="200").stdout.split())
+    assert "--raw-threshold" in text
     default = ModelConfig()
     assert f"(default: {default.encoder})" in text
     assert f"(default: {default.weights})" in text
@@ -149,15 +169,22 @@ def test_every_command_shows_examples_in_its_help() -> None:
     assert not [name for name, command in commands.items() if "dali-aesthetic " + name not in command.epilog]
 
 
-def test_quiet_says_nothing_of_success_and_json_is_for_machines(shards_dir: Path, tmp_path: Path) -> None:
-    where = ("--input", shards_dir / "00001.tar", "--output")
-    quiet = call(*tiny(*where, tmp_path / "quiet", "--quiet"))
-    assert (quiet.returncode, quiet.stdout, quiet.stderr) == (0, "", "")
-    said = json.loads(call(*tiny(*where, tmp_path / "json", "--json", "--raw-threshold", "-1000")).stdout)
+def test_quiet_says_nothing_of_success(shards_dir: Path, tmp_path: Path) -> None:
+    """In a process of its own: what libraries write past Python would show too."""
+    done = call(*tiny("--input", shards_dir / "00001.tar", "--output", tmp_path, "--quiet"))
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_quiet_says_what_went_wrong(tmp_path: Path) -> None:
+    (tmp_path / "bad.tar").write_text("no tar " * 200)
+    done = invoke(*tiny("--input", tmp_path / "bad.tar", "--output", tmp_path / "out", "--quiet"))
+    assert done.exit_code == 1
+    assert "bad.tar" in done.stderr
+
+
+def test_json_is_for_machines(shards_dir: Path, tmp_path: Path) -> None:
+    where = ("--input", shards_dir / "00001.tar", "--output", tmp_path)
+    said = json.loads(invoke(*tiny(*where, "--json", "--raw-threshold", "-1000")).stdout)
     assert (said["samples"], said["kept"], said["committed"]) == (10, 8, 1)
     assert said["statuses"] == {"ok": 8, "truncated": 1, "empty": 1}
     assert said["min_raw"] == -1000
-    (tmp_path / "bad.tar").write_text("no tar " * 200)
-    bad = call(*tiny("--input", tmp_path / "bad.tar", "--output", tmp_path / "bad", "--quiet"))
-    assert bad.returncode == 1
-    assert "bad.tar" in bad.stderr

@@ -11,18 +11,22 @@ import pytest
 from PIL import Image
 
 from dali_aesthetic import Config, ConfigError, ImageScorer, ModelConfig, run, score_images
+from dali_aesthetic.config import DecodeConfig
 from tests.conftest import jpeg, write_shard
+
+BATCH_SIZE = 8
 
 
 @pytest.fixture(scope="module")
 def scorer(tiny_model: ModelConfig) -> ImageScorer:
-    return ImageScorer(tiny_model, device="cpu")
+    """With small batches, so that few images are several of them."""
+    return ImageScorer(tiny_model, device="cpu", decode=DecodeConfig(batch_size=BATCH_SIZE))
 
 
 def test_every_form_of_an_image_has_the_runs_score(
     scorer: ImageScorer, tiny_model: ModelConfig, photos: list[Image.Image], tmp_path: Path
 ) -> None:
-    encoded = {f"{i:03d}": jpeg(photo) for i, photo in enumerate(photos[:5])}
+    encoded = {f"{i:03d}": jpeg(photo) for i, photo in enumerate(photos[-5:])}
     shard = write_shard(tmp_path / "s.tar", encoded)
     run(Config(input=(str(shard),), output=str(tmp_path / "out"), device="cpu", model=tiny_model))
     expected = pq.read_table(tmp_path / "out/scores/s.parquet").column("aesthetic_score").to_numpy()
@@ -55,8 +59,10 @@ def test_a_path_that_is_not_there_raises(scorer: ImageScorer, tmp_path: Path) ->
 
 
 def test_a_stream_gives_the_same_scores_in_order(scorer: ImageScorer, photos: list[Image.Image]) -> None:
-    encoded = [jpeg(photo) for photo in photos[:6]]
-    mixed = [encoded[0], photos[1], b"", *encoded[1:4], photos[0], b"text", *encoded[4:]] * 9
+    photos = photos[-6:]
+    encoded = [jpeg(photo) for photo in photos]
+    mixed = [encoded[0], photos[1], b"", *encoded[1:4], photos[0], b"text", *encoded[4:]] * 4
+    assert len(mixed) > 4 * BATCH_SIZE
     streamed = scorer.score_stream(image for image in mixed)
     np.testing.assert_array_equal(np.array(list(streamed), np.float32), scorer.score(mixed))
     assert list(scorer.score_stream([])) == []
@@ -65,7 +71,7 @@ def test_a_stream_gives_the_same_scores_in_order(scorer: ImageScorer, photos: li
 def test_a_stream_without_end_takes_little_ahead_and_ends_when_left(
     scorer: ImageScorer, photos: list[Image.Image]
 ) -> None:
-    taken, image = 0, jpeg(photos[0])
+    taken, image = 0, jpeg(photos[-1])
 
     def endless() -> Iterator[bytes]:
         nonlocal taken
@@ -74,10 +80,9 @@ def test_a_stream_without_end_takes_little_ahead_and_ends_when_left(
             yield image
 
     stream = scorer.score_stream(endless())
-    first = [next(stream) for _ in range(100)]
+    first = [next(stream) for _ in range(5 * BATCH_SIZE)]
     assert len(set(first)) == 1
-    batch_size = scorer._worker.scorer.batch_size
-    assert taken <= 100 + 14 * batch_size
+    assert taken <= (5 + 14) * BATCH_SIZE
     stream.close()
     after = taken
     assert scorer.score([image])[0] == np.float32(first[0])
@@ -87,11 +92,11 @@ def test_a_stream_without_end_takes_little_ahead_and_ends_when_left(
 def test_a_stream_that_breaks_raises_behind_what_came_before(
     scorer: ImageScorer, photos: list[Image.Image], tmp_path: Path
 ) -> None:
-    image = jpeg(photos[0])
+    image = jpeg(photos[-1])
     scores: list[float] = []
     with pytest.raises(FileNotFoundError):
-        scores.extend(scorer.score_stream([image] * 70 + [tmp_path / "none.jpg"]))
-    assert len(scores) >= 32
+        scores.extend(scorer.score_stream([image] * (2 * BATCH_SIZE + 6) + [tmp_path / "none.jpg"]))
+    assert len(scores) >= BATCH_SIZE
     assert np.isfinite(scores).all()
 
 

@@ -25,7 +25,7 @@ def config(shards_dir: Path, tiny_model: ModelConfig) -> Config:
 def test_a_row_is_what_verify_says(config: Config) -> None:
     row = measure_precision(config, 5)
     assert isinstance(row, Measured)
-    assert row.name == "ViT-B-32, eager fp32"
+    assert row.name == f"{config.model.encoder}, eager fp32"
     assert row.detail["num_images"] == 5
     (mean,) = row.values
     assert 0 < mean <= row.detail["p99_error"] <= row.detail["max_error"] < 0.02

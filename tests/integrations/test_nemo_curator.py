@@ -19,7 +19,7 @@ stages = pytest.importorskip(
 )
 
 CUT = 0.0
-TINY = {"encoder": "ViT-B-32", "weights": "random:1", "head": "random:1"}
+TINY = {"encoder": "ViT-S-32-alt", "weights": "random:1", "head": "random:1"}
 
 
 @pytest.fixture(scope="module")

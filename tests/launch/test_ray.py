@@ -50,16 +50,6 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    """Ray with two CPUs on loopback."""
-    import ray
-
-    ray.init(num_cpus=2, _node_ip_address="127.0.0.1", include_dashboard=False, object_store_memory=80 << 20)
-    yield
-    ray.shutdown()
-
-
 def config(source: Path, output: Path, **launch: Any) -> Config:
     return Config.build(
         {
@@ -67,7 +57,7 @@ def config(source: Path, output: Path, **launch: Any) -> Config:
             "output": str(output),
             "device": "cpu",
             "threshold": {"raw": 5.0},
-            "model": {"encoder": "ViT-S-32", "weights": "random:1", "heads": ["random:1"]},
+            "model": {"encoder": "ViT-S-32-alt", "weights": "random:1", "heads": ["random:1"]},
             "decode": {"batch_size": 4, "num_threads": 1},
             "launch": launch,
         }
@@ -106,9 +96,10 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.mark.ray
 @pytest.mark.slow
 def test_an_actor_killed_in_mid_shard_costs_nothing_but_time(
-    cluster: None, one_thread: None, source: Path, tmp_path: Path
+    cluster: object, one_thread: None, source: Path, tmp_path: Path
 ) -> None:
     one = local.run(config(source, tmp_path / "one"))
     output = tmp_path / "ray"
@@ -130,9 +121,10 @@ def test_an_actor_killed_in_mid_shard_costs_nothing_but_time(
     assert json.loads((output / "run.json").read_text())["config"]["launch"]["engine"] == "ray"
 
 
+@pytest.mark.ray
 @pytest.mark.slow
 def test_what_is_wrong_with_the_configuration_is_the_drivers_error(
-    cluster: None, source: Path, tmp_path: Path
+    cluster: object, source: Path, tmp_path: Path
 ) -> None:
     wrong = config(source, tmp_path / "out", engine="ray", workers=1)
     weights = wrong.model.model_copy(update={"weights": str(tmp_path / "none.pt")})
@@ -141,9 +133,10 @@ def test_what_is_wrong_with_the_configuration_is_the_drivers_error(
     assert not (tmp_path / "out" / "run.json").exists()
 
 
+@pytest.mark.ray
 @pytest.mark.skipif(not SOAK, reason="a minute of deaths: make soak")
 def test_a_shard_that_no_worker_survives_is_reported_and_the_rest_is_done(
-    cluster: None, source: Path, tmp_path: Path
+    cluster: object, source: Path, tmp_path: Path
 ) -> None:
     killer = Killer(tmp_path, "00002")
     result = run(config(source, tmp_path, engine="ray", workers=2), watch=killer.watch)
@@ -156,6 +149,7 @@ def test_a_shard_that_no_worker_survives_is_reported_and_the_rest_is_done(
     assert not list(tmp_path.rglob(".tmp-*")), "what the dead left is removed"
 
 
+@pytest.mark.ray
 @pytest.mark.skipif(not SOAK, reason="starts a Ray of its own beside the other: make soak")
 def test_a_signal_ends_the_driver_in_order(source: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
@@ -163,7 +157,7 @@ def test_a_signal_ends_the_driver_in_order(source: Path, tmp_path: Path) -> None
     inputs.mkdir()
     for number in range(200):
         (inputs / f"{number:05d}.tar").symlink_to(source / "00000.tar")
-    flags = "--device cpu --encoder ViT-S-32 --weights random:1 --head random:1 --num-threads 1"
+    flags = "--device cpu --encoder ViT-S-32-alt --weights random:1 --head random:1 --num-threads 1"
     command = f"run --input {inputs} --output {output} --engine ray --workers 1 {flags}"
     with (tmp_path / "log").open("w") as log:
         driver = subprocess.Popen(
