@@ -25,13 +25,17 @@ T = TypeVar("T")
 
 @dataclass(slots=True)
 class StageTimes:
-    """Seconds a stage's thread spent waiting for room behind it, and its consumer waiting for it."""
+    """Seconds a stage's thread spent waiting for room behind it, and its consumer waiting for it.
+
+    It had its first item ready at `first_at`; times of day are `perf_counter`'s, 0 for what is yet to come.
+    """
 
     name: str
     items: int = 0
     blocked_on_full: float = 0.0
     blocked_on_empty: float = 0.0
     started_at: float = 0.0
+    first_at: float = 0.0
     ended_at: float = 0.0
 
     @property
@@ -98,6 +102,7 @@ class Ahead(Generic[T]):
         iterator = iter(self._source)
         try:
             for item in iterator:
+                self.times.first_at = self.times.first_at or time.perf_counter()
                 if not self._put(item):
                     break
                 self.times.items += 1

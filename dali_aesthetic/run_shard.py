@@ -61,7 +61,7 @@ def run_shards(shards: Iterable[Shard], rooms: Rooms, stats: RunStats) -> Genera
 def _wait(pending: PendingScores, stats: RunStats) -> ScoredBatch:
     start = time.perf_counter()
     scored = pending.wait()
-    stats.waited_for_device += time.perf_counter() - start
+    stats.add_wait(time.perf_counter() - start)
     return scored
 
 
@@ -75,6 +75,5 @@ def _write(scored: ScoredBatch, rooms: Rooms, stats: RunStats) -> list[ShardRepo
 def _timed(commit: Callable[[], list[ShardReport]], stats: RunStats) -> list[ShardReport]:
     start = time.perf_counter()
     reports = commit()
-    stats.wrote += time.perf_counter() - start
-    stats.reports += reports
+    stats.add_reports(reports, time.perf_counter() - start)
     return reports

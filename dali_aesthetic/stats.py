@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Self, TypeVar
 
@@ -109,6 +109,8 @@ class RunStats:
     incidents: list[str] = field(default_factory=list)
     waited_for_device: float = 0.0
     wrote: float = 0.0
+    scored_first_at: float = 0.0
+    committed_first_at: float = 0.0
     started_at: float = field(default_factory=time.perf_counter)
     ended_at: float | None = None
 
@@ -125,6 +127,18 @@ class RunStats:
         self.num_scored = self.statuses[Status.OK.value]
         self.num_kept += num_kept
         self.presets.update(presets or {})
+
+    def add_wait(self, seconds: float) -> None:
+        """Count what it took a batch's scores to come."""
+        self.waited_for_device += seconds
+        self.scored_first_at = self.scored_first_at or time.perf_counter()
+
+    def add_reports(self, reports: Sequence[ShardReport], seconds: float) -> None:
+        """Count shards that ended, or none, and what the sink took."""
+        self.wrote += seconds
+        self.reports += reports
+        if any(not report.error for report in reports):
+            self.committed_first_at = self.committed_first_at or time.perf_counter()
 
     def tally(self) -> Tally:
         """The counters now, as plain values."""
@@ -195,6 +209,16 @@ class RunStats:
         work["encode"] = work.get("encode", 0.0) + self.waited_for_device
         work["sink"] = self.wrote
         return work
+
+    def first_times(self) -> dict[str, float]:
+        """Seconds from the start of the loop to each stage's first batch, the first scores and commit.
+
+        What is yet to come is left out. The difference to the stage before it is what that stage does once,
+        on first use: DALI's memory pools and decoders, kernels that are loaded, buffers that are pinned.
+        """
+        at = {stage.name: stage.first_at for stage in self.stages}
+        at |= {"scores": self.scored_first_at, "commit": self.committed_first_at}
+        return {name: moment - self.started_at for name, moment in at.items() if moment}
 
     def _waits(self) -> dict[tuple[str, str], float]:
         consumers = {(stage.name, "consumer"): stage.blocked_on_empty for stage in self.stages}

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import time
+
+import pytest
+
 from dali_aesthetic.overlap import StageTimes
 from dali_aesthetic.stats import RunStats, Tally
 from dali_aesthetic.types import ImageHeader, Route, ShardReport, Status
@@ -41,6 +45,27 @@ def test_waiting_is_taken_off_each_stages_work() -> None:
     stats.stages = [stage("storage", 10, 8, 1), stage("decode", 10, 6, 3), stage("encode", 10, 0, 6)]
     assert stats.work_times() == {"storage": 2.0, "decode": 3.0, "encode": 8.0, "sink": 0.5}
     assert stats.bound_by() == "encode"
+
+
+def test_the_first_of_each_is_noted_once_it_has_come() -> None:
+    stats = RunStats(started_at=time.perf_counter() - 10)
+    assert stats.first_times() == {}
+    stats.stages = [
+        StageTimes("storage", first_at=stats.started_at + 1),
+        StageTimes("decode", first_at=stats.started_at + 3),
+        StageTimes("encode"),
+    ]
+    stats.add_reports([ShardReport(name="a", source="a", error="no tar")], 0.5)
+    assert stats.first_times() == {"storage": pytest.approx(1), "decode": pytest.approx(3)}
+    stats.add_wait(0.25)
+    stats.add_reports([ShardReport(name="b", source="b")], 0.5)
+    first = stats.first_times()
+    assert list(first) == ["storage", "decode", "scores", "commit"]
+    assert 10 <= first["scores"] <= first["commit"]
+    stats.add_wait(0.25)
+    stats.add_reports([ShardReport(name="c", source="c")], 0.5)
+    assert stats.first_times() == first
+    assert (stats.waited_for_device, stats.wrote, len(stats.reports)) == (0.5, 1.5, 3)
 
 
 def test_there_is_no_verdict_before_there_is_work() -> None:

@@ -1,11 +1,15 @@
-"""`timing.jsonl`: how long each shard took and what bound it. For people, not for comparing outputs."""
+"""`timing.jsonl`: how long each shard took and what bound it. For people, not for comparing outputs.
+
+A process's first line also has what came before: `start`, the seconds that building its parts took, and
+`first`, the seconds from the start of the loop to the first batch of each stage, scores and commit.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import closing, suppress
 from pathlib import Path
 
@@ -16,7 +20,10 @@ TIMING = "timing.jsonl"
 
 
 def timed(
-    reports: Generator[ShardReport, None, None], output: str | Path, stats: RunStats
+    reports: Generator[ShardReport, None, None],
+    output: str | Path,
+    stats: RunStats,
+    start: Mapping[str, float] | None = None,
 ) -> Generator[ShardReport, None, None]:
     """Passes `reports` on, appends one line for each committed shard, and closes `reports` at the end.
 
@@ -24,10 +31,13 @@ def timed(
     A line that can't be written is left out: a full disk fails the run elsewhere.
     """
     begun = time.time()
+    once = {"start": _rounded(start or {})}
     with closing(reports):
         for report in reports:
             if not report.error:
-                _append(Path(output) / TIMING, _line(report, stats, begun))
+                first = once and {**once, "first": _rounded(stats.first_times())}
+                _append(Path(output) / TIMING, _line(report, stats, begun) | first)
+                once = {}
             yield report
 
 
@@ -39,9 +49,13 @@ def _line(report: ShardReport, stats: RunStats, begun: float) -> dict[str, objec
         "samples": report.num_samples,
         "kept": report.num_kept,
         "seconds": round(stats.seconds, 3),
-        "work": {stage: round(seconds, 3) for stage, seconds in stats.work_times().items()},
+        "work": _rounded(stats.work_times()),
         "bound_by": stats.bound_by(),
     }
+
+
+def _rounded(seconds: Mapping[str, float]) -> dict[str, float]:
+    return {name: round(value, 3) for name, value in seconds.items()}
 
 
 def _append(path: Path, line: dict[str, object]) -> None:

@@ -34,7 +34,7 @@ def work_shards(
     with _sink(config, worker) as sink, stall_guard(stats, config.guard.stall_timeout):
         reports = run_shards(shards, _rooms(config, worker, sink, memory_share), stats)
         # Closed here and now: a signal between two reports would else leave the stages' threads running.
-        with closing(timed(reports, config.output, stats)) as timed_reports:
+        with closing(timed(reports, config.output, stats, worker.start)) as timed_reports:
             yield from timed_reports
     stats.finish()
 

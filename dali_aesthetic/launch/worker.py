@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import platform
+import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from typing import Any
 
@@ -28,13 +29,18 @@ _PACKAGES = ("torch", "nvidia-dali-cuda120", "nvidia-dali-cuda130", "open_clip_t
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Worker:
-    """Decoder and scorer on one device. `weights` names each weight file in use and its sha256."""
+    """Decoder and scorer on one device. `weights` names each weight file in use and its sha256.
+
+    `start` is the seconds that it took to read the weights, to wait for imports beside them, to build the
+    encoder and to build the decoder.
+    """
 
     device: torch.device
     limits: Limits
     decoder: DaliDecoder
     scorer: Scorer
     weights: list[dict[str, Any]]
+    start: dict[str, float] = field(default_factory=dict)
 
 
 def resolve_device(device: str) -> torch.device:
@@ -62,8 +68,9 @@ def build_worker(config: Config, reader: ModelReader | None = None) -> Worker:
     """
     device = resolve_device(config.device)
     reader = reader or model_reader(config.model)
+    laps = _Laps()
     try:
-        scorer, files = _scorer(config, device, reader)
+        scorer, files = _scorer(config, device, reader, laps)
     except ValueError as error:
         raise ConfigError(f"model: {error}") from error
     limits = Limits(config.decode.max_pixels, config.decode.max_pixels_per_byte)
@@ -75,12 +82,31 @@ def build_worker(config: Config, reader: ModelReader | None = None) -> Worker:
         limits=limits,
         apply_exif=config.decode.apply_exif,
     )
-    weights = [asdict(file) for file in files]
-    return Worker(device=device, limits=limits, decoder=decoder, scorer=scorer, weights=weights)
+    laps.end("decoder")
+    return Worker(
+        device=device,
+        limits=limits,
+        decoder=decoder,
+        scorer=scorer,
+        weights=[asdict(file) for file in files],
+        start=laps.seconds,
+    )
+
+
+class _Laps:
+    """Seconds from one lap's end to the next one's, by name."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._ended_at = time.perf_counter()
+
+    def end(self, name: str) -> None:
+        before, self._ended_at = self._ended_at, time.perf_counter()
+        self.seconds[name] = self._ended_at - before
 
 
 def _scorer(
-    config: Config, device: torch.device, reader: ModelReader
+    config: Config, device: torch.device, reader: ModelReader, laps: _Laps
 ) -> tuple[Scorer, Sequence[ResolvedFile]]:
     wanted = config.model
     # Whatever can be wrong is found before gigabytes are read and libraries imported: cheapest first.
@@ -89,8 +115,10 @@ def _scorer(
     reader.check()
     with beside(import_dali, import_pandas, name="imports") as imports:
         model = reader.take()
+        laps.end("weights")
         # A backend's CUDA graph breaks where another thread calls CUDA, as DALI may when it is imported.
         imports[0].exception()
+        laps.end("imports")
         scorer = scorer_of(
             model,
             device=device,
@@ -100,6 +128,7 @@ def _scorer(
             keep_embeddings=config.save_embeddings,
             calibration=calibration,
         )
+        laps.end("encoder")
     return scorer, model.files
 
 

@@ -54,7 +54,9 @@ class JsonLog:
         done = len(stats.reports) - len(stats.failed)
         error = "" if failure is None else f"{type(failure).__name__}: {failure}"
         level = "info" if done == num_shards else "error"
-        self.write("end", level, **_counters(stats), committed=done, failed=len(stats.failed), error=error)
+        first = {name: round(seconds, 3) for name, seconds in stats.first_times().items()}
+        counters = {**_counters(stats), "first": first}
+        self.write("end", level, **counters, committed=done, failed=len(stats.failed), error=error)
 
 
 class _Follower:

@@ -39,6 +39,8 @@ def test_a_run_from_its_start_to_its_end(config: Callable[..., Config], tmp_path
     end = lines[-1]
     assert (end["samples"], end["kept"], end["bad"]) == (36, result.stats.num_kept, 6)
     assert (end["committed"], end["failed"], end["level"], end["error"]) == (3, 1, "error", "")
+    assert list(end["first"]) == ["storage", "decode", "encode", "scores", "commit"]
+    assert 0 < end["first"]["commit"] <= end["seconds"]
     with observing(wanted, None) as watch:
         run(wanted, watch=watch)
     again = events(path)[len(lines) :]
