@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -37,6 +38,7 @@ def _command(work: Callable[[Settings], None]) -> Callable[..., None]:
         repeats: int = 0,
         seconds: float = 0.0,
         quick: Annotated[bool, typer.Option(help="Fewer images and repeats.")] = False,
+        resume: Annotated[bool, typer.Option(help="Go on with today's result of the same options.")] = False,
         data: Annotated[Path, typer.Option(help="Where the shards are made.")] = Path("build/bench-data"),
         results: Annotated[Path, typer.Option(help="Where result files go.")] = RESULTS,
     ) -> None:
@@ -54,7 +56,7 @@ for _name, _part in PARTS.items():
 def run_everything(
     context: typer.Context,
     minutes: Annotated[float, typer.Option(help="For all parts together.")] = 60,
-    resume: Annotated[bool, typer.Option(help="Leave out parts with a complete result of today.")] = False,
+    resume: Annotated[bool, typer.Option(help="Go on with today's results of the same options.")] = False,
     quick: bool = False,
     device: str = "auto",
     results: Path = RESULTS,
@@ -63,7 +65,8 @@ def run_everything(
     from benchmarks.everything import run_all
 
     settings = Settings(device=device, quick=quick, results=results)
-    options = [*(["--quick"] if quick else []), "--device", device, "--results", str(results), *context.args]
+    flags = [flag for flag, given in (("--quick", quick), ("--resume", resume)) if given]
+    options = [*flags, "--device", device, "--results", str(results), *context.args]
     outcomes = run_all(settings, options, minutes, resume)
     for outcome in outcomes:
         typer.echo(f"{outcome.part:<12} {outcome.how:<12} {outcome.seconds:6.0f} s")
@@ -133,7 +136,8 @@ def simulate(
 
 
 def main() -> Any:
-    """Entry point of `python -m benchmarks`."""
+    """Entry point of `python -m benchmarks`. Ended by SIGTERM it ends what it started."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     return app()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import tarfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -15,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 PHOTOS = ("astronaut", "chelsea", "coffee", "hubble_deep_field", "immunohistochemistry", "retina", "rocket")
-KINDS = ("baseline", "progressive", "mixed", "bad")
+KINDS = ("baseline", "progressive", "progressive-30", "mixed", "bad")
 _BAD_EVERY = 20
 
 
@@ -23,8 +24,9 @@ _BAD_EVERY = 20
 class DatasetSpec:
     """`distinct` images of `short_side` pixels in one shard, which is linked `num_shards` times.
 
-    `kind`: baseline or progressive JPEG; `mixed` is half baseline JPEG, a quarter PNG, a quarter WebP;
-    `bad` is baseline with every twentieth image cut off, empty, another file or scrambled, in turn.
+    `kind`: baseline or progressive JPEG; `progressive-30` is 30% progressive, the rest baseline; `mixed` is
+    half baseline JPEG, a quarter PNG, a quarter WebP; `bad` is baseline with every twentieth image cut off,
+    empty, another file or scrambled, in turn.
     """
 
     short_side: int = 512
@@ -56,15 +58,27 @@ def make_dataset(folder: Path, spec: DatasetSpec, num_processes: int) -> str:
         return pattern
     folder.mkdir(parents=True, exist_ok=True)
     first = folder / "bench-00000.tar"
-    with ProcessPoolExecutor(num_processes) as processes:
-        images = processes.map(partial(_image, spec), range(spec.distinct), chunksize=8)
-        _write(first, images)
+    numbers = range(spec.distinct)
+    if num_processes == 1:
+        _write(first, map(partial(_image, spec), numbers))
+    else:
+        with ProcessPoolExecutor(num_processes) as processes:
+            _write(first, processes.map(partial(_image, spec), numbers, chunksize=8))
     for number in range(1, spec.num_shards):
         link = folder / f"bench-{number:05d}.tar"
         link.unlink(missing_ok=True)
         link.symlink_to(first.name)
     marker.write_text(json.dumps(asdict(spec)))
     return pattern
+
+
+def link_shards(folder: Path, source: Path, count: int) -> str:
+    """`count` links to the tar `source`, alone in `folder`; their glob."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    for number in range(count):
+        (folder / f"link-{number:06d}.tar").symlink_to(source.resolve())
+    return str(folder / "link-*.tar")
 
 
 def cut_dataset(folder: Path, source: Path, num_shards: int, per_shard: int) -> str:
@@ -104,7 +118,8 @@ def _encode(spec: DatasetSpec, number: int, image: Image.Image) -> tuple[str, by
         return "png", _saved(image, "PNG", compress_level=1)
     if spec.kind == "mixed" and number % 4 == 3:
         return "webp", _saved(image, "WEBP", quality=spec.quality, method=1)
-    jpeg = _saved(image, "JPEG", quality=spec.quality, progressive=spec.kind == "progressive")
+    progressive = spec.kind == "progressive" or (spec.kind == "progressive-30" and number % 10 in (0, 3, 6))
+    jpeg = _saved(image, "JPEG", quality=spec.quality, progressive=progressive)
     if spec.kind == "bad" and number % _BAD_EVERY == 0:
         return "jpg", _DAMAGES[number // _BAD_EVERY % len(_DAMAGES)](jpeg)
     return "jpg", jpeg

@@ -11,12 +11,19 @@ from dali_aesthetic.overlap import cpu_count
 KINDS = (
     ("baseline", 512),
     ("bad", 512),
+    ("progressive-30", 512),
     ("progressive", 512),
     ("baseline", 256),
     ("baseline", 1024),
     ("mixed", 512),
 )
 """Kind and pixels of the short side, the usual one first, then by what a cut-off run should still have."""
+_TITLES = {"bad": "5% bad", "progressive-30": "30% progressive"}
+
+
+def title(kind: str, short_side: int) -> str:
+    """A kind in the name of a row."""
+    return f"{_TITLES.get(kind, kind)}, {short_side} px"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,26 +1,32 @@
 """Encoder throughput and score error of every backend on one GPU, in one process: the ladder of the README.
 
-Usage: python -m benchmarks.encoder_ladder --output benchmarks/results/encoder.json [--batch 1019]
-
 Rows run in turns, so that heat and power are the same for all; a row's number is the median of its batches.
 Weights and images are synthetic. Score errors are against the eager tower in float32 with TF32 off.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from benchmarks.encoder_rows import Scorer, build_all, is_prepared, makers, prepare, reference, state_of
 from benchmarks.ladder_table import ladder_markdown
+from benchmarks.machine import slug
+from benchmarks.settings import Settings
 from benchmarks.synthetic import DEVICE, synthetic_images
+
+BATCH, PLAIN_BATCH = 1019, 256
+"""Images at a time, where fused and where not."""
+LEFT_OUT_WHEN_QUICK = ("tuned", "export")
+"""Parts of the names of rows that take minutes to build."""
 
 
 @dataclass(frozen=True)
@@ -92,8 +98,10 @@ def run_for(
 
 
 @torch.inference_mode()
-def ladder(scorers: dict[str, tuple[Scorer, int]], seconds: float, turns: int, meter: Meter) -> list[Row]:
-    """Every scorer in turns; the first batches of a turn are not counted."""
+def ladder(
+    scorers: dict[str, tuple[Scorer, int]], seconds: float, turns: int, meter: Meter
+) -> Iterator[list[Row]]:
+    """Every scorer in turns, the rows so far after each; the first batches of a turn are not counted."""
     images = synthetic_images(max(batch for _, batch in scorers.values()), seed=4)
     found: dict[str, tuple[list[float], list[tuple[float, float]]]] = {name: ([], []) for name in scorers}
     for _ in range(turns):
@@ -103,7 +111,7 @@ def ladder(scorers: dict[str, tuple[Scorer, int]], seconds: float, turns: int, m
             times, readings = run_for(scorer, pixels, seconds, meter)
             found[name][0].extend(times)
             found[name][1].extend(readings[len(readings) // 2 :])
-    return [_row(name, scorers[name][1], *found[name]) for name in scorers]
+        yield [_row(name, scorers[name][1], *found[name]) for name in scorers]
 
 
 def _row(name: str, batch: int, times: list[float], readings: list[tuple[float, float]]) -> Row:
@@ -152,50 +160,49 @@ def matmul_teraflops(dtype: torch.dtype) -> float:
     return float(300 * 2 * 8192**3 / before.elapsed_time(after) / 1e9)
 
 
-def main() -> None:
-    """Measures and writes the JSON and, beside it, its tables."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--batch", type=int, default=1019)
-    parser.add_argument("--plain-batch", type=int, default=256, help="of what isn't fused")
-    parser.add_argument("--without", nargs="*", default=[], help="rows whose name has one of these in it")
-    parser.add_argument("--seconds", type=float, default=1.5)
-    parser.add_argument("--turns", type=int, default=2)
-    parser.add_argument("--images", type=int, default=512, help="for the score errors")
-    args = parser.parse_args()
+def measure_ladder(settings: Settings) -> Path:
+    """Measures, and writes the JSON as it goes and, beside it, its tables; where the JSON is."""
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    meter = Meter()
-    scorers, starts, skipped = build_all(makers(False, args.batch, args.plain_batch), args.without)
-    rows = ladder(scorers, args.seconds, args.turns, meter)
-    images = synthetic_images(args.images, seed=2)
-    with torch.inference_mode():
-        expected = {hard: reference(state_of(hard))(images) for hard in (False, True)}
-    checked = {name: scorers[name][0] for name in scorers if not name.startswith("open_clip")}
-    errors = score_errors(checked, "random", expected[False], images)
-    del scorers, checked
-    torch.cuda.empty_cache()
-    hard_rows = makers(True, 256, 256)
-    wanted = {name: hard_rows[name] for name in hard_rows if name == "eager fp16" or name.startswith("fused")}
-    again, _, _ = build_all(wanted, args.without)
-    errors += score_errors(
-        {name: made[0] for name, made in again.items()}, "outliers", expected[True], images
-    )
-    result = {
-        "device": meter.describe(),
-        "date": time.strftime("%Y-%m-%d"),
-        "ladder": [asdict(row) for row in rows],
-        "start_seconds": starts,
-        "skipped": skipped,
-        "errors": [asdict(error) for error in errors],
-        "matmul_teraflops": {
-            "fp16": matmul_teraflops(torch.float16),
-            "fp8": matmul_teraflops(torch.float8_e4m3fn),
-        },
+    batch, left_out = settings.batch_size or BATCH, LEFT_OUT_WHEN_QUICK if settings.quick else ()
+    date, meter = time.strftime("%Y-%m-%d"), Meter()
+    path = settings.results / f"encoder_{slug(settings.chip)}_{date}.json"
+    result: dict[str, Any] = {"device": meter.describe(), "date": date, "ladder": [], "errors": []}
+    result["matmul_teraflops"] = {
+        "fp16": matmul_teraflops(torch.float16),
+        "fp8": matmul_teraflops(torch.float8_e4m3fn),
     }
-    args.output.write_text(json.dumps(result, indent=1) + "\n")
-    args.output.with_suffix(".md").write_text(ladder_markdown(result))
+    scorers, starts, skipped = build_all(makers(False, batch, PLAIN_BATCH), left_out)
+    result |= {"start_seconds": starts, "skipped": skipped}
+    for rows in ladder(scorers, settings.num_seconds / 2, settings.num_repeats, meter):
+        result["ladder"] = [asdict(row) for row in rows]
+        _write(path, result)
+    checked = {name: scorers[name][0] for name in scorers if not name.startswith("open_clip")}
+    del scorers
+    images = synthetic_images(512 if settings.quick else 1024, seed=2)
+    for weights in ("random", "outliers"):
+        with torch.inference_mode():
+            expected_NH = reference(state_of(weights == "outliers"))(images)
+        if weights == "outliers":
+            checked = {}
+            torch.cuda.empty_cache()
+            checked = _with_outliers(left_out)
+        errors = score_errors(checked, weights, expected_NH, images)
+        result["errors"] += [asdict(error) for error in errors]
+        _write(path, result)
+    _write(path, result | {"complete": True})
     print(ladder_markdown(result))
+    return path
 
 
-if __name__ == "__main__":
-    main()
+def _with_outliers(left_out: tuple[str, ...]) -> dict[str, Scorer]:
+    """The rows whose errors are worth knowing with weights that are hard to round."""
+    rows = makers(True, PLAIN_BATCH, PLAIN_BATCH)
+    wanted = {name: rows[name] for name in rows if name == "eager fp16" or name.startswith("fused")}
+    made, _, _ = build_all(wanted, left_out)
+    return {name: scorer for name, (scorer, _) in made.items()}
+
+
+def _write(path: Path, result: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result, indent=1) + "\n")
+    path.with_suffix(".md").write_text(ladder_markdown(result))

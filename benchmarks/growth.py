@@ -23,12 +23,14 @@ def batch_growth(
     """The encoder at several batch sizes, with the device memory each needs."""
     device = torch.device("cuda" if torch.cuda.is_available() and config.device != "cpu" else "cpu")
     for batch_size in batches:
+        if record.has(name := f"encoder, batch {batch_size}"):
+            continue
         decode = config.decode.model_copy(update={"batch_size": batch_size})
         worker = build_worker(config.model_copy(update={"decode": decode}))
         bench = Bench(config=config, worker=worker, folder=folder, repeats=repeats, seconds=seconds)
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
-        row = encoder_row(bench, name=f"encoder, batch {batch_size}")
+        row = encoder_row(bench, name=name)
         record.add(_with_memory(row, device))
         worker.decoder.close()
         del bench, worker
@@ -39,8 +41,9 @@ def shard_growth(
 ) -> None:
     """End to end over many small shards: what a shard costs beside its samples."""
     for count in counts:
+        if record.has(name := f"end to end, {count} shards of {per_shard}"):
+            continue
         pattern = cut_dataset(folder / f"{count}-shards", source, count, per_shard)
-        name = f"end to end, {count} shards of {per_shard}"
         record.add(end_to_end_row(bench, name, (pattern,), NOTHING))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -11,29 +12,32 @@ from rich.console import Console
 from benchmarks import datasets as kinds
 from benchmarks.ceilings import measure_ceilings
 from benchmarks.cold_start import measure_cold_start
-from benchmarks.encoders import calibrated, measure_encoders
+from benchmarks.encoders import measure_encoders
+from benchmarks.end_to_end import measure_end_to_end
+from benchmarks.feed import measure_feed
 from benchmarks.growth import CPU_BATCHES, GPU_BATCHES, batch_growth, shard_growth
 from benchmarks.host import NUM_CORES, measure_host, profile_host, share_to_threshold
+from benchmarks.open_gate import calibrated
 from benchmarks.peers.side_by_side import make_job, measure_peers
 from benchmarks.precision import precision
 from benchmarks.raw_decode import load_images
 from benchmarks.scaling import scaling
 from benchmarks.settings import Settings
+from benchmarks.stores import measure_stores
 from benchmarks.throughput import (
     NOTHING,
-    Bench,
     check_work,
     cut_for_share,
     decode_work,
     encoder_row,
-    end_to_end_row,
+    make_bench,
     run_once,
     scan_work,
     sink_work,
 )
+from benchmarks.timing import Work
 from benchmarks.where import stage_table, verdict
 from dali_aesthetic.decode.probe import Limits
-from dali_aesthetic.launch.worker import build_worker
 from dali_aesthetic.score.spec import spec_of
 
 Part = Callable[[Settings], None]
@@ -68,7 +72,7 @@ def ceilings(settings: Settings) -> None:
 def encoders(settings: Settings) -> None:
     """The encoder in every backend and precision, and open_clip's own."""
     record = settings.record("encoders")
-    measure_encoders(record, settings, settings.datasets.make())
+    measure_encoders(record, settings)
     record.note("complete", True)
 
 
@@ -76,36 +80,50 @@ def stages(settings: Settings) -> None:
     """Each stage by itself; decoding by kind of image."""
     record, bench = settings.record("stages"), make_bench(settings)
     usual = bench.config.input
-    for name, work in (("scan", scan_work(usual)), ("scan + check", check_work(bench, usual))):
-        record.add(bench.measure(name, work))
+    works: dict[str, Callable[[], Work]] = {
+        "scan": lambda: scan_work(usual),
+        "scan + check": lambda: check_work(bench, usual),
+    }
     for kind, short_side in kinds.KINDS:
         pattern = (settings.datasets.make(kind, short_side),)
-        record.add(bench.measure(f"decode {kind} {short_side} px", decode_work(bench, pattern)))
-    record.add(encoder_row(bench))
+        works[f"decode {kinds.title(kind, short_side)}"] = partial(decode_work, bench, pattern)
     for share in (0.25, 1.0):
-        work = sink_work(bench, usual, share_to_threshold(share))
-        record.add(bench.measure(f"sink, {100 * share:.0f}% kept", work))
+        works[f"sink, {100 * share:.0f}% kept"] = partial(sink_work, bench, usual, share_to_threshold(share))
+    for name, make in works.items():
+        if not record.has(name):
+            record.add(bench.measure(name, make()))
+    if not record.has("encoder"):
+        record.add(encoder_row(bench))
     bench.worker.decoder.close()
     record.note("complete", True)
 
 
 def end_to_end(settings: Settings) -> None:
-    """From tars on disk to committed output: kept shares, then kinds of images."""
-    record, bench = settings.record("end-to-end"), make_bench(settings)
-    limit = encoder_row(bench, name="encoder only, same run")
-    record.add(limit)
-    rate = limit.as_row()["median"]
-    for share in (0.25, 0.0, 1.0):
-        cut = cut_for_share(bench, bench.config.input, share)
-        name = f"end to end, {100 * share:.0f}% kept"
-        record.add(end_to_end_row(bench, name, bench.config.input, cut, rate))
-    console.print(stage_table(bench.last_run), verdict(bench.last_run))
-    bench.repeats = 1
-    for kind, short_side in kinds.KINDS[1:]:
-        pattern = (settings.datasets.make(kind, short_side),)
-        name = f"end to end, {kind} {short_side} px"
-        record.add(end_to_end_row(bench, name, pattern, NOTHING, rate))
-    bench.worker.decoder.close()
+    """From tars on disk to committed output, by encoder: kept shares, then kinds of images."""
+    record = settings.record("end-to-end")
+    record.note("complete", measure_end_to_end(record, settings))
+
+
+def feed(settings: Settings) -> None:
+    """What decoding delivers beside a busy encoder, which is what a run can be bound by."""
+    record = settings.record("feed")
+    record.note("complete", measure_feed(record, settings))
+
+
+def ladder(settings: Settings) -> None:
+    """Every way to run ViT-L/14 in one process, and its score errors: the README's table. Needs a GPU."""
+    if not settings.on_gpu:
+        console.print("  the ladder needs a GPU: nothing measured")
+        return
+    from benchmarks.encoder_ladder import measure_ladder
+
+    measure_ladder(settings)
+
+
+def stores(settings: Settings) -> None:
+    """What reading from a store costs, against a server on loopback."""
+    record = settings.record("stores")
+    measure_stores(record, settings)
     record.note("complete", True)
 
 
@@ -150,7 +168,7 @@ def peers(settings: Settings) -> None:
 def growth(settings: Settings) -> None:
     """How cost grows with the batch size and the number of shards."""
     record = settings.record("growth")
-    config = settings.config(settings.datasets.make())
+    config = calibrated(settings.config(settings.datasets.make()))
     batches = list(GPU_BATCHES if settings.on_gpu else CPU_BATCHES)
     batches = batches[1::2] if settings.quick else batches
     batch_growth(record, config, settings.data, batches, 1, settings.num_seconds / 2)
@@ -170,32 +188,22 @@ def cold_start(settings: Settings) -> None:
     record.note("complete", True)
 
 
-def make_bench(settings: Settings) -> Bench:
-    """The worker of these settings and its usual shards."""
-    config = calibrated(settings.config(settings.datasets.make()))
-    return Bench(
-        config=config,
-        worker=build_worker(config),
-        folder=settings.data,
-        repeats=settings.num_repeats,
-        seconds=settings.num_seconds,
-    )
-
-
 PARTS: dict[str, Part] = {
     "data": data,
-    "host": host,
-    "ceilings": ceilings,
-    "encoders": encoders,
     "end-to-end": end_to_end,
     "peers": peers,
+    "feed": feed,
+    "precision": precision,
+    "ceilings": ceilings,
+    "encoders": encoders,
+    "cold-start": cold_start,
+    "ladder": ladder,
     "stages": stages,
     "growth": growth,
-    "precision": precision,
-    "cold-start": cold_start,
+    "host": host,
     "scaling": scaling,
+    "stores": stores,
     "where": where,
     "profile": profile,
 }
-"""By name, in the order that `all` goes through those of them that write a result."""
-IN_ALL = ("data", "host", "ceilings", "encoders", "end-to-end", "peers", "stages", "growth")
+"""By name, in the order of what a run that is cut off should still have."""

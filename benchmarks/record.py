@@ -47,12 +47,27 @@ class Measured:
 
 
 class Record:
-    """A result file of one theme; `add` and `skip` write it at once, so that a part cut short leaves rows."""
+    """A result file of one theme; `add` and `skip` write it at once, so that a part cut short leaves rows.
 
-    def __init__(self, theme: str, folder: Path, device: torch.device, settings: Mapping[str, Any]) -> None:
+    With `resume` it goes on with today's file of the same settings, where there is one.
+    """
+
+    def __init__(
+        self,
+        theme: str,
+        folder: Path,
+        device: torch.device,
+        settings: Mapping[str, Any],
+        resume: bool = False,
+    ) -> None:
         date = time.strftime("%Y-%m-%d")
+        self.theme = theme
         self.path = folder / f"{theme}_{slug(device)}_{date}.json"
-        self._content: dict[str, Any] = {
+        found = json.loads(self.path.read_text()) if resume and self.path.exists() else {}
+        if found.get("settings") == dict(settings):
+            self._content: dict[str, Any] = found
+            return
+        self._content = {
             "theme": theme,
             "date": date,
             "command": _command(),
@@ -67,18 +82,39 @@ class Record:
         """The rows so far."""
         return list(self._content["rows"])
 
+    def row(self, name: str) -> dict[str, Any] | None:
+        """The row of this name."""
+        return next((row for row in self._content["rows"] if row["name"] == name), None)
+
+    def has(self, name: str) -> bool:
+        """Whether this was measured, or skipped, already: of a record that is not resumed nothing was."""
+        return any(one["name"] == name for one in [*self._content["rows"], *self._content["skipped"]])
+
+    def get(self, name: str) -> Any:
+        """What `note` put beside the rows; None without."""
+        return self._content.get(name)
+
     def add(self, measured: Measured) -> None:
         """Append a row, replacing one of the same name, and write the file."""
         row = measured.as_row()
-        self._content["rows"] = [*(r for r in self._content["rows"] if r["name"] != measured.name), row]
+        self._drop(measured.name)
+        self._content["rows"].append(row)
         self._write()
         low, high = format_number(row["min"]), format_number(row["max"])
         share = f"  {100 * row['of_limit']:.1f}% of the limit" if "of_limit" in row else ""
         value = format_number(row["median"])
         print(f"  {row['name']:<44} {value:>10} {row['unit']}  ({low} .. {high}){share}", flush=True)
 
+    def set_limit(self, name: str, limit: float) -> None:
+        """Give a row that is there, if it is, the limit that was found afterwards."""
+        for row in self._content["rows"]:
+            if row["name"] == name:
+                row |= {"limit": _rounded(limit), "of_limit": round(row["median"] / limit, 4)}
+        self._write()
+
     def skip(self, name: str, reason: str) -> None:
         """Note what could not be measured, and why."""
+        self._drop(name)
         self._content["skipped"].append({"name": name, "reason": reason})
         self._write()
         print(f"  {name:<44} skipped: {reason}", flush=True)
@@ -87,6 +123,15 @@ class Record:
         """Put one more fact about the whole run beside the rows."""
         self._content[name] = value
         self._write()
+
+    def reload(self) -> None:
+        """Take over what another process has written to the file."""
+        if self.path.exists():
+            self._content = json.loads(self.path.read_text())
+
+    def _drop(self, name: str) -> None:
+        for kind in ("rows", "skipped"):
+            self._content[kind] = [one for one in self._content[kind] if one["name"] != name]
 
     def _write(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""From committed results to everything that shows figures: pages, plots, the README, the package's rates."""
+"""From committed results to everything that shows figures: pages, plots, documents, the package's rates."""
 
 from __future__ import annotations
 
@@ -12,14 +12,18 @@ from benchmarks.result import Result, read_results
 from benchmarks.tables import blocks, page
 
 README = Path("README.md")
+DOCUMENTS = (README, Path("docs/stores.md"))
+"""What has blocks that are filled in; one that isn't there has none."""
 RATES = Path("dali_aesthetic/rates.json")
 
 
 def texts(results: Sequence[Result], folder: Path, root: Path = Path()) -> dict[Path, str]:
     """Every file of text that follows from the results, and what it should hold."""
     pages = {folder / result.file.replace(".json", ".md"): page(result) for result in results}
-    readme = fill((root / README).read_text(), blocks(results))
-    return {**pages, root / README: readme, root / RATES: rates_json(results)}
+    texts_of = blocks(results)
+    there = [root / name for name in DOCUMENTS if (root / name).exists()]
+    documents = {path: fill(path.read_text(), texts_of) for path in there}
+    return {**pages, **documents, root / RATES: rates_json(results)}
 
 
 def write_report(folder: Path, root: Path = Path()) -> list[Path]:

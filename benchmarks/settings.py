@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 
@@ -32,8 +33,21 @@ class Settings:
     repeats: int = 0
     seconds: float = 0.0
     quick: bool = False
+    resume: bool = False
     data: Path = Path("build/bench-data")
     results: Path = Path("benchmarks/results")
+
+    def as_json(self) -> str:
+        """For another process."""
+        return json.dumps(
+            {name: str(value) if isinstance(value, Path) else value for name, value in asdict(self).items()}
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """What `as_json` gave."""
+        fields = json.loads(text)
+        return cls(**{**fields, "data": Path(fields["data"]), "results": Path(fields["results"])})
 
     @property
     def chip(self) -> torch.device:
@@ -92,4 +106,7 @@ class Settings:
     def record(self, theme: str) -> Record:
         """A result file of this theme that names these settings."""
         plain = {name: value for name, value in asdict(self).items() if not isinstance(value, Path)}
-        return Record(theme, self.results, self.chip, {**plain, "encoder": self.encoder_name})
+        del plain["resume"]
+        return Record(
+            theme, self.results, self.chip, {**plain, "encoder": self.encoder_name}, resume=self.resume
+        )

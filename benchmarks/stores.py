@@ -1,18 +1,15 @@
-"""What reading from a store costs, on loopback: clients of S3 side by side, the package's own reader, lists.
+"""What reading from a store costs, on loopback: clients of S3 side by side, the package's reader, the loop.
 
-`python -m benchmarks.stores [--megabytes 400] [--repeats 3]`. The server is `benchmarks.object_server`, whose
-time isn't counted: the figure to look at is the client's CPU time, since the network is no network. A client
-that isn't installed is left out.
+The server is `benchmarks.object_server`, whose time isn't counted. The figure to look at is the client's CPU
+time, since the network is no network; and each round goes through all of them in turn, so that their ratios
+hold on a machine with other work, which the rates do not.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,10 +17,25 @@ from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 
+from benchmarks.host import NUM_CORES, TARGET, limited_to, loop_work
+from benchmarks.record import Measured, Record
+from benchmarks.settings import Settings
+from benchmarks.throughput import fresh
+from benchmarks.timing import Clock, Work, cpu_seconds
+from dali_aesthetic.shards.read import read_shards
+from dali_aesthetic.types import Shard, ShardEnd
+
 PART = 8 << 20
 THREADS = 8
-TARGET_BYTES_PER_SECOND = 6600 * 100_000
-"""A GPU's 6,600 samples/s of 100 KB."""
+SAMPLE_BYTES = 100_000
+"""A GPU's target is `host.TARGET` samples/s of so many bytes."""
+PER_GB, PER_SAMPLE = "CPU s/GB", "CPU us/sample"
+NOTE = (
+    "Plain HTTP on loopback; CPU time of the reading process, user and system, medians of interleaved "
+    "rounds. of_first: the median over the rounds of the ratio to the first row of the same unit. Other work "
+    "shared the machine: CPU seconds and ratios hold, rates are what there was time for. The rate of a "
+    "network or of a real store is not in it, nor is TLS."
+)
 Read = Callable[[tuple[int, int]], object]
 
 
@@ -59,9 +71,34 @@ def boto3_client(endpoint: str) -> Read:
 
 CLIENTS: dict[str, Callable[[str], Read]] = {
     "obstore": obstore_client,
-    "s3fs": s3fs_client,
     "boto3": boto3_client,
+    "s3fs": s3fs_client,
 }
+
+
+def measure_stores(record: Record, settings: Settings) -> None:
+    """Each way to read in turn, in rounds; then the host's loop from a disk and from a store, in rounds."""
+    megabytes, rounds = (60, 2) if settings.quick else (400, 5)
+    rounds = settings.repeats or rounds
+    record.note("note", NOTE)
+    folder = fresh(settings.data / "stores")
+    os.environ.update(AWS_ACCESS_KEY_ID="any", AWS_SECRET_ACCESS_KEY="any", AWS_REGION="us-east-1")
+    spec, pattern = settings.host_shards()
+    (folder / "host").symlink_to(Path(pattern).parent.resolve())
+    with server(folder) as url:
+        os.environ["AWS_ENDPOINT_URL"] = url
+        works = reading_works(record, folder, url, megabytes)
+        _add(record, works, rounds, PER_GB)
+        links = f"s3://host/bench-{{00000..{spec.num_shards - 1:05d}}}.tar"
+        loops = {
+            f"host loop, 25% kept, {place}": loop_work(source, folder, 512, 0.25)
+            for place, source in (("local disk", pattern), ("s3://", links))
+        }
+        with limited_to(NUM_CORES) as cores:
+            record.note("cores_of_the_loop", cores)
+            _add(record, loops, rounds, PER_SAMPLE)
+    size = (Path(pattern).parent / "bench-00000.tar").stat().st_size
+    record.note("bytes_per_sample_of_the_loop", round(size / spec.distinct))
 
 
 @contextmanager
@@ -77,15 +114,30 @@ def server(folder: Path) -> Iterator[str]:
         process.wait()
 
 
-def measure(read: Callable[[], int]) -> dict[str, float]:
-    """Megabytes per second, and CPU seconds of this process for a gigabyte (10^9)."""
-    start, cpu = time.perf_counter(), time.process_time()
-    num_bytes = read()
-    seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu
-    return {"MB/s": num_bytes / seconds / 1e6, "cpu_s/GB": cpu_seconds / num_bytes * 1e9}
+def reading_works(record: Record, folder: Path, url: str, megabytes: int) -> dict[str, Work]:
+    """Every way to read, by name; each returns the bytes it read. A client not installed is skipped."""
+    bucket = folder / "bucket"
+    bucket.mkdir()
+    size = megabytes * 1_000_000
+    (bucket / "a.bin").write_bytes(os.urandom(size))
+    tar_size = _write_tar(bucket / "a.tar", size // SAMPLE_BYTES)
+    works: dict[str, Work] = {}
+    for name, make in CLIENTS.items():
+        try:
+            works[f"{name}, in parts of 8 MiB"] = by_client(make, url, size)
+        except ImportError as error:
+            record.skip(name, f"not installed ({error})")
+    local = str((bucket / "a.tar").resolve())
+    for name, source in (
+        ("the package: a tar at s3://, read into samples", "s3://bucket/a.tar"),
+        ("the package: a local tar as file:///, read in parts", f"file://{local}"),
+        ("the package: a local tar, mapped; its pages are not touched", local),
+    ):
+        works[name] = by_package(source, tar_size)
+    return works
 
 
-def by_client(make: Callable[[str], Read], url: str, size: int) -> Callable[[], int]:
+def by_client(make: Callable[[str], Read], url: str, size: int) -> Work:
     """The whole object in parts, several at a time."""
     read = make(url)
     parts = [(start, min(start + PART, size)) for start in range(0, size, PART)]
@@ -99,11 +151,8 @@ def by_client(make: Callable[[str], Read], url: str, size: int) -> Callable[[], 
     return work
 
 
-def by_package(source: str, num_bytes: int) -> Callable[[], int]:
+def by_package(source: str, num_bytes: int) -> Work:
     """The package's reader over a tar: parts, scan, samples."""
-    from dali_aesthetic.shards.read import read_shards
-    from dali_aesthetic.types import Shard, ShardEnd
-
     shards = [Shard(index=index, name=f"{index}", kind="tar", source=source) for index in range(4)]
 
     def work() -> int:
@@ -114,32 +163,29 @@ def by_package(source: str, num_bytes: int) -> Callable[[], int]:
     return work
 
 
-def measure_reading(megabytes: int, repeats: int) -> dict[str, dict[str, float]]:
-    """Each client in turn, `repeats` times over; medians."""
-    with tempfile.TemporaryDirectory() as name, server(Path(name)) as url:
-        bucket = Path(name) / "bucket"
-        bucket.mkdir()
-        (bucket / "a.bin").write_bytes(os.urandom(megabytes * 1_000_000))
-        size = _write_tar(bucket / "a.tar", megabytes * 10)
-        works: dict[str, Callable[[], int]] = {}
-        for client, make in CLIENTS.items():
-            try:
-                works[client] = by_client(make, url, megabytes * 1_000_000)
-            except ImportError:
-                continue
-        works["package, tar at s3://"] = by_package("s3://bucket/a.tar", size)
-        works["package, local tar"] = by_package(str(bucket / "a.tar"), size)
-        os.environ["AWS_ENDPOINT_URL"] = url
-        found: dict[str, list[dict[str, float]]] = {name: [] for name in works}
-        for _ in range(repeats + 1):
-            for name, work in works.items():
-                found[name].append(measure(work))
-    return {name: _summary(runs[1:]) for name, runs in found.items()}
-
-
-def _summary(runs: list[dict[str, float]]) -> dict[str, float]:
-    found = {unit: round(median(run[unit] for run in runs), 3) for unit in runs[0]}
-    return found | {"cores_at_target": round(TARGET_BYTES_PER_SECOND / 1e9 * found["cpu_s/GB"], 2)}
+def _add(record: Record, works: dict[str, Work], rounds: int, unit: str) -> None:
+    """A row for each work: CPU time for what it counts, bytes or samples."""
+    clocks = {name: Clock() for name in works}
+    for number in range(rounds + 1):
+        for name, work in works.items():
+            cpu, start = cpu_seconds(), time.perf_counter()
+            count = work()
+            if number:  # the first round warms up
+                clocks[name].add(count, time.perf_counter() - start, cpu_seconds() - cpu)
+    first = next(iter(clocks.values()))
+    for name, clock in clocks.items():
+        # Microseconds a byte are 1000 times seconds a gigabyte.
+        costs = [1000 * cpu_us for cpu_us in clock.cpu_us] if unit == PER_GB else clock.cpu_us
+        ratio = median(own / other for own, other in zip(clock.cpu_us, first.cpu_us, strict=True))
+        per_sample_us = median(clock.cpu_us) * (SAMPLE_BYTES if unit == PER_GB else 1)
+        detail = {
+            "of_first": round(ratio, 3),
+            "cores_at_target": round(TARGET * per_sample_us / 1e6, 2),
+            "megabytes_per_second" if unit == PER_GB else "samples_per_second": round(
+                median(clock.rates) / (1e6 if unit == PER_GB else 1)
+            ),
+        }
+        record.add(Measured(name=name, values=costs, unit=unit, detail=detail))
 
 
 def _write_tar(path: Path, num_samples: int) -> int:
@@ -154,17 +200,3 @@ def _write_tar(path: Path, num_samples: int) -> int:
                 info.size = len(content)
                 tar.addfile(info, BytesIO(content))
     return path.stat().st_size
-
-
-def main() -> None:
-    """Prints JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--megabytes", type=int, default=400)
-    parser.add_argument("--repeats", type=int, default=3)
-    arguments = parser.parse_args()
-    os.environ.update(AWS_ACCESS_KEY_ID="any", AWS_SECRET_ACCESS_KEY="any", AWS_REGION="us-east-1")
-    print(json.dumps(measure_reading(arguments.megabytes, arguments.repeats), indent=2))
-
-
-if __name__ == "__main__":
-    main()

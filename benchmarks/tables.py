@@ -11,6 +11,10 @@ from benchmarks.roofline import VIT_L_14, needed_flops
 
 OURS = "dali_aesthetic"
 OPEN_CLIP = "open_clip eager pure fp16"
+_QUEUES = (
+    "What each step gave, in single runs of ten seconds, whole with start and end; `steady` leaves out the "
+    "first two\nshards and the last:"
+)
 ENCODER_ROWS = ("encoder only, same run", "encoder")
 """What end to end is compared with, by the names that the themes give it."""
 
@@ -25,6 +29,9 @@ def page(result: Result) -> str:
     if isinstance(result.content.get("note"), str):
         sections.append(result.content["note"])
     sections.append(_rows_table(result.rows))
+    if result.theme == "feed":
+        sections.append(_feed_rows(result))
+    sections += [f"{row.name}: gate {row.detail['gate']}." for row in result.rows if "gate" in row.detail]
     if result.skipped:
         sections.append("\n".join(f"- {one['name']}: skipped, {one['reason']}" for one in result.skipped))
     return "\n\n".join(sections) + "\n"
@@ -43,7 +50,7 @@ def blocks(results: Sequence[Result]) -> dict[str, str]:
     """The README's blocks by name; empty where nothing of the kind was measured on a GPU."""
     return {
         "throughput": _throughput_block(results),
-        "feed": _limited_block(results, "feed", "end to end, by encoder", "of the encoder alone"),
+        "feed": _feed_block(results),
         "scaling": _limited_block(
             results, "scaling", "the same work for each GPU", "of one GPU times their number"
         ),
@@ -51,6 +58,8 @@ def blocks(results: Sequence[Result]) -> dict[str, str]:
         "peers": _peers_block(results),
         "host": _host_block(results),
         "precision": _precision_block(results),
+        "stores": _stores_block(results),
+        "stores-loop": _stores_loop_block(results),
     }
 
 
@@ -73,7 +82,34 @@ def _throughput_table(result: Result) -> str:
     encoder = encoder_row(result)
     rows = [[row.name, format_number(row.median), _share(row, encoder)] for row in result.rows]
     titles = [f"{hardware_line(result)} ({_model(result)})", "images/s", "of the encoder alone"]
-    return f"{table(titles, rows)}\n\nFrom {_link(result)}, {result.date}."
+    gates = sorted({row.detail["gate"] for row in result.rows if "gate" in row.detail})
+    gate = f" fp8 with random weights: gate {gates[0]}." if gates else ""
+    return f"{table(titles, rows)}\n\nFrom {_link(result)}, {result.date}.{gate}"
+
+
+def _feed_block(results: Sequence[Result]) -> str:
+    """The decoder beside a busy encoder; before it was measured so, what was found to starve it."""
+    found = [result for slug, result in newest(results, "feed").items() if slug != "cpu"]
+    if not found:
+        before = _limited_block(results, "queues", "end to end, by encoder", "of the encoder alone")
+        return f"{_QUEUES}\n\n{before}" if before else ""
+    return "\n\n".join(f"{_feed_rows(result)}\n\nFrom {_link(result)}, {result.date}." for result in found)
+
+
+def _feed_rows(result: Result) -> str:
+    rows = [
+        [
+            row.name,
+            format_number(row.median),
+            *(
+                format_number(row.detail[name]) if name in row.detail else ""
+                for name in ("encoder_beside", "encoder_alone")
+            ),
+        ]
+        for row in result.rows
+    ]
+    titles = [hardware_line(result), "decoded images/s", "the encoder meanwhile", "the encoder alone"]
+    return table(titles, rows)
 
 
 def _limited_block(results: Sequence[Result], theme: str, what: str, limit: str) -> str:
@@ -93,9 +129,11 @@ def _limited_table(result: Result, what: str, limit: str) -> str:
 
 
 def _share(row: Row, encoder: Row | None) -> str:
-    if encoder is None or not row.name.startswith("end to end"):
+    """Of the encoder that was measured with the row, else of the usual one."""
+    if not row.name.startswith("end to end"):
         return ""
-    return f"{100 * row.median / encoder.median:.0f}%"
+    limit = row.limit or (encoder.median if encoder else None)
+    return f"{100 * row.median / limit:.0f}%" if limit else ""
 
 
 def _model(result: Result) -> str:
@@ -199,9 +237,46 @@ def _precision_line(result: Result, row: Row) -> list[str]:
     return [row.name, hardware, str(images), *(f"{error:.5f}" for error in errors), changed]
 
 
-def _link(result: Result) -> str:
+def _stores_block(results: Sequence[Result]) -> str:
+    """The ways to read, of the newest result: for a document in a folder of its own."""
+    found = list(newest(results, "stores").values())
+    return "\n\n".join(_stores_table(result) for result in found)
+
+
+def _stores_table(result: Result) -> str:
+    rows = [
+        [row.name, *map(format_number, (row.median, row.detail["of_first"], row.detail["cores_at_target"]))]
+        for row in result.rows
+        if row.unit == "CPU s/GB"
+    ]
+    titles = ["", "CPU s per GB", f"times {rows[0][0].split(',')[0]}", "cores for 6,600 samples/s of 100 KB"]
+    skipped = "".join(f" {one['name']}: {one['reason']}." for one in result.skipped)
+    return f"{table(titles, rows)}\n\nFrom {_link(result, up='../')}, {result.date}.{skipped}"
+
+
+def _stores_loop_block(results: Sequence[Result]) -> str:
+    return "\n\n".join(_stores_loop_table(result) for result in newest(results, "stores").values())
+
+
+def _stores_loop_table(result: Result) -> str:
+    rows = [
+        [row.name, *map(format_number, (row.median, row.detail["of_first"], row.detail["cores_at_target"]))]
+        for row in result.rows
+        if row.unit == "CPU us/sample"
+    ]
+    size = result.content["bytes_per_sample_of_the_loop"] / 1000
+    titles = [
+        f"samples of {size:.0f} KB",
+        "CPU us a sample",
+        "times a local disk",
+        "cores for 6,600 samples/s",
+    ]
+    return table(titles, rows)
+
+
+def _link(result: Result, up: str = "") -> str:
     page_name = result.file.removesuffix(".json") + ".md"
-    return f"[{page_name}](benchmarks/results/{page_name})"
+    return f"[{page_name}]({up}benchmarks/results/{page_name})"
 
 
 def _rows_table(rows: Sequence[Row]) -> str:

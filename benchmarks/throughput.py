@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from benchmarks.open_gate import calibrated, gate_detail
 from benchmarks.record import Measured
+from benchmarks.settings import Settings
 from benchmarks.timing import Work, finish, for_seconds, measure_rate, peak_host_mib
 from dali_aesthetic.config import Config
 from dali_aesthetic.decode.batches import fill_batches
@@ -22,7 +26,7 @@ from dali_aesthetic.shards.plan import plan_shards
 from dali_aesthetic.shards.read import read_shards
 from dali_aesthetic.stats import RunStats
 from dali_aesthetic.threshold import Threshold
-from dali_aesthetic.types import EncodedBatch, ScoredBatch
+from dali_aesthetic.types import EncodedBatch, ImageBatch, ScoredBatch
 from dali_aesthetic.write.commit import ShardSink
 
 NOTHING = Threshold(raw=1e30)
@@ -33,8 +37,8 @@ EVERYTHING = Threshold(raw=-1e30)
 class Bench:
     """A worker, the shards it is measured on, and a folder for output.
 
-    `precision` and `backend` are those of the worker's encoder; `seconds` is how long work without an end
-    of its own goes on for one repeat.
+    `seconds` is how long work without an end of its own goes on for one repeat. `last_run` is what the
+    latest run came to, `last_course` its seconds and samples so far as each shard was committed.
     """
 
     config: Config
@@ -43,6 +47,7 @@ class Bench:
     repeats: int = 3
     seconds: float = 4.0
     last_run: RunStats = field(default_factory=RunStats)
+    last_course: list[tuple[float, int]] = field(default_factory=list)
 
     @property
     def device(self) -> torch.device:
@@ -55,19 +60,16 @@ class Bench:
         return measure_rate(name, work, repeats or self.repeats, self.device, limit=limit)
 
 
-def measure(config: Config, folder: Path, repeats: int) -> list[Measured]:
-    """Decode, encoder and end to end, each `repeats` times, on the same shards and the same weights."""
-    bench = Bench(config=config, worker=build_worker(config), folder=folder, repeats=repeats)
-    pattern = config.input
-    try:
-        rows = [
-            bench.measure("decode", decode_work(bench, pattern)),
-            encoder_row(bench),
-            end_to_end_row(bench, "end to end", pattern, config.threshold),
-        ]
-    finally:
-        bench.worker.decoder.close()
-    return rows
+def make_bench(settings: Settings, **model: Any) -> Bench:
+    """The worker of these settings and its usual shards; `model` overrules fields of its model section."""
+    config = calibrated(settings.config(settings.datasets.make(), **model))
+    return Bench(
+        config=config,
+        worker=build_worker(config),
+        folder=settings.data,
+        repeats=settings.num_repeats,
+        seconds=settings.num_seconds,
+    )
 
 
 def scan_work(pattern: Sequence[str]) -> Work:
@@ -97,15 +99,46 @@ def decode_work(bench: Bench, pattern: Sequence[str]) -> Work:
     return work
 
 
-def encoder_row(bench: Bench, limit: float | None = None, name: str = "encoder") -> Measured:
-    """Pixels on the device to scores on the device: random pixels, full batches."""
+def encoder_row(
+    bench: Bench, limit: float | None = None, name: str = "encoder", images_NHWC: Tensor | None = None
+) -> Measured:
+    """Pixels on the device to scores on the device, full batches; random pixels without `images_NHWC`."""
     scorer = bench.worker.scorer
     shape = (scorer.batch_size, scorer.image_size, scorer.image_size, 3)
-    images_NHWC = torch.randint(0, 256, shape, dtype=torch.uint8, device=bench.device)
-    work = for_seconds(lambda: scorer.backend(images_NHWC), bench.seconds, bench.device, scorer.batch_size)
-    backend = scorer.backend
-    detail = {"backend": backend.name, "precision": backend.precision, "batch_size": scorer.batch_size}
+    if images_NHWC is None:
+        images_NHWC = torch.randint(0, 256, shape, dtype=torch.uint8, device=bench.device)
+    work = for_seconds(lambda: scorer.backend(images_NHWC), bench.seconds, bench.device, len(images_NHWC))
+    detail = encoder_detail(bench)
     return measure_rate(name, work, bench.repeats, bench.device, limit=limit, detail=lambda: detail)
+
+
+def encoder_detail(bench: Bench) -> dict[str, Any]:
+    """Which encoder it is that a row is about."""
+    backend = bench.worker.scorer.backend
+    return {
+        "backend": backend.name,
+        "precision": backend.precision,
+        "batch_size": bench.worker.scorer.batch_size,
+        **gate_detail(bench.config),
+    }
+
+
+@contextmanager
+def decoding(bench: Bench, batches: Iterable[EncodedBatch]) -> Iterator[Iterator[ImageBatch]]:
+    """The decoder at work on `batches`, for as long as the block runs."""
+    images = bench.worker.decoder.decode(batches)
+    try:
+        yield images
+    finally:
+        cast("Generator[ImageBatch]", images).close()
+
+
+def first_pixels(bench: Bench) -> Tensor:
+    """The first batch of the usual shards, decoded: uint8 [N, S, S, 3] on the device, the caller's own."""
+    with decoding(bench, encoded_batches(bench, bench.config.input)) as batches:
+        images_NHWC = next(batches).images_NHWC.clone()
+        finish(bench.device)  # DALI may write over the original once the batch is gone
+    return images_NHWC
 
 
 def head_work(bench: Bench, head: torch.nn.Module, embed_dim: int) -> Work:
@@ -148,7 +181,7 @@ def end_to_end_work(bench: Bench, pattern: Sequence[str], threshold: Threshold) 
 
 def run_once(bench: Bench, pattern: Sequence[str], threshold: Threshold) -> RunStats:
     """The package's own loop over the shards, once. Raises RuntimeError where a shard failed."""
-    worker, stats = bench.worker, RunStats()
+    worker, stats, course = bench.worker, RunStats(), []
     output = fresh(bench.folder / "output")
     with ShardSink(output, worker.scorer.head_names, threshold.keep) as sink:
         rooms = Rooms(
@@ -158,21 +191,46 @@ def run_once(bench: Bench, pattern: Sequence[str], threshold: Threshold) -> RunS
             sink=sink,
         )
         for _ in run_shards(plan_shards(pattern), rooms, stats):
-            pass
+            course.append((stats.seconds, stats.num_samples))
     finish(bench.device)
     stats.finish()
+    bench.last_course = course
     if stats.failed:
         raise RuntimeError(f"{stats.failed[0].source} failed: {stats.failed[0].error}")
     return stats
 
 
+def steady_rate(course: Sequence[tuple[float, int]]) -> float | None:
+    """Samples per second of a run without its start and end: from a quarter of its samples to 95% of them.
+
+    None where fewer than four shards were committed in between.
+    """
+    total = course[-1][1] if course else 0
+    middle = [point for point in course if 0.25 * total <= point[1] <= 0.95 * total]
+    if len({samples for _, samples in middle}) < 4:
+        return None
+    (start, first), (end, last) = middle[0], middle[-1]
+    return (last - first) / (end - start)
+
+
 def end_to_end_row(
-    bench: Bench, name: str, pattern: Sequence[str], threshold: Threshold, limit: float | None = None
+    bench: Bench,
+    name: str,
+    pattern: Sequence[str],
+    threshold: Threshold,
+    limit: float | None = None,
+    warm_ups: int = 1,
 ) -> Measured:
     """A run as a row: kept share, work by stage, what it was bound by."""
     work = end_to_end_work(bench, pattern, threshold)
     return measure_rate(
-        name, work, bench.repeats, bench.device, limit=limit, detail=lambda: run_detail(bench.last_run)
+        name,
+        work,
+        bench.repeats,
+        bench.device,
+        warm_ups=warm_ups,
+        limit=limit,
+        detail=lambda: run_detail(bench.last_run),
     )
 
 
