@@ -10,7 +10,9 @@ import time
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from benchmarks.__main__ import app
 from benchmarks.scaling import Course, tree_cpu_seconds
 
 
@@ -50,10 +52,9 @@ def test_cpu_time_counts_children() -> None:
 def test_it_measures_one_worker_and_two(tmp_path: Path) -> None:
     options = ["--device", "cpu", "--quick", "--seconds", "4", "--distinct", "32"]
     options += ["--encoder", "ViT-S-32-alt", "--batch-size", "8"]
-    command = [sys.executable, "-m", "benchmarks", "scaling", *options]
-    subprocess.run(
-        [*command, "--data", str(tmp_path / "data"), "--results", str(tmp_path)], check=True, timeout=250
-    )
+    places = ["--data", str(tmp_path / "data"), "--results", str(tmp_path)]
+    done = CliRunner().invoke(app, ["scaling", *options, *places], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
     (path,) = tmp_path.glob("scaling_*.json")
     content = json.loads(path.read_text())
     assert content["complete"]
