@@ -88,6 +88,11 @@ class Replayed:
         """Captures the encoding of these very pixels."""
         self.name, self.precision = backend.name, backend.precision
         self.spec, self.head_names = backend.spec, backend.head_names
+        stream: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        with torch.cuda.stream(stream):
+            for _ in range(3):  # what is compiled in the first calls must not be captured
+                backend(images_NHWC)
+        stream.synchronize()
         self._graph = torch.cuda.CUDAGraph()
         # The decoder's threads may call CUDA meanwhile.
         capture: Any = torch.cuda.graph(self._graph, capture_error_mode="thread_local")

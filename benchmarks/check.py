@@ -88,7 +88,9 @@ def _over_peer(result: Result) -> Ratio | None:
 
 
 def _over_encoder(result: Result) -> Ratio | None:
-    like = (result.slug, _encoder(result))
+    # A quick run is short, so that its start and end weigh more.
+    quick = ("quick",) if result.content["settings"].get("quick") else ()
+    like = (result.slug, _encoder(result), *quick)
     return _quotient("end to end over encoder only", result.row(END_TO_END), encoder_row(result), like)
 
 

@@ -40,7 +40,7 @@ ENCODER = "encoder only, same run"
 USUAL = "end to end, 25% kept"
 GPU_WAYS = (("fused", "fp16"), ("fused", "fp8"), ("torchscript", "fp16"))
 """Backends and precisions that are measured beside the one that is taken by itself."""
-_BOUND_S = 90
+_BOUND_S = 120
 _TITLE_OF_KINDS = "kept shares and kinds"
 
 

@@ -15,13 +15,13 @@ from benchmarks.settings import Settings
 
 BOUND_S = {
     "data": 60,
-    "end-to-end": 270,
+    "end-to-end": 300,
     "peers": 260,
-    "feed": 240,
+    "feed": 270,
     "precision": 90,
     "ceilings": 60,
     "encoders": 110,
-    "cold-start": 240,
+    "cold-start": 260,
     "ladder": 280,
     "stages": 75,
     "growth": 75,

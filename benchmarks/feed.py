@@ -85,13 +85,13 @@ def measure_beside(
 ) -> None:
     """One way: the encoder alone, the decoder alone, and both at a time."""
     bench = make_bench(settings, backend=backend, precision=precision)
-    images_NHWC = first_pixels(bench)
+    images_NHWC, window_s = first_pixels(bench), bench.seconds / 2
     if how == GRAPH:
         bench.worker.scorer.backend = Replayed(bench.worker.scorer.backend, images_NHWC)
     batches = list(encoded_batches(bench, bench.config.input))
     encoder_alone = alone_rate(bench, images_NHWC)
     with decoding(bench, cycle(batches)) as decoded:
-        decoder_alone = take(decoded, bench.seconds, bench.repeats)
+        decoder_alone = take(decoded, window_s, bench.repeats)
     if not record.has(ALONE):
         record.add(Measured(name=ALONE, values=decoder_alone.rates, detail=_around()))
     # The encoder is busy before the first feed, and stops before the decoder has to empty itself.
@@ -100,7 +100,7 @@ def measure_beside(
         GpuSampler(bench.device) as gpu,
         BusyEncoder(bench.worker.scorer, images_NHWC) as encoder,
     ):
-        fed = take(decoded, bench.seconds, bench.repeats)
+        fed = take(decoded, window_s, bench.repeats)
         beside = encoder.rate(fed.began)
     detail = {
         **encoder_detail(bench),

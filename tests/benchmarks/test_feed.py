@@ -15,13 +15,14 @@ import torch
 
 from benchmarks import child, feed
 from benchmarks.bounded import descendants, run_bounded
-from benchmarks.busy import BusyEncoder
+from benchmarks.busy import BusyEncoder, Replayed
 from benchmarks.end_to_end import ENCODER, USUAL, measure_encoder, other_ways
 from benchmarks.record import Measured, Record
 from benchmarks.result import read_result
 from benchmarks.settings import Settings
 from benchmarks.tables import blocks, page
 from benchmarks.throughput import steady_rate
+from dali_aesthetic.score.build import build_scorer
 from tests.benchmarks import made_up
 
 
@@ -91,6 +92,23 @@ def test_a_busy_encoder_that_fails_says_so(calls: int) -> None:
 
     with pytest.raises(RuntimeError, match="out of calls"):
         keep_busy()
+
+
+@pytest.mark.gpu
+def test_a_replayed_encoder_scores_as_the_launched_one() -> None:
+    device = torch.device("cuda")
+    scorer, _ = build_scorer(
+        encoder="ViT-S-32-alt", weights="random:0", heads=["random:0"], model_dir=None, device=device,
+        precision="fp16", backend="eager", batch_size=8,
+    )  # fmt: skip
+    size = scorer.image_size
+    images = torch.randint(0, 256, (8, size, size, 3), dtype=torch.uint8, device=device)
+    launched = scorer.backend(images)[0].clone()
+    scorer.backend = Replayed(scorer.backend, images)
+    with BusyEncoder(scorer, images) as encoder:
+        time.sleep(0.2)
+        assert encoder.rate() > 0
+    torch.testing.assert_close(scorer.backend(images)[0], launched)
 
 
 def test_windows_count_whole_batches_after_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
