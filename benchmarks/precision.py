@@ -44,12 +44,16 @@ def measure_precision(config: Config, images: int) -> Measured | str:
         return str(error)
     name = f"{report.encoder}, {report.backend} {report.precision}"
     return Measured(
-        name=name, values=[report.mean_error], unit="raw score", detail=_detail(report) | gate_detail(config)
+        name=name,
+        values=[report.deviation.mean_error],
+        unit="raw score",
+        detail=_detail(report) | gate_detail(config),
     )
 
 
 def _detail(report: PrecisionReport) -> dict[str, Any]:
-    rounded = {name: float(f"{getattr(report, name):.3g}") for name in ("p99_error", "max_error", "bias")}
-    spread = float(f"{report.reference_std:.3g}")
+    found = report.deviation
+    rounded = {name: float(f"{getattr(found, name):.3g}") for name in ("p99_error", "max_error", "bias")}
+    spread = float(f"{found.reference_std:.3g}")
     flips = [asdict(cut) for cut in report.flips]
-    return {"num_images": report.num_images, **rounded, "reference_std": spread, "flips": flips}
+    return {"num_images": found.num_images, **rounded, "reference_std": spread, "flips": flips}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from tempfile import TemporaryDirectory
@@ -17,9 +17,9 @@ from dali_aesthetic.config import Config, ConfigError
 from dali_aesthetic.decode.batches import fill_batches
 from dali_aesthetic.decode.pillow import decode_reference
 from dali_aesthetic.launch.precision import prepare, preset_cuts
-from dali_aesthetic.launch.worker import Worker, build_worker
+from dali_aesthetic.launch.worker import Worker, build_worker, model_reader
 from dali_aesthetic.score.build import build_scorer
-from dali_aesthetic.score.deviation import Scores, deviation
+from dali_aesthetic.score.deviation import Deviation, Scores, deviation
 from dali_aesthetic.score.scorer import Scorer
 from dali_aesthetic.shards.plan import plan_shards
 from dali_aesthetic.shards.read import read_shards
@@ -40,23 +40,32 @@ class Flips:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrecisionReport:
-    """Errors are absolute differences of raw scores of the first head."""
+    """The deviation of the raw scores of the first head, its flips counted at `cuts` (raw, by name)."""
 
     encoder: str
     head: str
     device: str
     backend: str
     precision: str
-    num_images: int
-    mean_error: float
-    p99_error: float
-    max_error: float
-    bias: float
-    reference_std: float
-    flips: tuple[Flips, ...]
+    deviation: Deviation
+    cuts: Mapping[str, float]
+
+    @property
+    def flips(self) -> tuple[Flips, ...]:
+        """One for each cut, in their order."""
+        kept, flipped = self.deviation.kept, self.deviation.flips
+        return tuple(
+            Flips(preset=name, raw=raw, kept_by_reference=kept[name], flipped=flipped[name])
+            for name, raw in self.cuts.items()
+        )
 
     def as_json(self) -> str:
-        return json.dumps(asdict(self), indent=2) + "\n"
+        """One flat object: what was compared, the deviation's numbers, and `flips`."""
+        fields = asdict(self)
+        errors = fields.pop("deviation")
+        del fields["cuts"], errors["flips"], errors["kept"]  # all of it is in `flips`, cut by cut
+        flips = [asdict(cut) for cut in self.flips]
+        return json.dumps({**fields, **errors, "flips": flips}, indent=2) + "\n"
 
 
 def verify_precision(config: Config, num_images: int) -> PrecisionReport:
@@ -67,9 +76,9 @@ def verify_precision(config: Config, num_images: int) -> PrecisionReport:
     """
     shards = plan_shards(config.input, output=config.output)
     with TemporaryDirectory() as folder:
-        elsewhere = config.model_copy(update={"output": folder})
-        config = config.model_copy(update={"model": prepare(elsewhere, shards).model})
-        worker = build_worker(config)
+        elsewhere, reader = config.model_copy(update={"output": folder}), model_reader(config.model)
+        config = config.model_copy(update={"model": prepare(elsewhere, shards, reader).model})
+        worker = build_worker(config, reader)
     shards = _spread(shards)
     try:
         pairs = list(_pairs(config, worker, shards, math.ceil(num_images / len(shards))))
@@ -149,11 +158,6 @@ def _pixels(
 
 def _report(worker: Worker, ours: Scores, reference: Scores) -> PrecisionReport:
     cuts = preset_cuts()
-    found = deviation(ours, reference, cuts)
-    flips = [
-        Flips(preset=name, raw=raw, kept_by_reference=found.kept[name], flipped=found.flips[name])
-        for name, raw in cuts.items()
-    ]
     backend = worker.scorer.backend
     return PrecisionReport(
         encoder=backend.spec.name,
@@ -161,11 +165,6 @@ def _report(worker: Worker, ours: Scores, reference: Scores) -> PrecisionReport:
         device=torch.cuda.get_device_name(worker.device) if worker.device.type == "cuda" else "cpu",
         backend=backend.name,
         precision=backend.precision,
-        num_images=found.num_images,
-        mean_error=found.mean_error,
-        p99_error=found.p99_error,
-        max_error=found.max_error,
-        bias=found.bias,
-        reference_std=found.reference_std,
-        flips=tuple(flips),
+        deviation=deviation(ours, reference, cuts),
+        cuts=cuts,
     )
