@@ -18,7 +18,7 @@ from dali_aesthetic.launch.slurm import ALONE, Task
 from dali_aesthetic.stats import Tally, tally_of
 from dali_aesthetic.types import ShardReport
 
-_PRELOAD = ["dali_aesthetic.launch.work", "dali_aesthetic.launch.precision", "nvidia.dali.fn", "open_clip"]
+_PRELOAD = ["dali_aesthetic.launch.work", "dali_aesthetic.launch.precision", "nvidia.dali.fn"]
 
 
 class WorkerProcess:
