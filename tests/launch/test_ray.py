@@ -34,6 +34,10 @@ from dali_aesthetic.types import Shard, ShardReport
 from tests.conftest import REPOSITORY, jpeg, snapshot, write_shard
 from tests.docs.commands import parse_flags
 from tests.faults.runs import assert_same, noise
+from tests.stores.fixtures import bucket, s3_server
+from tests.stores.s3 import Bucket
+
+__all__ = ["bucket", "s3_server"]
 
 NUM_SHARDS, PER_SHARD = 6, 12
 SOAK = "DALI_AESTHETIC_KILLS" in os.environ
@@ -50,7 +54,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def config(source: Path, output: Path, **launch: Any) -> Config:
+def config(source: Path | str, output: Path | str, **launch: Any) -> Config:
     return Config.build(
         {
             "input": str(source),
@@ -119,6 +123,22 @@ def test_an_actor_killed_in_mid_shard_costs_nothing_but_time(
     # A worker that took over may have been left nothing; what the dead one did counts twice.
     assert sum(tally.num_samples for tally in stats.workers.values()) >= stats.num_samples
     assert json.loads((output / "run.json").read_text())["config"]["launch"]["engine"] == "ray"
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_actors_reach_a_bucket_that_only_the_command_knows_the_way_to(
+    cluster: object, one_thread: None, bucket: Bucket, source: Path, tmp_path: Path
+) -> None:
+    """The cluster was there before the bucket's endpoint and keys were in the environment."""
+    for name in ("00000", "00001"):
+        bucket.put(f"in/{name}.tar", (source / f"{name}.tar").read_bytes())
+    url = f"{bucket.url}/in/{{00000..00001}}.tar"
+    local.run(config(url, tmp_path / "one"))
+    result = run(config(url, f"{bucket.url}/out", engine="ray", workers=1))
+    assert result.exit_code == 0, result.stats.failed
+    objects = {key: content for key, content in bucket.snapshot("out").items() if key != ".lock"}
+    assert_same(objects, snapshot(tmp_path / "one"))
 
 
 @pytest.mark.ray
