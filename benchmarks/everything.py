@@ -20,11 +20,11 @@ BOUND_S = {
     "feed": 270,
     "precision": 90,
     "ceilings": 60,
-    "encoders": 110,
+    "encoders": 150,
     "cold-start": 260,
     "ladder": 280,
-    "stages": 75,
-    "growth": 75,
+    "stages": 90,
+    "growth": 90,
     "host": 45,
 }
 """Seconds each part may take on a GPU when quick; else ten times as many. In this order."""

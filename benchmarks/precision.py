@@ -42,13 +42,10 @@ def measure_precision(config: Config, images: int) -> Measured | str:
         report = verify_precision(config, images)
     except ConfigError as error:
         return str(error)
-    name = f"{report.encoder}, {report.backend} {report.precision}"
-    return Measured(
-        name=name,
-        values=[report.deviation.mean_error],
-        unit="raw score",
-        detail=_detail(report) | gate_detail(config),
-    )
+    gate = gate_detail(config)
+    name = f"{report.encoder}, {report.backend} {report.precision}" + (", gate opened" if gate else "")
+    detail = _detail(report) | gate
+    return Measured(name=name, values=[report.deviation.mean_error], unit="raw score", detail=detail)
 
 
 def _detail(report: PrecisionReport) -> dict[str, Any]:

@@ -78,7 +78,7 @@ CLIENTS: dict[str, Callable[[str], Read]] = {
 
 def measure_stores(record: Record, settings: Settings) -> None:
     """Each way to read in turn, in rounds; then the host's loop from a disk and from a store, in rounds."""
-    megabytes, rounds = (60, 2) if settings.quick else (400, 5)
+    megabytes, rounds = (60, 2) if settings.quick else (200, 5)
     rounds = settings.repeats or rounds
     record.note("note", NOTE)
     folder = fresh(settings.data / "stores")
