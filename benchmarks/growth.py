@@ -44,7 +44,8 @@ def shard_growth(
         if record.has(name := f"end to end, {count} shards of {per_shard}"):
             continue
         pattern = cut_dataset(folder / f"{count}-shards", source, count, per_shard)
-        record.add(end_to_end_row(bench, name, (pattern,), NOTHING))
+        # Many shards are a long run, which needs no other to warm up.
+        record.add(end_to_end_row(bench, name, (pattern,), NOTHING, warm_ups=int(count < 100)))
 
 
 def _with_memory(row: Measured, device: torch.device) -> Measured:
