@@ -29,9 +29,15 @@ _PARTS = {
 
 
 def hf_clip(spec: TowerSpec, weights: str, device: str) -> tuple[Any, Any]:
-    """`CLIPModel` in float32 on the device, and the image processor that goes with it."""
-    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
+    """`CLIPModel` in float32 on the device, and the image processor that goes with it.
 
+    In favour of the peers that load it so: matrix products in TF32 (see `hf_precision`), and the processor on
+    torchvision, two to three times as fast as the one on Pillow that 4.x still takes unless told otherwise.
+    """
+    from transformers import CLIPConfig, CLIPModel
+
+    if device.startswith("cuda"):
+        torch.set_float32_matmul_precision("high")
     vision = {
         "hidden_size": spec.width,
         "intermediate_size": spec.mlp_width,
@@ -50,8 +56,21 @@ def hf_clip(spec: TowerSpec, weights: str, device: str) -> tuple[Any, Any]:
     assert not absent, absent
     size = {"shortest_edge": spec.image_size}
     crop = {"height": spec.image_size, "width": spec.image_size}
-    processor = CLIPImageProcessor(size=size, crop_size=crop, image_mean=spec.mean, image_std=spec.std)
+    processor = _processor_type()(size=size, crop_size=crop, image_mean=spec.mean, image_std=spec.std)
     return _Tensors(model.to(device).eval()), processor
+
+
+def hf_precision(device: str) -> str:
+    """What `hf_clip` computes in on a device."""
+    return "fp32, products in TF32" if device.startswith("cuda") else "fp32"
+
+
+def _processor_type() -> Any:
+    """The one on torchvision: it lost its suffix with 5.0."""
+    import transformers
+
+    old = int(transformers.__version__.partition(".")[0]) < 5
+    return transformers.CLIPImageProcessorFast if old else transformers.CLIPImageProcessor
 
 
 class _Tensors:

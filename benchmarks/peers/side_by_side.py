@@ -25,16 +25,21 @@ PEERS = {
     "dali_aesthetic": "ours",
     "webdataset + DataLoader + open_clip": "dataloader",
     "NeMo Curator, its stages in one process": "nemo_curator",
+    "NeMo Curator, its pipeline with Ray Data": "nemo_curator_ray",
     "DALI + open_clip + torch.compile": "dali_compile",
-    "data-juicer, its filter in one process": "data_juicer",
+    "data-juicer, its filter": "data_juicer",
 }
 """What a row is called, and the module that runs it."""
 BOUND_S = 90
 """Seconds a peer may take when quick; ten times as many when not."""
-_SLOW = {"nemo_curator": 1 / 16, "data_juicer": 1 / 16}
+_SLOW = {"nemo_curator": 1 / 16, "nemo_curator_ray": 1 / 2, "data_juicer": 1 / 4}
 """The share of the images that a slow peer is given; its rate does not depend on it."""
-_OWN_PATH = {"nemo_curator": "BENCH_NEMO_PATH", "data_juicer": "BENCH_DATA_JUICER_PATH"}
-"""Environment variables that name a folder with a peer's own libraries."""
+_OWN_PATHS = {
+    "nemo_curator": ("BENCH_NEMO_PATH",),
+    "nemo_curator_ray": ("BENCH_NEMO_PATH", "BENCH_RAY_PATH"),
+    "data_juicer": ("BENCH_DATA_JUICER_PATH",),
+}
+"""Environment variables that name folders with a peer's own libraries; bundle.sh makes what goes there."""
 
 
 def measure_peers(record: Record, settings: Settings) -> None:
@@ -97,9 +102,9 @@ def _in_own_process(job: Job, module: str, bound_s: float) -> dict[str, Any] | s
 
 
 def _environment(module: str) -> dict[str, str]:
-    """A peer's own libraries, where they lie in a folder of their own, before everybody's."""
-    own = os.environ.get(_OWN_PATH.get(module, ""), "")
-    return {"PYTHONPATH": os.pathsep.join([own, os.environ.get("PYTHONPATH", "")])} if own else {}
+    """A peer's own libraries, where they lie in folders of their own, before everybody's."""
+    own = [folder for name in _OWN_PATHS.get(module, ()) if (folder := os.environ.get(name))]
+    return {"PYTHONPATH": os.pathsep.join([*own, os.environ.get("PYTHONPATH", "")])} if own else {}
 
 
 def _row(title: str, found: dict[str, Any], reference: dict[str, float], source: str) -> Measured:

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import subprocess
+import sys
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,6 +16,7 @@ import torch
 
 from benchmarks.peers import side_by_side
 from benchmarks.peers.compare import kept_fidelity, score_error
+from benchmarks.peers.gate import Gate
 from benchmarks.peers.hf_clip import hf_state
 from benchmarks.peers.job import Job, Unavailable
 from benchmarks.peers.side_by_side import PEERS, answer, measure_peers
@@ -74,6 +79,78 @@ def test_without_its_package_data_juicer_says_so(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(Unavailable, match="py-data-juicer is not installed"):
         data_juicer.run(a_job(tmp_path))
+
+
+def test_without_ray_nemo_curators_pipeline_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from benchmarks.peers import nemo_curator_ray
+
+    monkeypatch.setattr(nemo_curator_ray, "require_curator", lambda job: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(Unavailable, match="BENCH_RAY_PATH"):
+        nemo_curator_ray.run(a_job(tmp_path))
+
+
+@pytest.mark.parametrize(("cores", "embedders"), [(1, 1), (2, 1), (16, 12), (64, 48)])
+def test_nemo_curators_workers_fill_the_cores(cores: int, embedders: int) -> None:
+    from benchmarks.peers.nemo_curator_ray import Workers
+
+    workers = Workers.on(cores)
+    assert workers.embedders == embedders
+    assert workers.num_cpus <= cores + 3  # the scorer has next to nothing to do
+
+
+def length_scorer(job: Job) -> Callable[[bytes], float]:
+    return len
+
+
+def failing_scorer(job: Job) -> Callable[[bytes], float]:
+    raise RuntimeError("no model")
+
+
+def test_images_are_dealt_out_to_processes_once_each(tmp_path: Path) -> None:
+    from benchmarks.peers.data_juicer import score_in_processes
+
+    images = {f"{number:03d}.jpg": bytes(number + 1) for number in range(7)}
+    tar = write(tmp_path / "a.tar", images | {"000.txt": b"a caption"})
+    job = a_job(tmp_path, tars=(tar,), per_tar=7, num_workers=2)
+    scores, count, seconds = score_in_processes(job, length_scorer)
+    assert scores == {name[:3]: len(data) for name, data in images.items()}
+    assert count == 7
+    assert seconds > 0
+    with pytest.raises(RuntimeError, match="no model"):
+        score_in_processes(a_job(tmp_path, tars=(tar,), per_tar=7), failing_scorer)
+
+
+def test_a_gate_opens_with_the_last_worker_it_waits_for(tmp_path: Path) -> None:
+    gate = Gate(str(tmp_path / "ready"), 2)
+    gate.arrive()
+    with pytest.raises(TimeoutError, match="1 of 2 workers"):
+        gate.wait(0.05)
+    for name, arrived in (("0", 1000.0), ("1", 4e9)):  # a worker started again long after
+        (tmp_path / "ready" / name).touch()
+        os.utime(tmp_path / "ready" / name, (arrived, arrived))
+    gate.wait(0.05)
+    assert 1000 < gate.opened_at() < 4e9
+
+
+def test_a_placeholder_answers_for_a_package_that_is_missing() -> None:
+    code = (
+        "from benchmarks.peers import placeholders\n"
+        "assert placeholders.install(['no_such_package', 'json']) == ['no_such_package']\n"
+        "assert placeholders.install(['no_such_package']) == ['no_such_package']\n"
+        "from no_such_package.deep import decorate\n"
+        "decorate(str)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_peers_own_folders_come_before_everybodys(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BENCH_NEMO_PATH", "/nemo")
+    monkeypatch.setenv("BENCH_RAY_PATH", "/ray")
+    monkeypatch.setenv("PYTHONPATH", "/all")
+    assert side_by_side._environment("nemo_curator_ray") == {"PYTHONPATH": "/nemo:/ray:/all"}
+    assert side_by_side._environment("nemo_curator") == {"PYTHONPATH": "/nemo:/all"}
+    assert side_by_side._environment("ours") == {}
 
 
 def test_rows_and_skips_of_all_peers_are_in_the_record(

@@ -1,0 +1,107 @@
+"""NeMo Curator's own image stages with our weights in them: read, embed, filter, write.
+
+Its weights are ours, put into the Hugging Face CLIP that its stage would load; its head is ours as one layer.
+Can be imported once `placeholders.install()` has stood in for what is missing.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from nemo_curator.models.aesthetics import AestheticScorer
+from nemo_curator.models.clip import CLIPImageEmbeddings
+from nemo_curator.stages.image.embedders.clip_embedder import ImageEmbeddingStage
+from nemo_curator.stages.image.filters.aesthetic_filter import ImageAestheticFilterStage
+from nemo_curator.stages.image.io.image_reader import ImageReaderStage
+
+from benchmarks.peers.gate import Gate
+from benchmarks.peers.hf_clip import hf_clip
+from benchmarks.peers.job import Job, position_key
+
+MODEL_BATCH = 256
+"""Eight times its default; its reader hands over 100 images at a time, so that is what a batch holds."""
+_WAIT_S = 300
+
+
+class Reader(ImageReaderStage):  # type: ignore[misc]
+    """Waits for the models where there is a gate; asks DALI for a GPU only where there is one."""
+
+    gate: Gate | None = None
+
+    def process(self, task: Any) -> Any:
+        if self.gate is not None:
+            self.gate.wait(_WAIT_S)
+        return super().process(task)
+
+    def _create_dali_pipeline(self, tar_paths: list[str]) -> Any:
+        if torch.cuda.is_available():
+            return super()._create_dali_pipeline(tar_paths)
+        with patch("nvidia.dali.pipeline_def", _without_gpu):
+            return super()._create_dali_pipeline(tar_paths)
+
+
+def _without_gpu(**options: Any) -> Callable[..., Any]:
+    from nvidia.dali.pipeline import pipeline_def
+
+    decorator: Callable[..., Any] = pipeline_def(**{**options, "device_id": None})
+    return decorator
+
+
+class Embedder(ImageEmbeddingStage):  # type: ignore[misc]
+    """With our image tower."""
+
+    job: Any = None
+    gate: Gate | None = None
+
+    def setup_on_node(self, node_info: Any = None, worker_metadata: Any = None) -> None:
+        """Nothing to download."""
+
+    def setup(self, _worker_metadata: Any = None) -> None:
+        self.model = CLIPImageEmbeddings("")
+        self.model.clip, self.model.processor = hf_clip(self.job.spec, self.job.weights, self.model.device)
+        if self.gate is not None:
+            self.gate.arrive()
+
+
+class Scorer(ImageAestheticFilterStage):  # type: ignore[misc]
+    """With our head; notes the scores of all images, kept or not, in a file of its own in `notes`."""
+
+    job: Any = None
+    notes: str = ""
+
+    def setup_on_node(self, _node_info: Any = None, _worker_metadata: Any = None) -> None:
+        """Nothing to download."""
+
+    def setup(self, _worker_metadata: Any = None) -> None:
+        self.model = AestheticScorer("")
+        self.model.mlp = self.job.head_layer()
+
+    def process(self, task: Any) -> Any:
+        images = list(task.data)
+        kept = super().process(task)
+        with open(Path(self.notes) / f"{os.getpid()}.txt", "a") as file:
+            file.writelines(f"{image.image_id} {image.aesthetic_score!r}\n" for image in images)
+        return kept
+
+
+def noted_scores(notes: Path, tar: str) -> tuple[dict[str, float], int]:
+    """Scores of one tar's images by position, and how many of all tars were noted."""
+    lines = [line.split() for path in sorted(notes.glob("*.txt")) for line in path.read_text().splitlines()]
+    found = {name: float(score) for name, score in lines}
+    own = {name: score for name, score in found.items() if name.rpartition("_")[0] == Path(tar).stem}
+    return {position_key(int(name.rpartition("_")[2])): score for name, score in own.items()}, len(found)
+
+
+def filter_stages(job: Job, notes: Path) -> tuple[Embedder, Scorer]:
+    """The two stages that have a model."""
+    embedder = Embedder(model_dir="", model_inference_batch_size=MODEL_BATCH)
+    scorer = Scorer(model_dir="", model_inference_batch_size=MODEL_BATCH, score_threshold=job.cut)
+    embedder.job = scorer.job = job
+    notes.mkdir(parents=True, exist_ok=True)
+    scorer.notes = str(notes)
+    return embedder, scorer
