@@ -28,6 +28,7 @@ from benchmarks.record import Measured, Record
 from benchmarks.settings import Settings
 from benchmarks.throughput import fresh
 from dali_aesthetic.launch.scales import CALIBRATION
+from dali_aesthetic.launch.timing import TIMING
 from dali_aesthetic.score.fast.cache import LIBRARIES, VARIABLE
 from dali_aesthetic.score.weights import load_tower
 
@@ -92,8 +93,14 @@ def _measure(
     except RuntimeError as error:
         record.skip(name, str(error))
         return False
-    record.add(Measured(name=name, values=seconds, unit="s"))
+    record.add(Measured(name=name, values=seconds, unit="s", detail={"pieces": _pieces(folder / "out")}))
     return True
+
+
+def _pieces(output: Path) -> dict[str, Any]:
+    """What the last repeat says: how long its parts took to build, and its first of each stage."""
+    line = json.loads((output / TIMING).read_text().splitlines()[0])
+    return {"start": line["start"], "first": line["first"]}
 
 
 def _seconds(config: Mapping[str, Any], shard: Path, folder: Path, cache: Path) -> float:

@@ -21,5 +21,8 @@ def test_starts_are_timed_and_failures_named(tmp_path: Path, monkeypatch: pytest
     content = json.loads(record.path.read_text())
     assert [row["name"] for row in content["rows"]] == ["eager fp32, cold", "eager fp32, warm"]
     assert all(0.5 < row["median"] < 120 and row["unit"] == "s" for row in content["rows"])
+    for row in content["rows"]:
+        pieces = row["pieces"]
+        assert sum(pieces["start"].values()) + pieces["first"]["commit"] < row["median"]
     assert "warp fp32, cold" in [row["name"] for row in content["skipped"]]
     assert "unknown backend" in content["skipped"][0]["reason"]
