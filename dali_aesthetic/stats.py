@@ -226,7 +226,7 @@ class RunStats:
 
     def bound_by(self) -> str:
         """The stage with most work of its own, or "" before there is anything to tell."""
-        work = self.work_times()
+        work = self.work_times() if self.num_samples else {}  # building the decoder is no bound
         slowest = max(work, key=lambda name: work[name], default="")
         return slowest if work.get(slowest, 0) > 0 else ""
 

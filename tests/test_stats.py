@@ -44,6 +44,8 @@ def test_waiting_is_taken_off_each_stages_work() -> None:
     # storage works 2 of 10 s; decode waits 1 for it and 6 for room; encode waits 3 for decode.
     stats.stages = [stage("storage", 10, 8, 1), stage("decode", 10, 6, 3), stage("encode", 10, 0, 6)]
     assert stats.work_times() == {"storage": 2.0, "decode": 3.0, "encode": 8.0, "sink": 0.5}
+    assert stats.bound_by() == "", "nothing came through"
+    stats.num_samples = 1
     assert stats.bound_by() == "encode"
 
 
