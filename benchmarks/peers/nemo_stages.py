@@ -18,6 +18,7 @@ from nemo_curator.models.clip import CLIPImageEmbeddings
 from nemo_curator.stages.image.embedders.clip_embedder import ImageEmbeddingStage
 from nemo_curator.stages.image.filters.aesthetic_filter import ImageAestheticFilterStage
 from nemo_curator.stages.image.io.image_reader import ImageReaderStage
+from nemo_curator.tasks import ImageBatch
 
 from benchmarks.peers.gate import Gate
 from benchmarks.peers.hf_clip import hf_clip
@@ -33,10 +34,12 @@ class Reader(ImageReaderStage):  # type: ignore[misc]
 
     gate: Gate | None = None
 
-    def process(self, task: Any) -> Any:
+    def process(self, task: Any) -> list[ImageBatch]:
+        # The pipeline goes by the annotation: stages that return a list have their batches spread again.
         if self.gate is not None:
             self.gate.wait(_WAIT_S)
-        return super().process(task)
+        batches: list[ImageBatch] = super().process(task)
+        return batches
 
     def _create_dali_pipeline(self, tar_paths: list[str]) -> Any:
         if torch.cuda.is_available():
