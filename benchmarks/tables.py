@@ -244,14 +244,13 @@ def _stores_block(results: Sequence[Result]) -> str:
 
 
 def _stores_table(result: Result) -> str:
-    rows = [
-        [row.name, *map(format_number, (row.median, row.detail["of_first"], row.detail["cores_at_target"]))]
-        for row in result.rows
-        if row.unit == "CPU s/GB"
-    ]
-    titles = ["", "CPU s per GB", f"times {rows[0][0].split(',')[0]}", "cores for 6,600 samples/s of 100 KB"]
+    rows = [_stores_line(row) for row in result.rows if row.unit == "CPU s/GB"]
+    first = rows[0][0].split(",")[0]
+    titles = ["", "CPU s per GB", "least", f"times {first}", "cores for 6,600 samples/s of 100 KB"]
     skipped = "".join(f" {one['name']}: {one['reason']}." for one in result.skipped)
-    return f"{table(titles, rows)}\n\nFrom {_link(result, up='../')}, {result.date}.{skipped}"
+    load = result.machine.get("load_average_before", 0.0)
+    source = f"From {_link(result, up='../')}, {result.date}, load average {load:g} before."
+    return f"{table(titles, rows)}\n\n{source}{skipped}"
 
 
 def _stores_loop_block(results: Sequence[Result]) -> str:
@@ -259,19 +258,15 @@ def _stores_loop_block(results: Sequence[Result]) -> str:
 
 
 def _stores_loop_table(result: Result) -> str:
-    rows = [
-        [row.name, *map(format_number, (row.median, row.detail["of_first"], row.detail["cores_at_target"]))]
-        for row in result.rows
-        if row.unit == "CPU us/sample"
-    ]
+    rows = [_stores_line(row) for row in result.rows if row.unit == "CPU us/sample"]
     size = result.content["bytes_per_sample_of_the_loop"] / 1000
-    titles = [
-        f"samples of {size:.0f} KB",
-        "CPU us a sample",
-        "times a local disk",
-        "cores for 6,600 samples/s",
-    ]
-    return table(titles, rows)
+    titles = [f"samples of {size:.0f} KB", "CPU us a sample", "least", "times a local disk"]
+    return table([*titles, "cores for 6,600 samples/s"], rows)
+
+
+def _stores_line(row: Row) -> list[str]:
+    figures = (row.median, row.low, row.detail["of_first"], row.detail["cores_at_target"])
+    return [row.name, *map(format_number, figures)]
 
 
 def _link(result: Result, up: str = "") -> str:
