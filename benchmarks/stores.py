@@ -1,8 +1,8 @@
 """What reading from a store costs, on loopback: clients of S3 side by side, the package's reader, the loop.
 
 The server is `benchmarks.object_server`, whose time isn't counted. The figure to look at is the client's CPU
-time, since the network is no network; and each round goes through all of them in turn, so that their ratios
-hold on a machine with other work, which the rates do not, and CPU time only roughly.
+time, since the network is no network; and each round goes through all of them in turn, so that
+other work on the machine meets them alike.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ SAMPLE_BYTES = 100_000
 PER_GB, PER_SAMPLE = "CPU s/GB", "CPU us/sample"
 NOTE = (
     "Plain HTTP on loopback; CPU time of the reading process, user and system, medians of interleaved "
-    "rounds. of_first: the median over the rounds of the ratio to the first row of the same unit. Where "
-    "other work shared the machine (load_average_before) the ratios hold; CPU time is what it was beside "
-    "that work, the least of the rounds nearest to a quiet machine's; rates are what there was time for. The "
-    "rate of a network or of a real store is not in it, nor is TLS."
+    "rounds. of_first: the median over the rounds of the ratio to the first row of the same unit. Other work "
+    "on the machine (load_average_before) raises CPU time, that of many threads most: the least of the "
+    "rounds is nearest to a quiet machine's, and under a high load even ratios differ from run to run by a "
+    "third and more. The rate of a network or of a real store is not in it, nor is TLS."
 )
 Read = Callable[[tuple[int, int]], object]
 
