@@ -7,8 +7,8 @@
 # this peer see it.
 #
 #   nemo         BENCH_NEMO_PATH         NeMo Curator's image stages (about 6 MiB)
-#   ray          BENCH_RAY_PATH          Ray, for NeMo Curator's pipeline; needs nemo as well (about 28 MiB)
-#   data-juicer  BENCH_DATA_JUICER_PATH  data-juicer's filter (about 5 MiB)
+#   ray          BENCH_RAY_PATH          Ray, for NeMo Curator's pipeline; needs nemo as well (about 29 MiB)
+#   data-juicer  BENCH_DATA_JUICER_PATH  data-juicer's filter (about 9 MiB)
 #
 # torch, torchvision, DALI, pandas, pyarrow, PyYAML, packaging, filelock, click, tqdm and fsspec must be there
 # already, and transformers for data-juicer. Cosmos-Xenna is left out, and Ray where it isn't asked for: nothing
