@@ -32,6 +32,8 @@ PEERS = {
 """What a row is called, and the module that runs it."""
 BOUND_S = 90
 """Seconds a peer may take when quick; ten times as many when not."""
+_START_S = {"nemo_curator_ray": 150}
+"""Seconds more for a peer that takes long to start, which its rate doesn't count."""
 _SLOW = {"nemo_curator": 1 / 16, "nemo_curator_ray": 1 / 2, "data_juicer": 1 / 4}
 """The share of the images that a slow peer is given; its rate does not depend on it."""
 _OWN_PATHS = {
@@ -53,7 +55,7 @@ def measure_peers(record: Record, settings: Settings) -> None:
     for title, module in PEERS.items():
         images = int(len(job.tars) * job.per_tar * _SLOW.get(module, 1))
         fields = {**asdict(job), "cut": cut, "output": str(Path(job.output) / module), "max_images": images}
-        outcome = _in_own_process(Job(**fields), module, bound_s)
+        outcome = _in_own_process(Job(**fields), module, bound_s + _START_S.get(module, 0))
         if isinstance(outcome, str):
             record.skip(title, outcome)
         else:
