@@ -53,6 +53,8 @@ def measure_peers(record: Record, settings: Settings) -> None:
     torch.cuda.empty_cache()  # the peers need the memory
     bound_s = BOUND_S * (1 if settings.quick else 10)
     for title, module in PEERS.items():
+        if record.has(title):
+            continue
         images = int(len(job.tars) * job.per_tar * _SLOW.get(module, 1))
         fields = {**asdict(job), "cut": cut, "output": str(Path(job.output) / module), "max_images": images}
         outcome = _in_own_process(Job(**fields), module, bound_s + _START_S.get(module, 0))

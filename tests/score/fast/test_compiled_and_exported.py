@@ -28,7 +28,7 @@ ONE_PACKAGE = {
     "aot_inductor.compile_wrapper_opt_level": "O0",
     "cpp.vec_isa_ok": True,
 }
-"""What Inductor does to compile the next packages, and the code between the kernels, faster: half a minute."""
+"""Has Inductor compile packages, and the code between the kernels, half a minute faster."""
 needs_compiler = pytest.mark.skipif(
     not any(map(shutil.which, ("g++", "clang++"))), reason="Inductor needs a C++ compiler: apt install g++"
 )
