@@ -3,50 +3,37 @@
 from __future__ import annotations
 
 import io
-from functools import cache
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 from PIL import Image
 
 from dali_aesthetic.launch import worker
+from dali_aesthetic.score import build
+from dali_aesthetic.score.build import ModelReader
 from dali_aesthetic.score.weights import present
-from dali_aesthetic.verify import precision
 from tests.conftest import jpeg, write_shard
 from tests.docs.commands import ROOT
 
 SHARDS = (0, 1, 62, 63)
 """Where the documents' ranges begin; a range is shortened to its first two shards."""
-_build = worker.build_scorer
 
 
-def tiny_scorer(**asked: Any) -> Any:
-    """What is asked for must exist by name; what is built is small, and random."""
-    present(asked["encoder"], asked["weights"], asked["heads"], asked["model_dir"])
-    return _built(len(asked["heads"]), asked["device"], asked["precision"], asked["backend"])
+class TinyReader(ModelReader):
+    """What is asked for must exist by name; what is read is small, and random."""
 
-
-@cache
-def _built(num_heads: int, device: torch.device, dtype: str, backend: str) -> Any:
-    return _build(
-        encoder="ViT-S-32-alt",
-        weights="random:0",
-        heads=[f"random:{number}" for number in range(num_heads)],
-        model_dir=None,
-        device=device,
-        precision=dtype,
-        backend=backend,
-        batch_size=8,
-    )
+    def __init__(self, *, encoder: str, weights: str, heads: Sequence[str], model_dir: Path | None) -> None:
+        present(encoder, weights, heads, model_dir)
+        names = [f"random:{number}" for number in range(len(heads))]
+        super().__init__(encoder="ViT-S-32-alt", weights="random:0", heads=names, model_dir=None)
 
 
 @pytest.fixture
 def tiny_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     """The commands run as they are written; only the weights they would load are others."""
-    for module in (worker, precision):
-        monkeypatch.setattr(module, "build_scorer", tiny_scorer)
+    for module in (build, worker):
+        monkeypatch.setattr(module, "ModelReader", TinyReader)
 
 
 @pytest.fixture
