@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from benchmarks.bounded import descendants
 from benchmarks.dataset import DatasetSpec, make_dataset
 from benchmarks.machine import GpuSampler
 from benchmarks.record import Measured
@@ -248,10 +249,12 @@ def _slope(times_T: npt.NDArray[np.float64], values: Sequence[float]) -> float:
 
 def tree_cpu_seconds(pid: int) -> float:
     """User and system time of a process and all that it started and that still run."""
+    return sum(map(_cpu_seconds, [pid, *descendants(pid)]))
+
+
+def _cpu_seconds(pid: int) -> float:
     try:
         fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
-        tasks = list(Path(f"/proc/{pid}/task").iterdir())
-        children = [int(child) for task in tasks for child in (task / "children").read_text().split()]
     except OSError:  # it ended meanwhile
         return 0.0
-    return (int(fields[11]) + int(fields[12])) / _TICKS + sum(map(tree_cpu_seconds, children))
+    return (int(fields[11]) + int(fields[12])) / _TICKS

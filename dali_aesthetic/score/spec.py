@@ -82,8 +82,8 @@ def spec_of(encoder: str) -> TowerSpec:
 def model_config(encoder: str) -> Mapping[str, Any] | None:
     """open_clip's configuration of a model, or None where it has none of that name.
 
-    From the file in its package: importing it takes three to six seconds (torchvision, timm, transformers),
-    once in every process of a run. Where it is imported already, it is asked: it may know added models.
+    From the file in its package: importing it takes seconds (it brings torchvision, timm and transformers),
+    in every process of a run. Where it is imported already, it is asked: it may know added models.
     """
     package = importlib.util.find_spec("open_clip") if "open_clip" not in sys.modules else None
     configs = Path(package.origin).with_name("model_configs") if package and package.origin else None

@@ -138,7 +138,7 @@ class ScoreRows:
 
 
 def import_pandas() -> None:
-    """Has pyarrow do what it does for its first array: import pandas, where it is installed (0.5 s).
+    """Has pyarrow do what it does for its first array: import pandas, where it is installed.
 
     Done before, it doesn't keep the first commit waiting.
     """
