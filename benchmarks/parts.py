@@ -174,9 +174,9 @@ def growth(settings: Settings) -> None:
     batch_growth(record, config, settings.data, batches, 1, settings.num_seconds / 2)
     bench = make_bench(settings)
     bench.repeats = 1
-    counts = (1, 100) if settings.quick else (1, 10, 100, 1000, 10_000)
+    counts = (1, 100, 10_000) if settings.on_gpu else (1, 100) if settings.quick else (1, 10, 100, 1000)
     source = Path(settings.datasets.make()).parent / "bench-00000.tar"
-    shard_growth(record, bench, source, settings.data / "small", counts, per_shard=32)
+    shard_growth(record, bench, source, settings.data / "small", counts, per_shard=8)
     bench.worker.decoder.close()
     record.note("complete", True)
 

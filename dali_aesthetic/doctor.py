@@ -132,6 +132,11 @@ def _gpu(device: Device) -> Iterator[Finding]:
 def _jpeg_engine(chip: torch.device) -> Finding:
     import pynvml
 
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError as error:  # a container without the driver's utilities
+        fix = "with docker: NVIDIA_DRIVER_CAPABILITIES=compute,utility,video"
+        return Finding("jpeg engine", Verdict.WARN, f"unknown, the driver doesn't say: {error}", fix)
     handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(chip).uuid}")
     try:
         pynvml.nvmlDeviceGetJpgUtilization(handle)

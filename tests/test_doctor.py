@@ -127,6 +127,14 @@ def test_an_engine_is_used_as_soon_as_it_is_seen_to_be() -> None:
     assert doctor.jpeg_engine_use(torch.device("cpu"), lambda: 0, seconds=0.5) == 0
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a driver here")
+def test_a_driver_that_says_nothing_of_its_engines_is_a_warning() -> None:
+    engine = doctor._jpeg_engine(torch.device("cuda"))
+    assert engine.verdict is Verdict.WARN
+    assert "unknown" in engine.detail
+    assert "NVIDIA_DRIVER_CAPABILITIES" in engine.fix
+
+
 @pytest.mark.gpu
 def test_the_jpeg_engine_of_this_gpu_is_used() -> None:
     by_check = {finding.check: finding for finding in doctor._gpu("cuda")}

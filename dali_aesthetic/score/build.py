@@ -14,7 +14,6 @@ from dali_aesthetic.score.fast.backend import (
     build_backend,
     choose_backend,
     default_batch,
-    resolve_backend,
     takes_any_size,
 )
 from dali_aesthetic.score.fast.calibration import Calibration
@@ -42,7 +41,8 @@ class Model:
 class ModelReader:
     """A model by its names, read once for whoever needs it in turn.
 
-    `check`, `read` and `take` raise as `build_scorer`.
+    `check`, `read` and `take` raise ValueError for names and files that don't fit together, and
+    WeightsUnavailable for published weights that can't be had.
     """
 
     def __init__(self, *, encoder: str, weights: str, heads: Sequence[str], model_dir: Path | None) -> None:
@@ -79,42 +79,6 @@ class ModelReader:
         return model
 
 
-def build_scorer(
-    *,
-    encoder: str,
-    weights: str,
-    heads: Sequence[str],
-    model_dir: Path | None,
-    device: torch.device,
-    precision: str = "auto",
-    backend: str = "auto",
-    batch_size: int | None = None,
-    keep_embeddings: bool = False,
-    calibration: Calibration | None = None,
-) -> tuple[Scorer, Sequence[ResolvedFile]]:
-    """A scorer, and the weights in use: the tower's first, then one for each head in order.
-
-    Without a `batch_size` the scorer has the one that suits its backend. `calibration` holds the
-    scales that fp8 needs.
-
-    Raises ValueError for names and files that don't fit together or the device, WeightsUnavailable for
-    published weights that can't be had.
-    """
-    # Whatever can be wrong is found before gigabytes are downloaded or a tower is built: cheapest first.
-    resolve_backend(backend, precision, device)
-    model = ModelReader(encoder=encoder, weights=weights, heads=heads, model_dir=model_dir).take()
-    scorer = scorer_of(
-        model,
-        device=device,
-        precision=precision,
-        backend=backend,
-        batch_size=batch_size,
-        keep_embeddings=keep_embeddings,
-        calibration=calibration,
-    )
-    return scorer, model.files
-
-
 def scorer_of(
     model: Model,
     *,
@@ -125,7 +89,11 @@ def scorer_of(
     keep_embeddings: bool = False,
     calibration: Calibration | None = None,
 ) -> Scorer:
-    """A scorer that takes the model over. Raises as `build_scorer`."""
+    """A scorer that takes the model over.
+
+    Without a `batch_size` the scorer has the one that suits its backend. `calibration` holds the
+    scales that fp8 needs. Raises ValueError for what doesn't fit together, or not on this device.
+    """
     backend, precision = choose_backend(backend, precision, device, model.tower.spec)
     batch_size = batch_size or default_batch(backend, device)
     built = build_backend(backend, model.tower, model.heads, device, precision, batch_size, calibration)

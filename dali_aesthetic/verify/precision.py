@@ -17,8 +17,8 @@ from dali_aesthetic.config import Config, ConfigError
 from dali_aesthetic.decode.batches import fill_batches
 from dali_aesthetic.decode.pillow import decode_reference
 from dali_aesthetic.launch.precision import prepare, preset_cuts
-from dali_aesthetic.launch.worker import Worker, build_worker, model_reader
-from dali_aesthetic.score.build import build_scorer
+from dali_aesthetic.launch.worker import Worker, build_worker, model_reader, resolve_device
+from dali_aesthetic.score.build import Model, ModelReader, scorer_of
 from dali_aesthetic.score.deviation import Deviation, Scores, deviation
 from dali_aesthetic.score.scorer import Scorer
 from dali_aesthetic.shards.plan import plan_shards
@@ -78,16 +78,17 @@ def verify_precision(config: Config, num_images: int) -> PrecisionReport:
     with TemporaryDirectory() as folder:
         elsewhere, reader = config.model_copy(update={"output": folder}), model_reader(config.model)
         config = config.model_copy(update={"model": prepare(elsewhere, shards, reader).model})
+        reference = _reference(config, reader)
         worker = build_worker(config, reader)
     shards = _spread(shards)
     try:
-        pairs = list(_pairs(config, worker, shards, math.ceil(num_images / len(shards))))
+        pairs = list(_pairs(config, worker, reference, shards, math.ceil(num_images / len(shards))))
     finally:
         worker.decoder.close()
-    ours, reference = (np.concatenate(side) for side in zip(*pairs, strict=True)) if pairs else (None, None)
-    if ours is None or reference is None or not len(ours):
+    ours, theirs = (np.concatenate(side) for side in zip(*pairs, strict=True)) if pairs else (None, None)
+    if ours is None or theirs is None or not len(ours):
         raise ConfigError(f"none of the images in {', '.join(config.input)} could be scored")
-    return _report(worker, ours, reference)
+    return _report(worker, ours, theirs)
 
 
 def _spread(shards: Sequence[Shard]) -> Sequence[Shard]:
@@ -97,9 +98,8 @@ def _spread(shards: Sequence[Shard]) -> Sequence[Shard]:
 
 
 def _pairs(
-    config: Config, worker: Worker, shards: Sequence[Shard], per_shard: int
+    config: Config, worker: Worker, reference: Scorer, shards: Sequence[Shard], per_shard: int
 ) -> Iterator[tuple[Scores, Scores]]:
-    reference = _reference(config, worker)
     stream = _some(shards, per_shard)
     batches = fill_batches(stream, worker.scorer.batch_size, worker.limits)
     for pending in worker.scorer.score(worker.decoder.decode(batches)):
@@ -111,19 +111,13 @@ def _some(shards: Sequence[Shard], per_shard: int) -> Iterator[Sample | ShardEnd
         yield from islice(read_shards([shard]), per_shard)
 
 
-def _reference(config: Config, worker: Worker) -> Scorer:
-    model = config.model
-    scorer, _ = build_scorer(
-        encoder=model.encoder,
-        weights=model.weights,
-        heads=model.heads,
-        model_dir=model.model_dir,
-        device=worker.device,
-        precision="fp32",
-        backend="eager",
-        batch_size=min(worker.scorer.batch_size, 64),
-    )
-    return scorer
+def _reference(config: Config, reader: ModelReader) -> Scorer:
+    """The plain fp32 tower on the config's device, from the weights that its worker then takes over."""
+    device, model = resolve_device(config.device), reader.read()
+    tower, heads = model.copy_to(device)
+    copied = Model(tower=tower, heads=heads, files=model.files)
+    batch_size = min(config.decode.batch_size or 64, 64)
+    return scorer_of(copied, device=device, precision="fp32", backend="eager", batch_size=batch_size)
 
 
 def _pair(config: Config, worker: Worker, reference: Scorer, scored: ScoredBatch) -> tuple[Scores, Scores]:

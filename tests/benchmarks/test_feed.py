@@ -22,7 +22,7 @@ from benchmarks.result import read_result
 from benchmarks.settings import Settings
 from benchmarks.tables import blocks, page
 from benchmarks.throughput import steady_rate
-from dali_aesthetic.score.build import build_scorer
+from dali_aesthetic.score.build import ModelReader, scorer_of
 from tests.benchmarks import made_up
 
 
@@ -97,10 +97,8 @@ def test_a_busy_encoder_that_fails_says_so(calls: int) -> None:
 @pytest.mark.gpu
 def test_a_replayed_encoder_scores_as_the_launched_one() -> None:
     device = torch.device("cuda")
-    scorer, _ = build_scorer(
-        encoder="ViT-S-32-alt", weights="random:0", heads=["random:0"], model_dir=None, device=device,
-        precision="fp16", backend="eager", batch_size=8,
-    )  # fmt: skip
+    model = ModelReader(encoder="ViT-S-32-alt", weights="random:0", heads=["random:0"], model_dir=None).take()
+    scorer = scorer_of(model, device=device, precision="fp16", backend="eager", batch_size=8)
     size = scorer.image_size
     images = torch.randint(0, 256, (8, size, size, 3), dtype=torch.uint8, device=device)
     launched = scorer.backend(images)[0].clone()

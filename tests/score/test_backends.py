@@ -51,16 +51,10 @@ def test_a_score_depends_on_its_image_alone(make_backend: MakeBackend, pixels: T
 @pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [7, 32])
 def test_a_score_depends_on_its_image_alone_at_full_size(batch_size: int) -> None:
-    from dali_aesthetic.score.build import build_scorer
+    from dali_aesthetic.score.build import ModelReader, scorer_of
 
-    scorer, _ = build_scorer(
-        encoder="ViT-B-32",
-        weights="random",
-        heads=["random"],
-        model_dir=None,
-        device=CPU,
-        batch_size=batch_size,
-    )
+    model = ModelReader(encoder="ViT-B-32", weights="random", heads=["random"], model_dir=None).take()
+    scorer = scorer_of(model, device=CPU, batch_size=batch_size)
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (batch_size, 224, 224, 3), dtype=torch.uint8, generator=generator)
     order = torch.randperm(batch_size, generator=generator)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dali_aesthetic.score.build import build_scorer
+from dali_aesthetic.score.build import ModelReader, scorer_of
 from dali_aesthetic.score.fast.backend import Backend
 from dali_aesthetic.score.scorer import Scorer
 from dali_aesthetic.types import EncodedBatch, ImageBatch, ImageHeader, Route, Sample, Shard
@@ -88,14 +88,8 @@ def test_score_pixels_takes_any_number(scorer: Scorer, pixels: Tensor, count: in
 
 
 def test_build_scorer_names_what_it_took(tiny: str) -> None:
-    scorer, files = build_scorer(
-        encoder=tiny,
-        weights="random:4",
-        heads=("random", "random:2"),
-        model_dir=None,
-        device=CPU,
-        batch_size=4,
-    )
+    model = ModelReader(encoder=tiny, weights="random:4", heads=("random", "random:2"), model_dir=None).take()
+    scorer, files = scorer_of(model, device=CPU, batch_size=4), model.files
     assert [file.name for file in files] == ["random:4", "random:0", "random:2"]
     assert (scorer.image_size, scorer.batch_size) == (32, 4)
     assert scorer.head_names == ("random:0", "random:2")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from dali_aesthetic.score.build import build_scorer
+from dali_aesthetic.score.build import ModelReader, scorer_of
 from dali_aesthetic.score.fast.backend import Backend
 from dali_aesthetic.score.fast.slices import SLICE, SlicedBackend
 
@@ -20,15 +20,10 @@ def images(count: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("backend", ["eager", "torchscript"])
 def test_bits_do_not_depend_on_threads_batch_size_or_place(backend: str) -> None:
-    scorer, _ = build_scorer(
-        encoder="ViT-S-32-alt",
-        weights="random:1",
-        heads=["random:1"],
-        model_dir=Path("nowhere"),
-        device=torch.device("cpu"),
-        backend=backend,
-        batch_size=3 * SLICE - 2,
-    )
+    model = ModelReader(
+        encoder="ViT-S-32-alt", weights="random:1", heads=["random:1"], model_dir=Path("nowhere")
+    ).take()
+    scorer = scorer_of(model, device=torch.device("cpu"), backend=backend, batch_size=3 * SLICE - 2)
     sliced = scorer.backend
     assert isinstance(sliced, SlicedBackend)
     pixels, order = images(3 * SLICE - 2), torch.randperm(3 * SLICE - 2)
@@ -44,26 +39,17 @@ def test_bits_do_not_depend_on_threads_batch_size_or_place(backend: str) -> None
 
 
 def test_embeddings_come_along() -> None:
-    scorer, _ = build_scorer(
-        encoder="ViT-S-32-alt",
-        weights="random:1",
-        heads=["random:1", "random:2"],
-        model_dir=None,
-        device=torch.device("cpu"),
-    )
+    model = ModelReader(
+        encoder="ViT-S-32-alt", weights="random:1", heads=["random:1", "random:2"], model_dir=None
+    ).take()
+    scorer = scorer_of(model, device=torch.device("cpu"))
     scores, embeddings = scorer.backend(images(SLICE + 1))
     assert (scores.shape, embeddings.shape) == ((SLICE + 1, 2), (SLICE + 1, 256))
 
 
 def test_a_partial_batch_costs_no_more_than_its_slices_and_has_the_bits_of_a_full_one() -> None:
-    scorer, _ = build_scorer(
-        encoder="ViT-S-32-alt",
-        weights="random:1",
-        heads=["random:1"],
-        model_dir=None,
-        device=torch.device("cpu"),
-        batch_size=4 * SLICE,
-    )
+    model = ModelReader(encoder="ViT-S-32-alt", weights="random:1", heads=["random:1"], model_dir=None).take()
+    scorer = scorer_of(model, device=torch.device("cpu"), batch_size=4 * SLICE)
     sliced = scorer.backend
     assert isinstance(sliced, SlicedBackend)
     counted = _Counting(sliced._backend)
