@@ -40,6 +40,9 @@ ENCODER = "encoder only, same run"
 USUAL = "end to end, 25% kept"
 GPU_WAYS = (("fused", "fp16"), ("fused", "fp8"), ("torchscript", "fp16"))
 """Backends and precisions that are measured beside the one that is taken by itself."""
+FASTEST = ("fused", "fp8")
+PROGRESSIVE = f"{USUAL}, 30% progressive, {' '.join(FASTEST)}"
+"""Progressive JPEGs have no hardware to decode them: the fastest encoder feels it first."""
 _BOUND_S = 120
 _TITLE_OF_KINDS = "kept shares and kinds"
 
@@ -55,6 +58,8 @@ def measure_end_to_end(record: Record, settings: Settings) -> bool:
             words = (title, backend, precision)
             ended.append(in_child(measure_encoder, record, settings, *words, bound_s=bound_s))
     ended.append(in_child(measure_kinds, record, settings, _TITLE_OF_KINDS, bound_s=bound_s))
+    if FASTEST in other_ways(settings):
+        ended.append(in_child(measure_progressive, record, settings, PROGRESSIVE, *FASTEST, bound_s=bound_s))
     return all(ended)
 
 
@@ -93,6 +98,15 @@ def measure_kinds(record: Record, settings: Settings) -> None:
         if not record.has(name := f"end to end, {kinds.title(kind, short_side)}"):
             pattern = long_input(settings, rate, kind, short_side)
             _add_runs(record, bench, name, pattern, NOTHING, rate)
+
+
+def measure_progressive(record: Record, settings: Settings, backend: str, precision: str) -> None:
+    """A quarter kept end to end where three of ten JPEGs are progressive, by this encoder."""
+    bench = make_bench(settings, backend=backend, precision=precision)
+    limit = record.row(f"encoder only, {backend} {precision}")
+    rate = limit["median"] if limit else statistics.median(encoder_row(bench).values)
+    pattern = long_input(settings, rate, "progressive-30")
+    _add_runs(record, bench, PROGRESSIVE, pattern, cut_for_share(bench, pattern, 0.25), rate)
 
 
 def long_input(
