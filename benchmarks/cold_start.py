@@ -40,7 +40,7 @@ GPU_WAYS = (
     ("fused", "fp16"),
     ("fused", "fp8"),
 )
-QUICK_GPU_WAYS = (("fused", "fp16"), ("torchscript", "fp16"), ("fused", "fp8"))
+QUICK_GPU_WAYS = (("fused", "fp16"), ("fused", "fp8"), ("torchscript", "fp16"))
 CPU_WAYS = (("eager", "fp32"), ("torchscript", "fp32"), ("export", "fp32"))
 BOUND_S = 300
 
