@@ -29,10 +29,15 @@ class Gate:
     def wait(self, bound_s: float) -> None:
         """Return once open. Raises TimeoutError after `bound_s` seconds."""
         end = time.monotonic() + bound_s
-        while len(arrived := self._arrivals()) < self.expected:
+        while not self.is_open():
             if time.monotonic() > end:
-                raise TimeoutError(f"{len(arrived)} of {self.expected} workers ready after {bound_s:.0f} s")
+                arrived = len(self._arrivals())
+                raise TimeoutError(f"{arrived} of {self.expected} workers ready after {bound_s:.0f} s")
             time.sleep(_POLL_S)
+
+    def is_open(self) -> bool:
+        """Whether all have arrived."""
+        return len(self._arrivals()) >= self.expected
 
     def opened_at(self) -> float:
         """When it opened, seconds since 1970; a worker that was started again later doesn't count."""

@@ -62,6 +62,10 @@ class Job:
         """As many of the tars as hold `max_images`, at least one."""
         return self.tars[: max(1, self.max_images // self.per_tar)]
 
+    def warm_tars(self) -> tuple[str, ...]:
+        """What a fast program may go through before its time counts: a tar for each core."""
+        return self.few_tars()[: self.num_workers]
+
     def write(self, path: Path) -> None:
         path.write_text(json.dumps(asdict(self)))
 
@@ -73,10 +77,10 @@ class Job:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PeerResult:
-    """`num_images` in `seconds`, models loaded and workers started before.
+    """`num_images` in `seconds`: from models loaded and warmed up to the last result written, or in memory.
 
     `scores` are the first tar's, by key, or by position where the peer gives no keys. `settings` says how
-    it was tuned, `writes` what it leaves behind.
+    it was tuned, `writes` what it leaves behind, `detail` what else its row should say.
     """
 
     num_images: int
@@ -86,6 +90,7 @@ class PeerResult:
     writes: str
     versions: Mapping[str, str] = field(default_factory=dict)
     kept_tars: tuple[str, ...] = ()
+    detail: Mapping[str, Any] = field(default_factory=dict)
 
 
 def as_layer(mlp: HeadMLP) -> nn.Linear:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import numpy as np
 import torch
 from nemo_curator.models.aesthetics import AestheticScorer
 from nemo_curator.models.clip import CLIPImageEmbeddings
@@ -26,17 +27,20 @@ from benchmarks.peers.job import Job, position_key
 
 MODEL_BATCH = 256
 """Eight times its default; its reader hands over 100 images at a time, so that is what a batch holds."""
+READER_BATCH = 100
+"""Its reader's own default: what it decodes at a time and hands over."""
 _WAIT_S = 300
 
 
 class Reader(ImageReaderStage):  # type: ignore[misc]
-    """Waits for the models where there is a gate; asks DALI for a GPU only where there is one."""
+    """Waits, warmed up, for the models where there is a gate; asks DALI for a GPU only where there is one."""
 
     gate: Gate | None = None
 
     def process(self, task: Any) -> list[ImageBatch]:
         # The pipeline goes by the annotation: stages that return a list have their batches spread again.
-        if self.gate is not None:
+        if self.gate is not None and not self.gate.is_open():
+            super().process(task)  # warms up, in time that it would spend waiting
             self.gate.wait(_WAIT_S)
         batches: list[ImageBatch] = super().process(task)
         return batches
@@ -56,7 +60,7 @@ def _without_gpu(**options: Any) -> Callable[..., Any]:
 
 
 class Embedder(ImageEmbeddingStage):  # type: ignore[misc]
-    """With our image tower."""
+    """With our image tower. Where there is a gate, a batch has gone through before it arrives."""
 
     job: Any = None
     gate: Gate | None = None
@@ -68,6 +72,9 @@ class Embedder(ImageEmbeddingStage):  # type: ignore[misc]
         self.model = CLIPImageEmbeddings("")
         self.model.clip, self.model.processor = hf_clip(self.job.spec, self.job.weights, self.model.device)
         if self.gate is not None:
+            # Of several sizes, as its reader hands them over: equal ones take another way through the model.
+            count, size = min(READER_BATCH, self.model_inference_batch_size), self.job.spec.image_size
+            self.model([np.zeros((size + i % 2, size, 3), np.uint8) for i in range(count)])
             self.gate.arrive()
 
 
@@ -100,10 +107,10 @@ def noted_scores(notes: Path, tar: str) -> tuple[dict[str, float], int]:
     return {position_key(int(name.rpartition("_")[2])): score for name, score in own.items()}, len(found)
 
 
-def filter_stages(job: Job, notes: Path) -> tuple[Embedder, Scorer]:
+def filter_stages(job: Job, notes: Path, model_batch: int = MODEL_BATCH) -> tuple[Embedder, Scorer]:
     """The two stages that have a model."""
-    embedder = Embedder(model_dir="", model_inference_batch_size=MODEL_BATCH)
-    scorer = Scorer(model_dir="", model_inference_batch_size=MODEL_BATCH, score_threshold=job.cut)
+    embedder = Embedder(model_dir="", model_inference_batch_size=model_batch)
+    scorer = Scorer(model_dir="", model_inference_batch_size=model_batch, score_threshold=job.cut)
     embedder.job = scorer.job = job
     notes.mkdir(parents=True, exist_ok=True)
     scorer.notes = str(notes)

@@ -1,4 +1,8 @@
-"""This package, by the same rules as the others: it also writes scores and kept samples."""
+"""This package, by the same rules as the others: it also writes scores and kept samples.
+
+Its time counts from the first read to the last commit of a pass over all tars, after one over as many as a
+DataLoader has for its warm-up.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
+from benchmarks.open_gate import calibrated, gate_detail
 from benchmarks.peers.job import Job, PeerResult, versions
 from benchmarks.throughput import Bench, run_once
 from dali_aesthetic.config import Config
@@ -14,25 +19,11 @@ from dali_aesthetic.threshold import Threshold
 
 
 def run(job: Job) -> PeerResult:
-    """One pass to warm up, one that counts."""
-    config = Config.build(
-        {
-            "input": job.tars,
-            "output": job.output,
-            "device": "cuda" if job.device.startswith("cuda") else "cpu",
-            "model": {
-                "encoder": job.encoder,
-                "weights": job.weights,
-                "heads": (job.head,),
-                "backend": job.backend,
-                "precision": job.our_precision,
-            },
-            "decode": {"batch_size": job.batch_size or None},
-        }
-    )
+    """One pass to warm up, one that counts. Raises ConfigError where fp8 is asked for and can't be."""
+    config = calibrated(_config(job))
     worker = build_worker(config)
     bench = Bench(config=config, worker=worker, folder=Path(job.output))
-    run_once(bench, job.tars[:1], Threshold(raw=job.cut))
+    run_once(bench, job.warm_tars(), Threshold(raw=job.cut))
     stats = run_once(bench, job.tars, Threshold(raw=job.cut))
     worker.decoder.close()
     folder = bench.folder / "output"
@@ -51,4 +42,23 @@ def run(job: Job) -> PeerResult:
         writes="scores of all, kept samples byte for byte",
         versions=versions("dali-aesthetic", "torch"),
         kept_tars=(str(folder / "shards" / f"{first}.tar"),),
+        detail=gate_detail(config),
+    )
+
+
+def _config(job: Job) -> Config:
+    return Config.build(
+        {
+            "input": job.tars,
+            "output": job.output,
+            "device": "cuda" if job.device.startswith("cuda") else "cpu",
+            "model": {
+                "encoder": job.encoder,
+                "weights": job.weights,
+                "heads": (job.head,),
+                "backend": job.backend,
+                "precision": job.our_precision,
+            },
+            "decode": {"batch_size": job.batch_size or None},
+        }
     )

@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import re
 import sys
+import traceback
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,19 +25,27 @@ from dali_aesthetic.overlap import cpu_count
 
 PEERS = {
     "dali_aesthetic": "ours",
+    "dali_aesthetic, fp8 (gate opened)": "ours_fp8",
     "webdataset + DataLoader + open_clip": "dataloader",
-    "NeMo Curator, its stages in one process": "nemo_curator",
-    "NeMo Curator, its pipeline with Ray Data": "nemo_curator_ray",
     "DALI + open_clip + torch.compile": "dali_compile",
+    "NeMo Curator, its stages in one process": "nemo_curator",
     "data-juicer, its filter": "data_juicer",
+    "NeMo Curator, its pipeline with Ray Data": "nemo_curator_ray",
 }
-"""What a row is called, and the module that runs it."""
+"""What a row is called, and the module that runs it: first what a run that is cut off should still have."""
 BOUND_S = 90
 """Seconds a peer may take when quick; ten times as many when not."""
 _START_S = {"nemo_curator_ray": 150}
 """Seconds more for a peer that takes long to start, which its rate doesn't count."""
-_SLOW = {"nemo_curator": 1 / 16, "nemo_curator_ray": 1 / 2, "data_juicer": 1 / 4}
+_TARS_A_CORE = 10
+"""On a GPU: enough that the start and the end of a fast run, about a second, weigh little."""
+_MOST_TARS = 160
+"""Of many cores each has fewer: the GPU is the limit then."""
+_SLOW = {"nemo_curator": 3 / 160, "nemo_curator_ray": 3 / 20, "data_juicer": 3 / 40}
 """The share of the images that a slow peer is given; its rate does not depend on it."""
+_LONGEST_REASON = 300
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+_EXCEPTION = re.compile(r"[\w.]*(Error|Exception|Interrupt|Exit)(\(\w+\))?(:|$)")
 _OWN_PATHS = {
     "nemo_curator": ("BENCH_NEMO_PATH",),
     "nemo_curator_ray": ("BENCH_NEMO_PATH", "BENCH_RAY_PATH"),
@@ -65,9 +75,10 @@ def measure_peers(record: Record, settings: Settings) -> None:
 
 
 def make_job(settings: Settings) -> Job:
-    """Shards enough for every worker of a DataLoader, and the settings that all peers share."""
+    """As many shards for each worker of a DataLoader, and the settings that all peers share."""
     workers = cpu_count()
-    few, shards = (256, 3 * workers) if settings.on_gpu else (settings.distinct or 16, workers)
+    rounds = max(1, min(_TARS_A_CORE, _MOST_TARS // workers)) if settings.on_gpu else 1
+    few, shards = 256 if settings.on_gpu else settings.distinct or 16, rounds * workers
     spec = DatasetSpec(distinct=few, num_shards=shards)
     folder = settings.data / "peers"
     make_dataset(folder, spec, workers)
@@ -113,7 +124,7 @@ def _environment(module: str) -> dict[str, str]:
 
 def _row(title: str, found: dict[str, Any], reference: dict[str, float], source: str) -> Measured:
     detail = {name: found[name] for name in ("settings", "writes", "versions", "num_images")}
-    detail |= score_error(found["scores"], reference)
+    detail |= {**found["detail"], **score_error(found["scores"], reference)}
     if found["kept_tars"]:
         detail |= kept_fidelity(found["kept_tars"], source)
     return Measured(name=title, values=[found["num_images"] / found["seconds"]], detail=detail)
@@ -127,7 +138,20 @@ def answer(module: str, question: Path, target: Path) -> None:
         text = json.dumps(asdict(result))
     except Unavailable as reason:
         text = json.dumps({"skipped": str(reason)})
+    except Exception as error:  # whatever it is, the other peers go on
+        traceback.print_exc()
+        text = json.dumps({"skipped": f"failed: {why(error)}"})
     target.write_text(text)
+
+
+def why(error: Exception) -> str:
+    """One line that says what went wrong: of an error that quotes a worker's, what the worker's said."""
+    text = _COLOUR.sub("", "".join(traceback.format_exception_only(error)))
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    last = max((at for at, line in enumerate(lines) if _EXCEPTION.match(line)), default=0)
+    reason = " ".join(lines[last:])
+    half = _LONGEST_REASON // 2
+    return reason if len(reason) <= _LONGEST_REASON else f"{reason[:half]} … {reason[-half:]}"
 
 
 if __name__ == "__main__":

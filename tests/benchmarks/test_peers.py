@@ -14,16 +14,19 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.check import PEER
+from benchmarks.dataset import DatasetSpec
 from benchmarks.peers import side_by_side
 from benchmarks.peers.compare import kept_fidelity, score_error
 from benchmarks.peers.gate import Gate
 from benchmarks.peers.hf_clip import hf_state
 from benchmarks.peers.job import Job, Unavailable
-from benchmarks.peers.side_by_side import PEERS, answer, measure_peers
+from benchmarks.peers.side_by_side import _SLOW, PEERS, answer, make_job, measure_peers, why
 from benchmarks.record import Record
 from benchmarks.result import read_result
 from benchmarks.settings import Settings
 from dali_aesthetic.score.clip import VisionTower
+from dali_aesthetic.score.spec import spec_of
 from tests.benchmarks.test_roofline import SMALL
 
 
@@ -66,6 +69,79 @@ def test_a_peer_that_can_not_run_gives_its_reason(
     assert json.loads((tmp_path / "result.json").read_text()) == {"skipped": "a package is missing"}
 
 
+def test_a_peer_that_fails_says_why_and_leaves_the_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def failing(job: Job) -> None:
+        raise MemoryError("ray::Reader()\n  File x.py\n\x1b[36mMemoryError\x1b[39m: CUDA allocation failed")
+
+    monkeypatch.setattr("benchmarks.peers.nemo_curator_ray.run", failing)
+    a_job(tmp_path).write(tmp_path / "job.json")
+    answer("nemo_curator_ray", tmp_path / "job.json", tmp_path / "result.json")
+    found = json.loads((tmp_path / "result.json").read_text())
+    assert found == {"skipped": "failed: MemoryError: CUDA allocation failed"}
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_the_reason_of_a_failure_is_one_line_from_the_last_exception_on() -> None:
+    assert why(KeyError("a")) == "KeyError: 'a'"
+    assert why(RuntimeError("first\n  second")) == "RuntimeError: first second"
+    assert why(RuntimeError("a worker\nray.exceptions.ActorDiedError: it died\n  of x")).endswith(
+        "ActorDiedError: it died of x"
+    )
+    long = why(RuntimeError("b" + 400 * "x" + "e"))
+    assert (long[:15], long[-2:], len(long)) == ("RuntimeError: b", "xe", 303)
+
+
+def test_where_fp8_can_not_be_the_second_row_says_why(tmp_path: Path) -> None:
+    from benchmarks.peers.ours_fp8 import run
+
+    image = tmp_path / "a.tar"
+    write(image, {"0.jpg": b"never read"})
+    with pytest.raises(Unavailable, match="precision fp8 can't run here"):
+        run(a_job(tmp_path, tars=(str(image),)))
+    with pytest.raises(Unavailable, match="backend auto and precision fp16 are asked for"):
+        run(a_job(tmp_path, our_precision="fp16"))
+
+
+def test_the_longest_to_start_comes_last_and_the_guards_peer_early() -> None:
+    order = list(PEERS.values())
+    assert order[0] == "ours"
+    assert order.index("dataloader") < min(map(order.index, _SLOW))
+    assert order[-1] == "nemo_curator_ray"
+    assert (PEERS["dali_aesthetic"], PEERS[PEER]) == ("ours", "dataloader")  # what the guard compares
+
+
+def test_on_a_gpu_runs_are_long_and_slow_peers_get_a_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(side_by_side, "make_dataset", link_tars)
+    monkeypatch.setattr(Settings, "on_gpu", True)
+    for cores, tars in ((1, 10), (8, 80), (16, 160), (24, 144), (192, 192)):
+        monkeypatch.setattr(side_by_side, "cpu_count", lambda cores=cores: cores)
+        job = make_job(Settings(device="cpu", data=tmp_path))
+        assert (len(job.tars), len(job.warm_tars())) == (tars, cores)
+        assert len(job.tars) % cores == 0
+        if cores == 16:
+            given = {module: int(job.max_images * share) for module, share in _SLOW.items()}
+            assert job.max_images == 40_960
+            assert given == {"nemo_curator": 768, "nemo_curator_ray": 6144, "data_juicer": 3072}
+
+
+def link_tars(folder: Path, spec: DatasetSpec, num_processes: int) -> str:
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(spec.num_shards):
+        (folder / f"bench-{number:05d}.tar").touch()
+    return str(folder / "bench-*.tar")
+
+
+def test_the_first_pass_of_a_dataloader_warms_up_on_few_tars() -> None:
+    from benchmarks.peers.dataloader import _Passes
+
+    passes = _Passes(("a.tar",), ("a.tar", "b.tar"))
+    assert [[one["url"] for one in passes()] for _ in range(2)] == [["a.tar"], ["a.tar", "b.tar"]]
+
+
 def test_without_its_package_or_a_gpu_nemo_curator_says_so(tmp_path: Path) -> None:
     from benchmarks.peers.nemo_curator import run
 
@@ -97,6 +173,43 @@ def test_nemo_curators_workers_fill_the_cores(cores: int, embedders: int) -> Non
     workers = Workers.on(cores)
     assert workers.embedders == embedders
     assert workers.num_cpus <= cores + 3  # the scorer has next to nothing to do
+
+
+@pytest.mark.parametrize(
+    ("free_gib", "cores", "embedders"), [(77.0, 16, 12), (38.0, 16, 5), (22.0, 16, 1), (8.0, 2, 1)]
+)
+def test_nemo_curators_embedders_leave_room_on_the_gpu(free_gib: float, cores: int, embedders: int) -> None:
+    from benchmarks.peers import nemo_curator_ray as ray
+
+    each_gib = ray.embedder_gib(spec_of("ViT-L-14-quickgelu"), ray.MODEL_BATCH)
+    assert each_gib == pytest.approx(3.3, abs=0.01)
+    workers = ray.Workers.on(cores, free_gib, each_gib)
+    assert workers.embedders == embedders
+    taken = embedders * each_gib + workers.readers * ray._READER_GIB + ray._SCORER_GIB
+    assert embedders == 1 or taken < free_gib * 5 / 6
+
+
+@pytest.mark.parametrize(
+    ("error", "tried"),
+    [("MemoryError: CUDA allocation failed", [8, 4]), ("no such file", [8])],
+)
+def test_nemo_curator_gets_a_second_try_where_memory_overflows(
+    error: str, tried: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from benchmarks.peers import nemo_curator_ray as ray
+
+    seen = []
+
+    def failing(job: Job, workers: ray.Workers, replaced: object) -> None:
+        seen.append(workers.embedders)
+        raise RuntimeError(error)
+
+    monkeypatch.setattr(ray, "require_curator", lambda job: None)
+    monkeypatch.setattr(ray.placeholders, "install", list)
+    monkeypatch.setattr(ray, "_measure", failing)
+    with pytest.raises(RuntimeError, match=error):
+        ray.run(a_job(tmp_path, num_workers=10))
+    assert seen == tried
 
 
 def length_scorer(job: Job) -> Callable[[bytes], float]:
@@ -158,7 +271,7 @@ def test_rows_and_skips_of_all_peers_are_in_the_record(
 ) -> None:
     found = {
         "num_images": 40, "seconds": 2.0, "settings": {}, "writes": "nothing", "versions": {},
-        "scores": {"1": 5.5, "2": 4.0}, "kept_tars": (),
+        "scores": {"1": 5.5, "2": 4.0}, "kept_tars": (), "detail": {"gate": "opened"},
     }  # fmt: skip
 
     def outcome(job: Job, module: str, bound_s: float) -> dict[str, object] | str:
@@ -173,6 +286,7 @@ def test_rows_and_skips_of_all_peers_are_in_the_record(
     (row,) = result.rows
     assert (row.name, row.median) == ("dali_aesthetic", 20.0)
     assert row.detail["score_error_mean"] == 0.25
+    assert row.detail["gate"] == "opened"
     assert {one["name"] for one in result.skipped} == set(PEERS) - {"dali_aesthetic"}
     assert all(one["reason"].startswith("no ") for one in result.skipped)
 
