@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from dali_aesthetic.launch.scales import CALIBRATION, read_calibration, write_ca
 from dali_aesthetic.launch.worker import model_reader, resolve_device
 from dali_aesthetic.overlap import beside, cpu_count
 from dali_aesthetic.score.build import ModelReader
-from dali_aesthetic.score.fast.backend import resolve_backend, why_not_fused
+from dali_aesthetic.score.fast.backend import import_libraries, resolve_backend, why_not_fused
 from dali_aesthetic.score.fast.calibration import Calibration, Choice
 from dali_aesthetic.score.fast.gate import Limits as GateLimits
 from dali_aesthetic.score.spec import spec_of
@@ -158,7 +159,8 @@ def _calibrate(
     config: Config, shards: Sequence[Shard], device: torch.device, reader: ModelReader
 ) -> Calibration:
     reader.check()
-    with beside(import_dali, name="imports"):
+    import_kernels = partial(import_libraries, "fused", "fp16", device, spec_of(config.model.encoder))
+    with beside(import_dali, import_kernels, name="imports"):
         model = reader.read()
     spec, gate, asked = model.tower.spec, config.gate, config.model.precision
     if reason := why_not_fused(spec, device, "fp8"):

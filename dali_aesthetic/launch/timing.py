@@ -1,7 +1,8 @@
 """`timing.jsonl`: how long each shard took and what bound it. For people, not for comparing outputs.
 
-A process's first line also has what came before: `start`, the seconds that building its parts took, and
-`first`, the seconds from the start of the loop to the first batch of each stage, scores and commit.
+A process's first line also has what came before: `start`, the seconds that it was there `before` and that
+building its parts took, and `first`, the seconds from the start of the loop to the first batch of each stage,
+scores and commit.
 """
 
 from __future__ import annotations
@@ -39,6 +40,16 @@ def timed(
                 _append(Path(output) / TIMING, _line(report, stats, begun) | first)
                 once = {}
             yield report
+
+
+def process_age() -> float:
+    """Seconds since this process began; 0 where the system doesn't say."""
+    try:
+        fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+        began = int(fields[19]) / os.sysconf("SC_CLK_TCK")  # since the system started
+        return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - began)
+    except (OSError, ValueError, IndexError, AttributeError):
+        return 0.0
 
 
 def _line(report: ShardReport, stats: RunStats, begun: float) -> dict[str, object]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from importlib import metadata
 from typing import Any
 
@@ -17,11 +17,17 @@ from dali_aesthetic.decode.decoder import DaliDecoder
 from dali_aesthetic.decode.graph import import_dali
 from dali_aesthetic.decode.probe import Limits
 from dali_aesthetic.launch.scales import read_calibration
+from dali_aesthetic.launch.timing import process_age
 from dali_aesthetic.overlap import beside, cpu_count
-from dali_aesthetic.score.build import ModelReader, scorer_of
-from dali_aesthetic.score.fast.backend import resolve_backend
+from dali_aesthetic.score.build import Model, ModelReader, scorer_of
+from dali_aesthetic.score.fast.backend import (
+    choose_backend,
+    default_batch,
+    import_libraries,
+    resolve_backend,
+)
 from dali_aesthetic.score.scorer import Scorer
-from dali_aesthetic.score.weights import ResolvedFile
+from dali_aesthetic.score.spec import spec_of
 from dali_aesthetic.write.parquet import import_pandas
 
 _PACKAGES = ("torch", "nvidia-dali-cuda120", "nvidia-dali-cuda130", "open_clip_torch", "pillow", "pyarrow")
@@ -31,8 +37,9 @@ _PACKAGES = ("torch", "nvidia-dali-cuda120", "nvidia-dali-cuda130", "open_clip_t
 class Worker:
     """Decoder and scorer on one device. `weights` names each weight file in use and its sha256.
 
-    `start` is the seconds that it took to read the weights, to wait for imports beside them, to build the
-    encoder and to build the decoder.
+    `start` is the seconds that the process was there before, and that it took to read the weights, to wait
+    for imports beside them, to build the encoder, to score a first batch on a GPU, and to wait for the
+    decoder, which is built beside these two.
     """
 
     device: torch.device
@@ -66,38 +73,43 @@ def build_worker(config: Config, reader: ModelReader | None = None) -> Worker:
 
     Takes the model of the `reader`, where one is given, which may have read it already.
     """
-    device = resolve_device(config.device)
-    reader = reader or model_reader(config.model)
-    laps = _Laps()
+    device, laps = resolve_device(config.device), _Laps()
     try:
-        scorer, files = _scorer(config, device, reader, laps)
+        model = _model(config.model, device, reader or model_reader(config.model), laps)
+        wanted, spec = config.model, model.tower.spec
+        backend, precision = choose_backend(wanted.backend, wanted.precision, device, spec)
+        batch_size = config.decode.batch_size or default_batch(backend, device)
+        limits = Limits(config.decode.max_pixels, config.decode.max_pixels_per_byte)
+        build_decoder = partial(_decoder, config, spec.image_size, batch_size, device, limits)
+        with beside(build_decoder, name="decoder") as decoder:
+            scorer = scorer_of(
+                model,
+                device=device,
+                precision=precision,
+                backend=backend,
+                batch_size=batch_size,
+                keep_embeddings=config.save_embeddings,
+                calibration=read_calibration(wanted.calibration) if wanted.calibration else None,
+                lap=laps.end,
+            )
     except ValueError as error:
         raise ConfigError(f"model: {error}") from error
-    limits = Limits(config.decode.max_pixels, config.decode.max_pixels_per_byte)
-    decoder = DaliDecoder(
-        image_size=scorer.image_size,
-        batch_size=scorer.batch_size,
-        device=device,
-        num_threads=config.decode.num_threads or cpu_count(),
-        limits=limits,
-        apply_exif=config.decode.apply_exif,
-    )
     laps.end("decoder")
     return Worker(
         device=device,
         limits=limits,
-        decoder=decoder,
+        decoder=decoder[0].result(),
         scorer=scorer,
-        weights=[asdict(file) for file in files],
+        weights=[asdict(file) for file in model.files],
         start=laps.seconds,
     )
 
 
 class _Laps:
-    """Seconds from one lap's end to the next one's, by name."""
+    """Seconds from one lap's end to the next one's, by name; first those of the process `before` all laps."""
 
     def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
+        self.seconds = {"before": process_age()}
         self._ended_at = time.perf_counter()
 
     def end(self, name: str) -> None:
@@ -105,31 +117,34 @@ class _Laps:
         self.seconds[name] = self._ended_at - before
 
 
-def _scorer(
-    config: Config, device: torch.device, reader: ModelReader, laps: _Laps
-) -> tuple[Scorer, Sequence[ResolvedFile]]:
-    wanted = config.model
+def _model(wanted: ModelConfig, device: torch.device, reader: ModelReader, laps: _Laps) -> Model:
+    """The model, read beside the imports of all that will be built from it."""
     # Whatever can be wrong is found before gigabytes are read and libraries imported: cheapest first.
-    calibration = read_calibration(wanted.calibration) if wanted.calibration else None
+    if wanted.calibration:
+        read_calibration(wanted.calibration)
     resolve_backend(wanted.backend, wanted.precision, device)
     reader.check()
-    with beside(import_dali, import_pandas, name="imports") as imports:
+    import_backend = partial(
+        import_libraries, wanted.backend, wanted.precision, device, spec_of(wanted.encoder)
+    )
+    with beside(import_dali, import_backend, import_pandas, name="imports"):
         model = reader.take()
         laps.end("weights")
-        # A backend's CUDA graph breaks where another thread calls CUDA, as DALI may when it is imported.
-        imports[0].exception()
-        laps.end("imports")
-        scorer = scorer_of(
-            model,
-            device=device,
-            precision=wanted.precision,
-            backend=wanted.backend,
-            batch_size=config.decode.batch_size,
-            keep_embeddings=config.save_embeddings,
-            calibration=calibration,
-        )
-        laps.end("encoder")
-    return scorer, model.files
+    laps.end("imports")
+    return model
+
+
+def _decoder(
+    config: Config, image_size: int, batch_size: int, device: torch.device, limits: Limits
+) -> DaliDecoder:
+    return DaliDecoder(
+        image_size=image_size,
+        batch_size=batch_size,
+        device=device,
+        num_threads=config.decode.num_threads or cpu_count(),
+        limits=limits,
+        apply_exif=config.decode.apply_exif,
+    )
 
 
 def run_record(config: Config, worker: Worker) -> dict[str, Any]:

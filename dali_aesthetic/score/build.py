@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from dali_aesthetic.score.fast.backend import (
     choose_backend,
     default_batch,
     takes_any_size,
+    warm_up,
 )
 from dali_aesthetic.score.fast.calibration import Calibration
 from dali_aesthetic.score.fast.slices import SlicedBackend
@@ -88,15 +89,20 @@ def scorer_of(
     batch_size: int | None = None,
     keep_embeddings: bool = False,
     calibration: Calibration | None = None,
+    lap: Callable[[str], None] = lambda name: None,
 ) -> Scorer:
-    """A scorer that takes the model over.
+    """A scorer that takes the model over, and has scored a batch where it is on a GPU.
 
     Without a `batch_size` the scorer has the one that suits its backend. `calibration` holds the
-    scales that fp8 needs. Raises ValueError for what doesn't fit together, or not on this device.
+    scales that fp8 needs. `lap` is told when the encoder is built and when its first batch is scored. Raises
+    ValueError for what doesn't fit together, or not on this device.
     """
     backend, precision = choose_backend(backend, precision, device, model.tower.spec)
     batch_size = batch_size or default_batch(backend, device)
     built = build_backend(backend, model.tower, model.heads, device, precision, batch_size, calibration)
+    lap("encoder")
+    warm_up(built, device, batch_size)
+    lap("first batch")
     sliced = device.type == "cpu" and takes_any_size(backend)
     if sliced:
         built = SlicedBackend(built, torch.get_num_threads())

@@ -10,7 +10,7 @@ from typing import Any
 
 from dali_aesthetic.config import Config
 from dali_aesthetic.launch.local import run
-from dali_aesthetic.launch.timing import TIMING, timed
+from dali_aesthetic.launch.timing import TIMING, process_age, timed
 from dali_aesthetic.stats import RunStats
 from dali_aesthetic.types import ShardReport
 
@@ -48,10 +48,11 @@ def test_a_run_tells_where_its_first_seconds_went(shards_dir: Path, tmp_path: Pa
     run(Config(input=(str(shards_dir),), output=str(tmp_path), device="cpu", model=tiny_model))
     took = time.perf_counter() - begun
     line = json.loads((tmp_path / TIMING).read_text().splitlines()[0])
-    assert list(line["start"]) == ["weights", "imports", "encoder", "decoder"]
+    assert list(line["start"]) == ["before", "weights", "imports", "encoder", "first batch", "decoder"]
     assert list(line["first"]) == ["storage", "decode", "encode", "scores", "commit"]
     assert list(line["first"].values()) == sorted(line["first"].values()), "one after another"
     assert line["start"]["weights"] > 0
+    assert 0 < line["start"].pop("before") < process_age()
     assert sum(line["start"].values()) + line["first"]["commit"] < took + 0.01
 
 

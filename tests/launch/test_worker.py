@@ -54,24 +54,29 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     @contextmanager
     def logged_beside(*calls: Callable[[], object], name: str) -> Iterator[object]:
         with beside(*calls, name=name) as begun:
-            begun[0].exception()
+            for call in begun:
+                call.exception()
             yield begun
         seen.append(f"{name} ended")
 
     monkeypatch.setattr(workers, "beside", logged_beside)
-    for name in ("import_dali", "scorer_of", "DaliDecoder"):
+    for name in ("import_dali", "import_libraries", "scorer_of", "DaliDecoder"):
         monkeypatch.setattr(workers, name, logged(name, getattr(workers, name)))
     return seen
 
 
-def test_dali_is_imported_beside_the_weights(tiny_model: ModelConfig, steps: list[str]) -> None:
+def test_libraries_are_imported_beside_the_weights_and_the_decoder_is_built_beside_the_encoder(
+    tiny_model: ModelConfig, steps: list[str]
+) -> None:
     config = Config(input=("a.tar",), output="out", device="cpu", model=tiny_model)
     build_worker(config).decoder.close()
     assert steps == [
         "import_dali in imports",
-        "scorer_of in MainThread",
+        "import_libraries in imports",
         "imports ended",
-        "DaliDecoder in MainThread",
+        "DaliDecoder in decoder",
+        "scorer_of in MainThread",
+        "decoder ended",
     ]
 
 

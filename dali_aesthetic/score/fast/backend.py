@@ -150,23 +150,44 @@ def build_backend(
 ) -> Backend:
     """The backend `name` (or `auto`) on `device`. Takes the tower over. Raises as `resolve_backend`.
 
-    fp8 needs a `calibration`. The backend has run a batch when it is returned: compiling, tuning and graph
-    capture don't belong in the loop, and a capture there would break on what the decoder's threads do
-    meanwhile.
+    fp8 needs a `calibration`. What is compiled when it is first called is not yet: see `warm_up`.
     """
     name, precision = choose_backend(name, precision, device, tower.spec)
     point_libraries_to_it()
     if precision == "fp8":
-        backend = _build_float8(tower, heads, device, batch_size, calibration)
-    else:
-        module, function = _BACKENDS[name].builder.split(":")
-        builder: Builder = getattr(importlib.import_module(module), function)
-        backend = builder(tower, heads, device, precision, batch_size)
+        return _build_float8(tower, heads, device, batch_size, calibration)
+    module, function = _BACKENDS[name].builder.split(":")
+    builder: Builder = getattr(importlib.import_module(module), function)
+    return builder(tower, heads, device, precision, batch_size)
+
+
+def warm_up(backend: Backend, device: torch.device, batch_size: int) -> None:
+    """Has a GPU score a batch and waits for it: loading, compiling and tuning don't belong in the loop."""
     if device.type == "cuda":
         size = backend.spec.image_size
         backend(torch.zeros(batch_size, size, size, 3, dtype=torch.uint8, device=device))
         torch.cuda.synchronize(device)
-    return backend
+
+
+def import_libraries(name: str, precision: str, device: torch.device, spec: TowerSpec) -> None:
+    """Imports what the backend that a tower like `spec` will get needs, and wakes the GPU: seconds to save.
+
+    Raises ValueError as `resolve_backend`.
+    """
+    if device.type == "cuda":
+        torch.empty(1, device=device)
+    # Which GELU it is only the weights tell: too much may be imported, never too little.
+    chosen, _ = choose_backend(name, precision, device, spec.with_quick_gelu(True))
+    if chosen == "fused":
+        from dali_aesthetic.score.fast.kernels import (  # noqa: F401
+            attention,
+            class_block,
+            embed,
+            gemm,
+            layernorm,
+        )
+
+        gemm.import_epilogues()
 
 
 def _build_float8(

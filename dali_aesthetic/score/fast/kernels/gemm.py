@@ -9,12 +9,14 @@ import importlib
 import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from dali_aesthetic.score.fast.cache import point_libraries_to_it
+from dali_aesthetic.score.fast.kernels.deferred_compile import compiled_when_called
 
 QUACK_VERSION = "0.6.5"
 """The version that the tiles below were measured with."""
@@ -76,8 +78,16 @@ def refusal(device: torch.device) -> str:
     return ""
 
 
+def import_epilogues() -> ModuleType:
+    """Our epilogues, and with them QuACK: a second, once."""
+    point_libraries_to_it()
+    with compiled_when_called():
+        return importlib.import_module(f"{__package__}.epilogues")
+
+
 def fast_accumulation_is_settable() -> bool:
     """Whether QuACK's Hopper kernel still decides by the attribute that `_FAST_ACCUMULATION` sets."""
+    import_epilogues()
     from cutlass import Float8E4M3FN, Float32
     from quack.gemm_sm90 import GemmSm90
 
@@ -95,8 +105,7 @@ class Gemm:
     def __init__(
         self, epilogue: str, weight_NK: Tensor, tile: Tile | None = None, **operands: Tensor | float
     ) -> None:
-        point_libraries_to_it()
-        self._epilogue = getattr(importlib.import_module(f"{__package__}.epilogues"), epilogue)
+        self._epilogue = getattr(import_epilogues(), epilogue)
         self._weight_KN = weight_NK.mT
         self._operands: dict[str, Any] = {
             name: value[None] if isinstance(value, Tensor) else value for name, value in operands.items()
