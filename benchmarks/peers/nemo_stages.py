@@ -73,7 +73,8 @@ class Embedder(ImageEmbeddingStage):  # type: ignore[misc]
         self.model.clip, self.model.processor = hf_clip(self.job.spec, self.job.weights, self.model.device)
         if self.gate is not None:
             # Of several sizes, as its reader hands them over: equal ones take another way through the model.
-            count, size = min(READER_BATCH, self.model_inference_batch_size), self.job.spec.image_size
+            full = min(READER_BATCH, self.model_inference_batch_size)
+            count, size = full if torch.cuda.is_available() else 2, self.job.spec.image_size
             self.model([np.zeros((size + i % 2, size, 3), np.uint8) for i in range(count)])
             self.gate.arrive()
 

@@ -35,8 +35,8 @@ PEERS = {
 """What a row is called, and the module that runs it: first what a run that is cut off should still have."""
 BOUND_S = 90
 """Seconds a peer may take when quick; ten times as many when not."""
-_START_S = {"nemo_curator_ray": 150}
-"""Seconds more for a peer that takes long to start, which its rate doesn't count."""
+_START_S = {"ours_fp8": 60, "dali_compile": 30, "nemo_curator_ray": 150}
+"""Seconds more for what takes long to start (scales, compiling, workers), which a rate doesn't count."""
 _TARS_A_CORE = 10
 """On a GPU: enough that the start and the end of a fast run, about a second, weigh little."""
 _MOST_TARS = 160
