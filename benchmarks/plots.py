@@ -3,41 +3,44 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from benchmarks.result import Result, Row, newest
+from benchmarks.result_table import hardware_line, plot_file
 from benchmarks.roofline import VIT_L_14, needed_bytes, needed_flops
-from benchmarks.tables import end_to_end, hardware_line
+from benchmarks.throughput_table import cases, end_to_end
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+_LINE = 1.11
+"""The factor that a line of text takes of the roofline's axis."""
 OURS, OTHER, LIMIT = "#2a7f62", "#8a9ba8", "#c0392b"
 
 
 def write_plots(results: Sequence[Result], folder: Path) -> list[Path]:
     """Every plot that the results have data for; the files written."""
-    written = []
-    for slug, result in end_to_end(results).items():
-        stages = newest(results, "stages").get(slug)
-        path = folder / f"throughput_{slug}_{result.date}.svg"
-        written.append(draw(path, partial(throughput, result=result, stages=stages)))
-    for slug, result in newest(results, "encoder").items():
-        path = folder / f"encoder_{slug}_{result.date}.svg"
-        written.append(draw(path, partial(waterfall, ladder=result)))
+    return [draw(folder / name, paint, height) for name, paint, height in _plots(results)]
+
+
+def _plots(results: Sequence[Result]) -> Iterator[tuple[str, Callable[[Axes], None], float]]:
+    """File, what paints it, and how high it is."""
+    for result in end_to_end(results).values():
+        height = _bars_height(len(cases(result)))
+        yield plot_file(result, "throughput"), partial(throughput, result=result), height
+    for result in newest(results, "stages").values():
+        yield plot_file(result, "stages"), partial(stages, result=result), _bars_height(len(result.rows))
+    for result in newest(results, "encoder").values():
+        yield plot_file(result, "encoder"), partial(waterfall, ladder=result), 3.2
     for slug, result in newest(results, "ceilings").items():
-        encoders = [
-            found[slug] for theme in ("encoder", "encoders") if slug in (found := newest(results, theme))
-        ]
-        path = folder / f"roofline_{slug}_{result.date}.svg"
-        written.append(draw(path, partial(roofline, ceilings=result, encoders=encoders)))
-    for slug, result in newest(results, "simulation").items():
-        path = folder / f"simulation_{slug}_{result.date}.svg"
-        written.append(draw(path, partial(scaling, simulation=result)))
-    return written
+        encoders = newest(results, "encoders").get(slug) or newest(results, "encoder").get(slug)
+        paint = partial(roofline, ceilings=result, encoders=encoders.rows if encoders else ())
+        yield plot_file(result, "roofline"), paint, 3.6
+    for result in newest(results, "simulation").values():
+        yield plot_file(result, "simulation"), partial(scaling, simulation=result), 3.2
 
 
 def draw(path: Path, paint: Callable[[Axes], None], height: float = 3.2) -> Path:
@@ -61,13 +64,39 @@ def draw(path: Path, paint: Callable[[Axes], None], height: float = 3.2) -> Path
     return path
 
 
-def throughput(axes: Axes, result: Result, stages: Result | None) -> None:
-    """Images/s by stage and end to end, as bars."""
-    rows = [*(stages.rows if stages else []), *result.rows]
-    rows = [row for row in rows if row.unit == "images/s"]
-    colours = [OURS if row.name.startswith("end to end") else OTHER for row in rows]
-    _bars(axes, [row.name for row in rows], [row.median for row in rows], colours)
-    axes.set_xlabel(f"images/s, {hardware_line(result)}, {result.date}")
+def throughput(axes: Axes, result: Result) -> None:
+    """Whole runs as bars, what their steady part has more as lighter ones, the encoder alone as a mark."""
+    found = cases(result)
+    for position, case in enumerate(found):
+        whole, steady = case.whole.median, case.steady or case.whole.median
+        axes.barh(position, whole, color=OURS)
+        axes.barh(position, max(steady - whole, 0), left=whole, color=OURS, alpha=0.4)
+        if case.alone:
+            axes.plot([case.alone] * 2, [position - 0.4, position + 0.4], color=LIMIT, linewidth=1.2)
+        text = f"{whole:,.0f}" + (f"; {steady:,.0f} steady" if case.steady else "")
+        _write_beside(axes, max(whole, steady, case.alone or 0.0), position, text)
+    _name_bars(axes, [f"{case.name}, {case.encoder}".removesuffix(", ") for case in found])
+    axes.set_xlim(0, 1.35 * max(max(case.whole.median, case.alone or 0) for case in found))
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.set_xlabel("images/s end to end; light: without start and end; red: the encoder alone")
+    _title(axes, result)
+
+
+def stages(axes: Axes, result: Result) -> None:
+    """Images/s of each stage by itself; the encoder's rate as a line, which the others have to reach."""
+    rows = [row for row in result.rows if row.unit == "images/s"]
+    encoder = result.row("encoder")
+    line = encoder.median if encoder else 0.0
+    for position, row in enumerate(rows):
+        axes.barh(position, row.median, color=OURS if row.name == "encoder" else OTHER)
+        _write_beside(axes, max(row.median, line), position, f"{row.median:,.0f}")
+    if line:
+        axes.axvline(line, color=LIMIT, linewidth=1, linestyle=":")
+    _name_bars(axes, [row.name for row in rows])
+    axes.set_xlim(0, 1.15 * max(row.median for row in rows))
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.set_xlabel("images/s of each stage by itself; dotted: the encoder")
+    _title(axes, result)
 
 
 def waterfall(axes: Axes, ladder: Result) -> None:
@@ -78,25 +107,34 @@ def waterfall(axes: Axes, ladder: Result) -> None:
         before = times[position - 1] if position else time
         axes.barh(position, time, color=OURS if "fused" in row.name else OTHER)
         axes.barh(position, before - time, left=time, color=LIMIT, alpha=0.25)
-        axes.text(before, position, f" {time:.0f} us, {row.median:,.0f} images/s", va="center")
+        _write_beside(axes, before, position, f"{time:.0f} us, {row.median:,.0f} images/s")
     _name_bars(axes, [row.name for row in rows])
     axes.set_xlim(0, 1.35 * max(times))
-    axes.set_xlabel(f"microseconds an image, ViT-L/14 alone, {ladder.machine['hardware']}, {ladder.date}")
+    axes.set_xlabel("microseconds an image, ViT-L/14 alone; light: what the row above takes longer")
+    axes.set_title(f"{ladder.machine['hardware']}, {ladder.date}", fontsize=8)
 
 
-def roofline(axes: Axes, ceilings: Result, encoders: Sequence[Result]) -> None:
+def roofline(axes: Axes, ceilings: Result, encoders: Sequence[Row]) -> None:
     """The chip's limits as lines, the encoders measured on it as points."""
+    from matplotlib.ticker import LogLocator
+
     copy = ceilings.row("copy within device memory")
-    bandwidth = copy.median if copy else None
-    for row in ceilings.rows:
-        if row.name.startswith("GEMM") and " square " in row.name:
-            _roof(axes, row, bandwidth)
-    for result in encoders:
-        for row in result.rows:
-            _point(axes, row)
-    axes.set(xscale="log", yscale="log", xlabel="FLOP per byte that has to be moved", ylabel="TFLOP/s")
-    axes.set_title(f"{hardware_line(ceilings)}, {ceilings.date}", fontsize=8)
-    axes.legend(fontsize=6, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    roofs = [row for row in ceilings.rows if row.name.startswith("GEMM") and " square " in row.name]
+    points = [(row, _intensity(precision)) for row in encoders if (precision := _precision(row.name))]
+    right = 3 * max([intensity for _, intensity in points], default=1000.0)
+    left = right / 30
+    for row in roofs:
+        _roof(axes, row, copy.median if copy else None, left, right)
+    for intensity in dict.fromkeys(one for _, one in points):
+        rows = [row for row, one in points if one == intensity]
+        _points(axes, rows, intensity, [row.median for row in roofs])
+    axes.set(xscale="log", yscale="log", xlim=(left, right), ylabel="TFLOP/s")
+    axes.set_xlabel("FLOP per byte moved where all but products and attention is fused")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter("{x:,.0f}")
+        axis.set_minor_formatter("")
+    _title(axes, ceilings)
 
 
 def scaling(axes: Axes, simulation: Result) -> None:
@@ -114,40 +152,54 @@ def scaling(axes: Axes, simulation: Result) -> None:
     axes.legend(fontsize=6, frameon=False)
 
 
-def _roof(axes: Axes, gemm: Row, bandwidth: float | None) -> None:
+def _roof(axes: Axes, gemm: Row, bandwidth: float | None, left: float, right: float) -> None:
     label = " ".join(gemm.name.split()[:2])
-    if bandwidth is None:
-        axes.axhline(gemm.median, label=label, linewidth=1)
-        return
-    ridge = 1000 * gemm.median / bandwidth
-    axes.plot([1, ridge, 10 * ridge], [bandwidth / 1000, gemm.median, gemm.median], label=label, linewidth=1)
-
-
-def _point(axes: Axes, row: Row) -> None:
-    precision = _precision(row.name)
-    if precision is None:
-        return
-    flops = needed_flops(VIT_L_14)
-    axes.plot(
-        flops / needed_bytes(VIT_L_14, precision),
-        row.median * flops / 1e12,
-        "o",
-        markersize=3,
-        label=row.name,
+    ridge = 1000 * gemm.median / bandwidth if bandwidth else left
+    low = left * bandwidth / 1000 if bandwidth else gemm.median
+    (line,) = axes.plot([left, ridge, right], [low, gemm.median, gemm.median], linewidth=1)
+    text = f"{label}: {gemm.median:,.0f} TFLOP/s"
+    axes.annotate(
+        text, (right, gemm.median), (0, 3), textcoords="offset points", ha="right", color=line.get_color()
     )
+
+
+def _points(axes: Axes, rows: Sequence[Row], intensity: float, roofs: Sequence[float]) -> None:
+    """Encoders of one intensity: they lie above each other, and their names below where there is room."""
+    flops = needed_flops(VIT_L_14)
+    rates = {row.name: row.median * flops / 1e12 for row in rows}
+    height = min((roof for roof in roofs if roof >= max(rates.values())), default=float("inf"))
+    for name, rate in sorted(rates.items(), key=lambda item: -item[1]):
+        height = min(rate, height / _LINE)
+        axes.plot(intensity, rate, "o", markersize=4, color=OURS if "fused" in name else OTHER)
+        axes.annotate(
+            f"{name}: {rate:,.0f}",
+            (intensity, rate),
+            (1.12 * intensity, height),
+            va="center",
+            arrowprops={"arrowstyle": "-", "linewidth": 0.4, "color": OTHER, "relpos": (0, 0.5)},
+        )
+
+
+def _intensity(precision: str) -> float:
+    """Operations that an image needs for each byte that it has to move."""
+    return needed_flops(VIT_L_14) / needed_bytes(VIT_L_14, precision)
 
 
 def _precision(name: str) -> str | None:
     return next((word for word in ("fp8", "fp16", "bf16", "fp32") if word in name), None)
 
 
-def _bars(axes: Axes, labels: Sequence[str], values: Sequence[float], colours: Sequence[str]) -> None:
-    positions: Any = range(len(values))
-    axes.barh(positions, list(values), color=list(colours))
-    for position, value in enumerate(values):
-        axes.text(value, position, f" {value:,.0f}", va="center")
-    _name_bars(axes, labels)
-    axes.set_xlim(0, 1.15 * max(values))
+def _write_beside(axes: Axes, value: float, position: float, text: str) -> None:
+    axes.annotate(text, (value, position), (3, 0), textcoords="offset points", va="center")
+
+
+def _title(axes: Axes, result: Result) -> None:
+    axes.set_title(f"{hardware_line(result)}, {result.date}", fontsize=8)
+
+
+def _bars_height(number: int) -> float:
+    """Inches in which the names of so many bars have room."""
+    return 0.8 + 0.2 * max(number, 4)
 
 
 def _name_bars(axes: Axes, labels: Sequence[str]) -> None:

@@ -12,7 +12,7 @@ from benchmarks.result import Result, read_results
 from benchmarks.tables import blocks, page
 
 README = Path("README.md")
-DOCUMENTS = (README, Path("docs/stores.md"))
+DOCUMENTS = (README, Path("docs/benchmarks.md"), Path("docs/stores.md"))
 """What has blocks that are filled in; one that isn't there has none."""
 RATES = Path("dali_aesthetic/rates.json")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,11 @@ def row(name: str, median: float, unit: str = "images/s", **detail: Any) -> dict
     """A row without spread."""
     plain = {"name": name, "unit": unit, "median": median, "min": median, "max": median, "repeats": 1}
     return plain | detail
+
+
+def with_settings(found: Result, settings: dict[str, Any]) -> Result:
+    """The same result, measured with these settings."""
+    return replace(found, content={**found.content, "settings": settings})
 
 
 def result(

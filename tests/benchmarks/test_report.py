@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 from benchmarks.readme import fill, names
-from benchmarks.report import RATES, README, texts, write_report
+from benchmarks.report import DOCUMENTS, RATES, README, texts, write_report
 from benchmarks.result import read_result, read_results
 from benchmarks.tables import blocks, page
 from tests.benchmarks import made_up
@@ -28,6 +29,22 @@ def test_the_readme_shows_speed_and_encoders() -> None:
     assert "end to end" in document
 
 
+def test_the_page_of_benchmarks_shows_every_theme_and_its_plots() -> None:
+    document = (ROOT / "docs" / "benchmarks.md").read_text()
+    shown = {"throughput-plot", "stages", "ceilings", "ladder", "feed", "growth", "cold-start", "peers-full"}
+    assert shown <= set(names(document))
+    assert "](docs/benchmarks.md)" in (ROOT / README).read_text()
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=str)
+def test_every_plot_and_page_that_a_document_shows_is_committed(document: Path) -> None:
+    path = ROOT / document
+    links = re.findall(r"\]\(([^)]*benchmarks/results/[^)]+)\)", path.read_text())
+    assert links
+    for link in links:
+        assert (path.parent / link).resolve().exists(), link
+
+
 def test_a_made_up_result_goes_through_to_every_page(tmp_path: Path) -> None:
     (tmp_path / "dali_aesthetic").mkdir()
     (tmp_path / README).write_text("a\n<!-- bench:begin throughput -->\nold 7\n<!-- bench:end -->\nz\n")
@@ -35,7 +52,7 @@ def test_a_made_up_result_goes_through_to_every_page(tmp_path: Path) -> None:
     made_up.whole(folder, end_to_end=2501.0)
     written = write_report(folder, tmp_path)
     document = (tmp_path / README).read_text()
-    assert "| end to end, 25% kept | 2,501 | 96% |" in document
+    assert "| 25% kept | fused fp16 | 2,501 |  | 2,600 | 96% |" in document
     assert "old 7" not in document
     assert document.startswith("a\n")
     assert document.endswith("z\n")
@@ -57,7 +74,7 @@ def test_a_newer_result_replaces_an_older_one_and_a_cpu_shows_no_gpu_figures(tmp
         made_up.result(tmp_path, "end-to-end", [made_up.row("end to end, 25% kept", 7.5)], slug="cpu"),
     ]
     text = blocks(results)["throughput"]
-    assert "| end to end, 25% kept | 11 | 92% |" in text
+    assert "| 25% kept |  | 11 |  | 12 | 92% |" in text
     assert "2,500" not in text
     assert "7.5" not in text
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import typer
 from typer.core import TyperGroup
 
+from benchmarks.__main__ import app as benchmarks
 from dali_aesthetic.cli import app
 
 ROOT = Path(__file__).parents[2]
@@ -66,6 +67,8 @@ class Command:
         """What it needs that a test machine lacks, or an empty string."""
         if self.program in ("docker", "make", "pip", "sbatch", "torchrun"):
             return self.program
+        if self.words[:3] == ("python", "-m", "benchmarks"):
+            return "minutes of a machine of its own"
         if self.words[1:2] == ("download",) or any(word.startswith(_NETWORK) for word in self.words):
             return "network"
         for flag, value in pairwise(self.words):
@@ -113,9 +116,9 @@ def check(command: Command) -> None:
     CHECKS[command.program](command.words[1:])
 
 
-def parse_flags(arguments: tuple[str, ...]) -> None:
-    """Parses what follows `dali-aesthetic`, without running it."""
-    group = typer.main.get_command(app)
+def parse_flags(arguments: tuple[str, ...], program: typer.Typer = app) -> None:
+    """Parses what follows `dali-aesthetic`, or another program, without running it."""
+    group = typer.main.get_command(program)
     assert isinstance(group, TyperGroup)
     name, *rest = arguments
     if name.startswith("--"):
@@ -135,6 +138,8 @@ def parse_flags(arguments: tuple[str, ...]) -> None:
 def _check_python(arguments: tuple[str, ...]) -> None:
     if arguments[:2] == ("-m", "dali_aesthetic"):
         return parse_flags(arguments[2:])
+    if arguments[:2] == ("-m", "benchmarks"):
+        return parse_flags(arguments[2:], benchmarks)
     module = arguments[0] == "-m"
     file = ROOT / (f"{arguments[1]}/__main__.py" if module else arguments[0])
     if not file.exists() and not (ROOT / "examples" / arguments[0]).exists():

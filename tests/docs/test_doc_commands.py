@@ -111,6 +111,8 @@ def _run_script(file: str) -> int:
         ("make rnu", "no rnu"),
         ("pip install dali-aesthetic[cuda11]", "no extra cuda11"),
         ("python examples/none.py", "no examples/none.py"),
+        ("python -m benchmarks stagse", "unknown command 'stagse'"),
+        ("python -m benchmarks stages --quik", "No such option"),
         ("curl x", "unknown program"),
     ],
 )

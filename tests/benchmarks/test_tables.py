@@ -1,0 +1,96 @@
+"""What a theme's rows hold besides a rate is on its page and in the document of benchmarks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from benchmarks.result import Result
+from benchmarks.tables import blocks, page
+from tests.benchmarks import made_up
+
+FIRST = {"storage": 0.1, "commit": 0.5}
+
+
+def starts(folder: Path) -> Result:
+    rows = [
+        made_up.row("fused fp16, cold", 30.0, "s", pieces={"start": {"weights": 2.0}, "first": FIRST}),
+        made_up.row(
+            "fused fp8, warm", 20.0, "s", pieces={"start": {"before": 3.0, "weights": 1.0}, "first": FIRST}
+        ),
+        made_up.row(
+            "eager fp16, warm", 9.0, "s", repeats=3, pieces={"start": {"weights": 1.0}, "first": FIRST}
+        ),
+        made_up.row("eager fp16, cold", 8.0, "s"),
+    ]
+    return made_up.result(folder, "cold-start", rows)
+
+
+def peers(folder: Path) -> Result:
+    rows = [
+        made_up.row(
+            "dali_aesthetic",
+            3000.0,
+            num_images=12_288,
+            settings={"batch_size": 1019, "compiled": True},
+            score_error_mean=0.001,
+            score_error_p99=0.002,
+            kept_images_compared=63,
+            kept_images_with_other_bytes=0,
+            kept_images_renamed=1,
+            members_lost=2,
+        ),
+        made_up.row("another", 1000.0, settings={"stages": ["read", "embed"]}),
+    ]
+    return made_up.result(folder, "peers", rows)
+
+
+def test_a_start_is_shown_with_its_pieces_and_what_they_leave(tmp_path: Path) -> None:
+    result = starts(tmp_path)
+    for text in (page(result), blocks([result])["cold-start"]):
+        assert "| whole | rest | weights | before | first storage | first commit |" in text
+        assert "| fused fp16, cold | 30.0 | 27.5 | 2.00 |  | 0.10 | 0.50 |" in text
+        assert "| fused fp8, warm | 20.0 | 15.5 | 1.00 | 3.00 | 0.10 | 0.50 |" in text
+
+
+def test_nothing_is_taken_from_a_median_nor_from_a_start_without_pieces(tmp_path: Path) -> None:
+    text = page(starts(tmp_path))
+    assert "| eager fp16, warm | 9.0 |  | 1.00 |" in text
+    assert "| eager fp16, cold | 8.0 |  |  |  |  |  |" in text
+
+
+def test_peers_are_shown_with_settings_and_what_they_did_to_what_they_kept(tmp_path: Path) -> None:
+    result = peers(tmp_path)
+    for text in (page(result), blocks([result])["peers-full"]):
+        assert "| dali_aesthetic | 12,288 | batch size 1019; compiled on | 0.001 / 0.002 |" in text
+        assert "| 0.001 / 0.002 | 0 of 63 | 1 of 63 | 2 |" in text
+        assert "| another |  | stages read, embed |  |  |  |  |" in text
+    assert "batch size" not in blocks([result])["peers"]
+
+
+def test_stages_ceilings_and_growth_show_what_was_read_off_the_gpu(tmp_path: Path) -> None:
+    gpu = {"watts": 690.0, "sm_mhz": 1400.0, "jpeg_percent": 0.0}
+    found = blocks(
+        [
+            made_up.result(tmp_path, "stages", [made_up.row("scan", 9.0, cpu_us_per_image=31.0, gpu=gpu)]),
+            made_up.result(tmp_path, "ceilings", [made_up.row("GEMM", 633.0, "TFLOP/s", gpu=gpu)]),
+            made_up.result(tmp_path, "growth", [made_up.row("batch 64", 9.0, peak_device_mib=828, gpu=gpu)]),
+        ]
+    )
+    assert "| scan | 9 | 9 .. 9 | 31 | 690 | 0 |" in found["stages"]
+    assert "| GEMM | 633 | TFLOP/s | 633 .. 633 | 690 | 1,400 |" in found["ceilings"]
+    assert "| batch 64 | 9 |  | 690 | 828 |" in found["growth"]
+    for name, plot in (("stages", "stages"), ("ceilings", "roofline")):
+        assert f"(../benchmarks/results/{plot}_h100_2026-01-01.svg)" in found[name]
+
+
+def test_a_page_says_once_what_the_gate_said_and_of_which_rows(tmp_path: Path) -> None:
+    rows = [made_up.row(name, 1.0, gate="opened") for name in ("a", "b")]
+    assert "a; b: gate opened." in page(made_up.result(tmp_path, "encoders", rows))
+
+
+def test_several_gpus_are_shown_with_the_encoder_that_was_asked_for(tmp_path: Path) -> None:
+    result = made_up.result(tmp_path, "scaling", [made_up.row("1 GPU", 2500.0, limit=2500.0)])
+    asked = {"encoder": "ViT-L-14", "backend": "torchscript", "precision": "fp16"}
+    chosen = made_up.with_settings(result, asked)
+    assert "ViT-L-14 torchscript fp16, the same work" in blocks([chosen])["scaling"]
+    assert "ViT-L-14" not in blocks([result])["scaling"]
