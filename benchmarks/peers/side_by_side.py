@@ -45,6 +45,9 @@ _SLOW = {"nemo_curator": 3 / 160, "nemo_curator_ray": 3 / 20, "data_juicer": 3 /
 """The share of the images that a slow peer is given; its rate does not depend on it."""
 _LONGEST_REASON = 300
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+_FRAME = re.compile(r'^( +)File ".*\n(?:\1 +.*\n)*', re.MULTILINE)
+_FOLDERS = re.compile(r"(?<![\w:/])(?:/[\w.@+-]+)+/(?=[\w.])")
+_CHAIN = re.compile(r"\n\s*(?:The above exception was|During handling of the above)")
 _EXCEPTION = re.compile(r"[\w.]*(Error|Exception|Interrupt|Exit)(\(\w+\))?(:|$)")
 _OWN_PATHS = {
     "nemo_curator": ("BENCH_NEMO_PATH",),
@@ -145,11 +148,14 @@ def answer(module: str, question: Path, target: Path) -> None:
 
 
 def why(error: Exception) -> str:
-    """One line that says what went wrong: of an error that quotes a worker's, what the worker's said."""
-    text = _COLOUR.sub("", "".join(traceback.format_exception_only(error)))
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    """One line that says what went wrong: where an error quotes a worker's, what that one said first."""
+    text = "".join(traceback.format_exception_only(error))
+    for noise in (_COLOUR, _FRAME, _FOLDERS):
+        text = noise.sub("", text)
+    # Ray wraps what a worker raised: the cause comes first.
+    lines = _CHAIN.split(text)[0].splitlines()
     last = max((at for at, line in enumerate(lines) if _EXCEPTION.match(line)), default=0)
-    reason = " ".join(lines[last:])
+    reason = " ".join(" ".join(lines[last:]).split())
     half = _LONGEST_REASON // 2
     return reason if len(reason) <= _LONGEST_REASON else f"{reason[:half]} … {reason[-half:]}"
 

@@ -83,12 +83,44 @@ def test_a_peer_that_fails_says_why_and_leaves_the_traceback(
     assert "Traceback" in capsys.readouterr().err
 
 
+_QUOTED = """\x1b[36mray::MapBatches(ReaderTask)()\x1b[39m (pid=1)
+  File "/a/site/backends/base.py", line 104, in process_batch
+    results = self.stage.process_batch(tasks)
+              ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
+  File "/a/nvidia/dali/pipeline.py", line 1238, in build
+    self._pipe.Build(self._generate_build_args())
+RuntimeError: Critical error when building pipeline:
+Error in CPU operator, with the traceback:
+
+  File "/a/image_reader.py", line 77, in webdataset_pipeline
+    img_raw = fn.readers.webdataset(
+
+encountered:
+
+File mapping failed: /a/b/none.tar
+C++ context: [/opt/dali/util/mmaped_file.cc:105]
+Current pipeline object is no longer valid.
+
+The above exception was the direct cause of the following exception:
+
+\x1b[36mray::MapBatches(ReaderTask)()\x1b[39m (pid=1)
+ray.exceptions.UserCodeException: UDF failed to process a data block.
+Failed to apply UDF transform after 1/1 attempts."""
+"""As Ray Data hands a worker's error on."""
+
+
 def test_the_reason_of_a_failure_is_one_line_from_the_last_exception_on() -> None:
     assert why(KeyError("a")) == "KeyError: 'a'"
     assert why(RuntimeError("first\n  second")) == "RuntimeError: first second"
     assert why(RuntimeError("a worker\nray.exceptions.ActorDiedError: it died\n  of x")).endswith(
         "ActorDiedError: it died of x"
     )
+    assert why(RuntimeError(_QUOTED)) == (
+        "RuntimeError: Critical error when building pipeline: Error in CPU operator, with the traceback: "
+        "encountered: File mapping failed: none.tar C++ context: [mmaped_file.cc:105] "
+        "Current pipeline object is no longer valid."
+    )
+    assert why(ValueError("see https://x.org/a/b")) == "ValueError: see https://x.org/a/b"
     long = why(RuntimeError("b" + 400 * "x" + "e"))
     assert (long[:15], long[-2:], len(long)) == ("RuntimeError: b", "xe", 303)
 
