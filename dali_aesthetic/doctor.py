@@ -36,6 +36,7 @@ MIN_DRIVER = {12: "525.60", 13: "580.65"}
 _LITTLE_DISK_GB = 10.0
 _PIXEL_TOLERANCE = 0.5
 """Mean difference to PIL, of 255, that DALI's decoding of the test photo must stay under."""
+_LARGE = (1920, 1080)
 
 
 def examine(
@@ -152,11 +153,11 @@ def _jpeg_engine(chip: torch.device) -> Finding:
 def jpeg_engine_use(chip: torch.device, utilisation: Callable[[], int], seconds: float = 4.0) -> int:
     """The highest `utilisation` (percent) seen while JPEGs go through the real graph, `seconds` at most.
 
-    The driver gives it as a mean over up to a second, so that a moment's work would not show.
+    The driver gives it in whole percents, as a mean over up to a second: pictures must be large to show.
     """
     busy = 0
+    (batch,) = fill_batches([_test_sample("0", *_LARGE)] * 32, 32, Limits())
     until = time.monotonic() + seconds
-    (batch,) = fill_batches([_test_sample(str(number)) for number in range(64)], 64, Limits())
 
     def look() -> None:
         nonlocal busy
@@ -166,7 +167,7 @@ def jpeg_engine_use(chip: torch.device, utilisation: Callable[[], int], seconds:
         while time.monotonic() < until and not busy:
             yield batch
 
-    decoder = DaliDecoder(image_size=224, batch_size=64, device=chip, num_threads=2, limits=Limits())
+    decoder = DaliDecoder(image_size=224, batch_size=32, device=chip, num_threads=2, limits=Limits())
     with every(0.05, look, "nvml"):
         for _ in decoder.decode(batches()):
             pass
@@ -201,10 +202,10 @@ def decode_difference(device: torch.device) -> float:
     return float(np.abs(batch.images_NHWC[0].cpu().numpy().astype(np.int16) - reference).mean())
 
 
-def _test_sample(key: str) -> Sample:
-    """A JPEG of 400x300 that is as smooth and as coloured as a photo."""
-    y, x = np.mgrid[0:300, 0:400]
-    waves = [127 + 90 * np.sin(x / 9 + c) * np.cos(y / (7 + c)) + x * 0.07 for c in range(3)]
+def _test_sample(key: str, width: int = 400, height: int = 300) -> Sample:
+    """A JPEG that is as smooth and as coloured as a photo."""
+    y, x = np.mgrid[0:height, 0:width]
+    waves = [127 + 90 * np.sin(x / 9 + c) * np.cos(y / (7 + c)) + 28 * x / width for c in range(3)]
     picture = Image.fromarray(np.stack(waves, axis=-1).clip(0, 255).astype(np.uint8))
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=92)

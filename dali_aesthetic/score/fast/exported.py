@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from dali_aesthetic.score.clip import VisionTower, check_pixels
+from dali_aesthetic.score.fast import package_trial
 from dali_aesthetic.score.fast.cache import alone, cache_folder
 from dali_aesthetic.score.fast.fixed_batch import Scored, check_compiler, in_batches
 from dali_aesthetic.score.fast.module import DTYPES, ScoringModule
@@ -58,7 +59,7 @@ def build(
 ) -> ExportedBackend:
     """The backend from the cache folder, or exported into it: by one process, while others wait for it.
 
-    Raises ValueError where it has to be exported and there is no C++ compiler.
+    Raises ValueError where it has to be exported and there is no C++ compiler, or what it made doesn't run.
     """
     path = package_path(tower, heads, device, precision, batch_size)
     spec, names = tower.spec, heads.names
@@ -90,7 +91,10 @@ def package_path(
 
 
 def export(module: ScoringModule, path: Path, batch_size: int) -> None:
-    """Compile `module` for `batch_size` images into the package `path`: there whole or not at all."""
+    """Compile `module` for `batch_size` images into the package `path`: there whole and tried, or not.
+
+    Raises ValueError for a package that can't be loaded or run on this machine.
+    """
     spec = module.tower.spec
     device = module.heads.w_AD.device
     shape = (batch_size, spec.image_size, spec.image_size, 3)
@@ -101,6 +105,7 @@ def export(module: ScoringModule, path: Path, batch_size: int) -> None:
             warnings.filterwarnings("ignore", category=FutureWarning)  # of torch about itself
             program = torch.export.export(module, (example_NHWC,))
             torch._inductor.aoti_compile_and_package(program, package_path=str(temporary))
+        package_trial.run(temporary, device, shape)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

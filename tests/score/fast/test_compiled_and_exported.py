@@ -112,6 +112,25 @@ def test_exported_equals_eager_and_is_made_once(monkeypatch: pytest.MonkeyPatch)
     assert not list((cache.cache_folder() / "export").glob(".*.pt2")), "nothing half made is left"
 
 
+@pytest.mark.parametrize("fault", ["no package", "a segmentation fault"])
+def test_a_package_that_does_not_run_is_refused_and_not_kept(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fault: str
+) -> None:
+    def write_something(program: object, package_path: str) -> None:
+        Path(package_path).write_bytes(b"no package")
+
+    monkeypatch.setenv(cache.VARIABLE, str(tmp_path))
+    monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", write_something)
+    said = r"it ended by SIGSEGV" if fault == "a segmentation fault" else r".*[Ee]rror.*"
+    if fault == "a segmentation fault":
+        (interpreter := tmp_path / "python").write_text("#!/bin/sh\nkill -SEGV $$\n")
+        interpreter.chmod(0o755)
+        monkeypatch.setattr("sys.executable", str(interpreter))
+    with pytest.raises(ValueError, match=rf"backend export: .* doesn't run on this machine \({said}\)"):
+        build_backend("export", *smallest(), CPU, "fp32", 4)
+    assert not list((tmp_path / "export").glob("*.pt2"))
+
+
 def smallest() -> tuple[VisionTower, HeadBank]:
     spec = TowerSpec(
         name="smallest", image_size=16, patch_size=8, width=32, layers=2, heads=2, mlp_width=64, embed_dim=16,
