@@ -132,7 +132,7 @@ def reading_works(record: Record, folder: Path, url: str, megabytes: int) -> dic
     for name, source in (
         ("the package: a tar at s3://, read into samples", "s3://bucket/a.tar"),
         ("the package: a local tar as file:///, read in parts", f"file://{local}"),
-        ("the package: a local tar, mapped; its pages are not touched", local),
+        ("the package: a local tar", local),
     ):
         works[name] = by_package(source, tar_size)
     return works

@@ -246,5 +246,5 @@ def plan(
 
 def main() -> None:
     """Entry point of `dali-aesthetic`."""
-    faulthandler.enable()  # says where it was when a mapped file shrank (SIGBUS) or a library crashed
+    faulthandler.enable()  # says where it was when a library crashed
     app()

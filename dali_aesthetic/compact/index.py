@@ -7,13 +7,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from dali_aesthetic.config import ConfigError
-from dali_aesthetic.shards.buffer import open_buffer
+from dali_aesthetic.shards.buffer import map_file
 from dali_aesthetic.shards.scan import scan_tar
 from dali_aesthetic.write.files import write_whole
 
 SIZES = "sizes.json"
 _VERSION = "v1.2"
-_LARGEST_TAR = 1 << 50
 
 
 def write_sizes(shards: Path, counts: Mapping[str, int]) -> None:
@@ -56,7 +55,7 @@ def missing_indexes(shards: Path, names: Iterable[str]) -> Iterator[Path]:
 
 
 def _files(tar: Path) -> Iterator[tuple[str, int, int]]:
-    for member in scan_tar(open_buffer(str(tar), _LARGEST_TAR)):
+    for member in scan_tar(map_file(str(tar))):
         if member.is_file:
             yield member.name, member.data_offset, member.size
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dali_aesthetic.config import ConfigError
-from dali_aesthetic.shards.buffer import open_buffer
+from dali_aesthetic.shards.buffer import map_file
 from dali_aesthetic.shards.inputs import InputError
 from dali_aesthetic.shards.plan import plan_shards
 from dali_aesthetic.shards.scan import TarDamage, scan_tar
@@ -22,8 +22,6 @@ from dali_aesthetic.shards.tar import split_name
 from dali_aesthetic.types import Buffer
 from dali_aesthetic.write.output import committed_names
 from dali_aesthetic.write.record import IDENTITY, RUN_RECORD
-
-_LARGEST_TAR = 1 << 50
 
 
 class RunDamaged(ValueError):
@@ -130,7 +128,7 @@ def check_finished(run: Run) -> None:
 def read_kept(run: Run, shard: KeptShard) -> KeptSamples:
     """Raises RunDamaged where tar, stats and scores disagree, and OSError where one can't be read."""
     path = run.folder / "shards" / f"{shard.name}.tar"
-    view = memoryview(open_buffer(str(path), _LARGEST_TAR))
+    view = map_file(str(path))
     scores = pq.read_table(run.folder / "scores" / f"{shard.name}.parquet")
     rows = scores.filter(scores.column("kept"))
     counted = [(key, sum(1 for _ in same)) for key, same in groupby(rows.column("key").to_pylist())]

@@ -44,7 +44,7 @@ class Retry:
                 except RuntimeError as error:
                     piece = _without_named(piece, str(error))
                 finally:
-                    self._feed = None  # it refers to the shard's mapping
+                    self._feed = None  # it refers to the shard's bytes
 
     def _next_feed(self) -> Feed:
         if self._feed is None:

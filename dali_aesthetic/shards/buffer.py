@@ -1,4 +1,4 @@
-"""The bytes of one file: mapped where it is local and large, streamed or read whole where it is remote."""
+"""The bytes of one file: in parts where it is large, from a disk as from a store; else whole."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import mmap
 import os
 from dataclasses import dataclass
 
+from dali_aesthetic.shards.local_file import LocalFile
 from dali_aesthetic.stores.access import read_whole
 from dali_aesthetic.stores.errors import LASTING, StoreError
 from dali_aesthetic.stores.location import is_url
@@ -13,12 +14,11 @@ from dali_aesthetic.stores.read_ahead import DEFAULT_BYTES
 from dali_aesthetic.stores.stream import RemoteFile
 from dali_aesthetic.types import Buffer
 
-__all__ = ["DEFAULT_LIMITS", "ReadLimits", "TooManyBytes", "View", "has_changed", "is_url", "open_buffer"]
-View = memoryview | RemoteFile
-"""What a shard is read from, by slices: all of it in memory or mapped, or streamed from a store."""
-READ_ERRORS = (StoreError, *LASTING)
+__all__ = ["DEFAULT_LIMITS", "LocalFile", "ReadLimits", "TooManyBytes", "View", "has_changed", "is_url"]
+View = memoryview | RemoteFile | LocalFile
+"""What a shard is read from, by slices: all of it in memory, or in parts from a disk or a store."""
+READ_ERRORS = (StoreError, OSError, *LASTING)
 """What reading a `View` may raise."""
-_MAP_FROM_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,30 +39,52 @@ class TooManyBytes(OSError):
     """A file is above its limit; it was not read."""
 
 
-def open_buffer(path: str, max_bytes: int, max_download_bytes: int = 1 << 40) -> Buffer:
-    """The content of a file or URL. Raises OSError, and StoreUnusable (ValueError) for URLs.
+def open_local(path: str, max_bytes: int) -> View:
+    """A local tar: small ones whole, others in parts as they are read. Raises OSError.
+
+    Raises TooManyBytes above `max_bytes`.
+    """
+    file = LocalFile(path)
+    try:
+        _check_size(path, len(file), max_bytes)
+        if len(file) > file.part_bytes:
+            return file
+        whole = file[0 : len(file)]
+    except BaseException:
+        file.close()
+        raise
+    file.close()
+    return whole
+
+
+def read_file(path: str, max_bytes: int, max_download_bytes: int = 1 << 40) -> Buffer:
+    """The whole content of a file or URL. Raises OSError, and StoreUnusable (ValueError) for URLs.
 
     Raises TooManyBytes above `max_bytes`, for a URL also above `max_download_bytes`.
-
-    A large local file is mapped, not read; the mapping ends with the last view of it, so that views may
-    outlive the reader. The file must not shrink meanwhile: reading past a new end kills the process.
     """
     if is_url(path):
         limit = min(max_bytes, max_download_bytes)
         return read_whole(path, check=lambda size: _check_size(path, size, limit))
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
-    try:
-        size = os.fstat(descriptor).st_size
-        _check_size(path, size, max_bytes)
-        if size < _MAP_FROM_BYTES:
-            with os.fdopen(descriptor, "rb", buffering=0, closefd=False) as file:
-                return file.readall() or b""
-        mapped = mmap.mmap(descriptor, size, access=mmap.ACCESS_READ)
-    finally:
-        os.close(descriptor)
-    if hasattr(mmap, "MADV_SEQUENTIAL"):
-        mapped.madvise(mmap.MADV_SEQUENTIAL)
-    return memoryview(mapped)
+    with open(path, "rb", buffering=0) as file:
+        _check_size(path, os.fstat(file.fileno()).st_size, max_bytes)
+        return file.readall() or b""
+
+
+def map_file(path: str) -> memoryview:
+    """A local file that this program wrote and nobody writes to, mapped: only what is looked at is read.
+
+    The mapping ends with the last view of it. Reading past a new end of the file kills the process. Raises
+    OSError.
+    """
+    with open(path, "rb", buffering=0) as file:
+        if not os.fstat(file.fileno()).st_size:
+            return memoryview(b"")
+        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+
+
+def as_view(buffer: Buffer | View) -> View:
+    """What can be sliced without a copy."""
+    return buffer if isinstance(buffer, RemoteFile | LocalFile) else memoryview(buffer)
 
 
 def has_changed(path: str, size: int) -> bool:
@@ -70,7 +92,7 @@ def has_changed(path: str, size: int) -> bool:
     try:
         return not is_url(path) and os.stat(path).st_size != size
     except OSError:
-        return False  # removed: a mapping of it stays whole
+        return False  # removed: an open file stays whole
 
 
 def check_remote(file: RemoteFile, limits: ReadLimits) -> None:

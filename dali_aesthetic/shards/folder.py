@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
-from dali_aesthetic.shards.buffer import DEFAULT_LIMITS, ReadLimits, TooManyBytes, open_buffer
+from dali_aesthetic.shards.buffer import DEFAULT_LIMITS, ReadLimits, TooManyBytes, read_file
 from dali_aesthetic.shards.formats import extension
 from dali_aesthetic.shards.images import ImageFiles, group_images
 from dali_aesthetic.shards.ustar import padding, tar_header
@@ -56,7 +56,7 @@ def _sample(shard: Shard, files: ImageFiles, oddities: Oddities, limits: ReadLim
 
 
 def _add(entries: list[Buffer], root: str, files: ImageFiles, path: str, limits: ReadLimits) -> Buffer:
-    data = open_buffer(os.path.join(root, path), limits.max_member_bytes)
+    data = read_file(os.path.join(root, path), limits.max_member_bytes)
     entries += (tar_header(files.member(path), len(data)), data)
     if fill := padding(len(data)):
         entries.append(fill)

@@ -18,8 +18,8 @@ def read_shards(shards: Iterable[Shard], limits: ReadLimits = DEFAULT_LIMITS) ->
     """Yields each shard's samples in their order, then exactly one ShardEnd for it.
 
     Never raises for what a shard holds: a bad sample has a status, a damaged or unreadable shard says so in
-    its ShardEnd. The samples' buffers may be views of mapped files or of downloaded parts; they stay valid
-    while referenced. Tars of a store are downloaded ahead, over the borders of shards.
+    its ShardEnd. The samples' buffers may be views of the parts that were read; they stay valid while
+    referenced. Tars of a store are downloaded ahead, over the borders of shards.
     """
     with ReadAhead(limits.read_ahead_bytes) as ahead:
         for shard, opener in ahead.over(shards, _url):

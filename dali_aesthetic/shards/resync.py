@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dali_aesthetic.shards.buffer import View
+from dali_aesthetic.shards.buffer import View, as_view
 from dali_aesthetic.shards.scan import BLOCK, checksum
-from dali_aesthetic.stores.stream import RemoteFile
 from dali_aesthetic.types import Buffer
 
 _CHUNK = 1 << 20
@@ -17,7 +16,7 @@ def next_header(buffer: Buffer | View, start: int) -> int:
     A header is a block with the magic of POSIX or GNU tar and a right checksum. The tars of before 1988 have
     no magic: in one of those nothing is found. A tar stored within the damaged one is not told from it.
     """
-    view = buffer if isinstance(buffer, RemoteFile) else memoryview(buffer)
+    view = as_view(buffer)
     for first in range(start, len(view), _CHUNK):
         chunk = view[first : first + _CHUNK].tobytes()
         found = chunk.find(_MAGIC)

@@ -13,8 +13,7 @@ from functools import lru_cache
 from typing import NamedTuple
 from zlib import adler32
 
-from dali_aesthetic.shards.buffer import View
-from dali_aesthetic.stores.stream import RemoteFile
+from dali_aesthetic.shards.buffer import View, as_view
 from dali_aesthetic.types import Buffer
 
 BLOCK = 512
@@ -86,7 +85,7 @@ def scan_tar(
     A member whose data is cut off by the end of the buffer is yielded, then `TarDamage` is raised. Raises
     nothing else, whatever the bytes are.
     """
-    view = buffer if isinstance(buffer, RemoteFile) else memoryview(buffer)
+    view = as_view(buffer)
     total = len(view)
     offset = start
     pending: _Pending | None = None

@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from dali_aesthetic.shards.buffer import (
     DEFAULT_LIMITS,
     READ_ERRORS,
+    LocalFile,
     ReadLimits,
     View,
     check_remote,
     has_changed,
-    open_buffer,
+    open_local,
 )
 from dali_aesthetic.shards.formats import IMAGE_RANK, KNOWN_SIDECARS, looks_like_image
 from dali_aesthetic.shards.resync import next_header
@@ -46,11 +47,14 @@ def read_tar(
         yield from _TarReader(shard, view, limits).read()
     except READ_ERRORS as error:
         yield ShardEnd(shard=shard, error=f"{shard.source} can't be read to its end: {error}")
+    finally:
+        if isinstance(view, LocalFile):
+            view.close()
 
 
 def _open(shard: Shard, limits: ReadLimits, opener: Callable[[], RemoteFile] | None) -> View:
     if opener is None:
-        return memoryview(open_buffer(shard.source, limits.max_tar_bytes, limits.max_download_bytes))
+        return open_local(shard.source, limits.max_tar_bytes)
     file = opener()
     check_remote(file, limits)
     return file
@@ -280,14 +284,16 @@ class _TarReader:
 
     def _check_end(self, end: int) -> None:
         """Oddities behind the last member: no end marker, or data that no reader looks at."""
-        rest = self.view[end:]
-        if len(rest) < 2 * BLOCK:
+        if self.total - end < 2 * BLOCK:
             self.oddities.add("tar without its end marker (two zero blocks), it may have been cut", "")
-        elif bytes(rest[: 20 * BLOCK]).strip(b"\0") or next_header(self.view, end + 2 * BLOCK) >= 0:
+        elif (
+            bytes(self.view[end : end + 20 * BLOCK]).strip(b"\0")
+            or next_header(self.view, end + 2 * BLOCK) >= 0
+        ):
             self.oddities.add("data behind the end marker left out (joined with cat?)", f"byte {end}")
 
     def _start(self) -> str:
-        head = bytes(self.view[:16])
+        head = bytes(self.view[0:16])
         if head.startswith(b"\x1f\x8b"):
             return "it is compressed with gzip; decompress it first (gunzip)"
         return f"its first header is damaged or it is something else (it starts with {head!r})"

@@ -1,7 +1,7 @@
 """Bad input for as long as one likes: memory stays flat, throughput stays up. `python -m tests.faults.soak`.
 
 One shard of images, 5% of them bad in five ways, is linked under many names, so that a
-run is as long as one likes without the disk. Memory is the process's own (mapped shards are page cache).
+run is as long as one likes without the disk. Memory is the process's own.
 """
 
 from __future__ import annotations

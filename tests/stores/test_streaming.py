@@ -233,8 +233,7 @@ def test_a_file_system_of_fsspec_is_streamed_too(tmp_path: Path) -> None:
     assert end.error
 
 
-def test_a_local_tar_that_shrinks_is_an_error_where_it_is_read_as_a_url(tmp_path: Path) -> None:
-    """A mapped file that shrinks ends the process; `file://` reads it in parts instead."""
+def test_a_local_tar_that_shrinks_is_an_error_as_a_url_too(tmp_path: Path) -> None:
     path = tmp_path / "a.tar"
     path.write_bytes(make_tar(60))
     items = read_shards([tar_shard(f"file://{path}")], ReadLimits(read_ahead_bytes=2 * PART))
