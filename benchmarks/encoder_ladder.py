@@ -1,4 +1,4 @@
-"""Encoder throughput and score error of every backend on one GPU, in one process: the ladder of the README.
+"""Throughput and score error of every encoder on one GPU, in one process: the ladder of docs/benchmarks.md.
 
 Rows run in turns, so that heat and power are the same for all; a row's number is the median of its batches.
 Weights and images are synthetic. Score errors are against the eager tower in float32 with TF32 off.

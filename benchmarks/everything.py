@@ -16,7 +16,7 @@ from benchmarks.settings import Settings
 BOUND_S = {
     "data": 60,
     "end-to-end": 300,
-    "peers": 420,
+    "peers": 540,
     "feed": 270,
     "precision": 90,
     "ceilings": 60,

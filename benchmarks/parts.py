@@ -111,7 +111,7 @@ def feed(settings: Settings) -> None:
 
 
 def ladder(settings: Settings) -> None:
-    """Every way to run ViT-L/14 in one process, and its score errors: the README's table. Needs a GPU."""
+    """Every way to run ViT-L/14 in one process, and its score errors. Needs a GPU."""
     if not settings.on_gpu:
         console.print("  the ladder needs a GPU: nothing measured")
         return

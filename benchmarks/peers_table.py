@@ -7,7 +7,7 @@ from typing import Any
 
 from benchmarks.ladder_table import table
 from benchmarks.result import Result, Row, format_number
-from benchmarks.result_table import hardware_line, number, on_gpus, skipped, source
+from benchmarks.result_table import gates, hardware_line, number, on_gpus, skipped, source
 
 OURS = "dali_aesthetic"
 _SHORT = ("images/s", "ours is times", "mean score error", "writes")
@@ -43,7 +43,7 @@ def _short(result: Result, up: str) -> str:
         for row in result.rows
     ]
     titles = [f"Side by side, {hardware_line(result)}", *_SHORT]
-    return f"{table(titles, rows)}\n\n{source(result, up)}{skipped(result)}"
+    return f"{table(titles, rows)}\n\n{source(result, up)}{skipped(result)}{gates(result.rows)}"
 
 
 def _full_line(row: Row) -> list[str]:
