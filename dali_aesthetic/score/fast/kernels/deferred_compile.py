@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,7 +11,6 @@ from typing import Any
 import torch
 
 Function = Callable[..., Any]
-_ONE_AT_A_TIME = threading.Lock()
 
 
 @contextmanager
@@ -22,10 +20,9 @@ def compiled_when_called() -> Iterator[None]:
     QuACK passes functions to both where it is imported (its tuner, its quantizers for Blackwell), and either
     then imports Dynamo and Inductor: 4 s of the 5 that importing it takes. Torch is changed for all threads
     meanwhile; what another one has compiled just then is compiled too, at its first call. Anything but a
-    function goes to torch at once.
+    function goes to torch at once. For the body of a module, which is run once and by one thread.
     """
     with (
-        _ONE_AT_A_TIME,
         _replaced(torch, "compile", _deferred_compile),
         _replaced(torch.compiler, "disable", _deferred_disable),
     ):

@@ -13,9 +13,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import cutlass.cute as cute
-from quack.epilogue.frontend import gemm_epilogue
-from quack.epilogue.ops import ColVecLoad, ColVecReduce, RowVecLoad, Scalar
+from dali_aesthetic.score.fast.kernels.deferred_compile import compiled_when_called
+
+with compiled_when_called():
+    import cutlass.cute as cute
+    from quack.epilogue.frontend import gemm_epilogue
+    from quack.epilogue.ops import ColVecLoad, ColVecReduce, RowVecLoad, Scalar
 
 _ROW = {"b": RowVecLoad("b")}
 _SCALED = {"b": RowVecLoad("b"), "s": RowVecLoad("s")}

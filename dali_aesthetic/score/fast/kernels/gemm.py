@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from dali_aesthetic.score.fast.cache import point_libraries_to_it
-from dali_aesthetic.score.fast.kernels.deferred_compile import compiled_when_called
 
 QUACK_VERSION = "0.6.5"
 """The version that the tiles below were measured with."""
@@ -81,8 +80,7 @@ def refusal(device: torch.device) -> str:
 def import_epilogues() -> ModuleType:
     """Our epilogues, and with them QuACK: a second, once."""
     point_libraries_to_it()
-    with compiled_when_called():
-        return importlib.import_module(f"{__package__}.epilogues")
+    return importlib.import_module(f"{__package__}.epilogues")
 
 
 def fast_accumulation_is_settable() -> bool:
