@@ -21,6 +21,7 @@ from benchmarks.result_table import (
     rows_table,
     source,
 )
+from benchmarks.simulation_table import simulation_block
 from benchmarks.stores_table import stores_block, stores_loop_block
 from benchmarks.throughput_table import encoder_row, end_to_end, throughput_block, throughput_plot
 
@@ -75,6 +76,7 @@ def blocks(results: Sequence[Result]) -> dict[str, str]:
         "growth": _rows_blocks(results, "growth", _GROWTH),
         "cold-start": cold_start_block(results, FROM_DOCS),
         "peers-full": peers_full_block(results, FROM_DOCS),
+        "simulation": simulation_block(results, FROM_DOCS),
         "stores": stores_block(results),
         "stores-loop": stores_loop_block(results),
     }

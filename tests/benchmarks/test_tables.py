@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from benchmarks.result import Result
+from benchmarks.simulation_table import shares_table
 from benchmarks.tables import blocks, page
 from tests.benchmarks import made_up
 
@@ -94,3 +95,14 @@ def test_several_gpus_are_shown_with_the_encoder_that_was_asked_for(tmp_path: Pa
     chosen = made_up.with_settings(result, asked)
     assert "ViT-L-14 torchscript fp16, the same work" in blocks([chosen])["scaling"]
     assert "ViT-L-14" not in blocks([result])["scaling"]
+
+
+def test_a_simulated_cluster_is_a_line_a_case_and_a_column_a_size(tmp_path: Path) -> None:
+    rows = [
+        made_up.row(f"{case}, {workers} workers", rate, limit=1e6 * workers, case=case, workers=workers)
+        for case, workers, rate in (("dealt", 2, 1e6), ("dealt", 1, 1e6), ("handed out", 2, 1.9e6))
+    ]
+    result = made_up.result(tmp_path, "simulation", rows)
+    table = shares_table(result).splitlines()
+    assert table[0] == "| of all workers' rates | 1 workers | 2 workers |"
+    assert table[2:] == ["| dealt | 100% (1 M/s) | 50% (1 M/s) |", "| handed out |  | 95% (1.9 M/s) |"]
