@@ -17,12 +17,10 @@ from torch import Tensor
 
 from dali_aesthetic.config import Config, ConfigError, ModelConfig
 from dali_aesthetic.decode.batches import fill_batches
-from dali_aesthetic.decode.decoder import DaliDecoder
 from dali_aesthetic.decode.graph import import_dali
-from dali_aesthetic.decode.probe import Limits
 from dali_aesthetic.launch.scales import CALIBRATION, read_calibration, write_calibration
-from dali_aesthetic.launch.worker import model_reader, resolve_device
-from dali_aesthetic.overlap import beside, cpu_count
+from dali_aesthetic.launch.worker import decoder_of, limits_of, model_reader, resolve_device
+from dali_aesthetic.overlap import beside
 from dali_aesthetic.score.build import ModelReader
 from dali_aesthetic.score.fast.backend import import_libraries, resolve_backend, why_not_fused
 from dali_aesthetic.score.fast.calibration import Calibration, Choice
@@ -193,18 +191,10 @@ def _untried(config: Config, reason: str) -> Calibration:
 def _first_images(config: Config, shards: Sequence[Shard], image_size: int, device: torch.device) -> Tensor:
     """The pixels of the first images that can be decoded, uint8 [N, S, S, 3] on the device."""
     wanted = config.gate.calibration_images + config.gate.check_images
-    limits = Limits(config.decode.max_pixels, config.decode.max_pixels_per_byte)
-    decoder = DaliDecoder(
-        image_size=image_size,
-        batch_size=_DECODE_BATCH,
-        device=device,
-        num_threads=config.decode.num_threads or cpu_count(),
-        limits=limits,
-        apply_exif=config.decode.apply_exif,
-    )
+    decoder = decoder_of(config, image_size, _DECODE_BATCH, device)
     parts = [torch.empty(0, image_size, image_size, 3, dtype=torch.uint8, device=device)]
     try:
-        for batch in decoder.decode(fill_batches(read_shards(shards), _DECODE_BATCH, limits)):
+        for batch in decoder.decode(fill_batches(read_shards(shards), _DECODE_BATCH, limits_of(config))):
             parts.append(batch.images_NHWC[: len(batch.rows_N)].clone())
             if device.type == "cuda":
                 torch.cuda.synchronize(device)  # DALI may write over them once the batch is gone

@@ -79,8 +79,7 @@ def build_worker(config: Config, reader: ModelReader | None = None) -> Worker:
         wanted, spec = config.model, model.tower.spec
         backend, precision = choose_backend(wanted.backend, wanted.precision, device, spec)
         batch_size = config.decode.batch_size or default_batch(backend, device)
-        limits = Limits(config.decode.max_pixels, config.decode.max_pixels_per_byte)
-        build_decoder = partial(_decoder, config, spec.image_size, batch_size, device, limits)
+        build_decoder = partial(decoder_of, config, spec.image_size, batch_size, device)
         with beside(build_decoder, name="decoder") as decoder:
             scorer = scorer_of(
                 model,
@@ -97,7 +96,7 @@ def build_worker(config: Config, reader: ModelReader | None = None) -> Worker:
     laps.end("decoder")
     return Worker(
         device=device,
-        limits=limits,
+        limits=limits_of(config),
         decoder=decoder[0].result(),
         scorer=scorer,
         weights=[asdict(file) for file in model.files],
@@ -134,15 +133,19 @@ def _model(wanted: ModelConfig, device: torch.device, reader: ModelReader, laps:
     return model
 
 
-def _decoder(
-    config: Config, image_size: int, batch_size: int, device: torch.device, limits: Limits
-) -> DaliDecoder:
+def limits_of(config: Config) -> Limits:
+    """What the config lets an image be."""
+    return Limits(config.decode.max_pixels, config.decode.max_pixels_per_byte)
+
+
+def decoder_of(config: Config, image_size: int, batch_size: int, device: torch.device) -> DaliDecoder:
+    """A decoder with the config's threads and limits. Whoever asks for it closes it."""
     return DaliDecoder(
         image_size=image_size,
         batch_size=batch_size,
         device=device,
         num_threads=config.decode.num_threads or cpu_count(),
-        limits=limits,
+        limits=limits_of(config),
         apply_exif=config.decode.apply_exif,
     )
 

@@ -18,10 +18,9 @@ class LocalFile:
     Made for one reader that goes forward: a slice in the part at hand costs nothing, one behind it reads the
     next part, one before it only what it asks for. The system is told what comes next.
 
-    Not mapped, though that takes 0.3 CPU seconds a GB less. A page of a mapping that isn't in memory is read
-    with the interpreter lock held: another thread of the process then waits 8 to 13 ms each time it wants to
-    go on (medians, from a disk at 1 GB/s; here 0.1). And one that can't be read, since the file was cut short
-    or a network file system failed, ends the process; here it is an OSError.
+    Not mapped, though that saves a copy. A page of a mapping that isn't in memory is read with the
+    interpreter lock held, which stops every thread of the process. And one that can't be read, since the file
+    was cut short or a network file system failed, ends the process; here it is an OSError.
     """
 
     part_bytes = 2 << 20
