@@ -72,9 +72,7 @@ def by_name(state: dict[str, Tensor], name: str, precision: str, batch: int) -> 
 def norm_passes(state: dict[str, Tensor], batch: int) -> Scorer:
     """The fused fp16 backend with LayerNorm passes in place of deferred norms."""
     tower = tower_of(state)
-    encoder = fused.FusedEncoder(
-        tower, fused.NormPasses(fused_fp8.folded(tower), torch.float16), torch.float16
-    )
+    encoder = fused.FusedEncoder(tower, fused.NormPasses(fused_fp8.folded(tower), torch.float16))
     work = fused.Workspace.make(SPEC, batch, DEVICE, torch.float16)
     return backend_scorer(fused.FusedBackend(encoder, head_bank(), work, "fp16"))
 

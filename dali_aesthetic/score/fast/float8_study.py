@@ -33,7 +33,8 @@ _BATCH = 256
 
 
 def observe(encoder: FusedEncoder, images_NHWC: Tensor, work: Workspace) -> tuple[Statistics, Tensor]:
-    """What the products of a float16 encoder with `NormPasses` see of these images, and its embeddings."""
+    """What the patches' products of a float16 encoder with `NormPasses` see of these images, and its
+    embeddings."""
     assert isinstance(encoder.middle, NormPasses)
     seen: dict[tuple[int, str], Seen] = {}
 
@@ -85,7 +86,7 @@ class _Study:
         self.tower, self.heads = tower.float().to(device), heads.float().to(device)
         self.blocks = folded(self.tower)
         self.work = Workspace.make(tower.spec, _BATCH, device, torch.float16)
-        self.encoder = FusedEncoder(self.tower, NormPasses(self.blocks, torch.float16), torch.float16)
+        self.encoder = FusedEncoder(self.tower, NormPasses(self.blocks, torch.float16))
         self.device = device
 
     def embed(self, images_NHWC: Tensor) -> Tensor:
@@ -104,7 +105,7 @@ class _Study:
 
     def to_float8(self, statistics: Statistics, float16_products: Sequence[str]) -> None:
         """From here on the encoder is a float8 one."""
-        rows = self.work.images * self.tower.spec.tokens
+        rows = self.work.images * (self.tower.spec.tokens - 1)
         self.encoder.middle = Float8Blocks(self.blocks, statistics, rows, self.device, float16_products)
 
 

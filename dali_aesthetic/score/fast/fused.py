@@ -1,10 +1,11 @@
 """The tower as eight kernels a block: QuACK products with everything else inside them, Triton between.
 
 What is changed is exact algebra in float64, rounded once (`folding.py`), and the last block is computed for
-the class token only.
+the class token only. Every buffer of tokens holds the patches of all images first, then their class tokens:
+so the two may take different ways, as they do where patches are not in float16 (`class_stream.py`).
 
-Shape legend: N images, L tokens, P = L - 1 patches, R = N * L rows, W width, F MLP width, K values of a
-patch, D embedding, H scores.
+Shape legend: N images, L tokens, P = L - 1 patches, R = N * L or N * P rows, W width, F MLP width, K values
+of a patch, D embedding, H scores.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from dali_aesthetic.score.clip import LAYER_NORM_EPS, Block, VisionTower, check_pixels
 from dali_aesthetic.score.fast import folding
+from dali_aesthetic.score.fast.class_stream import ClassStream
 from dali_aesthetic.score.fast.folding import FoldedBlock
 from dali_aesthetic.score.fast.kernels import gemm
 from dali_aesthetic.score.fast.kernels.gemm import Gemm
@@ -43,7 +45,10 @@ def refusal(spec: TowerSpec, device: torch.device, precision: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Workspace:
-    """The buffers of a batch. `wide` holds patches, then each block's qkv, then its hidden values."""
+    """The buffers of a batch. `wide` holds patches, then each block's qkv, then its hidden values.
+
+    Class tokens are float16 always, patches of the dtype of the buffers, two bytes wide.
+    """
 
     images: int
     tokens_RW: Tensor
@@ -63,17 +68,21 @@ class Workspace:
         rows = self.tokens_RW.shape[0] // self.images * images
         return Workspace(images, self.tokens_RW[:rows], self.normed_RW[:rows], self.wide)
 
-    def scratch(self, columns: int, dtype: torch.dtype | None = None) -> Tensor:
-        """A contiguous [R, columns] over `wide`; the next one overwrites it."""
-        rows = self.tokens_RW.shape[0]
+    def scratch(self, rows: int, columns: int, dtype: torch.dtype | None = None) -> Tensor:
+        """A contiguous [rows, columns] over `wide`; the next one overwrites it."""
         wide = self.wide if dtype is None else self.wide.view(dtype)
         return wide[: rows * columns].view(rows, columns)
+
+    def split(self, rows_RC: Tensor) -> tuple[Tensor, Tensor]:
+        """Patches [N * P, C] and class tokens [N, C] of a buffer of all tokens."""
+        patches = len(rows_RC) - self.images
+        return rows_RC[:patches], rows_RC[patches:].view(torch.float16)
 
 
 class Middle(Protocol):
     """All blocks but the last: tokens in place, and what they are after the last block's first norm.
 
-    `wants_normed` says whether it starts from normed tokens too.
+    The latter is float16 in `normed_RW`. `wants_normed` says whether it starts from normed tokens too.
     """
 
     wants_normed: bool
@@ -85,15 +94,20 @@ class DeferredNorms:
     """Blocks without a LayerNorm pass: `LN(h) W = (h W) / sigma - (sum of W) mean / sigma`.
 
     The products that write the residual stream also write each row's sums; those that read it apply
-    them in their epilogue.
+    them in their epilogue. Class tokens are rows like any other, or with `apart` a stream of their own.
     """
 
     wants_normed = False
 
     def __init__(
-        self, blocks: Sequence[FoldedBlock], rows: int, device: torch.device, dtype: torch.dtype
+        self,
+        blocks: Sequence[FoldedBlock],
+        rows: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        apart: ClassStream | None = None,
     ) -> None:
-        self._heads = blocks[0].heads
+        self._heads, self._apart = blocks[0].heads, apart
         self._blocks = [self._gemms(block, dtype) for block in blocks]
         tiles = -(-blocks[0].q.shape[1] // self._blocks[0][1].tile.n)
         self._sums_RT = [torch.empty(rows * tiles, device=device) for _ in range(2)]
@@ -111,32 +125,50 @@ class DeferredNorms:
         )
 
     def __call__(self, work: Workspace) -> None:
-        from dali_aesthetic.score.fast.kernels.attention import attend
         from dali_aesthetic.score.fast.kernels.layernorm import fold_moments, normalize_rows, row_moments
 
-        h = work.tokens_RW
+        patches, class_NW = work.split(work.tokens_RW)
+        h = work.tokens_RW if self._apart is None else patches
+        attended = work.normed_RW[: len(h)]
         rows, width = h.shape
         scale_R, shift_R = (moment[:rows] for moment in self._moments_R)
         norm = {"rs": scale_R[None], "rm": shift_R[None]}
         row_moments(h, scale_R, shift_R, LAYER_NORM_EPS)
-        for qkv, proj, fc1, fc2 in self._blocks:
+        for index, (qkv, proj, fc1, fc2) in enumerate(self._blocks):
             sums = [
                 each[: rows * (each.numel() // len(self._moments_R[0]))].view(rows, -1)
                 for each in self._sums_RT
             ]
             named = {"total": sums[0], "squares": sums[1]}
-            qkv(h, packed := work.scratch(3 * width), **norm)
-            attend(packed, work.normed_RW, work.images, self._heads)
-            proj(work.normed_RW, h, h, **named)
+            qkv(h, packed := work.scratch(rows, 3 * width), **norm)
+            self._attend(index, work, packed, attended, class_NW)
+            proj(attended, h, h, **named)
             fold_moments(sums[0], sums[1], scale_R, shift_R, width, LAYER_NORM_EPS)
-            fc1(h, hidden := work.scratch(fc1.channels_out), **norm)
+            fc1(h, hidden := work.scratch(rows, fc1.channels_out), **norm)
             fc2(hidden, h, h, **named)
             fold_moments(sums[0], sums[1], scale_R, shift_R, width, LAYER_NORM_EPS)
-        normalize_rows(h, work.normed_RW, LAYER_NORM_EPS)
+        for tokens, normed in zip(
+            work.split(work.tokens_RW), work.split(work.normed_RW.view(torch.float16)), strict=True
+        ):
+            normalize_rows(tokens, normed, LAYER_NORM_EPS)
+
+    def _attend(
+        self, index: int, work: Workspace, packed: Tensor, attended: Tensor, class_NW: Tensor
+    ) -> None:
+        from dali_aesthetic.score.fast.kernels.attention import attend
+
+        if self._apart is None:
+            (qkv, qkv_class), (out, out_class) = work.split(packed), work.split(attended)
+            attend(qkv, qkv_class, out, out_class, self._heads)
+        else:
+            self._apart(index, class_NW, lambda qkv, out: attend(packed, qkv, attended, out, self._heads))
 
 
 class NormPasses:
-    """Blocks with one pass over the residual stream before each of the two products that read it."""
+    """Blocks with one pass over the residual stream before each of the two products that read it.
+
+    `observe` is shown the patches of each product's input.
+    """
 
     wants_normed = True
 
@@ -158,36 +190,44 @@ class NormPasses:
         from dali_aesthetic.score.fast.kernels.layernorm import normalize_rows
 
         h, normed = work.tokens_RW, work.normed_RW
-        see = self.observe or (lambda *_: None)
+        rows, width = h.shape
+
+        def see(index: int, site: str, tokens: Tensor) -> None:
+            if self.observe is not None:
+                self.observe(index, site, work.split(tokens)[0])
+
         for index, (qkv, proj, fc1, fc2) in enumerate(self._blocks):
             see(index, "qkv", normed)
-            qkv(normed, packed := work.scratch(3 * h.shape[1]))
-            attend(packed, normed, work.images, self._heads)
+            qkv(normed, packed := work.scratch(rows, 3 * width))
+            attend(*work.split(packed), *work.split(normed), self._heads)
             see(index, "proj", normed)
             proj(normed, h, h)
             normalize_rows(h, normed, LAYER_NORM_EPS)
             see(index, "fc1", normed)
-            fc1(normed, hidden := work.scratch(fc1.channels_out))
+            fc1(normed, hidden := work.scratch(rows, fc1.channels_out))
             see(index, "fc2", hidden)
             fc2(hidden, h, h)
             normalize_rows(h, normed, LAYER_NORM_EPS)
 
 
 class FusedEncoder:
-    """Pixels to embeddings, with `middle` for all blocks but the last."""
+    """Pixels to embeddings, with `middle` for all blocks but the last.
 
-    def __init__(self, tower: VisionTower, middle: Middle, dtype: torch.dtype) -> None:
+    Patch embedding, last block and projection are float16 whatever the middle is.
+    """
+
+    def __init__(self, tower: VisionTower, middle: Middle) -> None:
         """The tower is float32 and on the GPU; nothing of it is kept."""
         from dali_aesthetic.score.fast.kernels.class_block import ClassBlock
 
-        self.spec, self.middle, self._dtype = tower.spec, middle, dtype
+        self.spec, self.middle = tower.spec, middle
         patch, patch_bias = folding.fold_pixels(tower.patch_embed.weight, tower.spec)
-        self._patch_KW = patch.to(dtype).T
+        self._patch_KW = patch.half().T
         self._positions_LW = folding.fold_positions(tower, patch_bias).float()
         self._gain_W, self._bias_W = tower.ln_pre.weight.float(), tower.ln_pre.bias.float()
         last = tower.blocks[-1]
         assert isinstance(last, Block)
-        self._last = ClassBlock(folding.fold_block(last), dtype)
+        self._last = ClassBlock(folding.fold_block(last), torch.float16)
         projection, bias = folding.fold_projection(tower)
         self._projection_DW, self._projection_bias_D = projection.float(), bias.float()
 
@@ -203,21 +243,20 @@ class FusedEncoder:
 
         rows_RK, embedded_RW = self._patches(work)
         torch.mm(rows_RK, self._patch_KW, out=embedded_RW)
-        tokens_NLW, normed_NLW = (
-            t.view(work.images, -1, self.spec.width) for t in (work.tokens_RW, work.normed_RW)
-        )
+        tokens, normed = work.split(work.tokens_RW), work.split(work.normed_RW)
         table, gain, bias = self._positions_LW, self._gain_W, self._bias_W
-        start_NLW = normed_NLW if self.middle.wants_normed else None
-        embed.assemble(embedded_RW, table, gain, bias, tokens_NLW, start_NLW, LAYER_NORM_EPS)
+        start = normed if self.middle.wants_normed else None
+        embed.assemble(embedded_RW, table, gain, bias, tokens, start, LAYER_NORM_EPS)
         self.middle(work)
-        class_NW = self._last(tokens_NLW, normed_NLW, LAYER_NORM_EPS).float()
+        ended = work.split(work.normed_RW.view(torch.float16))
+        class_NW = self._last(tokens[1], *ended, LAYER_NORM_EPS).float()
         unit_NW = torch.nn.functional.layer_norm(class_NW, class_NW.shape[1:], eps=LAYER_NORM_EPS)
         return torch.addmm(self._projection_bias_D, unit_NW, self._projection_DW.T)
 
     def _patches(self, work: Workspace) -> tuple[Tensor, Tensor]:
-        """Patch rows [N * P, K] and their products [N * P, W], both in `wide`."""
+        """Patch rows [N * P, K] and their products [N * P, W], float16, both in `wide`."""
         rows, columns = work.images * (self.spec.tokens - 1), self._patch_KW.shape[0]
-        flat, end = work.wide, rows * columns
+        flat, end = work.wide.view(torch.float16), rows * columns
         embedded = flat[end : end + rows * self.spec.width].view(rows, self.spec.width)
         return flat[:end].view(rows, columns), embedded
 
@@ -260,12 +299,16 @@ class FusedBackend:
 def build(
     tower: VisionTower, heads: HeadBank, device: torch.device, precision: str, batch_size: int
 ) -> FusedBackend:
-    """A fused fp16 or bf16 backend. Raises ValueError where `refusal` gives a reason."""
+    """A fused fp16 or bf16 backend; with bf16 the class tokens are float16 still.
+
+    Raises ValueError where `refusal` gives a reason.
+    """
     if reason := refusal(tower.spec, device, precision):
         raise ValueError(f"backend fused can't run here: {reason}")
     dtype = DTYPES[precision]
     tower = tower.float().to(device)
     blocks = [folding.fold_block(block) for block in tower.blocks[:-1] if isinstance(block, Block)]
-    middle = DeferredNorms(blocks, batch_size * tower.spec.tokens, device, dtype)
+    apart = None if dtype == torch.float16 else ClassStream(blocks)
+    middle = DeferredNorms(blocks, batch_size * tower.spec.tokens, device, dtype, apart)
     work = Workspace.make(tower.spec, batch_size, device, dtype)
-    return FusedBackend(FusedEncoder(tower, middle, dtype), heads.float().to(device), work, precision)
+    return FusedBackend(FusedEncoder(tower, middle), heads.float().to(device), work, precision)

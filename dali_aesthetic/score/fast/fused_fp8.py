@@ -1,10 +1,10 @@
-"""The fused tower with float8 products: e4m3 weights and activations, a float16 residual stream.
+"""The fused tower with float8 products of patches: e4m3 weights and activations, a float16 residual stream.
 
 Every scale is static. A normalised row can't exceed the square root of its width; attention outputs and
 hidden values are measured on calibration images and given headroom. Activations are centred before they
 are rounded (what is subtracted comes back in the bias that follows, exactly), because e4m3's error is
-relative. The heads are corrected for what rounding does to all images alike (`float8_study.py`). Patch
-embedding, last block and projection stay float16.
+relative. The heads are corrected for what rounding does to all images alike (`float8_study.py`). Class
+tokens (`class_stream.py`), patch embedding, last block and projection stay float16.
 
 Shape legend: R rows, W width, K input channels of a product.
 """
@@ -15,6 +15,7 @@ import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ from torch import Tensor
 from dali_aesthetic.score.clip import LAYER_NORM_EPS, Block, VisionTower
 from dali_aesthetic.score.fast import folding, fused
 from dali_aesthetic.score.fast.calibration import SITES, Calibration, Seen, Statistics
+from dali_aesthetic.score.fast.class_stream import ClassStream
 from dali_aesthetic.score.fast.folding import FoldedBlock
 from dali_aesthetic.score.fast.fused import FusedBackend, FusedEncoder, Workspace
 from dali_aesthetic.score.fast.kernels.float8 import LARGEST, calibrated_scale, quantize_weight
@@ -66,7 +68,7 @@ class _Input:
 
 
 class Float8Blocks:
-    """Blocks with their products in float8, but for `float16_products` (proj, fc2). See `fused.Middle`."""
+    """See `fused.Middle`. The patches' products are in float8, but for `float16_products` (proj, fc2)."""
 
     wants_normed = False
 
@@ -82,6 +84,7 @@ class Float8Blocks:
         self._blocks = [
             _Float8Block(block, statistics, index, float16_products) for index, block in enumerate(blocks)
         ]
+        self._apart = ClassStream(blocks, [block.shifts for block in self._blocks])
         width, hidden = blocks[0].q.shape[1], blocks[0].fc1.shape[0]
         self._narrow_RW = torch.empty(rows, width, device=device, dtype=_FLOAT8)
         self._wide_proj = "proj" in float16_products
@@ -90,24 +93,30 @@ class Float8Blocks:
             self._hidden_RF = torch.empty(rows, hidden, device=device, dtype=_FLOAT8)
 
     def __call__(self, work: Workspace) -> None:
-        from dali_aesthetic.score.fast.kernels.attention import attend
         from dali_aesthetic.score.fast.kernels.layernorm import normalize_rows
 
-        h = work.tokens_RW
+        h, class_NW = work.split(work.tokens_RW)
         rows, width = h.shape
         narrow = self._narrow_RW[:rows]
-        attended = work.normed_RW if self._wide_proj else narrow
-        for block in self._blocks:
+        attended = work.normed_RW[:rows] if self._wide_proj else narrow
+        for index, block in enumerate(self._blocks):
             normalize_rows(h, narrow, LAYER_NORM_EPS, block.qkv_in.scale, block.qkv_in.offset_K)
-            block.qkv(narrow, packed := work.scratch(3 * width))
-            attend(packed, attended, work.images, self._heads, block.proj_in.scale)
+            block.qkv(narrow, packed := work.scratch(rows, 3 * width))
+            self._apart(index, class_NW, partial(self._attend, packed, attended, block.proj_in.scale))
             block.proj(attended, h, h)
             normalize_rows(h, narrow, LAYER_NORM_EPS, block.fc1_in.scale, block.fc1_in.offset_K)
             hidden = self._hidden_RF
-            hidden = work.scratch(block.fc1.channels_out) if hidden is None else hidden[:rows]
+            hidden = work.scratch(rows, block.fc1.channels_out) if hidden is None else hidden[:rows]
             block.fc1(narrow, hidden)
             block.fc2(hidden, h, h)
-        normalize_rows(h, work.normed_RW, LAYER_NORM_EPS)
+        normalize_rows(work.tokens_RW, work.normed_RW, LAYER_NORM_EPS)
+
+    def _attend(
+        self, packed: Tensor, attended: Tensor, scale: float, qkv_class: Tensor, attended_class: Tensor
+    ) -> None:
+        from dali_aesthetic.score.fast.kernels.attention import attend
+
+        attend(packed, qkv_class, attended, attended_class, self._heads, scale)
 
 
 class _Float8Block:
@@ -123,7 +132,9 @@ class _Float8Block:
         # Not centred: most hidden values are near zero, where e4m3 is finest.
         fc2_in = as_it_is.get("fc2") or _Input.calibrated(seen["fc2"], centred=False)
         qkv_centre, proj_centre = self.qkv_in.centre_K.double(), self.proj_in.centre_K.double()
-        # Values are centred by their bias, as the attention's weights add up to one; keys need no bias.
+        # Values are centred by their bias, as the attention's weights add up to one; keys need no bias, but
+        # then must lack the same everywhere.
+        self.shifts = (block.k @ qkv_centre, proj_centre)
         q_bias, v_bias = block.q_bias + block.q @ qkv_centre, block.v @ qkv_centre - proj_centre
         qkv_bias = torch.cat([q_bias, torch.zeros_like(v_bias), v_bias])
         proj_bias = block.proj_bias + block.proj @ proj_centre
@@ -168,11 +179,11 @@ def build(
     blocks = folded(tower)
     _check_fits(calibration, tower.spec, heads)
     statistics = {key: seen.to(device) for key, seen in calibration.statistics.items()}
-    rows = batch_size * tower.spec.tokens
+    rows = batch_size * (tower.spec.tokens - 1)
     with torch.inference_mode():
         products = calibration.choice.float16_products
         middle = Float8Blocks(blocks, statistics, rows, device, products)
-        encoder = FusedEncoder(tower, middle, torch.float16)
+        encoder = FusedEncoder(tower, middle)
     corrected = copy.deepcopy(heads)
     corrected.w_AD, corrected.b_A = calibration.w_AD.to(device), calibration.b_A.to(device)
     work = Workspace.make(tower.spec, batch_size, device, torch.float16)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -141,7 +142,11 @@ def test_over_the_limit_it_falls_back_and_says_what_it_tried() -> None:
         fused_fp8.build(tower(), heads(), CPU, 8, calibration)
 
 
-def test_products_in_float16_bring_scores_nearer_and_are_taken_where_needed() -> None:
+def test_products_in_float16_bring_scores_nearer_and_are_taken_where_needed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # With fewer blocks what rounding does to patches hardly reaches the class token.
+    monkeypatch.setattr(sys.modules[__name__], "SPEC", replace(SPEC, layers=6))
     errors = [trial.mean_error for trial in calibrate(limits=Limits(mean_error=1e-6)).choice.trials]
     assert errors[2] < errors[1] < errors[0]
     between = (errors[0] + errors[1]) / 2
@@ -176,22 +181,28 @@ def test_huge_channels_and_hard_neurons_pass_where_scales_can_hold_them() -> Non
     assert float(off.abs().mean()) < 0.05
 
 
-def hard_neuron(factor: float) -> dict[str, Any]:
-    """One hidden neuron that is `factor` times larger than others, and read by that much less."""
-    return {
-        "blocks.1.fc1.weight": scaled(factor, 11),
-        "blocks.1.fc1.bias": scaled(factor, 11),
-        "blocks.1.fc2.weight": scaled(1 / factor, slice(None), 11),
-    }
+def hard_neurons(factor: float) -> dict[str, Any]:
+    """In each block a hidden neuron that is `factor` times larger than others, and read by that much less."""
+    change: dict[str, Any] = {}
+    for block in range(SPEC.layers - 1):
+        change |= {
+            f"blocks.{block}.fc1.weight": scaled(factor, 11),
+            f"blocks.{block}.fc1.bias": scaled(factor, 11),
+            f"blocks.{block}.fc2.weight": scaled(1 / factor, slice(None), 11),
+        }
+    return change
 
 
-def test_a_neuron_that_no_single_scale_can_hold_keeps_its_product_in_float16() -> None:
+def test_a_neuron_that_no_single_scale_can_hold_keeps_its_product_in_float16(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """The tower is the same function; what is left of the other neurons' e4m3 bits is not enough."""
-    limits = Limits(mean_error=0.05, p99_error=0.2, flips=0.1)
+    monkeypatch.setattr(sys.modules[__name__], "SPEC", replace(SPEC, layers=6))
+    limits = Limits(mean_error=0.035, p99_error=0.2, flips=0.1)
     assert calibrate(limits=limits).choice.float16_products == ()
-    choice = calibrate(hard_neuron(2e4), limits).choice
+    choice = calibrate(hard_neurons(2e4), limits).choice
     assert choice.float16_products == ("proj", "fc2"), choice.describe()
-    assert choice.trials[0].mean_error > 2 * choice.trials[2].mean_error
+    assert choice.trials[0].mean_error > 1.5 * choice.trials[2].mean_error
 
 
 def test_rare_tokens_that_calibration_did_not_see_are_caught() -> None:

@@ -48,27 +48,40 @@ def relative_error(out: Tensor, expected: Tensor) -> float:
     return float((out.float() - expected.float()).norm() / expected.float().norm())
 
 
-@pytest.mark.parametrize("outliers", [False, True])
-@pytest.mark.parametrize("images", BATCHES)
-def test_attention_equals_softmax(images: int, outliers: bool) -> None:
+def packed(images: int, outliers: bool, dtype: torch.dtype = torch.float16) -> tuple[Tensor, Tensor]:
+    """qkv of patches, of `dtype`, and of class tokens, float16."""
     qkv = noise(images * (PATCHES + 1), 3 * WIDTH, outliers=outliers)
     qkv[:, :WIDTH] *= softmax_scale(SIZE)
-    out = poisoned(images * (PATCHES + 1), WIDTH)
-    attention.attend(qkv, out, images, HEADS)
+    return qkv[: images * PATCHES].to(dtype), qkv[images * PATCHES :].contiguous()
+
+
+def buffers(images: int, dtype: torch.dtype = torch.float16) -> tuple[Tensor, Tensor]:
+    """For what patches and class tokens attended to."""
+    return poisoned(images * PATCHES, WIDTH, dtype=dtype), poisoned(images, WIDTH)
+
+
+# NumPy, and so the interpreter, has no bfloat16.
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16] if GPU else [torch.float16])
+@pytest.mark.parametrize("outliers", [False, True])
+@pytest.mark.parametrize("images", BATCHES)
+def test_attention_equals_softmax(images: int, outliers: bool, dtype: torch.dtype) -> None:
+    (qkv, qkv_class), (out, out_class) = packed(images, outliers, dtype), buffers(images, dtype)
+    attention.attend(qkv, qkv_class, out, out_class, HEADS)
     for start in range(0, images, 64):
-        rows = slice(start * (PATCHES + 1), min(start + 64, images) * (PATCHES + 1))
-        expected = attention.reference(qkv[rows], qkv[rows].shape[0] // (PATCHES + 1), HEADS)
-        assert relative_error(out[rows], expected) < 2e-3
+        here = slice(start, start + 64)
+        rows = slice(start * PATCHES, (start + 64) * PATCHES)
+        expected, expected_class = attention.reference(qkv[rows], qkv_class[here], HEADS)
+        assert relative_error(out[rows], expected) < (2e-3 if dtype == torch.float16 else 1e-2)
+        assert relative_error(out_class[here], expected_class) < 2e-3
 
 
 def test_attention_repeats_bit_for_bit() -> None:
     images = BATCHES[-1]
-    qkv = noise(images * (PATCHES + 1), 3 * WIDTH, outliers=False)
-    first, again = (poisoned(images * (PATCHES + 1), WIDTH) for _ in range(2))
-    attention.attend(qkv, first, images, HEADS)
+    qkv, first = packed(images, outliers=False), buffers(images)
+    attention.attend(*qkv, *first, HEADS)
     for _ in range(5 if GPU else 1):
-        attention.attend(qkv, again, images, HEADS)
-        assert torch.equal(first, again)
+        attention.attend(*qkv, *(again := buffers(images)), HEADS)
+        assert all(map(torch.equal, first, again))
 
 
 def test_attention_says_which_towers_it_refuses() -> None:
@@ -80,11 +93,11 @@ def test_attention_says_which_towers_it_refuses() -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not GPU, reason="float8 stores need a GPU")
 def test_attention_saturates_float8() -> None:
-    qkv = noise(3 * (PATCHES + 1), 3 * WIDTH, outliers=False)
-    out = poisoned(3 * (PATCHES + 1), WIDTH, dtype=torch.float8_e4m3fn)
-    attention.attend(qkv, out, 3, HEADS, 1e4)
-    expected = (attention.reference(qkv, 3, HEADS) * 1e4).clamp(-448, 448)
-    assert relative_error(out, expected) < 0.04
+    qkv, (out, out_class) = packed(3, outliers=False), buffers(3, torch.float8_e4m3fn)
+    attention.attend(*qkv, out, out_class, HEADS, 1e4)
+    expected, expected_class = attention.reference(*qkv, HEADS)
+    assert relative_error(out, (expected * 1e4).clamp(-448, 448)) < 0.04
+    assert relative_error(out_class, expected_class) < 2e-3, "class tokens are not scaled"
 
 
 @pytest.mark.parametrize("outliers", [False, True])
@@ -145,13 +158,15 @@ def test_assemble_equals_ln_pre_and_the_next_norm(images: int) -> None:
     positions, gain, bias = (
         torch.randn(*shape, generator=generator, device=DEVICE) for shape in [(5, 64), (64,), (64,)]
     )
-    tokens, normed = poisoned(images, 5, 64), poisoned(images, 5, 64)
+    tokens, normed = ((poisoned(images * 4, 64), poisoned(images, 64)) for _ in range(2))
     embed.assemble(patches, positions, gain, bias, tokens, normed, EPS)
     joined = torch.cat([torch.zeros(images, 1, 64, device=DEVICE), patches.float().view(images, 4, 64)], 1)
     expected = torch.nn.functional.layer_norm(joined + positions, (64,), gain, bias, EPS)
-    torch.testing.assert_close(tokens.float(), expected, rtol=1e-3, atol=1e-3)
-    again = torch.nn.functional.layer_norm(tokens.float(), (64,), eps=EPS)
-    torch.testing.assert_close(normed.float(), again, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(tokens[0].float(), expected[:, 1:].flatten(0, 1), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(tokens[1].float(), expected[:, 0], rtol=1e-3, atol=1e-3)
+    for rows, unit in zip(tokens, normed, strict=True):
+        again = torch.nn.functional.layer_norm(rows.float(), (64,), eps=EPS)
+        torch.testing.assert_close(unit.float(), again, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("outliers", [False, True])
@@ -160,7 +175,8 @@ def test_class_attention_equals_softmax(images: int, outliers: bool) -> None:
     tokens = noise(images, PATCHES + 1, WIDTH, outliers=outliers)
     asks = noise(images, HEADS, WIDTH, outliers=False, seed=1) * 0.1
     out = poisoned(images, HEADS, WIDTH)
-    class_attention.class_attention(asks, tokens, out)
+    patches, classes = tokens[:, 1:].flatten(0, 1).contiguous(), tokens[:, 0].contiguous()
+    class_attention.class_attention(asks, patches, classes, out)
     scores = asks.float() @ tokens.float().transpose(1, 2)
     expected = torch.softmax(scores * 0.6931471805599453, dim=-1) @ tokens.float()
     assert relative_error(out, expected) < 2e-3

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dali_aesthetic.score.fast import backend, fused, fused_fp8
+from dali_aesthetic.score.fast import backend, class_stream, fused, fused_fp8
 from dali_aesthetic.score.fast.folding import PIXEL_OFFSET, PIXEL_STEP
 from dali_aesthetic.score.fast.kernels import attention, class_block, embed, gemm, layernorm
 
@@ -51,8 +51,17 @@ def store(values: Tensor, out: Tensor) -> None:
     out.copy_(values.clamp(-FLOAT8_LIMIT, FLOAT8_LIMIT) if out.dtype == torch.float8_e4m3fn else values)
 
 
-def attend(qkv_R3W: Tensor, out_RW: Tensor, images: int, heads: int, out_scale: float = 1.0) -> None:
-    store(attention.reference(qkv_R3W, images, heads) * out_scale, out_RW)
+def attend(
+    qkv_R3W: Tensor,
+    qkv_class_N3W: Tensor,
+    out_RW: Tensor,
+    out_class_NW: Tensor,
+    heads: int,
+    out_scale: float = 1.0,
+) -> None:
+    patches, classes = attention.reference(qkv_R3W, qkv_class_N3W, heads)
+    store(patches * out_scale, out_RW)
+    store(classes, out_class_NW)
 
 
 def normalize_rows(
@@ -88,24 +97,29 @@ def patchify(images_NHWC: Tensor, out_RK: Tensor, patch_size: int) -> None:
 
 
 def assemble(
-    patches_RW: Tensor,
+    embedded_RW: Tensor,
     positions_LW: Tensor,
     gain_W: Tensor,
     bias_W: Tensor,
-    tokens_NLW: Tensor,
-    normed_NLW: Tensor | None,
+    tokens: tuple[Tensor, Tensor],
+    normed: tuple[Tensor, Tensor] | None,
     eps: float,
 ) -> None:
-    images, _, width = tokens_NLW.shape
-    joined = torch.cat([torch.zeros(images, 1, width), patches_RW.float().view(images, -1, width)], 1)
-    tokens_NLW.copy_(torch.nn.functional.layer_norm(joined + positions_LW, (width,), gain_W, bias_W, eps))
-    if normed_NLW is not None:
-        normed_NLW.copy_(torch.nn.functional.layer_norm(tokens_NLW.float(), (width,), eps=eps))
+    width = len(gain_W)
+    embedded_NPW = embedded_RW.float().view(len(tokens[1]), -1, width) + positions_LW[1:]
+    classes = positions_LW[:1].expand(len(tokens[1]), -1)
+    for index, rows in enumerate((embedded_NPW.flatten(0, 1), classes)):
+        tokens[index].copy_(torch.nn.functional.layer_norm(rows, (width,), gain_W, bias_W, eps))
+        if normed is not None:
+            normed[index].copy_(torch.nn.functional.layer_norm(tokens[index].float(), (width,), eps=eps))
 
 
-def class_attention(asks_NHW: Tensor, tokens_NLW: Tensor, out_NHW: Tensor) -> None:
-    weights = torch.softmax(asks_NHW.float() @ tokens_NLW.float().mT * 0.6931471805599453, -1)
-    out_NHW.copy_(weights @ tokens_NLW.float())
+def class_attention(asks_NHW: Tensor, patches_RW: Tensor, class_NW: Tensor, out_NHW: Tensor) -> None:
+    tokens_NLW = torch.cat(
+        [patches_RW.view(len(class_NW), -1, class_NW.shape[1]), class_NW[:, None]], 1
+    ).float()
+    weights = torch.softmax(asks_NHW.float() @ tokens_NLW.mT * 0.6931471805599453, -1)
+    out_NHW.copy_(weights @ tokens_NLW)
 
 
 def install(patch: pytest.MonkeyPatch) -> None:
@@ -129,3 +143,4 @@ def products(patch: pytest.MonkeyPatch) -> None:
     """QuACK's products replaced, and nothing else."""
     patch.setattr(fused, "Gemm", TorchGemm)
     patch.setattr(fused_fp8, "Gemm", TorchGemm)
+    patch.setattr(class_stream, "Gemm", TorchGemm)

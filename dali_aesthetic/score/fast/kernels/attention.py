@@ -2,9 +2,10 @@
 
 One program per image and head. The patch keys are one tile and the class key joins the softmax as a
 rank-one correction, so no key is padding; the class query is the N side of a transposed product, so it
-costs an eighth of a query tile. Reads the packed qkv buffer and writes rows of heads: no transposes.
+costs an eighth of a query tile. Reads packed qkv buffers and writes rows of heads: no transposes.
+Patches and class tokens have buffers of their own, which may be of different dtypes.
 
-Shape legend: R = images * tokens rows, W = heads * size columns.
+Shape legend: N images, R = N * patches rows, W = heads * size columns.
 """
 
 from __future__ import annotations
@@ -24,19 +25,27 @@ _CLASS_COLUMNS = 16
 """Equal copies of the class query: the fewest columns that `tl.dot` takes."""
 
 
-def attend(qkv_R3W: Tensor, out_RW: Tensor, images: int, heads: int, out_scale: float = 1.0) -> None:
-    """`out = out_scale * softmax2(q k^T) v` for each image and head; q carries
+def attend(
+    qkv_R3W: Tensor,
+    qkv_class_N3W: Tensor,
+    out_RW: Tensor,
+    out_class_NW: Tensor,
+    heads: int,
+    out_scale: float = 1.0,
+) -> None:
+    """`out = softmax2(q k^T) v` for each image and head, of patches and of class tokens; q carries
     `folding.softmax_scale`.
 
-    qkv is float16 or bfloat16, contiguous [R, 3W], columns q, k, v, each heads * size; row 0 of an image
-    is its class token. `out` is [R, W] of the same dtype, or float8_e4m3fn, to which it saturates.
+    Both qkv are float16 or bfloat16, contiguous, columns q, k, v, each heads * size. `out` has the dtype of
+    its qkv; that of the patches may be float8_e4m3fn, which gets `out_scale` times the result and saturates.
     """
-    width = qkv_R3W.shape[1] // 3
-    size, patches = width // heads, qkv_R3W.shape[0] // images - 1
+    images, width = qkv_class_N3W.shape[0], qkv_class_N3W.shape[1] // 3
+    size, patches = width // heads, qkv_R3W.shape[0] // images
     rows = min(QUERY_ROWS, patches)
     _attend[(images * heads,)](
-        qkv_R3W,
+        qkv_class_N3W,
         out_RW,
+        out_class_NW,
         TensorDescriptor.from_tensor(qkv_R3W, [patches, size]),
         TensorDescriptor.from_tensor(qkv_R3W, [rows, size]),
         TensorDescriptor.from_tensor(out_RW, [rows, size]),
@@ -81,7 +90,7 @@ def _class_query(
     """Output [size], float32, of one query."""
     columns = tl.broadcast_to(q[:, None], [q.shape[0], COLUMNS])
     is_first = (tl.arange(0, COLUMNS) == 0)[None, :]
-    s = tl.sum(tl.where(is_first, tl.dot(k, columns), 0.0), 1)
+    s = tl.sum(tl.where(is_first, tl.dot(k.to(q.dtype), columns), 0.0), 1)
     s_class = tl.sum(q.to(tl.float32) * k_class, 0)
     top = tl.maximum(tl.max(s, 0), s_class)
     p = tl.exp2(s - top)
@@ -93,8 +102,9 @@ def _class_query(
 
 @triton.jit  # type: ignore[untyped-decorator,unused-ignore]
 def _attend(
-    qkv: tl.tensor,
+    qkv_class: tl.tensor,
     out: tl.tensor,
+    out_class: tl.tensor,
     keys: tl.tensor,
     queries: tl.tensor,
     answers: tl.tensor,
@@ -107,27 +117,26 @@ def _attend(
 ) -> None:
     image, head = tl.program_id(0) // HEADS, tl.program_id(0) % HEADS
     width: tl.constexpr = HEADS * SIZE
-    row = image * (PATCHES + 1)
-    base = qkv + row.to(tl.int64) * (3 * width) + head * SIZE
-    base_out = out + row.to(tl.int64) * width + head * SIZE
-    d = tl.arange(0, SIZE)
-    k = keys.load([row + 1, width + head * SIZE])
-    v = keys.load([row + 1, 2 * width + head * SIZE])
+    row, d = image * PATCHES, head * SIZE + tl.arange(0, SIZE)
+    base = qkv_class + image.to(tl.int64) * (3 * width)
+    k = keys.load([row, width + head * SIZE])
+    v = keys.load([row, 2 * width + head * SIZE])
     k_class = tl.load(base + width + d).to(tl.float32)
     v_class = tl.load(base + 2 * width + d).to(tl.float32)
     # The class query first: after the loop it would spill registers.
-    o_class = _class_query(tl.load(base + d), k, v, k_class, v_class, COLUMNS) * out_scale
-    tl.store(base_out + d, o_class.to(out.dtype.element_ty))
+    o_class = _class_query(tl.load(base + d), k, v, k_class, v_class, COLUMNS)
+    tl.store(out_class + image.to(tl.int64) * width + d, o_class.to(out_class.dtype.element_ty))
     for tile in tl.range(0, PATCHES // ROWS, num_stages=2):
-        at = row + 1 + tile * ROWS
+        at = row + tile * ROWS
         o = _patch_queries(queries.load([at, head * SIZE]), k, v, k_class, v_class) * out_scale
         answers.store([at, head * SIZE], o.to(out.dtype.element_ty))
 
 
-def reference(qkv_R3W: Tensor, images: int, heads: int) -> Tensor:
-    """The same in plain torch, float32 [R, W]: what tests and benchmarks compare with."""
-    size = qkv_R3W.shape[1] // 3 // heads
-    q, k, v = qkv_R3W.float().view(images, -1, 3, heads, size).permute(2, 0, 3, 1, 4)
+def reference(qkv_R3W: Tensor, qkv_class_N3W: Tensor, heads: int) -> tuple[Tensor, Tensor]:
+    """The same in plain torch, float32 [R, W] and [N, W]: what tests and benchmarks compare with."""
+    images, columns = qkv_class_N3W.shape
+    tokens = torch.cat([qkv_R3W.float().view(images, -1, columns), qkv_class_N3W.float()[:, None]], dim=1)
+    q, k, v = tokens.view(*tokens.shape[:2], 3, heads, -1).permute(2, 0, 3, 1, 4)
     weights = torch.softmax(q @ k.transpose(-1, -2) * math.log(2), dim=-1)
-    attended_RW: Tensor = (weights @ v).transpose(1, 2).reshape(qkv_R3W.shape[0], -1)
-    return attended_RW
+    attended_NLW = (weights @ v).transpose(1, 2).flatten(2)
+    return attended_NLW[:, :-1].flatten(0, 1), attended_NLW[:, -1]

@@ -3,7 +3,7 @@
 `q.k = q.(Wk x) = (Wk^T q).x` and `sum p v = Wv (sum p x)`: the two weights are applied to one row a head
 instead of to every token, and what is left is a weighted mean of the normalised tokens themselves.
 
-Shape legend: N images, H heads, L tokens (a power of two and one), W width.
+Shape legend: N images, H heads, P patches (a power of two), W width.
 """
 
 from __future__ import annotations
@@ -13,24 +13,25 @@ import triton.language as tl
 from torch import Tensor
 
 
-def class_attention(asks_NHW: Tensor, tokens_NLW: Tensor, out_NHW: Tensor) -> None:
+def class_attention(asks_NHW: Tensor, patches_RW: Tensor, class_NW: Tensor, out_NHW: Tensor) -> None:
     """`out = softmax2(asks tokens^T) tokens` for each image: float32 softmax in base 2.
 
-    `asks` (queries times key weights, with `softmax_scale`) and tokens are float16 or bfloat16,
-    contiguous; `out` has their dtype.
+    `asks` are queries times key weights, with `softmax_scale`; tokens are an image's patches [N * P, W] and
+    its class token. All are contiguous and of one dtype, float16 or bfloat16.
     """
-    images, tokens, width = tokens_NLW.shape
-    heads = asks_NHW.shape[1]
+    images, heads, width = asks_NHW.shape
+    patches = patches_RW.shape[0] // images
     padded = max(16, triton.next_power_of_2(heads))
     _class_attention[(images,)](
-        asks_NHW, tokens_NLW, out_NHW, heads, padded, tokens - 1, width, min(64, width), num_warps=8
+        asks_NHW, patches_RW, class_NW, out_NHW, heads, padded, patches, width, min(64, width), num_warps=8
     )
 
 
 @triton.jit  # type: ignore[untyped-decorator,unused-ignore]
 def _class_attention(
     asks: tl.tensor,
-    tokens: tl.tensor,
+    patches: tl.tensor,
+    classes: tl.tensor,
     out: tl.tensor,
     HEADS: tl.constexpr,
     PADDED: tl.constexpr,
@@ -39,25 +40,26 @@ def _class_attention(
     STEP: tl.constexpr,
 ) -> None:
     image = tl.program_id(0).to(tl.int64)
-    head, patch, step = tl.arange(0, PADDED), 1 + tl.arange(0, PATCHES), tl.arange(0, STEP)
+    head, patch, step = tl.arange(0, PADDED), tl.arange(0, PATCHES), tl.arange(0, STEP)
     live = (head < HEADS)[:, None]
-    x = tokens + image * (PATCHES + 1) * WIDTH
+    x = patches + image * PATCHES * WIDTH
+    x_class = classes + image * WIDTH
     at = (image * HEADS + head)[:, None] * WIDTH + step[None, :]
     s = tl.zeros([PADDED, PATCHES], tl.float32)
     s_class = tl.zeros([PADDED], tl.float32)
     for start in tl.range(0, WIDTH, STEP, num_stages=3):
         ask = tl.load(asks + at + start, mask=live, other=0.0)
         keys = tl.load(x + patch[:, None] * WIDTH + start + step[None, :])
-        key_class = tl.load(x + start + step).to(tl.float32)
+        key_class = tl.load(x_class + start + step).to(tl.float32)
         s += tl.dot(ask, keys.T)
         s_class += tl.sum(ask.to(tl.float32) * key_class[None, :], 1)
     top = tl.maximum(tl.max(s, 1), s_class)
     p = tl.exp2(s - top[:, None])
     p_class = tl.exp2(s_class - top)
     share = 1.0 / (tl.sum(p, 1) + p_class)
-    weights = p.to(tokens.dtype.element_ty)
+    weights = p.to(patches.dtype.element_ty)
     for start in tl.range(0, WIDTH, STEP, num_stages=3):
         values = tl.load(x + patch[:, None] * WIDTH + start + step[None, :])
-        value_class = tl.load(x + start + step).to(tl.float32)
+        value_class = tl.load(x_class + start + step).to(tl.float32)
         o = (tl.dot(weights, values) + p_class[:, None] * value_class[None, :]) * share[:, None]
         tl.store(out + at + start, o.to(out.dtype.element_ty), mask=live)

@@ -1,6 +1,6 @@
 """The last block and the projection, for the class token only: plain torch on [N, W] and one kernel.
 
-Shape legend: N images, L tokens, W width, H heads, S = W / H, D embedding.
+Shape legend: N images, R patches of them all, W width, H heads, S = W / H, D embedding.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ class ClassBlock:
         self._fc1, self._fc1_bias = folded.fc1.to(dtype), folded.fc1_bias.to(dtype)
         self._fc2, self._fc2_bias = folded.fc2.to(dtype), folded.fc2_bias.to(dtype)
 
-    def __call__(self, tokens_NLW: Tensor, normed_NLW: Tensor, eps: float) -> Tensor:
-        """The class token [N, W] after the block, from the residual stream and the same normalised."""
-        images, _, width = normed_NLW.shape
-        q_NHS = F.linear(normed_NLW[:, 0], self._q, self._q_bias).view(images, len(self._k_HSW), -1)
+    def __call__(self, class_NW: Tensor, normed_RW: Tensor, normed_class_NW: Tensor, eps: float) -> Tensor:
+        """The class token [N, W] after the block, from the residual stream's and all tokens normalised."""
+        images, width = normed_class_NW.shape
+        q_NHS = F.linear(normed_class_NW, self._q, self._q_bias).view(images, len(self._k_HSW), -1)
         asks_NHW = torch.bmm(q_NHS.transpose(0, 1), self._k_HSW).transpose(0, 1).contiguous()
         mixed_NHW = torch.empty_like(asks_NHW)
-        class_attention(asks_NHW, normed_NLW, mixed_NHW)
+        class_attention(asks_NHW, normed_RW, normed_class_NW, mixed_NHW)
         attended_HNS = torch.bmm(mixed_NHW.transpose(0, 1), self._v_HWS)
         attended_NW = attended_HNS.transpose(0, 1).reshape(images, width)
-        class_NW = tokens_NLW[:, 0] + F.linear(attended_NW, self._proj, self._proj_bias)
+        class_NW = class_NW + F.linear(attended_NW, self._proj, self._proj_bias)
         hidden = F.linear(F.layer_norm(class_NW, (width,), eps=eps), self._fc1, self._fc1_bias)
         return class_NW + F.linear(hidden * torch.sigmoid(1.702 * hidden), self._fc2, self._fc2_bias)

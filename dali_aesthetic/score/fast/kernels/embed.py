@@ -1,7 +1,8 @@
 """From uint8 pixels to the first block's input: patches as matrix rows, then tokens normalised twice.
 
 Shape legend: N images, S pixels, P patch, G = S / P patches of a side, K = 3 * P * P values of a patch,
-rounded up to a multiple of 8 so that rows stay 16-byte aligned, L = G * G + 1 tokens, W width.
+rounded up to a multiple of 8 so that rows stay 16-byte aligned, L = G * G + 1 tokens, R = N * G * G patches,
+W width.
 """
 
 from __future__ import annotations
@@ -26,33 +27,35 @@ def patchify(images_NHWC: Tensor, out_RK: Tensor, patch_size: int) -> None:
 
 
 def assemble(
-    patches_RW: Tensor,
+    embedded_RW: Tensor,
     positions_LW: Tensor,
     gain_W: Tensor,
     bias_W: Tensor,
-    tokens_NLW: Tensor,
-    normed_NLW: Tensor | None,
+    tokens: tuple[Tensor, Tensor],
+    normed: tuple[Tensor, Tensor] | None,
     eps: float,
 ) -> None:
-    """Tokens after `ln_pre` and, if asked for, the same normalised again, without gain, for block 0.
+    """Patches [R, W] and class tokens [N, W] after `ln_pre` and, if asked for, the same normalised again,
+    without gain, for block 0.
 
-    `patches` are the patch GEMM's rows [N * (L - 1), W]. `positions` float32 hold the class token in
-    row 0 and the patch bias in the others. Gain and bias (float32) are `ln_pre`'s.
+    `embedded` are the patch product's rows. `positions` float32 hold the class token in row 0 and the patch
+    bias in the others. Gain and bias (float32) are `ln_pre`'s.
     """
-    images, tokens, width = tokens_NLW.shape
-    rows = images * tokens
+    patch_rows, width = embedded_RW.shape
+    rows = patch_rows + tokens[1].shape[0]
     grid = (triton.cdiv(rows, _TOKENS),)
     padded = triton.next_power_of_2(width)
     _assemble[grid](
-        patches_RW,
+        embedded_RW,
         positions_LW,
         gain_W,
         bias_W,
-        tokens_NLW,
-        normed_NLW,
+        *tokens,
+        *(normed or (None, None)),
+        patch_rows,
         rows,
         eps,
-        tokens,
+        positions_LW.shape[0],
         width,
         padded,
         _TOKENS,
@@ -84,12 +87,15 @@ def _patchify(
 
 @triton.jit  # type: ignore[untyped-decorator,unused-ignore]
 def _assemble(
-    patches: tl.tensor,
+    embedded: tl.tensor,
     positions: tl.tensor,
     gain: tl.tensor,
     bias: tl.tensor,
-    tokens: tl.tensor,
-    normed: tl.tensor,
+    patches: tl.tensor,
+    classes: tl.tensor,
+    normed_patches: tl.tensor,
+    normed_classes: tl.tensor,
+    patch_count: tl.tensor,
     count: tl.tensor,
     eps: tl.tensor,
     TOKENS: tl.constexpr,
@@ -98,17 +104,22 @@ def _assemble(
     ROWS: tl.constexpr,
 ) -> None:
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    image, token = row // TOKENS, row % TOKENS
+    is_patch = row < patch_count
+    token = tl.where(is_patch, 1 + row % (TOKENS - 1), 0)
     column = tl.arange(0, PADDED)
     inside = column < WIDTH
-    live = (row < count)[:, None] & inside[None, :]
-    source = (image.to(tl.int64) * (TOKENS - 1) + token - 1)[:, None] * WIDTH + column[None, :]
-    patch = tl.load(patches + source, mask=live & (token > 0)[:, None], other=0.0).to(tl.float32)
-    x = patch + tl.load(positions + token[:, None] * WIDTH + column[None, :], mask=live, other=0.0)
-    g, b = tl.load(gain + column, mask=inside, other=0.0), tl.load(bias + column, mask=inside, other=0.0)
-    h = (standardize(x, live, eps, WIDTH) * g[None, :] + b[None, :]).to(tokens.dtype.element_ty)
+    of_patch = is_patch[:, None] & inside[None, :]
+    of_class = ((row >= patch_count) & (row < count))[:, None] & inside[None, :]
+    live = of_patch | of_class
     at = row[:, None].to(tl.int64) * WIDTH + column[None, :]
-    tl.store(tokens + at, h, mask=live)
-    if normed is not None:
-        y = standardize(h.to(tl.float32), live, eps, WIDTH)
-        tl.store(normed + at, y.to(normed.dtype.element_ty), mask=live)
+    at_class = (row - patch_count)[:, None].to(tl.int64) * WIDTH + column[None, :]
+    x = tl.load(embedded + at, mask=of_patch, other=0.0).to(tl.float32)
+    x += tl.load(positions + token[:, None] * WIDTH + column[None, :], mask=live, other=0.0)
+    g, b = tl.load(gain + column, mask=inside, other=0.0), tl.load(bias + column, mask=inside, other=0.0)
+    h = standardize(x, live, eps, WIDTH) * g[None, :] + b[None, :]
+    tl.store(patches + at, h.to(patches.dtype.element_ty), mask=of_patch)
+    tl.store(classes + at_class, h.to(classes.dtype.element_ty), mask=of_class)
+    if normed_patches is not None:
+        y = standardize(h.to(patches.dtype.element_ty).to(tl.float32), live, eps, WIDTH)
+        tl.store(normed_patches + at, y.to(normed_patches.dtype.element_ty), mask=of_patch)
+        tl.store(normed_classes + at_class, y.to(normed_classes.dtype.element_ty), mask=of_class)
