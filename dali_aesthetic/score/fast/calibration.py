@@ -19,16 +19,16 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-SITES = ("qkv", "attention", "proj", "fc1", "fc2")
-"""What of a block takes rounded inputs: the four products and, after the first, the attention."""
+SITES = ("qkv", "proj", "fc1", "fc2")
+"""The products of a block, in the order in which they run."""
 
 _HEADER = "dali_aesthetic"
-_FORMAT = 2
+_FORMAT = 1
 
 
 @dataclass(slots=True)
 class Seen:
-    """What went into a product or the attention: per channel sum, least and largest, float32 [K]."""
+    """What went into one product: per channel the sum, the least and the largest, float32 [K]."""
 
     rows: int
     total_K: Tensor

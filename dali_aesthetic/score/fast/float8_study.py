@@ -24,7 +24,7 @@ from dali_aesthetic.score.fast.fused_fp8 import Float8Blocks, folded, refusal
 from dali_aesthetic.score.fast.gate import Candidate, Limits, try_in_turn
 from dali_aesthetic.score.head import HeadBank
 
-LADDER: tuple[tuple[str, ...], ...] = ((), ("proj",), ("attention", "proj", "fc2"))
+LADDER: tuple[tuple[str, ...], ...] = ((), ("proj",), ("proj", "fc2"))
 """What stays in float16, in the order in which the gate tries it: the cheapest first, by the measured times
 of the products alone. What each costs a whole run was not measured."""
 RIDGE = 1e-2
@@ -33,8 +33,8 @@ _BATCH = 256
 
 
 def observe(encoder: FusedEncoder, images_NHWC: Tensor, work: Workspace) -> tuple[Statistics, Tensor]:
-    """What goes into the patches' products and attention in a float16 encoder with `NormPasses` for these
-    images, and its embeddings."""
+    """What the patches' products of a float16 encoder with `NormPasses` see of these images, and its
+    embeddings."""
     assert isinstance(encoder.middle, NormPasses)
     seen: dict[tuple[int, str], Seen] = {}
 

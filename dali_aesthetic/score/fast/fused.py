@@ -167,7 +167,7 @@ class DeferredNorms:
 class NormPasses:
     """Blocks with one pass over the residual stream before each of the two products that read it.
 
-    `observe` is shown the patches of what goes into each product and the attention.
+    `observe` is shown the patches of each product's input.
     """
 
     wants_normed = True
@@ -199,7 +199,6 @@ class NormPasses:
         for index, (qkv, proj, fc1, fc2) in enumerate(self._blocks):
             see(index, "qkv", normed)
             qkv(normed, packed := work.scratch(rows, 3 * width))
-            see(index, "attention", packed)
             attend(*work.split(packed), *work.split(normed), self._heads)
             see(index, "proj", normed)
             proj(normed, h, h)

@@ -1,11 +1,10 @@
 """The fused tower with float8 products of patches: e4m3 weights and activations, a float16 residual stream.
 
-Every scale is static. A normalised row can't exceed the square root of its width; queries, keys, values,
-attention outputs and hidden values are measured on calibration images and given headroom. Activations are
-centred before they are rounded (what is subtracted comes back in the bias that follows, exactly), because
-e4m3's error is relative. The heads are corrected for what rounding does to all images alike
-(`float8_study.py`). Class tokens (`class_stream.py`), patch embedding, last block and projection stay
-float16.
+Every scale is static. A normalised row can't exceed the square root of its width; attention outputs and
+hidden values are measured on calibration images and given headroom. Activations are centred before they
+are rounded (what is subtracted comes back in the bias that follows, exactly), because e4m3's error is
+relative. The heads are corrected for what rounding does to all images alike (`float8_study.py`). Class
+tokens (`class_stream.py`), patch embedding, last block and projection stay float16.
 
 Shape legend: R rows, W width, K input channels of a product.
 """
@@ -27,7 +26,6 @@ from dali_aesthetic.score.fast.calibration import SITES, Calibration, Seen, Stat
 from dali_aesthetic.score.fast.class_stream import ClassStream
 from dali_aesthetic.score.fast.folding import FoldedBlock
 from dali_aesthetic.score.fast.fused import FusedBackend, FusedEncoder, Workspace
-from dali_aesthetic.score.fast.kernels.attention import Scales
 from dali_aesthetic.score.fast.kernels.float8 import LARGEST, calibrated_scale, quantize_weight
 from dali_aesthetic.score.fast.kernels.gemm import Gemm
 from dali_aesthetic.score.head import HeadBank
@@ -70,7 +68,7 @@ class _Input:
 
 
 class Float8Blocks:
-    """See `fused.Middle`. The patches are in float8, but for `float16_products` (attention, proj, fc2)."""
+    """See `fused.Middle`. The patches' products are in float8, but for `float16_products` (proj, fc2)."""
 
     wants_normed = False
 
@@ -90,7 +88,6 @@ class Float8Blocks:
         width, hidden = blocks[0].q.shape[1], blocks[0].fc1.shape[0]
         self._narrow_RW = torch.empty(rows, width, device=device, dtype=_FLOAT8)
         self._wide_proj = "proj" in float16_products
-        self._packed_dtype = torch.float16 if "attention" in float16_products else _FLOAT8
         self._hidden_RF: Tensor | None = None
         if "fc2" not in float16_products:
             self._hidden_RF = torch.empty(rows, hidden, device=device, dtype=_FLOAT8)
@@ -104,8 +101,8 @@ class Float8Blocks:
         attended = work.normed_RW[:rows] if self._wide_proj else narrow
         for index, block in enumerate(self._blocks):
             normalize_rows(h, narrow, LAYER_NORM_EPS, block.qkv_in.scale, block.qkv_in.offset_K)
-            block.qkv(narrow, packed := work.scratch(rows, 3 * width, self._packed_dtype))
-            self._apart(index, class_NW, partial(self._attend, packed, attended, block.scales))
+            block.qkv(narrow, packed := work.scratch(rows, 3 * width))
+            self._apart(index, class_NW, partial(self._attend, packed, attended, block.proj_in.scale))
             block.proj(attended, h, h)
             normalize_rows(h, narrow, LAYER_NORM_EPS, block.fc1_in.scale, block.fc1_in.offset_K)
             hidden = self._hidden_RF
@@ -115,11 +112,11 @@ class Float8Blocks:
         normalize_rows(work.tokens_RW, work.normed_RW, LAYER_NORM_EPS)
 
     def _attend(
-        self, packed: Tensor, attended: Tensor, scales: Scales, qkv_class: Tensor, attended_class: Tensor
+        self, packed: Tensor, attended: Tensor, scale: float, qkv_class: Tensor, attended_class: Tensor
     ) -> None:
         from dali_aesthetic.score.fast.kernels.attention import attend
 
-        attend(packed, qkv_class, attended, attended_class, self._heads, scales)
+        attend(packed, qkv_class, attended, attended_class, self._heads, scale)
 
 
 class _Float8Block:
@@ -142,15 +139,8 @@ class _Float8Block:
         qkv_bias = torch.cat([q_bias, torch.zeros_like(v_bias), v_bias])
         proj_bias = block.proj_bias + block.proj @ proj_centre
         fc1_bias = block.fc1_bias + block.fc1 @ self.fc1_in.centre_K.double()
-        self.scales = (
-            Scales(out=self.proj_in.scale)
-            if "attention" in float16_products
-            else _scales_of(seen["attention"], proj_centre, self.proj_in.scale)
-        )
-        packed_scale_3W = qkv_bias.new_tensor([self.scales.q, self.scales.k, self.scales.v])
-        packed_scale_3W = packed_scale_3W.repeat_interleave(len(proj_centre))
-        self.qkv = _gemm("scaled_linear", block.qkv, qkv_bias, self.qkv_in, packed_scale_3W)
-        self.fc1 = _gemm("scaled_linear_quick_gelu", block.fc1, fc1_bias, self.fc1_in, q=fc2_in.scale)
+        self.qkv = _gemm("scaled_linear", block.qkv, qkv_bias, self.qkv_in)
+        self.fc1 = _gemm("scaled_linear_quick_gelu", block.fc1, fc1_bias, self.fc1_in, fc2_in.scale)
         self.proj, self.fc2 = (
             Gemm("linear_residual", weight.half(), None, b=bias.float())
             if site in float16_products
@@ -162,31 +152,14 @@ class _Float8Block:
         )
 
 
-def _scales_of(packed: Seen, value_centre_W: Tensor, out_scale: float) -> Scales:
-    """Twice what was seen of queries, of keys about their mean, of values about `value_centre`.
-
-    The products give keys without their mean: its part in a query's scores is the same for all of them.
-    """
-    zero_W = torch.zeros_like(value_centre_W)
-    centre_3W = torch.cat([zero_W, packed.centre_K.double().chunk(3)[1], value_centre_W])
-    peak_3W = torch.maximum(packed.largest_K - centre_3W, centre_3W - packed.least_K)
-    q, k, v = (calibrated_scale(float(part.max())) for part in peak_3W.chunk(3))
-    return Scales(q, k, v, out_scale)
-
-
 def _gemm(
-    epilogue: str,
-    weight_NK: Tensor,
-    bias_N: Tensor,
-    given: _Input,
-    out_scale_N: Tensor | None = None,
-    **operands: float,
+    epilogue: str, weight_NK: Tensor, bias_N: Tensor, given: _Input, out_scale: float | None = None
 ) -> Gemm:
     quantized, scale_N = quantize_weight(weight_NK)
-    scale_N = scale_N / given.scale
-    if out_scale_N is not None:
-        scale_N, bias_N = scale_N * out_scale_N, bias_N * out_scale_N
-    return Gemm(epilogue, quantized, None, b=bias_N.float(), s=scale_N.float(), **operands)
+    operands: dict[str, Tensor | float] = {"b": bias_N.float(), "s": scale_N / given.scale}
+    if out_scale is not None:
+        operands["q"] = out_scale
+    return Gemm(epilogue, quantized, None, **operands)
 
 
 def build(
@@ -225,7 +198,7 @@ def folded(tower: VisionTower) -> list[FoldedBlock]:
 def _check_fits(calibration: Calibration, spec: TowerSpec, heads: HeadBank) -> None:
     if calibration.choice.precision != "fp8":
         raise ValueError(f"the calibration has no scales: its choice was {calibration.choice.describe()}")
-    wide = dict.fromkeys(SITES, spec.width) | {"attention": 3 * spec.width, "fc2": spec.mlp_width}
+    wide = {"qkv": spec.width, "proj": spec.width, "fc1": spec.width, "fc2": spec.mlp_width}
     wanted = {(block, site): wide[site] for block in range(spec.layers - 1) for site in SITES}
     found = {key: len(seen.total_K) for key, seen in calibration.statistics.items()}
     if found != wanted or calibration.w_AD.shape != heads.w_AD.shape:

@@ -148,12 +148,12 @@ def test_products_in_float16_bring_scores_nearer_and_are_taken_where_needed(
     # With fewer blocks what rounding does to patches hardly reaches the class token.
     monkeypatch.setattr(sys.modules[__name__], "SPEC", replace(SPEC, layers=6))
     errors = [trial.mean_error for trial in calibrate(limits=Limits(mean_error=1e-6)).choice.trials]
-    assert errors[2] < 0.85 * min(errors[:2])
-    between = (errors[2] + min(errors[:2])) / 2
+    assert errors[2] < errors[1] < errors[0]
+    between = (errors[0] + errors[1]) / 2
     calibration = calibrate(limits=Limits(mean_error=between, p99_error=9, flips=2))
     assert calibration.choice.precision == "fp8"
-    assert calibration.choice.float16_products == ("attention", "proj", "fc2")
-    assert "attention and proj and fc2 in fp16" in calibration.choice.describe()
+    assert calibration.choice.float16_products == ("proj",)
+    assert "proj in fp16" in calibration.choice.describe()
     images = photos(96, seed=2)
     found = (scores("fp8", images, calibration) - scores("fp16", images))[:, 0].abs().mean()
     assert float(found) < between
@@ -201,7 +201,7 @@ def test_a_neuron_that_no_single_scale_can_hold_keeps_its_product_in_float16(
     limits = Limits(mean_error=0.035, p99_error=0.2, flips=0.1)
     assert calibrate(limits=limits).choice.float16_products == ()
     choice = calibrate(hard_neurons(2e4), limits).choice
-    assert choice.float16_products == ("attention", "proj", "fc2"), choice.describe()
+    assert choice.float16_products == ("proj", "fc2"), choice.describe()
     assert choice.trials[0].mean_error > 1.5 * choice.trials[2].mean_error
 
 

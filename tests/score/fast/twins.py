@@ -57,10 +57,10 @@ def attend(
     out_RW: Tensor,
     out_class_NW: Tensor,
     heads: int,
-    scales: attention.Scales = attention.AS_THEY_ARE,
+    out_scale: float = 1.0,
 ) -> None:
-    patches, classes = attention.reference(qkv_R3W, qkv_class_N3W, heads, scales)
-    store(patches, out_RW)
+    patches, classes = attention.reference(qkv_R3W, qkv_class_N3W, heads)
+    store(patches * out_scale, out_RW)
     store(classes, out_class_NW)
 
 

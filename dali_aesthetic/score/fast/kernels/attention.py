@@ -11,7 +11,6 @@ Shape legend: N images, R = N * patches rows, W = heads * size columns.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 import triton
@@ -26,32 +25,19 @@ _CLASS_COLUMNS = 16
 """Equal copies of the class query: the fewest columns that `tl.dot` takes."""
 
 
-@dataclass(frozen=True, slots=True)
-class Scales:
-    """What the patches' q, k and v were multiplied with, and what their output is to be."""
-
-    q: float = 1.0
-    k: float = 1.0
-    v: float = 1.0
-    out: float = 1.0
-
-
-AS_THEY_ARE = Scales()
-
-
 def attend(
     qkv_R3W: Tensor,
     qkv_class_N3W: Tensor,
     out_RW: Tensor,
     out_class_NW: Tensor,
     heads: int,
-    scales: Scales = AS_THEY_ARE,
+    out_scale: float = 1.0,
 ) -> None:
     """`out = softmax2(q k^T) v` for each image and head, of patches and of class tokens; q carries
     `folding.softmax_scale`.
 
-    Both qkv are contiguous, columns q, k, v, each heads * size, the class tokens' float16 and without scales.
-    The patches' are float16, bfloat16 or float8_e4m3fn; so is their output, and it saturates.
+    Both qkv are float16 or bfloat16, contiguous, columns q, k, v, each heads * size. `out` has the dtype of
+    its qkv; that of the patches may be float8_e4m3fn, which gets `out_scale` times the result and saturates.
     """
     images, width = qkv_class_N3W.shape[0], qkv_class_N3W.shape[1] // 3
     size, patches = width // heads, qkv_R3W.shape[0] // images
@@ -63,10 +49,7 @@ def attend(
         TensorDescriptor.from_tensor(qkv_R3W, [patches, size]),
         TensorDescriptor.from_tensor(qkv_R3W, [rows, size]),
         TensorDescriptor.from_tensor(out_RW, [rows, size]),
-        scales.q,
-        scales.k,
-        scales.v,
-        scales.out,
+        out_scale,
         heads,
         size,
         rows,
@@ -87,40 +70,27 @@ def refusal(patches: int, size: int) -> str:
 
 @triton.jit  # type: ignore[untyped-decorator,unused-ignore]
 def _patch_queries(
-    q: tl.tensor,
-    k: tl.tensor,
-    v: tl.tensor,
-    k_class: tl.tensor,
-    v_class: tl.tensor,
-    q_scale: tl.tensor,
-    k_scale: tl.tensor,
+    q: tl.tensor, k: tl.tensor, v: tl.tensor, k_class: tl.tensor, v_class: tl.tensor
 ) -> tl.tensor:
-    """Outputs [rows, size], float32, of a tile of queries; `v` and `v_class` have the same scale."""
-    unit = 1.0 / (q_scale * k_scale)
+    """Outputs [rows, size], float32, of a tile of queries."""
     s = tl.dot(q, k.T)
-    s_class = tl.sum(q.to(tl.float32) * (k_class / q_scale)[None, :], 1)
-    top = tl.maximum(tl.max(s, 1) * unit, s_class)
-    p = tl.exp2(s * unit - top[:, None])
+    s_class = tl.sum(q.to(tl.float32) * k_class[None, :], 1)
+    top = tl.maximum(tl.max(s, 1), s_class)
+    p = tl.exp2(s - top[:, None])
     p_class = tl.exp2(s_class - top)
     total = tl.sum(p, 1) + p_class
-    o = tl.dot(p.to(v.dtype), v) + p_class[:, None] * v_class[None, :]
+    o = tl.dot(p.to(q.dtype), v) + p_class[:, None] * v_class[None, :]
     return o * (1.0 / total)[:, None]
 
 
 @triton.jit  # type: ignore[untyped-decorator,unused-ignore]
 def _class_query(
-    q: tl.tensor,
-    k: tl.tensor,
-    v: tl.tensor,
-    k_class: tl.tensor,
-    v_class: tl.tensor,
-    k_scale: tl.tensor,
-    COLUMNS: tl.constexpr,
+    q: tl.tensor, k: tl.tensor, v: tl.tensor, k_class: tl.tensor, v_class: tl.tensor, COLUMNS: tl.constexpr
 ) -> tl.tensor:
-    """Output [size], float32, of one query; `v` and `v_class` have the same scale."""
+    """Output [size], float32, of one query."""
     columns = tl.broadcast_to(q[:, None], [q.shape[0], COLUMNS])
     is_first = (tl.arange(0, COLUMNS) == 0)[None, :]
-    s = tl.sum(tl.where(is_first, tl.dot(k.to(q.dtype), columns), 0.0), 1) / k_scale
+    s = tl.sum(tl.where(is_first, tl.dot(k.to(q.dtype), columns), 0.0), 1)
     s_class = tl.sum(q.to(tl.float32) * k_class, 0)
     top = tl.maximum(tl.max(s, 0), s_class)
     p = tl.exp2(s - top)
@@ -138,9 +108,6 @@ def _attend(
     keys: tl.tensor,
     queries: tl.tensor,
     answers: tl.tensor,
-    q_scale: tl.tensor,
-    k_scale: tl.tensor,
-    v_scale: tl.tensor,
     out_scale: tl.tensor,
     HEADS: tl.constexpr,
     SIZE: tl.constexpr,
@@ -154,30 +121,22 @@ def _attend(
     base = qkv_class + image.to(tl.int64) * (3 * width)
     k = keys.load([row, width + head * SIZE])
     v = keys.load([row, 2 * width + head * SIZE])
-    if v.dtype == tl.float8e4nv:
-        # Products of float8 want their right side transposed, which values are not.
-        v = v.to(tl.float16)
     k_class = tl.load(base + width + d).to(tl.float32)
-    v_class = tl.load(base + 2 * width + d).to(tl.float32) * v_scale
+    v_class = tl.load(base + 2 * width + d).to(tl.float32)
     # The class query first: after the loop it would spill registers.
-    o_class = _class_query(tl.load(base + d), k, v, k_class, v_class, k_scale, COLUMNS) / v_scale
+    o_class = _class_query(tl.load(base + d), k, v, k_class, v_class, COLUMNS)
     tl.store(out_class + image.to(tl.int64) * width + d, o_class.to(out_class.dtype.element_ty))
     for tile in tl.range(0, PATCHES // ROWS, num_stages=2):
         at = row + tile * ROWS
-        q = queries.load([at, head * SIZE])
-        o = _patch_queries(q, k, v, k_class, v_class, q_scale, k_scale) * (out_scale / v_scale)
+        o = _patch_queries(queries.load([at, head * SIZE]), k, v, k_class, v_class) * out_scale
         answers.store([at, head * SIZE], o.to(out.dtype.element_ty))
 
 
-def reference(
-    qkv_R3W: Tensor, qkv_class_N3W: Tensor, heads: int, scales: Scales = AS_THEY_ARE
-) -> tuple[Tensor, Tensor]:
+def reference(qkv_R3W: Tensor, qkv_class_N3W: Tensor, heads: int) -> tuple[Tensor, Tensor]:
     """The same in plain torch, float32 [R, W] and [N, W]: what tests and benchmarks compare with."""
     images, columns = qkv_class_N3W.shape
-    scale_3W = qkv_class_N3W.new_tensor([scales.q, scales.k, scales.v], dtype=torch.float32)
-    qkv_R3W = qkv_R3W.float() / scale_3W.repeat_interleave(columns // 3)
-    tokens = torch.cat([qkv_R3W.view(images, -1, columns), qkv_class_N3W.float()[:, None]], dim=1)
+    tokens = torch.cat([qkv_R3W.float().view(images, -1, columns), qkv_class_N3W.float()[:, None]], dim=1)
     q, k, v = tokens.view(*tokens.shape[:2], 3, heads, -1).permute(2, 0, 3, 1, 4)
     weights = torch.softmax(q @ k.transpose(-1, -2) * math.log(2), dim=-1)
     attended_NLW = (weights @ v).transpose(1, 2).flatten(2)
-    return attended_NLW[:, :-1].flatten(0, 1) * scales.out, attended_NLW[:, -1]
+    return attended_NLW[:, :-1].flatten(0, 1), attended_NLW[:, -1]
