@@ -68,7 +68,7 @@ def test_fused_scores_equal_the_reference(backend: fused.FusedBackend, images: i
 def test_bf16_scores_are_near_the_reference() -> None:
     batch = pixels(256, seed=4)
     found = fused.build(tower(), heads(), DEVICE, "bf16", 256)(batch)[0]
-    assert float((found - expected_scores(batch)).abs().mean()) < 0.04
+    assert float((found - expected_scores(batch)).abs().mean()) < 0.005, "its class tokens are float16"
 
 
 def test_a_replayed_graph_repeats_bit_for_bit(backend: fused.FusedBackend) -> None:
