@@ -17,7 +17,8 @@ _ERRORS = "score error, mean / p99"
 
 
 def encoders_block(results: Sequence[Result], up: str = "") -> str:
-    """Encoders with the ladder's errors; the ladder instead where it is newer or has ways that they lack."""
+    """Encoders with the ladder's errors; where it is newer or has ways that they lack the ladder's own ways,
+    without the steps towards them."""
     ladders, encoders = newest(results, "encoder"), {one.slug: one for one in on_gpus(results, "encoders")}
     slugs = dict.fromkeys([*encoders, *ladders])
     return "\n\n".join(_block(encoders.get(slug), ladders.get(slug), up) for slug in slugs)
@@ -37,13 +38,18 @@ def ladder_limits(result: Result) -> dict[str, float]:
 def _block(encoders: Result | None, ladder: Result | None, up: str) -> str:
     if encoders and (ladder is None or _replaces(encoders, ladder)):
         return _encoders_table(encoders, ladder, up)
-    return _ladder_table(ladder, up) if ladder else ""
+    return _ladder_table(ladder, up, steps=False) if ladder else ""
 
 
 def _replaces(encoders: Result, ladder: Result) -> bool:
-    """Not older, and with every way to run our own tower; a step towards one has a comma in its name."""
-    ours = {row.name for row in ladder.rows if "," not in row.name and not row.name.startswith(_BASE)}
+    """Not older, and with every way to run our own tower."""
+    ours = {row.name for row in ladder.rows if not _is_step(row) and not row.name.startswith(_BASE)}
     return encoders.date >= ladder.date and ours <= {row.name for row in encoders.rows}
+
+
+def _is_step(row: Row) -> bool:
+    """Towards a way to run the tower, or one that was dropped: its name has a comma."""
+    return "," in row.name
 
 
 def _encoders_table(result: Result, ladder: Result | None, up: str) -> str:
@@ -73,9 +79,10 @@ def _encoders_line(row: Row, base: Row | None, errors: Mapping[str, Mapping[str,
     ]
 
 
-def _ladder_table(result: Result, up: str) -> str:
+def _ladder_table(result: Result, up: str, steps: bool = True) -> str:
     errors, base, limits = _errors(result), result.row(LADDER_BASE), ladder_limits(result)
-    lines = [_ladder_line(row, base, limits, errors.get(row.name)) for row in result.rows]
+    rows = [row for row in result.rows if steps or not _is_step(row)]
+    lines = [_ladder_line(row, base, limits, errors.get(row.name)) for row in rows]
     titles = [f"ViT-L/14 alone, {result.machine['hardware']}", *_TITLES, _ERRORS]
     picture = plot(result, "encoder", "the encoder's ladder, in microseconds an image", up)
     below = f"{source(result, up)} {_chip(limits)} Score error: against float32 with the same weights."

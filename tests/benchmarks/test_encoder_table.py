@@ -52,9 +52,11 @@ def test_encoders_are_shown_slowest_first_with_power_clock_and_the_ladders_error
 def test_a_ladder_that_is_newer_or_has_other_ways_stays(
     tmp_path: Path, date: str, more: tuple[str, ...]
 ) -> None:
-    text = blocks([encoders(tmp_path, date), ladder(tmp_path, *more)])["encoders"]
-    assert "| fused fp8 | 1,000 |" in text
-    assert "6,000" not in text
+    found = blocks([encoders(tmp_path, date), ladder(tmp_path, "fused fp16, LayerNorm passes", *more)])
+    assert "| fused fp8 | 1,000 |" in found["encoders"]
+    assert "6,000" not in found["encoders"]
+    assert "LayerNorm passes" not in found["encoders"], "a step is for the ladder alone"
+    assert "LayerNorm passes" in found["ladder"]
 
 
 def test_a_step_on_the_way_is_not_missed_and_the_ladder_keeps_a_block(tmp_path: Path) -> None:
