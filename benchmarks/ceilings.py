@@ -40,7 +40,9 @@ def measure_ceilings(
             tflops[precision] = _gemms(record, spec, device, precision, batch_size, repeats, seconds)
         except (RuntimeError, AttributeError) as error:
             record.skip(f"GEMM {precision}", str(error).splitlines()[0])
-    bandwidth = _copies(record, device, repeats, seconds)
+    bandwidth = copy_bandwidth(record, device, repeats, seconds)
+    if device.type == "cuda":
+        _upload(record, device, repeats, seconds)
     for resize in (False, True):
         work = dali_work(images, device, batch_size, resize=resize)
         name = "DALI decode + resize" if resize else "DALI decode only"
@@ -97,25 +99,25 @@ def _fp8_gemm(m: int, n: int, k: int, device: torch.device) -> Launch:
     return launch
 
 
-def _copies(record: Record, device: torch.device, repeats: int, seconds: float) -> float:
-    """GB/s of a copy within the device's memory (read and written bytes together)."""
+def copy_bandwidth(record: Record, device: torch.device, repeats: int, seconds: float) -> float:
+    """GB/s of a copy within the device's memory (read and written bytes together); a row of the record."""
     size = (1 << 30) if device.type == "cuda" else (1 << 27)
     source = torch.zeros(size, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     work = for_seconds(lambda: target.copy_(source), seconds, device, 1)
-    on_device = measure_speed(
+    measured = measure_speed(
         "copy within device memory", work, repeats, device, unit="GB/s", per_item=2e-9 * size
     )
-    record.add(on_device)
-    if device.type == "cuda":
-        host = torch.zeros(size // 4, dtype=torch.uint8, pin_memory=True)
-        upload = for_seconds(lambda: target[: size // 4].copy_(host, non_blocking=True), seconds, device, 1)
-        record.add(
-            measure_speed(
-                "copy host to device", upload, repeats, device, unit="GB/s", per_item=0.25e-9 * size
-            )
-        )
-    return float(on_device.as_row()["median"])
+    record.add(measured)
+    return float(measured.as_row()["median"])
+
+
+def _upload(record: Record, device: torch.device, repeats: int, seconds: float) -> None:
+    size = 1 << 28
+    host = torch.zeros(size, dtype=torch.uint8, pin_memory=True)
+    target = torch.empty(size, dtype=torch.uint8, device=device)
+    work = for_seconds(lambda: target.copy_(host, non_blocking=True), seconds, device, 1)
+    record.add(measure_speed("copy host to device", work, repeats, device, unit="GB/s", per_item=1e-9 * size))
 
 
 def _allowed(spec: TowerSpec, precision: str, rates: dict[str, float], bandwidth: float) -> Measured:

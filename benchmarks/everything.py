@@ -23,6 +23,7 @@ BOUND_S = {
     "encoders": 150,
     "cold-start": 260,
     "ladder": 280,
+    "kernels": 90,
     "stages": 90,
     "growth": 90,
     "host": 45,

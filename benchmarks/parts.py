@@ -21,6 +21,7 @@ from benchmarks.open_gate import calibrated
 from benchmarks.peers.side_by_side import make_job, measure_peers
 from benchmarks.precision import precision
 from benchmarks.raw_decode import load_images
+from benchmarks.roofline import VIT_L_14
 from benchmarks.scaling import scaling
 from benchmarks.settings import Settings
 from benchmarks.stores import measure_stores
@@ -120,6 +121,27 @@ def ladder(settings: Settings) -> None:
     measure_ladder(settings)
 
 
+def kernels(settings: Settings) -> None:
+    """Every kernel of the fused encoder by itself, against what bounds it. Needs a Hopper GPU and QuACK."""
+    from dali_aesthetic.score.fast.fused import refusal
+
+    if reason := refusal(VIT_L_14, settings.chip, "fp8"):
+        console.print(f"  the fused kernels can't run here, {reason}: nothing measured")
+        return
+    from benchmarks.kernels import measure_kernels
+
+    record = settings.record("kernels")
+    measure_kernels(
+        record,
+        VIT_L_14,
+        settings.chip,
+        batch_size=settings.batch_size or 1019,
+        repeats=settings.num_repeats,
+        seconds=settings.num_seconds / 4,
+    )
+    record.note("complete", True)
+
+
 def stores(settings: Settings) -> None:
     """What reading from a store costs, against a server on loopback."""
     record = settings.record("stores")
@@ -198,6 +220,7 @@ PARTS: dict[str, Part] = {
     "encoders": encoders,
     "cold-start": cold_start,
     "ladder": ladder,
+    "kernels": kernels,
     "stages": stages,
     "growth": growth,
     "host": host,

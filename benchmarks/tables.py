@@ -34,6 +34,7 @@ _QUEUES = (
 _STAGES = ("what", "images/s", "min .. max", "CPU us an image", "W", "JPEG engine, %")
 _CEILINGS = ("what", "median", "unit", "min .. max", "W", "MHz")
 _ROOFLINE = "TFLOP/s of the encoders below what the chip sustains"
+_KERNELS = ("what", "us an image", "bound, us", "of the limit", "bound by", "W", "MHz")
 _GROWTH = ("what", "images/s", "CPU us an image", "W", "device memory, MiB")
 
 
@@ -73,6 +74,7 @@ def blocks(results: Sequence[Result]) -> dict[str, str]:
         "ladder": ladder_block(results, FROM_DOCS),
         "stages": _rows_blocks(results, "stages", _STAGES, "images/s of each stage"),
         "ceilings": _rows_blocks(results, "ceilings", _CEILINGS, _ROOFLINE, "roofline"),
+        "kernels": _rows_blocks(results, "kernels", _KERNELS) or "Not measured yet.",
         "growth": _rows_blocks(results, "growth", _GROWTH),
         "cold-start": cold_start_block(results, FROM_DOCS),
         "peers-full": peers_full_block(results, FROM_DOCS),
