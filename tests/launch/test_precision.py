@@ -145,10 +145,25 @@ def test_over_a_limit_it_falls_back_says_so_and_stays(
     found = record(output)
     assert found["identity"]["precision"] == "fp16"
     assert "calibration" not in found["identity"]
-    assert [trial["float16_products"] for trial in found["gate"]["trials"]] == [[], ["proj"], ["proj", "fc2"]]
+    tried = [(trial["precision"], trial["float16_products"]) for trial in found["gate"]["trials"]]
+    assert tried == [("fp8", []), ("fp8", ["proj"]), ("fp8", ["proj", "fc2"]), ("bf16", [])]
     monkeypatch.setattr(precision, "_calibrate", None)
     assert run(config(shards, output, CLOSED, backend="fused")).num_skipped == 2
     assert run(config(shards, output, CLOSED, precision="fp16", backend="fused")).num_skipped == 2
+
+
+def test_between_the_limits_of_both_a_run_is_in_bf16_and_stays(
+    shards: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    gate = OPEN | {"max_mean_error": 0.008}
+    asked = config(shards, tmp_path / "out", gate, backend="fused")
+    with caplog.at_level(logging.WARNING):
+        run(asked)
+    assert "precision bf16 instead of fp8, which is over its limits (mean error" in caplog.text
+    assert record(tmp_path / "out")["identity"]["precision"] == "bf16"
+    assert run(asked).num_skipped == 2
+    run(config(shards, tmp_path / "other", gate, precision="bf16", backend="fused"))
+    np.testing.assert_array_equal(scores(tmp_path / "out"), scores(tmp_path / "other"))
 
 
 def test_too_few_images_are_no_ground_for_fp8(

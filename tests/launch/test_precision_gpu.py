@@ -88,7 +88,7 @@ def test_over_a_limit_the_run_is_fp16_and_stays_it(shards: str, tmp_path: Path) 
     found = record(output)
     assert (found["identity"]["backend"], found["identity"]["precision"]) == ("fused", "fp16")
     errors = [trial["mean_error"] for trial in found["gate"]["trials"]]
-    assert len(errors) == 3
+    assert len(errors) == 4
     assert 0 < errors[2] < errors[0] < 0.05
     assert run(config(shards, output, CLOSED)).num_skipped == 3
 

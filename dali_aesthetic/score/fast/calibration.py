@@ -69,13 +69,14 @@ Statistics = Mapping[tuple[int, str], Seen]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trial:
-    """One way to run float8 against float16 on images that it was not calibrated on.
+    """One faster way against float16, on images that it was not calibrated on.
 
-    `float16_products` are those of `SITES` that stay in float16. Errors are differences of the first head's
-    raw scores, `flips` the share of images that change sides by the name of the cut. `failed` says which
-    limits it is over; empty where it passed.
+    `precision` is fp8 or bf16, `float16_products` are those of `SITES` that stay in float16 with fp8. Errors
+    are differences of the first head's raw scores, `flips` the share of images that change sides by the name
+    of the cut. `failed` says which limits it is over; empty where it passed.
     """
 
+    precision: str = "fp8"
     float16_products: tuple[str, ...]
     mean_error: float
     p99_error: float
@@ -86,9 +87,10 @@ class Trial:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
-    """What the gate decided: `precision` is fp8 or fp16, `float16_products` what of fp8 stays in float16.
+    """What the gate decided: `precision` is fp8, bf16 or fp16.
 
-    `made_for` are the options it holds for; `reason` says why fp8 was not even tried.
+    `float16_products` are what of fp8 stays in float16, `made_for` the options it holds for; `reason` says
+    why fp8 was not even tried.
     """
 
     precision: str
@@ -125,7 +127,11 @@ class Choice:
         if self.precision == "fp8":
             kept = f", {' and '.join(self.float16_products)} in fp16" if self.float16_products else ""
             return f"fp8{kept}: {measured}"
-        return f"fp16 instead of fp8, which is over its limits ({last.failed}): {measured}"
+        rounded = next(trial for trial in reversed(self.trials) if trial.precision == "fp8")
+        over = f"instead of fp8, which is over its limits ({rounded.failed})"
+        if self.precision == "bf16":
+            return f"bf16 {over}: {measured}"
+        return f"fp16 {over}, and of bf16 ({last.failed}): {measured}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

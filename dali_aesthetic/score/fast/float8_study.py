@@ -19,14 +19,15 @@ from torch import Tensor
 from dali_aesthetic.score.clip import VisionTower
 from dali_aesthetic.score.deviation import Scores
 from dali_aesthetic.score.fast.calibration import Calibration, Choice, Seen, Statistics
-from dali_aesthetic.score.fast.fused import FusedEncoder, NormPasses, Workspace
+from dali_aesthetic.score.fast.class_stream import ClassStream
+from dali_aesthetic.score.fast.fused import DeferredNorms, FusedEncoder, NormPasses, Workspace
 from dali_aesthetic.score.fast.fused_fp8 import Float8Blocks, folded, refusal
 from dali_aesthetic.score.fast.gate import Candidate, Limits, try_in_turn
 from dali_aesthetic.score.head import HeadBank
 
 LADDER: tuple[tuple[str, ...], ...] = ((), ("proj",), ("proj", "fc2"))
 """What stays in float16, in the order in which the gate tries it: the cheapest first, by the measured times
-of the products alone. What each costs a whole run was not measured."""
+of the products alone. What each costs a whole run was not measured. After all of them bf16 is tried."""
 RIDGE = 1e-2
 """Strength of the heads' correction, in units of the embeddings' mean variance."""
 _BATCH = 256
@@ -108,6 +109,15 @@ class _Study:
         rows = self.work.images * (self.tower.spec.tokens - 1)
         self.encoder.middle = Float8Blocks(self.blocks, statistics, rows, self.device, float16_products)
 
+    def to_bfloat16(self) -> None:
+        """From here on the encoder is a bfloat16 one."""
+        dtype, spec = torch.bfloat16, self.tower.spec
+        self.work = Workspace.make(spec, self.work.images, self.device, dtype)
+        rows = self.work.images * (spec.tokens - 1)
+        self.encoder.middle = DeferredNorms(
+            self.blocks, rows, self.device, dtype, apart=ClassStream(self.blocks)
+        )
+
 
 @torch.inference_mode()
 def calibrate(
@@ -120,10 +130,11 @@ def calibrate(
     limits: Limits,
     made_for: Mapping[str, Any],
 ) -> Calibration:
-    """Statistics from the first images, and the first of `LADDER` that passes the gate on the others.
+    """Statistics from the first images, and the fastest way that passes the gate on the others.
 
-    The images are uint8 [N, S, S, 3] on the device, the cuts raw scores of the first head. The choice is
-    fp16 where none passes. Raises ValueError where `refusal` gives a reason.
+    The images are uint8 [N, S, S, 3] on the device, the cuts raw scores of the first head. fp8 is tried as
+    `LADDER` says, then bf16; where none passes the choice is fp16. Raises ValueError where `refusal` gives a
+    reason.
     """
     if reason := refusal(tower.spec, device):
         raise ValueError(f"precision fp8 can't run here: {reason}; use --precision fp16, or auto")
@@ -136,18 +147,20 @@ def calibrate(
         for products in LADDER:
             study.to_float8(statistics, products)
             made.append(corrected_heads(study.heads, study.embed(calibration_NHWC), reference_ND))
-            yield products, lambda: study.scores(study.embed(check_NHWC), made[-1])
+            yield "fp8", products, lambda: study.scores(study.embed(check_NHWC), made[-1])
+        study.to_bfloat16()
+        yield "bf16", (), lambda: study.scores(study.embed(check_NHWC), study.heads)
 
     trials = try_in_turn(expected, candidates(), cuts, limits)
-    passed = not trials[-1].failed
+    last = trials[-1]
     choice = Choice(
-        precision="fp8" if passed else "fp16",
+        precision="fp16" if last.failed else last.precision,
         made_for=made_for,
         calibration_images=len(calibration_NHWC),
         check_images=len(check_NHWC),
-        float16_products=trials[-1].float16_products if passed else (),
+        float16_products=() if last.failed else last.float16_products,
         trials=trials,
     )
-    if not passed:
+    if choice.precision != "fp8":
         return Calibration(choice=choice)
     return Calibration(choice=choice, statistics=statistics, w_AD=made[-1].w_AD, b_A=made[-1].b_A)

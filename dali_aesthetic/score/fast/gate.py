@@ -34,8 +34,8 @@ class Limits:
         return "; ".join(over)
 
 
-Candidate = tuple[tuple[str, ...], Callable[[], Scores]]
-"""The products that stay in float16, and what makes and scores it: only asked where those before failed."""
+Candidate = tuple[str, tuple[str, ...], Callable[[], Scores]]
+"""Precision, products that stay in float16, and what makes and scores it: asked where those before failed."""
 
 
 def try_in_turn(
@@ -43,16 +43,17 @@ def try_in_turn(
 ) -> tuple[Trial, ...]:
     """Each candidate in turn until one passes: then it is the last, and its `failed` is empty."""
     trials: list[Trial] = []
-    for products, scores in candidates:
+    for precision, products, scores in candidates:
         found = deviation(scores(), reference_N, cuts)
-        trials.append(_trial(products, found, limits))
+        trials.append(_trial(precision, products, found, limits))
         if not trials[-1].failed:
             break
     return tuple(trials)
 
 
-def _trial(products: tuple[str, ...], found: Deviation, limits: Limits) -> Trial:
+def _trial(precision: str, products: tuple[str, ...], found: Deviation, limits: Limits) -> Trial:
     return Trial(
+        precision=precision,
         float16_products=products,
         mean_error=found.mean_error,
         p99_error=found.p99_error,

@@ -135,11 +135,27 @@ def test_over_the_limit_it_falls_back_and_says_what_it_tried() -> None:
     calibration = calibrate(limits=Limits(mean_error=1e-6))
     choice = calibration.choice
     assert choice.precision == "fp16"
-    assert [trial.float16_products for trial in choice.trials] == list(float8_study.LADDER)
+    tried = [(trial.precision, trial.float16_products) for trial in choice.trials]
+    assert tried == [*(("fp8", products) for products in float8_study.LADDER), ("bf16", ())]
     assert "fp16 instead of fp8, which is over its limits (mean error" in choice.describe()
     assert not calibration.statistics
     with pytest.raises(ValueError, match="has no scales"):
         fused_fp8.build(tower(), heads(), CPU, 8, calibration)
+
+
+def test_bf16_is_taken_where_fp8_is_over_its_limits_and_bf16_is_not() -> None:
+    calibration = calibrate(limits=Limits(mean_error=0.008, p99_error=9, flips=2))
+    choice = calibration.choice
+    assert choice.precision == "bf16", choice.describe()
+    assert "bf16 instead of fp8, which is over its limits (mean error" in choice.describe()
+    assert not calibration.statistics
+    again = Calibration.from_bytes(calibration.to_bytes())
+    assert again.choice == choice
+    images = photos(96, seed=2)
+    off = (scores("bf16", images) - scores("fp16", images))[:, 0].abs().mean()
+    assert float(off) == pytest.approx(choice.trials[-1].mean_error, abs=0.001), (
+        "the gate saw what a run does"
+    )
 
 
 def test_products_in_float16_bring_scores_nearer_and_are_taken_where_needed(

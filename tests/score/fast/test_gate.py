@@ -57,9 +57,13 @@ def test_the_first_that_passes_ends_the_trials() -> None:
         asked.append(by)
         return shifted(by)
 
-    candidates = [((), lambda: scores(0.3)), (("proj",), lambda: scores(0.001)), (("x",), lambda: scores(0))]
+    candidates = [
+        ("fp8", (), lambda: scores(0.3)),
+        ("fp8", ("proj",), lambda: scores(0.001)),
+        ("bf16", (), lambda: scores(0)),
+    ]
     trials = try_in_turn(REFERENCE, candidates, CUTS, Limits())
     assert asked == [0.3, 0.001]
     assert [bool(trial.failed) for trial in trials] == [True, False]
-    assert trials[1].float16_products == ("proj",)
+    assert (trials[1].precision, trials[1].float16_products) == ("fp8", ("proj",))
     assert trials[0].flips["standard"] == pytest.approx(0.075, abs=0.002)
