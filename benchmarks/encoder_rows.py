@@ -17,6 +17,7 @@ from dali_aesthetic.score.fast import compiled, float8_study, fused, fused_fp8
 from dali_aesthetic.score.fast.backend import Backend, build_backend
 from dali_aesthetic.score.fast.calibration import Calibration
 from dali_aesthetic.score.fast.gate import Limits
+from dali_aesthetic.score.fast.workspace import Workspace
 
 Scorer = Callable[[Tensor], Tensor]
 """Pixels to scores [N, H]: uint8 [N, S, S, 3], or for eager models what `prepare` makes of them."""
@@ -73,7 +74,7 @@ def norm_passes(state: dict[str, Tensor], batch: int) -> Scorer:
     """The fused fp16 backend with LayerNorm passes in place of deferred norms."""
     tower = tower_of(state)
     encoder = fused.FusedEncoder(tower, fused.NormPasses(fused_fp8.folded(tower), torch.float16))
-    work = fused.Workspace.make(SPEC, batch, DEVICE, torch.float16)
+    work = Workspace.make(SPEC, batch, DEVICE, torch.float16)
     return backend_scorer(fused.FusedBackend(encoder, head_bank(), work, "fp16"))
 
 

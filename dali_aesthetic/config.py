@@ -69,11 +69,11 @@ class DecodeConfig(_Section):
 
 
 class GateConfig(_Section):
-    """What fp8 must show on a run's own images before the run uses it.
+    """What fp8, or else bf16, must show on a run's own images before the run uses it.
 
-    The first `calibration_images` set its scales. On the next `check_images` the first head's raw scores may
-    differ from fp16's by `max_mean_error` in the mean and `max_p99_error` at the 99th percentile, and fewer
-    than `max_flips` of them may change sides at any preset and at the run's own cut.
+    The first `calibration_images` set fp8's scales. On the next `check_images` the first head's raw scores
+    may differ from fp16's by `max_mean_error` in the mean and `max_p99_error` at the 99th percentile, and
+    fewer than `max_flips` of them may change sides at any preset and at the run's own cut.
     """
 
     calibration_images: int = Field(default=512, ge=16, le=8192)

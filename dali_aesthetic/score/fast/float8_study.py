@@ -20,9 +20,10 @@ from dali_aesthetic.score.clip import VisionTower
 from dali_aesthetic.score.deviation import Scores
 from dali_aesthetic.score.fast.calibration import Calibration, Choice, Seen, Statistics
 from dali_aesthetic.score.fast.class_stream import ClassStream
-from dali_aesthetic.score.fast.fused import DeferredNorms, FusedEncoder, NormPasses, Workspace
+from dali_aesthetic.score.fast.fused import DeferredNorms, FusedEncoder, NormPasses
 from dali_aesthetic.score.fast.fused_fp8 import Float8Blocks, folded, refusal
 from dali_aesthetic.score.fast.gate import Candidate, Limits, try_in_turn
+from dali_aesthetic.score.fast.workspace import Workspace
 from dali_aesthetic.score.head import HeadBank
 
 LADDER: tuple[tuple[str, ...], ...] = ((), ("proj",), ("proj", "fc2"))

@@ -1,8 +1,7 @@
 """The tower as eight kernels a block: QuACK products with everything else inside them, Triton between.
 
 What is changed is exact algebra in float64, rounded once (`folding.py`), and the last block is computed for
-the class token only. Every buffer of tokens holds the patches of all images first, then their class tokens:
-so the two may take different ways, as they do where patches are not in float16 (`class_stream.py`).
+the class token only. Where patches are not in float16, class tokens take their own way (`class_stream.py`).
 
 Shape legend: N images, L tokens, P = L - 1 patches, R = N * L or N * P rows, W width, F MLP width, K values
 of a patch, D embedding, H scores.
@@ -11,7 +10,6 @@ of a patch, D embedding, H scores.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -24,6 +22,7 @@ from dali_aesthetic.score.fast.folding import FoldedBlock
 from dali_aesthetic.score.fast.kernels import gemm
 from dali_aesthetic.score.fast.kernels.gemm import Gemm
 from dali_aesthetic.score.fast.module import DTYPES
+from dali_aesthetic.score.fast.workspace import Workspace
 from dali_aesthetic.score.head import HeadBank
 from dali_aesthetic.score.spec import TowerSpec
 
@@ -41,42 +40,6 @@ def refusal(spec: TowerSpec, device: torch.device, precision: str) -> str:
     if not spec.quick_gelu:
         return "its epilogue has QuickGELU only"
     return "" if spec.width % 64 == 0 else f"it takes widths in steps of 64, not {spec.width}"
-
-
-@dataclass(frozen=True, slots=True)
-class Workspace:
-    """The buffers of a batch. `wide` holds patches, then each block's qkv, then its hidden values.
-
-    Class tokens are float16 always, patches of the dtype of the buffers, two bytes wide.
-    """
-
-    images: int
-    tokens_RW: Tensor
-    normed_RW: Tensor
-    wide: Tensor
-
-    @classmethod
-    def make(cls, spec: TowerSpec, images: int, device: torch.device, dtype: torch.dtype) -> Workspace:
-        """Uninitialised buffers for so many images."""
-        rows = images * spec.tokens
-        tokens, normed = (torch.empty(rows, spec.width, device=device, dtype=dtype) for _ in range(2))
-        columns = max(3 * spec.width, spec.mlp_width, folding.padded_patch(spec.patch_size) + spec.width)
-        return cls(images, tokens, normed, torch.empty(rows * columns, device=device, dtype=dtype))
-
-    def first(self, images: int) -> Workspace:
-        """The same buffers for fewer images."""
-        rows = self.tokens_RW.shape[0] // self.images * images
-        return Workspace(images, self.tokens_RW[:rows], self.normed_RW[:rows], self.wide)
-
-    def scratch(self, rows: int, columns: int, dtype: torch.dtype | None = None) -> Tensor:
-        """A contiguous [rows, columns] over `wide`; the next one overwrites it."""
-        wide = self.wide if dtype is None else self.wide.view(dtype)
-        return wide[: rows * columns].view(rows, columns)
-
-    def split(self, rows_RC: Tensor) -> tuple[Tensor, Tensor]:
-        """Patches [N * P, C] and class tokens [N, C] of a buffer of all tokens."""
-        patches = len(rows_RC) - self.images
-        return rows_RC[:patches], rows_RC[patches:].view(torch.float16)
 
 
 class Middle(Protocol):

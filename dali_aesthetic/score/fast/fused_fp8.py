@@ -25,9 +25,10 @@ from dali_aesthetic.score.fast import folding, fused
 from dali_aesthetic.score.fast.calibration import SITES, Calibration, Seen, Statistics
 from dali_aesthetic.score.fast.class_stream import ClassStream
 from dali_aesthetic.score.fast.folding import FoldedBlock
-from dali_aesthetic.score.fast.fused import FusedBackend, FusedEncoder, Workspace
+from dali_aesthetic.score.fast.fused import FusedBackend, FusedEncoder
 from dali_aesthetic.score.fast.kernels.float8 import LARGEST, calibrated_scale, quantize_weight
 from dali_aesthetic.score.fast.kernels.gemm import Gemm
+from dali_aesthetic.score.fast.workspace import Workspace
 from dali_aesthetic.score.head import HeadBank
 from dali_aesthetic.score.spec import TowerSpec
 

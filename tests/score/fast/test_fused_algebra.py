@@ -20,6 +20,7 @@ if not GPU and os.environ.get("TRITON_INTERPRET") != "1":
 from dali_aesthetic.score.clip import VisionTower, normalize  # noqa: E402
 from dali_aesthetic.score.fast import float8_study, folding, fused, fused_fp8  # noqa: E402
 from dali_aesthetic.score.fast.class_stream import ClassStream  # noqa: E402
+from dali_aesthetic.score.fast.workspace import Workspace  # noqa: E402
 from dali_aesthetic.score.head import Head, HeadBank, head_from_state  # noqa: E402
 from dali_aesthetic.score.random_init import random_head_state, random_tower_state  # noqa: E402
 from dali_aesthetic.score.spec import TowerSpec  # noqa: E402
@@ -74,7 +75,7 @@ def test_fused_embeddings_equal_the_towers(how: str, outliers: bool) -> None:
         if how == "passes"
         else fused.DeferredNorms(blocks, 4 * SPEC.tokens, DEVICE, dtype, apart)
     )
-    work = fused.Workspace.make(SPEC, 4, DEVICE, dtype)
+    work = Workspace.make(SPEC, 4, DEVICE, dtype)
     encoder = fused.FusedEncoder(tower, middle)
     images = pixels(3)
     encoder.patchify(images, work.first(3))
@@ -83,10 +84,10 @@ def test_fused_embeddings_equal_the_towers(how: str, outliers: bool) -> None:
     assert float((out - expected).norm() / expected.norm()) < 3e-3
 
 
-def float8_encoder(tower: VisionTower) -> tuple[fused.FusedEncoder, fused.Workspace, Tensor]:
+def float8_encoder(tower: VisionTower) -> tuple[fused.FusedEncoder, Workspace, Tensor]:
     """A float8 encoder calibrated on 12 images, and their float16 embeddings."""
     blocks = folded_blocks(tower)
-    work = fused.Workspace.make(SPEC, 4, DEVICE, torch.float16)
+    work = Workspace.make(SPEC, 4, DEVICE, torch.float16)
     encoder = fused.FusedEncoder(tower, fused.NormPasses(blocks, torch.float16))
     calibration, reference = float8_study.observe(encoder, pixels(12, seed=1), work)
     encoder.middle = fused_fp8.Float8Blocks(blocks, calibration, 4 * (SPEC.tokens - 1), DEVICE)
