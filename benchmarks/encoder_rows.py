@@ -110,7 +110,7 @@ def makers(outliers: bool, batch: int, plain_batch: int) -> dict[str, tuple[Call
         "open_clip eager fp16": (lambda: open_clip_eager("fp16"), plain_batch),
         "eager fp16": (lambda: eager(state), plain_batch),
     }
-    for name in ("torchscript", "compile", "export"):
+    for name in ("torchscript", "compile", "export", "triton"):
         rows[f"{name} fp16"] = (partial(by_name, state, name, "fp16", plain_batch), plain_batch)
     rows["compile fp16, tuned"] = (partial(tuned, state, plain_batch), plain_batch)
     rows["fused fp16, LayerNorm passes"] = (partial(norm_passes, state, batch), batch)

@@ -19,7 +19,7 @@ from dali_aesthetic.score.head import HeadBank
 from dali_aesthetic.score.spec import spec_of
 from dali_aesthetic.score.weights import load_head
 
-BACKENDS = ("eager", "torchscript", "export", "compile", "fused")
+BACKENDS = ("eager", "torchscript", "export", "compile", "triton", "fused")
 PRECISIONS = ("fp32", "fp16", "bf16", "fp8")
 SLOW_TO_COMPILE = ("export", "compile")
 """Minutes on a CPU, half a minute each on a GPU."""

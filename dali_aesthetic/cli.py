@@ -118,7 +118,8 @@ def run(
     workers: Workers = None,
     precision: Precision = None,
     backend: Annotated[
-        str | None, typer.Option(help="auto, eager, torchscript, compile, export or fused. (default: auto)")
+        str | None,
+        typer.Option(help="auto, eager, torchscript, compile, export, triton or fused. (default: auto)"),
     ] = None,
     batch_size: Annotated[
         int | None, typer.Option(help="Images encoded at a time. (default: what suits the backend)")

@@ -42,7 +42,7 @@ def verify(
     input: Input = None,
     sample: Annotated[int, typer.Option(min=1, help="Images to measure the precision on.")] = 1000,
     backend: Annotated[
-        str | None, typer.Option(help="auto, eager, torchscript, compile, export or fused.")
+        str | None, typer.Option(help="auto, eager, torchscript, compile, export, triton or fused.")
     ] = None,
     device: Device = None,
     encoder: Encoder = None,

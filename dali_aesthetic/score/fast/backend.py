@@ -61,6 +61,7 @@ _BACKENDS: Mapping[str, _Entry] = {
     "torchscript": _Entry("dali_aesthetic.score.fast.torchscript:build", tuple(DTYPES), any_size=True),
     "compile": _Entry("dali_aesthetic.score.fast.compiled:build", tuple(DTYPES)),
     "export": _Entry("dali_aesthetic.score.fast.exported:build", tuple(DTYPES)),
+    "triton": _Entry("dali_aesthetic.score.fast.triton_tower:build", ("fp16",)),
     # 1019 images of 257 tokens fill the waves of tiles on 132 multiprocessors.
     "fused": _Entry("dali_aesthetic.score.fast.fused:build", ("fp16", "bf16", "fp8"), gpu_batch=1019),
 }

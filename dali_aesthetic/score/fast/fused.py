@@ -190,7 +190,7 @@ class FusedEncoder:
         self._gain_W, self._bias_W = tower.ln_pre.weight.float(), tower.ln_pre.bias.float()
         last = tower.blocks[-1]
         assert isinstance(last, Block)
-        self._last = ClassBlock(folding.fold_block(last), torch.float16)
+        self._last = ClassBlock(folding.fold_block(last), torch.float16, tower.spec.quick_gelu)
         projection, bias = folding.fold_projection(tower)
         self._projection_DW, self._projection_bias_D = projection.float(), bias.float()
 
@@ -232,10 +232,11 @@ class FusedBackend:
     gave 190 images/s, beside launches 11,100, and a batch runs long enough to hide its 130 launches.
     """
 
-    name = "fused"
-
-    def __init__(self, encoder: FusedEncoder, heads: HeadBank, work: Workspace, precision: str) -> None:
-        self.precision, self.spec, self.head_names = precision, encoder.spec, heads.names
+    def __init__(
+        self, encoder: FusedEncoder, heads: HeadBank, work: Workspace, precision: str, name: str = "fused"
+    ) -> None:
+        self.name, self.precision = name, precision
+        self.spec, self.head_names = encoder.spec, heads.names
         self._encoder, self._heads, self._work = encoder, heads, work
 
     @torch.inference_mode()

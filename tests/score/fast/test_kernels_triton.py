@@ -112,6 +112,15 @@ def test_normalize_rows_equals_layer_norm(rows: int, width: int, outliers: bool)
     assert relative_error(out, expected) < 1e-3
 
 
+@pytest.mark.parametrize("width", [64, 96])
+def test_normalize_rows_adds_what_it_is_given_first(width: int) -> None:
+    x, addend = noise(7, width, outliers=False), 3 * noise(width, outliers=False, seed=1).float()
+    out = poisoned(7, width, dtype=torch.float32)
+    layernorm.normalize_rows(x, out, EPS, addend_W=addend)
+    expected = torch.nn.functional.layer_norm(x.float() + addend, (width,), eps=EPS)
+    torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-4)
+
+
 def test_normalize_rows_takes_strided_rows() -> None:
     x = noise(5, 9, 64, outliers=False)
     out = poisoned(5, 64, dtype=torch.float32)

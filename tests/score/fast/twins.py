@@ -65,9 +65,15 @@ def attend(
 
 
 def normalize_rows(
-    rows_RW: Tensor, out_RW: Tensor, eps: float, out_scale: float = 1.0, offset_W: Tensor | None = None
+    rows_RW: Tensor,
+    out_RW: Tensor,
+    eps: float,
+    out_scale: float = 1.0,
+    offset_W: Tensor | None = None,
+    addend_W: Tensor | None = None,
 ) -> None:
-    y = torch.nn.functional.layer_norm(rows_RW.float(), rows_RW.shape[1:], eps=eps) * out_scale
+    x = rows_RW.float() if addend_W is None else rows_RW.float() + addend_W
+    y = torch.nn.functional.layer_norm(x, x.shape[1:], eps=eps) * out_scale
     store(y if offset_W is None else y + offset_W, out_RW)
 
 

@@ -16,7 +16,8 @@ from dali_aesthetic.score.fast.kernels.class_attention import class_attention
 class ClassBlock:
     """A block whose keys and values are never made; see `class_attention`."""
 
-    def __init__(self, folded: FoldedBlock, dtype: torch.dtype) -> None:
+    def __init__(self, folded: FoldedBlock, dtype: torch.dtype, quick_gelu: bool = True) -> None:
+        self._quick_gelu = quick_gelu
         heads, width = folded.heads, folded.q.shape[1]
         self._q, self._q_bias = folded.q.to(dtype), folded.q_bias.to(dtype)
         self._k_HSW = folded.k.view(heads, -1, width).to(dtype)
@@ -36,4 +37,5 @@ class ClassBlock:
         attended_NW = attended_HNS.transpose(0, 1).reshape(images, width)
         class_NW = class_NW + F.linear(attended_NW, self._proj, self._proj_bias)
         hidden = F.linear(F.layer_norm(class_NW, (width,), eps=eps), self._fc1, self._fc1_bias)
-        return class_NW + F.linear(hidden * torch.sigmoid(1.702 * hidden), self._fc2, self._fc2_bias)
+        hidden = hidden * torch.sigmoid(1.702 * hidden) if self._quick_gelu else F.gelu(hidden)
+        return class_NW + F.linear(hidden, self._fc2, self._fc2_bias)

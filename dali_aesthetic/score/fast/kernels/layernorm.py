@@ -13,12 +13,17 @@ _ROWS, _WARPS = 4, 4
 
 
 def normalize_rows(
-    rows_RW: Tensor, out_RW: Tensor, eps: float, out_scale: float = 1.0, offset_W: Tensor | None = None
+    rows_RW: Tensor,
+    out_RW: Tensor,
+    eps: float,
+    out_scale: float = 1.0,
+    offset_W: Tensor | None = None,
+    addend_W: Tensor | None = None,
 ) -> None:
-    """`out = out_scale * (row - mean) / sqrt(var + eps) + offset`, in float32, rounded once.
+    """`out = out_scale * (x - mean) / sqrt(var + eps) + offset` of each `x = row + addend`.
 
-    Rows may be strided, as class tokens are; `out` is contiguous, float16, bfloat16, float32 or
-    float8_e4m3fn, to which it saturates. `offset` is float32.
+    In float32, rounded once. Rows may be strided; `out` is contiguous, float16, bfloat16, float32 or
+    float8_e4m3fn, to which it saturates. `offset` and `addend` are float32.
     """
     count, width = rows_RW.shape
     grid = (triton.cdiv(count, _ROWS),)
@@ -27,6 +32,7 @@ def normalize_rows(
         rows_RW,
         out_RW,
         offset_W,
+        addend_W,
         rows_RW.stride(0),
         count,
         eps,
@@ -60,6 +66,7 @@ def _normalize(
     rows: tl.tensor,
     out: tl.tensor,
     offset: tl.tensor,
+    addend: tl.tensor,
     pitch: tl.tensor,
     count: tl.tensor,
     eps: tl.tensor,
@@ -74,6 +81,8 @@ def _normalize(
     x = tl.load(rows + row[:, None].to(tl.int64) * pitch + column[None, :], mask=live, other=0.0).to(
         tl.float32
     )
+    if addend is not None:
+        x += tl.load(addend + column, mask=column < WIDTH, other=0.0)[None, :]
     y = standardize(x, live, eps, WIDTH) * out_scale
     if offset is not None:
         y += tl.load(offset + column, mask=column < WIDTH, other=0.0)[None, :]
