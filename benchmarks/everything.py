@@ -15,7 +15,7 @@ from benchmarks.settings import Settings
 
 BOUND_S = {
     "data": 60,
-    "end-to-end": 300,
+    "end-to-end": 340,
     "peers": 540,
     "feed": 270,
     "precision": 90,

@@ -45,7 +45,10 @@ def assemble(
     stream = _copy_stream(device)
     with torch.cuda.stream(stream):
         batch = _fill(torch.zeros(shape, dtype=torch.uint8, device=device), parts_NHWC, pixels_SSC)
-    stream.synchronize()
+    # Blocking, as the copies may stand behind the encoder: waiting for the stream itself keeps a core busy.
+    done = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+    done.record(stream)
+    done.synchronize()
     return batch
 
 

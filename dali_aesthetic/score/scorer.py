@@ -107,7 +107,8 @@ class _Launched:
             self._host_ND = _to_host(F.normalize(embeddings_ND.float(), dim=-1).half())
         if scores_NH.device.type != "cuda":
             return
-        self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        # Blocking: the default one keeps a core busy until the batch has ended.
+        self._event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
         self._event.record(torch.cuda.current_stream(scores_NH.device))
 
     def wait(self) -> ScoredBatch:

@@ -23,7 +23,7 @@ SITES = ("qkv", "proj", "fc1", "fc2")
 """The products of a block, in the order in which they run."""
 
 _HEADER = "dali_aesthetic"
-_FORMAT = 1
+_FORMAT = 2
 
 
 @dataclass(slots=True)
