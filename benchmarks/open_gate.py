@@ -32,7 +32,7 @@ def calibrated(config: Config) -> Config:
 
 
 def gate_detail(config: Config) -> dict[str, Any]:
-    """What a row says of its gate: what fp8 came to on the images held out, and what would be allowed."""
+    """What a row says of its gate: whether it had to be opened, what fp8 came to, and what would be allowed."""
     if not config.model.calibration:
         return {}
     choice = read_calibration(config.model.calibration).choice
@@ -42,8 +42,13 @@ def gate_detail(config: Config) -> dict[str, Any]:
 def _verdict(trial: Trial) -> str:
     usual = GateConfig()
     flips = max(trial.flips.values(), default=0.0)
+    passes = (
+        trial.mean_error <= usual.max_mean_error
+        and trial.p99_error <= usual.max_p99_error
+        and flips < usual.max_flips
+    )
     return (
-        f"opened: mean error {trial.mean_error:.4f} (limit {usual.max_mean_error:g}), "
+        f"{'passed' if passes else 'opened'}: mean error {trial.mean_error:.4f} (limit {usual.max_mean_error:g}), "
         f"p99 {trial.p99_error:.4f} ({usual.max_p99_error:g}), "
         f"{100 * flips:.2g}% of decisions changed at the worst cut ({100 * usual.max_flips:g}%)"
     )
