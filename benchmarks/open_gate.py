@@ -32,7 +32,7 @@ def calibrated(config: Config) -> Config:
 
 
 def gate_detail(config: Config) -> dict[str, Any]:
-    """What a row says of its gate: whether it had to be opened, what fp8 came to, and what would be allowed."""
+    """What a row says of its gate: whether it had to be opened, what fp8 came to, what would be allowed."""
     if not config.model.calibration:
         return {}
     choice = read_calibration(config.model.calibration).choice
@@ -48,7 +48,8 @@ def _verdict(trial: Trial) -> str:
         and flips < usual.max_flips
     )
     return (
-        f"{'passed' if passes else 'opened'}: mean error {trial.mean_error:.4f} (limit {usual.max_mean_error:g}), "
+        f"{'passed' if passes else 'opened'}: "
+        f"mean error {trial.mean_error:.4f} (limit {usual.max_mean_error:g}), "
         f"p99 {trial.p99_error:.4f} ({usual.max_p99_error:g}), "
         f"{100 * flips:.2g}% of decisions changed at the worst cut ({100 * usual.max_flips:g}%)"
     )
