@@ -25,6 +25,7 @@ from dali_aesthetic.launch.precision import CALIBRATION, prepare
 from dali_aesthetic.launch.worker import build_worker
 from dali_aesthetic.score import build
 from dali_aesthetic.score.clip import VisionTower
+from dali_aesthetic.score.fast import float8_study
 from dali_aesthetic.score.fast.calibration import Calibration
 from dali_aesthetic.score.weights import ResolvedFile
 from dali_aesthetic.shards.plan import plan_shards
@@ -146,7 +147,7 @@ def test_over_a_limit_it_falls_back_says_so_and_stays(
     assert found["identity"]["precision"] == "fp16"
     assert "calibration" not in found["identity"]
     tried = [(trial["precision"], trial["float16_products"]) for trial in found["gate"]["trials"]]
-    assert tried == [("fp8", []), ("fp8", ["proj"]), ("fp8", ["proj", "fc2"]), ("bf16", [])]
+    assert tried == [*(("fp8", list(products)) for products in float8_study.LADDER), ("bf16", [])]
     monkeypatch.setattr(precision, "_calibrate", None)
     assert run(config(shards, output, CLOSED, backend="fused")).num_skipped == 2
     assert run(config(shards, output, CLOSED, precision="fp16", backend="fused")).num_skipped == 2
@@ -155,7 +156,10 @@ def test_over_a_limit_it_falls_back_says_so_and_stays(
 def test_between_the_limits_of_both_a_run_is_in_bf16_and_stays(
     shards: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    gate = OPEN | {"max_mean_error": 0.008}
+    run(config(shards, tmp_path / "closed", CLOSED, backend="fused"))
+    *fp8, bf16 = (trial["mean_error"] for trial in record(tmp_path / "closed")["gate"]["trials"])
+    assert bf16 < min(fp8)
+    gate = OPEN | {"max_mean_error": (bf16 + min(fp8)) / 2}
     asked = config(shards, tmp_path / "out", gate, backend="fused")
     with caplog.at_level(logging.WARNING):
         run(asked)

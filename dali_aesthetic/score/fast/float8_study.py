@@ -26,7 +26,13 @@ from dali_aesthetic.score.fast.gate import Candidate, Limits, try_in_turn
 from dali_aesthetic.score.fast.workspace import Workspace
 from dali_aesthetic.score.head import HeadBank
 
-LADDER: tuple[tuple[str, ...], ...] = ((), ("proj",), ("proj", "fc2"))
+LADDER: tuple[tuple[str, ...], ...] = (
+    (),
+    ("proj",),
+    ("qkv", "proj"),
+    ("proj", "fc2"),
+    ("qkv", "proj", "fc2"),
+)
 """What stays in float16, in the order in which the gate tries it: the cheapest first, by the measured times
 of the products alone. What each costs a whole run was not measured. After all of them bf16 is tried."""
 RIDGE = 1e-2

@@ -69,7 +69,7 @@ class _Input:
 
 
 class Float8Blocks:
-    """See `fused.Middle`. The patches' products are in float8, but for `float16_products` (proj, fc2)."""
+    """See `fused.Middle`. Patches' products are in float8, but for `float16_products` (qkv, proj, fc2)."""
 
     wants_normed = False
 
@@ -88,7 +88,7 @@ class Float8Blocks:
         self._apart = ClassStream(blocks, [block.shifts for block in self._blocks])
         width, hidden = blocks[0].q.shape[1], blocks[0].fc1.shape[0]
         self._narrow_RW = torch.empty(rows, width, device=device, dtype=_FLOAT8)
-        self._wide_proj = "proj" in float16_products
+        self._wide_qkv, self._wide_proj = "qkv" in float16_products, "proj" in float16_products
         self._hidden_RF: Tensor | None = None
         if "fc2" not in float16_products:
             self._hidden_RF = torch.empty(rows, hidden, device=device, dtype=_FLOAT8)
@@ -98,11 +98,12 @@ class Float8Blocks:
 
         h, class_NW = work.split(work.tokens_RW)
         rows, width = h.shape
-        narrow = self._narrow_RW[:rows]
-        attended = work.normed_RW[:rows] if self._wide_proj else narrow
+        narrow, wide = self._narrow_RW[:rows], work.normed_RW[:rows]
+        normed = wide if self._wide_qkv else narrow
+        attended = wide if self._wide_proj else narrow
         for index, block in enumerate(self._blocks):
-            normalize_rows(h, narrow, LAYER_NORM_EPS, block.qkv_in.scale, block.qkv_in.offset_K)
-            block.qkv(narrow, packed := work.scratch(rows, 3 * width))
+            normalize_rows(h, normed, LAYER_NORM_EPS, block.qkv_in.scale, block.qkv_in.offset_K)
+            block.qkv(normed, packed := work.scratch(rows, 3 * width))
             self._apart(index, class_NW, partial(self._attend, packed, attended, block.proj_in.scale))
             block.proj(attended, h, h)
             normalize_rows(h, narrow, LAYER_NORM_EPS, block.fc1_in.scale, block.fc1_in.offset_K)
@@ -128,7 +129,8 @@ class _Float8Block:
     ) -> None:
         seen = {site: statistics[index, site] for site in SITES}
         as_it_is = {site: _Input.of(torch.zeros_like(seen[site].total_K), 1.0) for site in float16_products}
-        self.qkv_in, self.fc1_in = _Input.normalized(seen["qkv"]), _Input.normalized(seen["fc1"])
+        self.qkv_in = as_it_is.get("qkv") or _Input.normalized(seen["qkv"])
+        self.fc1_in = _Input.normalized(seen["fc1"])
         self.proj_in = as_it_is.get("proj") or _Input.calibrated(seen["proj"], centred=True)
         # Not centred: most hidden values are near zero, where e4m3 is finest.
         fc2_in = as_it_is.get("fc2") or _Input.calibrated(seen["fc2"], centred=False)
@@ -140,7 +142,11 @@ class _Float8Block:
         qkv_bias = torch.cat([q_bias, torch.zeros_like(v_bias), v_bias])
         proj_bias = block.proj_bias + block.proj @ proj_centre
         fc1_bias = block.fc1_bias + block.fc1 @ self.fc1_in.centre_K.double()
-        self.qkv = _gemm("scaled_linear", block.qkv, qkv_bias, self.qkv_in)
+        self.qkv = (
+            Gemm("linear", block.qkv.half(), None, b=qkv_bias.float())
+            if "qkv" in float16_products
+            else _gemm("scaled_linear", block.qkv, qkv_bias, self.qkv_in)
+        )
         self.fc1 = _gemm("scaled_linear_quick_gelu", block.fc1, fc1_bias, self.fc1_in, fc2_in.scale)
         self.proj, self.fc2 = (
             Gemm("linear_residual", weight.half(), None, b=bias.float())

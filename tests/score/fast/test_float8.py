@@ -144,7 +144,7 @@ def test_over_the_limit_it_falls_back_and_says_what_it_tried() -> None:
 
 
 def test_bf16_is_taken_where_fp8_is_over_its_limits_and_bf16_is_not() -> None:
-    calibration = calibrate(limits=Limits(mean_error=0.008, p99_error=9, flips=2))
+    calibration = calibrate(limits=Limits(mean_error=0.003, p99_error=9, flips=2))
     choice = calibration.choice
     assert choice.precision == "bf16", choice.describe()
     assert "bf16 instead of fp8, which is over its limits (mean error" in choice.describe()
@@ -163,13 +163,14 @@ def test_products_in_float16_bring_scores_nearer_and_are_taken_where_needed(
 ) -> None:
     # With fewer blocks what rounding does to patches hardly reaches the class token.
     monkeypatch.setattr(sys.modules[__name__], "SPEC", replace(SPEC, layers=6))
-    errors = [trial.mean_error for trial in calibrate(limits=Limits(mean_error=1e-6)).choice.trials]
-    assert errors[2] < errors[1] < errors[0]
-    between = (errors[0] + errors[1]) / 2
+    trials = calibrate(limits=Limits(mean_error=1e-6)).choice.trials
+    errors = {trial.float16_products: trial.mean_error for trial in trials if trial.precision == "fp8"}
+    assert errors["qkv", "proj", "fc2"] < errors["qkv", "proj"] < 0.6 * errors["proj",]
+    between = (errors["qkv", "proj"] + min(errors["proj",], errors[()])) / 2
     calibration = calibrate(limits=Limits(mean_error=between, p99_error=9, flips=2))
     assert calibration.choice.precision == "fp8"
-    assert calibration.choice.float16_products == ("proj",)
-    assert "proj in fp16" in calibration.choice.describe()
+    assert calibration.choice.float16_products == ("qkv", "proj")
+    assert "qkv and proj in fp16" in calibration.choice.describe()
     images = photos(96, seed=2)
     found = (scores("fp8", images, calibration) - scores("fp16", images))[:, 0].abs().mean()
     assert float(found) < between
@@ -218,7 +219,7 @@ def test_a_neuron_that_no_single_scale_can_hold_keeps_its_product_in_float16(
     assert calibrate(limits=limits).choice.float16_products == ()
     choice = calibrate(hard_neurons(2e4), limits).choice
     assert choice.float16_products == ("proj", "fc2"), choice.describe()
-    assert choice.trials[0].mean_error > 1.5 * choice.trials[2].mean_error
+    assert choice.trials[0].mean_error > 1.5 * choice.trials[-1].mean_error
 
 
 def test_rare_tokens_that_calibration_did_not_see_are_caught() -> None:
