@@ -17,7 +17,6 @@ from torch import Tensor
 
 from dali_aesthetic.config import Config, ConfigError, ModelConfig
 from dali_aesthetic.decode.batches import fill_batches
-from dali_aesthetic.decode.graph import import_dali
 from dali_aesthetic.launch.scales import CALIBRATION, read_calibration, write_calibration
 from dali_aesthetic.launch.worker import decoder_of, limits_of, model_reader, resolve_device
 from dali_aesthetic.overlap import beside
@@ -157,15 +156,18 @@ def _calibrate(
     config: Config, shards: Sequence[Shard], device: torch.device, reader: ModelReader
 ) -> Calibration:
     reader.check()
-    import_kernels = partial(import_libraries, "fused", "fp16", device, spec_of(config.model.encoder))
-    with beside(import_dali, import_kernels, name="imports"):
+    named = spec_of(config.model.encoder)
+    import_kernels = partial(import_libraries, "fused", "fp16", device, named)
+    decode = partial(_first_images, config, shards, named.image_size, device)
+    # The weights take seconds, the imports too, and so does building a decoder.
+    with beside(import_kernels, name="imports"), beside(decode, name="first images") as decoded:
         model = reader.read()
     spec, gate, asked = model.tower.spec, config.gate, config.model.precision
     if reason := why_not_fused(spec, device, "fp8"):
         if asked == "fp8":
             raise ConfigError(f"model: precision fp8 can't run here: {reason}; use --precision auto")
         return _untried(config, reason)
-    images_NHWC = _first_images(config, shards, spec.image_size, device)
+    images_NHWC = decoded[0].result()
     # Nobody asked for fp8 on a small input, where it gains nothing.
     fewest = gate.calibration_images + gate.check_images if asked == "auto" else FEWEST_IMAGES
     if len(images_NHWC) < fewest:
