@@ -25,7 +25,7 @@ BOUND_S = {
     "ladder": 280,
     "kernels": 90,
     "stages": 90,
-    "growth": 90,
+    "growth": 240,
     "host": 45,
 }
 """Seconds each part may take on a GPU when quick; else ten times as many. In this order."""
