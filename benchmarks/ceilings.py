@@ -64,15 +64,28 @@ def _gemms(
     side = 8192 if device.type == "cuda" else 2048
     shapes = {"square": (side, side, side)}
     shapes |= {shape.name: (batch_size * shape.m, shape.n, shape.k) for shape in block_gemms(spec)}
-    rates = {}
-    for name, (m, n, k) in shapes.items():
-        launch = gemm(m, n, k, precision, device)
-        work = for_seconds(launch, seconds, device, 1)
-        title = f"GEMM {precision} {name} {m}x{n}x{k}"
-        measured = measure_speed(title, work, repeats, device, unit="TFLOP/s", per_item=2e-12 * m * n * k)
-        record.add(measured)
-        rates[name] = measured.as_row()["median"]
-    return rates
+    return {
+        name: gemm_rate(record, name, shape, precision, device, repeats, seconds)
+        for name, shape in shapes.items()
+    }
+
+
+def gemm_rate(
+    record: Record,
+    name: str,
+    shape: tuple[int, int, int],
+    precision: str,
+    device: torch.device,
+    repeats: int,
+    seconds: float,
+) -> float:
+    """TFLOP/s of products [m, k] by [k, n] of `shape` m, n, k; a row of the record. Raises as `gemm`."""
+    m, n, k = shape
+    work = for_seconds(gemm(m, n, k, precision, device), seconds, device, 1)
+    title = f"GEMM {precision} {name} {m}x{n}x{k}"
+    measured = measure_speed(title, work, repeats, device, unit="TFLOP/s", per_item=2e-12 * m * n * k)
+    record.add(measured)
+    return float(measured.as_row()["median"])
 
 
 def gemm(m: int, n: int, k: int, precision: str, device: torch.device) -> Launch:

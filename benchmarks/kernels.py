@@ -14,10 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from benchmarks.ceilings import copy_bandwidth
-from benchmarks.ceilings import gemm as plain_gemm
+from benchmarks.ceilings import copy_bandwidth, gemm_rate
 from benchmarks.record import Measured, Record
-from benchmarks.timing import for_seconds, measure_rate, measure_speed
+from benchmarks.timing import for_seconds, measure_rate
 from dali_aesthetic.score.clip import LAYER_NORM_EPS
 from dali_aesthetic.score.fast import folding
 from dali_aesthetic.score.fast.kernels import attention, class_attention, embed, gemm, layernorm
@@ -50,7 +49,19 @@ def measure_kernels(
     record: Record, spec: TowerSpec, device: torch.device, *, batch_size: int, repeats: int, seconds: float
 ) -> None:
     """A row a kernel: images/s of one launch, its share of the bound, microseconds an image."""
-    teraflops = {name: _teraflops(record, name, device, repeats, seconds) for name in ("fp16", "fp8")}
+    side = 8192 if device.type == "cuda" else 256
+    teraflops = {
+        name: gemm_rate(
+            record,
+            "square",
+            (side, side, side),
+            name if device.type == "cuda" else "fp32",
+            device,
+            repeats,
+            seconds,
+        )
+        for name in ("fp16", "fp8")
+    }
     gigabytes = copy_bandwidth(record, device, repeats, seconds)
     for kernel in kernels_of(spec, batch_size, device):
         bound, what = kernel.seconds(teraflops, gigabytes)
@@ -231,14 +242,3 @@ def _launch(at: _Shapes, name: str, fp8: bool, x: Tensor, out: Tensor) -> Callab
         given = {"total": at.empty(rows, tiles).float(), "squares": at.empty(rows, tiles).float()}
     residual = at.noise(rows, out_channels) if "residual" in epilogue else None
     return lambda: product(x, out, residual, **given)
-
-
-def _teraflops(record: Record, precision: str, device: torch.device, repeats: int, seconds: float) -> float:
-    """Of plain products of 8192^3, 256^3 on a CPU; a row of the record."""
-    side = 8192 if device.type == "cuda" else 256
-    launch = plain_gemm(side, side, side, precision if device.type == "cuda" else "fp32", device)
-    work = for_seconds(launch, seconds, device, 1)
-    name = f"GEMM {precision} square {side}x{side}x{side}"
-    measured = measure_speed(name, work, repeats, device, unit="TFLOP/s", per_item=2e-12 * side**3)
-    record.add(measured)
-    return float(measured.as_row()["median"])
