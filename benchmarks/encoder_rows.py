@@ -13,7 +13,7 @@ from torch import Tensor
 
 from benchmarks.synthetic import DEVICE, SPEC, head_bank, synthetic_images, tower_state
 from dali_aesthetic.score.clip import VisionTower, normalize
-from dali_aesthetic.score.fast import compiled, float8_study, fused, fused_fp8
+from dali_aesthetic.score.fast import compiled, float8_study, folding, fused, fused_fp8
 from dali_aesthetic.score.fast.backend import Backend, build_backend
 from dali_aesthetic.score.fast.calibration import Calibration
 from dali_aesthetic.score.fast.gate import Limits
@@ -73,7 +73,7 @@ def by_name(state: dict[str, Tensor], name: str, precision: str, batch: int) -> 
 def norm_passes(state: dict[str, Tensor], batch: int) -> Scorer:
     """The fused fp16 backend with LayerNorm passes in place of deferred norms."""
     tower = tower_of(state)
-    encoder = fused.FusedEncoder(tower, fused.NormPasses(fused_fp8.folded(tower), torch.float16))
+    encoder = fused.FusedEncoder(tower, fused.NormPasses(folding.fold_all_but_the_last(tower), torch.float16))
     work = Workspace.make(SPEC, batch, DEVICE, torch.float16)
     return backend_scorer(fused.FusedBackend(encoder, head_bank(), work, "fp16"))
 

@@ -77,13 +77,13 @@ def measure_kernels(
 
 
 def kernels_of(spec: TowerSpec, batch_size: int, device: torch.device) -> Iterator[Kernel]:
-    """All of them, one after another: the buffers of one are freed before the next one's are made."""
+    """All of them, one after another; the buffers of one are made when it is its turn."""
     shapes = _Shapes(spec, batch_size, device)
     yield from _embedding(shapes)
     yield from _norms(shapes)
     yield from _attention(shapes)
-    for width in (2, 1):
-        yield from _products(shapes, width)
+    for fp8 in (False, True):
+        yield from _products(shapes, fp8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,13 +118,8 @@ def _embedding(at: _Shapes) -> Iterator[Kernel]:
         0,
         3 * size * size + 2 * patches * columns,
     )
-    embedded, tokens = (
-        at.noise(images * patches, width),
-        (
-            at.empty(images * patches, width),
-            at.empty(images, width),
-        ),
-    )
+    embedded = at.noise(images * patches, width)
+    tokens = at.empty(images * patches, width), at.empty(images, width)
     table, gain, bias = at.noise(spec.tokens, width).float(), at.vector(width), at.vector(width)
     yield Kernel(
         "assemble and ln_pre",
@@ -184,9 +179,9 @@ def _attention(at: _Shapes) -> Iterator[Kernel]:
     )
 
 
-def _products(at: _Shapes, element_size: int) -> Iterator[Kernel]:
+def _products(at: _Shapes, fp8: bool) -> Iterator[Kernel]:
     """The four products of a block as the fused encoder runs them, with their epilogues."""
-    fp8 = element_size == 1
+    dtype, precision = (FLOAT8, "fp8") if fp8 else (torch.float16, "fp16")
     width, mlp = at.spec.width, at.spec.mlp_width
     per_image = at.patches if fp8 else at.spec.tokens
     rows = at.images * per_image
@@ -196,17 +191,17 @@ def _products(at: _Shapes, element_size: int) -> Iterator[Kernel]:
         ("fc1", mlp, width),
         ("fc2", width, mlp),
     ):
-        x = at.noise(rows, channels, dtype=FLOAT8 if fp8 else torch.float16)
-        out = at.empty(rows, out_channels, dtype=FLOAT8 if fp8 and name == "fc1" else torch.float16)
+        x = at.noise(rows, channels, dtype=dtype)
+        out = at.empty(rows, out_channels, dtype=dtype if name == "fc1" else torch.float16)
         residual = out_channels == width
-        weights = out_channels * channels * element_size / at.images
-        moved = per_image * (channels * element_size + out_channels * (out.element_size() + 2 * residual))
+        weights = out_channels * channels * dtype.itemsize / at.images
+        moved = per_image * (channels * dtype.itemsize + out_channels * (out.element_size() + 2 * residual))
         yield Kernel(
-            f"{name} {'fp8' if fp8 else 'fp16'}, {_EPILOGUES[name, fp8].replace('_', ' ')}",
+            f"{name} {precision}, {_EPILOGUES[name, fp8].replace('_', ' ')}",
             _launch(at, name, fp8, x, out),
             2.0 * per_image * out_channels * channels,
             moved + weights,
-            "fp8" if fp8 else "fp16",
+            precision,
         )
 
 

@@ -17,14 +17,9 @@ from benchmarks.roofline import VIT_L_14
 from benchmarks.settings import Settings
 from benchmarks.tables import blocks
 from dali_aesthetic.score.fast.kernels import class_attention, gemm
-from dali_aesthetic.score.spec import TowerSpec
 from tests.score.fast import twins
 
 CPU = torch.device("cpu")
-SPEC = TowerSpec(
-    name="tiny", image_size=32, patch_size=8, width=128, layers=3, heads=2, mlp_width=256, embed_dim=48,
-    quick_gelu=True,
-)  # fmt: skip
 EVERY_KERNEL = {
     "patchify", "assemble and ln_pre", "LayerNorm to fp16", "LayerNorm to fp8", "LayerNorm's moments",
     "moments from sums", "attention to fp16", "attention to fp8", "last block's attention",
@@ -43,7 +38,7 @@ def _on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_every_kernel_is_measured_against_its_bound_and_shown(tmp_path: Path) -> None:
     record = Record("kernels", tmp_path, CPU, {})
-    measure_kernels(record, SPEC, CPU, batch_size=3, repeats=2, seconds=0.002)
+    measure_kernels(record, twins.SPEC, CPU, batch_size=3, repeats=2, seconds=0.002)
     result = read_result(record.path)
     found = {row.name: row for row in result.rows if row.limit}
     assert set(found) == EVERY_KERNEL

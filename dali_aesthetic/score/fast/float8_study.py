@@ -20,8 +20,9 @@ from dali_aesthetic.score.clip import VisionTower
 from dali_aesthetic.score.deviation import Scores
 from dali_aesthetic.score.fast.calibration import Calibration, Choice, Seen, Statistics
 from dali_aesthetic.score.fast.class_stream import ClassStream
+from dali_aesthetic.score.fast.folding import fold_all_but_the_last
 from dali_aesthetic.score.fast.fused import DeferredNorms, FusedEncoder, NormPasses
-from dali_aesthetic.score.fast.fused_fp8 import Float8Blocks, folded, refusal
+from dali_aesthetic.score.fast.fused_fp8 import Float8Blocks, refusal
 from dali_aesthetic.score.fast.gate import Candidate, Limits, try_in_turn
 from dali_aesthetic.score.fast.workspace import Workspace
 from dali_aesthetic.score.head import HeadBank
@@ -92,7 +93,7 @@ class _Study:
 
     def __init__(self, tower: VisionTower, heads: HeadBank, device: torch.device) -> None:
         self.tower, self.heads = tower.float().to(device), heads.float().to(device)
-        self.blocks = folded(self.tower)
+        self.blocks = fold_all_but_the_last(self.tower)
         self.work = Workspace.make(tower.spec, _BATCH, device, torch.float16)
         self.encoder = FusedEncoder(self.tower, NormPasses(self.blocks, torch.float16))
         self.device = device

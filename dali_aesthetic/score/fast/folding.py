@@ -91,6 +91,11 @@ def fold_block(block: Block) -> FoldedBlock:
     )
 
 
+def fold_all_but_the_last(tower: VisionTower) -> list[FoldedBlock]:
+    """All of the above for every block but the last, which is computed for the class token only."""
+    return [fold_block(block) for block in tower.blocks[:-1] if isinstance(block, Block)]
+
+
 def fold_projection(tower: VisionTower) -> tuple[Tensor, Tensor]:
     """Weight [D, W] and bias [D], float64, from a normalised class token to the embedding."""
     projection = tower.projection.T

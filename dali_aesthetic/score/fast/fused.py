@@ -190,7 +190,7 @@ class FusedEncoder:
         self._gain_W, self._bias_W = tower.ln_pre.weight.float(), tower.ln_pre.bias.float()
         last = tower.blocks[-1]
         assert isinstance(last, Block)
-        self._last = ClassBlock(folding.fold_block(last), torch.float16, tower.spec.quick_gelu)
+        self._last = ClassBlock(folding.fold_block(last), tower.spec.quick_gelu)
         projection, bias = folding.fold_projection(tower)
         self._projection_DW, self._projection_bias_D = projection.float(), bias.float()
 
@@ -271,7 +271,7 @@ def build(
         raise ValueError(f"backend fused can't run here: {reason}")
     dtype = DTYPES[precision]
     tower = tower.float().to(device)
-    blocks = [folding.fold_block(block) for block in tower.blocks[:-1] if isinstance(block, Block)]
+    blocks = folding.fold_all_but_the_last(tower)
     apart = None if dtype == torch.float16 else ClassStream(blocks)
     middle = DeferredNorms(blocks, batch_size * tower.spec.tokens, device, dtype, apart)
     work = Workspace.make(tower.spec, batch_size, device, dtype)

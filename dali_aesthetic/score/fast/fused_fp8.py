@@ -20,7 +20,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from dali_aesthetic.score.clip import LAYER_NORM_EPS, Block, VisionTower
+from dali_aesthetic.score.clip import LAYER_NORM_EPS, VisionTower
 from dali_aesthetic.score.fast import folding, fused
 from dali_aesthetic.score.fast.calibration import SITES, Calibration, Seen, Statistics
 from dali_aesthetic.score.fast.class_stream import ClassStream
@@ -183,7 +183,7 @@ def build(
     if reason := refusal(tower.spec, device):
         raise ValueError(f"precision fp8 can't run here: {reason}; use --precision fp16, or auto")
     tower, heads = tower.float().to(device), heads.float().to(device)
-    blocks = folded(tower)
+    blocks = folding.fold_all_but_the_last(tower)
     _check_fits(calibration, tower.spec, heads)
     statistics = {key: seen.to(device) for key, seen in calibration.statistics.items()}
     rows = batch_size * (tower.spec.tokens - 1)
@@ -195,11 +195,6 @@ def build(
     corrected.w_AD, corrected.b_A = calibration.w_AD.to(device), calibration.b_A.to(device)
     work = Workspace.make(tower.spec, batch_size, device, torch.float16)
     return FusedBackend(encoder, corrected, work, "fp8")
-
-
-def folded(tower: VisionTower) -> list[FoldedBlock]:
-    """All blocks but the last, which is computed for the class token only."""
-    return [folding.fold_block(block) for block in tower.blocks[:-1] if isinstance(block, Block)]
 
 
 def _check_fits(calibration: Calibration, spec: TowerSpec, heads: HeadBank) -> None:

@@ -18,8 +18,8 @@ def run(package: Path, device: torch.device, shape: Sequence[int]) -> None:
     if trial.returncode:
         raise ValueError(
             f"backend export: what torch {torch.__version__} compiled doesn't run on this machine "
-            f"({_ending(trial)}). A C++ compiler that links its own standard library into what it makes does "
-            "that: name another one in CXX, or use --backend auto, or compile"
+            f"({_ending(trial)}). A C++ compiler that links its own standard library into what it makes can "
+            "be the cause: name another one in CXX, or use --backend auto, or compile"
         )
 
 

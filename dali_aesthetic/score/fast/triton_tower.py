@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dali_aesthetic.score.clip import LAYER_NORM_EPS, Block, VisionTower
+from dali_aesthetic.score.clip import LAYER_NORM_EPS, VisionTower
 from dali_aesthetic.score.fast import folding
 from dali_aesthetic.score.fast.folding import FoldedBlock
 from dali_aesthetic.score.fast.fused import FusedBackend, FusedEncoder
@@ -99,7 +99,7 @@ def build(
     if reason := refusal(tower.spec, device):
         raise ValueError(f"backend triton can't run here: {reason}; use --backend auto")
     tower = tower.float().to(device)
-    blocks = [folding.fold_block(block) for block in tower.blocks[:-1] if isinstance(block, Block)]
+    blocks = folding.fold_all_but_the_last(tower)
     encoder = FusedEncoder(tower, LibraryProducts(blocks, tower.spec.quick_gelu))
     work = Workspace.make(tower.spec, batch_size, device, torch.float16)
     return FusedBackend(encoder, heads.float().to(device), work, precision, name="triton")

@@ -42,10 +42,9 @@ class Workspace:
         rows = self.tokens_RW.shape[0] // self.images * images
         return Workspace(images, self.tokens_RW[:rows], self.normed_RW[:rows], self.wide)
 
-    def scratch(self, rows: int, columns: int, dtype: torch.dtype | None = None) -> Tensor:
+    def scratch(self, rows: int, columns: int) -> Tensor:
         """A contiguous [rows, columns] over `wide`; the next one overwrites it."""
-        wide = self.wide if dtype is None else self.wide.view(dtype)
-        return wide[: rows * columns].view(rows, columns)
+        return self.wide[: rows * columns].view(rows, columns)
 
     def split(self, rows_RC: Tensor) -> tuple[Tensor, Tensor]:
         """Patches [N * P, C] and class tokens [N, C] of a buffer of all tokens."""

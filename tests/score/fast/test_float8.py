@@ -22,14 +22,10 @@ from dali_aesthetic.score.fast.calibration import Calibration
 from dali_aesthetic.score.fast.gate import Limits
 from dali_aesthetic.score.head import Head, HeadBank, head_from_state
 from dali_aesthetic.score.random_init import random_head_state, random_tower_state
-from dali_aesthetic.score.spec import TowerSpec
 from tests.score.fast import twins
 
 CPU = torch.device("cpu")
-SPEC = TowerSpec(
-    name="tiny", image_size=32, patch_size=8, width=128, layers=3, heads=2, mlp_width=256, embed_dim=48,
-    quick_gelu=True,
-)  # fmt: skip
+SPEC = twins.SPEC
 ANY = Limits(mean_error=9, p99_error=9, flips=2)
 CUTS = {"standard": 5.0, "high": 6.0}
 MADE_FOR = {"input": ["a.tar"]}

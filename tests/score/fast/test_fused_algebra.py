@@ -52,7 +52,7 @@ def pixels(count: int, seed: int = 0) -> Tensor:
 
 
 def folded_blocks(tower: VisionTower) -> list[folding.FoldedBlock]:
-    return [folding.fold_block(block) for block in tower.blocks[:-1]]  # type: ignore[arg-type]
+    return folding.fold_all_but_the_last(tower)
 
 
 def cosine_distance(out: Tensor, expected: Tensor) -> float:

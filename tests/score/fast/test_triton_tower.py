@@ -20,10 +20,7 @@ from dali_aesthetic.score.spec import TowerSpec
 from tests.score.fast import twins
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
-SPEC = TowerSpec(
-    name="tiny", image_size=32, patch_size=8, width=128, layers=4, heads=2, mlp_width=256, embed_dim=48,
-    quick_gelu=True,
-)  # fmt: skip
+SPEC = replace(twins.SPEC, layers=4)
 SHARED_BYTES = {80: 166_912, 86: 101_376, 89: 101_376, 90: 232_448, 100: 232_448, 120: 101_376}
 """What a block may have on GPUs of these compute capabilities, by the CUDA programming guide's table."""
 

@@ -15,8 +15,14 @@ from torch import Tensor
 from dali_aesthetic.score.fast import backend, class_stream, fused, fused_fp8
 from dali_aesthetic.score.fast.folding import PIXEL_OFFSET, PIXEL_STEP
 from dali_aesthetic.score.fast.kernels import attention, class_block, embed, gemm, layernorm
+from dali_aesthetic.score.spec import TowerSpec
 
 FLOAT8_LIMIT = 448.0
+SPEC = TowerSpec(
+    name="tiny", image_size=32, patch_size=8, width=128, layers=3, heads=2, mlp_width=256, embed_dim=48,
+    quick_gelu=True,
+)  # fmt: skip
+"""A tower that is small enough for a CPU, with two float8 blocks."""
 
 
 class TorchGemm:

@@ -1,4 +1,4 @@
-"""The last block and the projection, for the class token only: plain torch on [N, W] and one kernel.
+"""The last block, for the class token only, in float16: plain torch on [N, W] and one kernel.
 
 Shape legend: N images, R patches of them all, W width, H heads, S = W / H, D embedding.
 """
@@ -16,15 +16,15 @@ from dali_aesthetic.score.fast.kernels.class_attention import class_attention
 class ClassBlock:
     """A block whose keys and values are never made; see `class_attention`."""
 
-    def __init__(self, folded: FoldedBlock, dtype: torch.dtype, quick_gelu: bool = True) -> None:
+    def __init__(self, folded: FoldedBlock, quick_gelu: bool) -> None:
         self._quick_gelu = quick_gelu
         heads, width = folded.heads, folded.q.shape[1]
-        self._q, self._q_bias = folded.q.to(dtype), folded.q_bias.to(dtype)
-        self._k_HSW = folded.k.view(heads, -1, width).to(dtype)
-        self._v_HWS = folded.v.view(heads, -1, width).mT.contiguous().to(dtype)
-        self._proj, self._proj_bias = folded.proj.to(dtype), folded.proj_bias.to(dtype)
-        self._fc1, self._fc1_bias = folded.fc1.to(dtype), folded.fc1_bias.to(dtype)
-        self._fc2, self._fc2_bias = folded.fc2.to(dtype), folded.fc2_bias.to(dtype)
+        self._q, self._q_bias = folded.q.half(), folded.q_bias.half()
+        self._k_HSW = folded.k.view(heads, -1, width).half()
+        self._v_HWS = folded.v.view(heads, -1, width).mT.contiguous().half()
+        self._proj, self._proj_bias = folded.proj.half(), folded.proj_bias.half()
+        self._fc1, self._fc1_bias = folded.fc1.half(), folded.fc1_bias.half()
+        self._fc2, self._fc2_bias = folded.fc2.half(), folded.fc2_bias.half()
 
     def __call__(self, class_NW: Tensor, normed_RW: Tensor, normed_class_NW: Tensor, eps: float) -> Tensor:
         """The class token [N, W] after the block, from the residual stream's and all tokens normalised."""
