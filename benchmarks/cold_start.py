@@ -18,19 +18,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors.torch
 import yaml
 from PIL import Image
 
 from benchmarks import open_gate
-from benchmarks.open_clip_model import open_clip_state
+from benchmarks.open_clip_model import saved_weights
 from benchmarks.record import Measured, Record
 from benchmarks.settings import Settings
 from benchmarks.throughput import fresh
 from dali_aesthetic.launch.scales import CALIBRATION
 from dali_aesthetic.launch.timing import TIMING
 from dali_aesthetic.score.fast.cache import LIBRARIES, VARIABLE
-from dali_aesthetic.score.weights import load_tower
 
 GPU_WAYS = (
     ("eager", "fp16"),
@@ -50,12 +48,12 @@ def measure_cold_start(record: Record, settings: Settings) -> None:
     folder = fresh(settings.data / "cold-start")
     # QuickGELU, as OpenAI's weights are: the tower that the fused kernels take.
     encoder = settings.encoder or ("ViT-L-14-quickgelu" if settings.on_gpu else "ViT-B-32-quickgelu")
-    weights = _weights_file(encoder, folder)
+    weights = saved_weights(encoder, "random:0", folder)
     count = 768 if settings.on_gpu else 32
     shard = _shard(folder / "00000.tar", count)
     record.note("images", count)
     base = {"device": settings.chip.type, "gate": open_gate.OPEN, "threshold": {"raw": 5.0}}
-    model: dict[str, object] = {"encoder": encoder, "weights": str(weights), "heads": ["random:0"]}
+    model: dict[str, object] = {"encoder": encoder, "weights": weights, "heads": ["random:0"]}
     repeats = 1 if settings.quick else settings.num_repeats
     for backend, precision in ways(settings):
         title = f"{backend} {precision}"
@@ -136,16 +134,6 @@ def _kept_scales(folder: Path) -> str:
     kept = folder / CALIBRATION
     kept.write_bytes((folder / "out" / CALIBRATION).read_bytes())
     return str(kept)
-
-
-def _weights_file(encoder: str, folder: Path) -> Path:
-    """Random weights as open_clip would publish them: reading a file is part of a start, drawing is not."""
-    tower, _ = load_tower(encoder, "random:0", None)
-    state = {
-        f"visual.{name}": tensor.contiguous() for name, tensor in open_clip_state(tower.state_dict()).items()
-    }
-    safetensors.torch.save_file(state, folder / "weights.safetensors")
-    return folder / "weights.safetensors"
 
 
 def _shard(path: Path, count: int) -> Path:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 
@@ -37,6 +39,24 @@ def open_clip_tower(spec: TowerSpec, weights: str) -> nn.Module:
     tower, _ = load_tower(spec.name, weights, None)
     visual.load_state_dict(open_clip_state(tower.state_dict()), assign=True)
     return visual.requires_grad_(False).eval()
+
+
+def saved_weights(encoder: str, weights: str, folder: Path) -> str:
+    """The path of a file in `folder`, made unless it is there, with a tower's random weights (`random:0`) as
+    open_clip would publish them. Weights that aren't random are named as they were.
+
+    Drawing takes a core ten seconds: no part of a start, and worse for many processes side by side.
+    """
+    if not weights.startswith("random"):
+        return weights
+    file = folder.resolve() / f"{encoder}-{weights.replace(':', '-')}.safetensors"
+    if not file.exists():
+        tower, _ = load_tower(encoder, weights, None)
+        state = open_clip_state(tower.state_dict())
+        safetensors.torch.save_file(
+            {f"visual.{name}": part.contiguous() for name, part in state.items()}, file
+        )
+    return str(file)
 
 
 def open_clip_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -17,6 +17,7 @@ import torch
 
 from benchmarks.bounded import run_bounded
 from benchmarks.dataset import DatasetSpec, make_dataset
+from benchmarks.open_clip_model import saved_weights
 from benchmarks.peers.compare import kept_fidelity, reference_scores, score_error
 from benchmarks.peers.job import Job, PeerResult, Unavailable
 from benchmarks.record import Measured, Record
@@ -35,13 +36,13 @@ PEERS = {
 """What a row is called, and the module that runs it: first what a run that is cut off should still have."""
 BOUND_S = 90
 """Seconds a peer may take when quick; ten times as many when not."""
-_START_S = {"ours_fp8": 60, "dali_compile": 30, "nemo_curator_ray": 150}
+_START_S = {"ours_fp8": 60, "dali_compile": 30, "data_juicer": 90, "nemo_curator_ray": 210}
 """Seconds more for what takes long to start (scales, compiling, workers), which a rate doesn't count."""
 _TARS_A_CORE = 10
 """On a GPU: enough that the start and the end of a fast run, about a second, weigh little."""
 _MOST_TARS = 160
 """Of many cores each has fewer: the GPU is the limit then."""
-_SLOW = {"nemo_curator": 3 / 160, "nemo_curator_ray": 3 / 20, "data_juicer": 3 / 40}
+_SLOW = {"nemo_curator": 3 / 160, "nemo_curator_ray": 3 / 20, "data_juicer": 3 / 80}
 """The share of the images that a slow peer is given; its rate does not depend on it."""
 _LONGEST_REASON = 300
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
@@ -92,7 +93,7 @@ def make_job(settings: Settings) -> Job:
         output=str(settings.data / "peers-output"),
         device=str(settings.chip),
         encoder=settings.encoder_name,
-        weights=settings.weights,
+        weights=saved_weights(settings.encoder_name, settings.weights, folder),
         head=settings.head,
         cut=0.0,
         precision="fp16" if settings.on_gpu else "fp32",

@@ -16,6 +16,7 @@ import torch
 
 from benchmarks.check import PEER
 from benchmarks.dataset import DatasetSpec
+from benchmarks.open_clip_model import saved_weights
 from benchmarks.peers import side_by_side
 from benchmarks.peers.compare import kept_fidelity, score_error
 from benchmarks.peers.gate import Gate
@@ -27,6 +28,7 @@ from benchmarks.result import read_result
 from benchmarks.settings import Settings
 from dali_aesthetic.score.clip import VisionTower
 from dali_aesthetic.score.spec import spec_of
+from dali_aesthetic.score.weights import load_tower
 from tests.benchmarks.test_roofline import SMALL
 
 
@@ -144,10 +146,20 @@ def test_the_longest_to_start_comes_last_and_the_guards_peer_early() -> None:
     assert (PEERS["dali_aesthetic"], PEERS[PEER]) == ("ours", "dataloader")  # what the guard compares
 
 
+def test_all_peers_read_the_same_weights_from_a_file(tmp_path: Path) -> None:
+    path = saved_weights("ViT-B-32", "random:3", tmp_path)
+    drawn, read = (load_tower("ViT-B-32", name, None)[0].state_dict() for name in ("random:3", path))
+    assert drawn.keys() == read.keys()
+    assert all(torch.equal(drawn[name], read[name]) for name in drawn)
+    assert saved_weights("ViT-B-32", "random:3", tmp_path) == path
+    assert saved_weights("ViT-B-32", "openai", tmp_path) == "openai"
+
+
 def test_on_a_gpu_runs_are_long_and_slow_peers_get_a_part(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(side_by_side, "make_dataset", link_tars)
+    monkeypatch.setattr(side_by_side, "saved_weights", lambda encoder, weights, folder: weights)
     monkeypatch.setattr(Settings, "on_gpu", True)
     for cores, tars in ((1, 10), (8, 80), (16, 160), (24, 144), (192, 192)):
         monkeypatch.setattr(side_by_side, "cpu_count", lambda cores=cores: cores)
@@ -157,7 +169,7 @@ def test_on_a_gpu_runs_are_long_and_slow_peers_get_a_part(
         if cores == 16:
             given = {module: int(job.max_images * share) for module, share in _SLOW.items()}
             assert job.max_images == 40_960
-            assert given == {"nemo_curator": 768, "nemo_curator_ray": 6144, "data_juicer": 3072}
+            assert given == {"nemo_curator": 768, "nemo_curator_ray": 6144, "data_juicer": 1536}
 
 
 def link_tars(folder: Path, spec: DatasetSpec, num_processes: int) -> str:
