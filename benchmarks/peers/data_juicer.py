@@ -1,4 +1,4 @@
-"""data-juicer's `image_aesthetics_filter`, from its released wheel, in as many processes as there are cores.
+"""data-juicer's `image_aesthetics_filter`, from its released wheel, in a process a core, or half as many.
 
 Its filter encodes one sample at a time, so a batch is one image whatever else is set; its way to more speed
 is more processes on the same GPU. In its favour: the images' bytes lie in each process's memory, it has no
@@ -14,8 +14,9 @@ import multiprocessing
 import shutil
 import tarfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.peers import placeholders
+from benchmarks.peers.fewer import with_fewer
 from benchmarks.peers.gate import Gate
 from benchmarks.peers.hf_clip import hf_clip, hf_precision
 from benchmarks.peers.job import Job, PeerResult, Unavailable, versions
@@ -43,6 +45,12 @@ def run(job: Job) -> PeerResult:
         replaced = _import()
     except ImportError as error:
         raise Unavailable(f"py-data-juicer lacks {error.name or error}") from error
+    return with_fewer(
+        lambda processes: _measure(replace(job, num_workers=processes), replaced), job.num_workers
+    )
+
+
+def _measure(job: Job, replaced: Sequence[str]) -> PeerResult:
     scores, count, seconds = score_in_processes(job, data_juicer_filter)
     return PeerResult(
         num_images=count,

@@ -7,13 +7,11 @@ end, nor that of its workers, is in it. Its other executor, Cosmos-Xenna, adds w
 longer than this takes.
 
 Memory. Every embedder is a process with a CUDA context, the weights and an allocator of its own, which keeps
-what it once had. At 100 images a batch, as its reader hands them over, twelve of them and two readers
-overflowed 80 GB. The images of a batch are prepared one after another, so a larger batch gains nothing while
-memory grows with it: here a batch is half of that, still more than its default of 32, and the allocator's
-segments may grow, so that sizes that change leave no gaps. ViT-L/14 then comes to an estimated 3.3 GiB
-(`embedder_gib`), and twelve to 40; with two readers, whose DALI grows its pools as it goes, and the scorer 53
-of 78 GiB are spoken for. A sixth of what is free stays so. Where memory overflows nevertheless, half the
-embedders get a second try.
+what it once had. The images of a batch are prepared one after another, so a batch larger than its default of
+32 gains little while memory grows with it; here it is half of the 100 that its reader hands over, and the
+allocator's segments may grow, so that sizes that change leave no gaps. ViT-L/14 then comes to an estimated
+3.3 GiB (`embedder_gib`); six with two readers and the scorer were seen to take 21 GB. A sixth of what is free
+stays so. What an H100 refused nevertheless is in fewer.py: half the embedders get a second try.
 """
 
 from __future__ import annotations
@@ -30,6 +28,7 @@ from typing import Any
 import torch
 
 from benchmarks.peers import placeholders
+from benchmarks.peers.fewer import with_fewer
 from benchmarks.peers.gate import Gate
 from benchmarks.peers.hf_clip import hf_precision
 from benchmarks.peers.job import Job, PeerResult, Unavailable, versions
@@ -47,7 +46,6 @@ _SCORER_GIB = 1.0
 """A CUDA context; the head is one layer."""
 _CONTEXT_GIB = 1.0
 """A CUDA context, the kernels loaded and cuBLAS's workspaces."""
-_OVERFLOWS = ("CUDA out of memory", "CUDA allocation failed", "CUDA error: out of memory")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,12 +79,10 @@ def run(job: Job) -> PeerResult:
     free_gib = torch.cuda.mem_get_info()[0] / _GIB if job.device.startswith("cuda") else math.inf
     workers = Workers.on(job.num_workers, free_gib, embedder_gib(job.spec, MODEL_BATCH))
     try:
-        try:
-            return _measure(job, workers, replaced)
-        except Exception as error:
-            if workers.embedders == 1 or not any(words in str(error) for words in _OVERFLOWS):
-                raise
-        return _measure(job, replace(workers, embedders=workers.embedders // 2), replaced)
+        return with_fewer(
+            lambda embedders: _measure(job, replace(workers, embedders=embedders), replaced),
+            workers.embedders,
+        )
     except ImportError as error:
         raise Unavailable(f"nemo-curator with Ray lacks {error.name or error}") from error
 

@@ -36,7 +36,7 @@ PEERS = {
 """What a row is called, and the module that runs it: first what a run that is cut off should still have."""
 BOUND_S = 90
 """Seconds a peer may take when quick; ten times as many when not."""
-_START_S = {"ours_fp8": 60, "dali_compile": 30, "data_juicer": 90, "nemo_curator_ray": 210}
+_START_S = {"ours_fp8": 60, "dali_compile": 30, "data_juicer": 150, "nemo_curator_ray": 210}
 """Seconds more for what takes long to start (scales, compiling, workers), which a rate doesn't count."""
 _TARS_A_CORE = 10
 """On a GPU: enough that the start and the end of a fast run, about a second, weigh little."""
@@ -48,6 +48,8 @@ _LONGEST_REASON = 300
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _FRAME = re.compile(r'^( +)File ".*\n(?:\1 +.*\n)*', re.MULTILINE)
 _FOLDERS = re.compile(r"(?<![\w:/])(?:/[\w.@+-]+)+/(?=[\w.])")
+_ADVICE = re.compile(r"\n(?:Search for|CUDA kernel errors might) .*", re.DOTALL)
+"""Below every CUDA error stands how to look for its cause."""
 _CHAIN = re.compile(r"\n\s*(?:The above exception was|During handling of the above)")
 _EXCEPTION = re.compile(r"[\w.]*(Error|Exception|Interrupt|Exit)(\(\w+\))?(:|$)")
 _OWN_PATHS = {
@@ -151,7 +153,7 @@ def answer(module: str, question: Path, target: Path) -> None:
 def why(error: Exception) -> str:
     """One line that says what went wrong: where an error quotes a worker's, what that one said first."""
     text = "".join(traceback.format_exception_only(error))
-    for noise in (_COLOUR, _FRAME, _FOLDERS):
+    for noise in (_COLOUR, _FRAME, _FOLDERS, _ADVICE):
         text = noise.sub("", text)
     # Ray wraps what a worker raised: the cause comes first.
     lines = _CHAIN.split(text)[0].splitlines()

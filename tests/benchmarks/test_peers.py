@@ -19,6 +19,7 @@ from benchmarks.dataset import DatasetSpec
 from benchmarks.open_clip_model import saved_weights
 from benchmarks.peers import side_by_side
 from benchmarks.peers.compare import kept_fidelity, score_error
+from benchmarks.peers.fewer import with_fewer
 from benchmarks.peers.gate import Gate
 from benchmarks.peers.hf_clip import hf_state
 from benchmarks.peers.job import Job, Unavailable
@@ -121,6 +122,10 @@ def test_the_reason_of_a_failure_is_one_line_from_the_last_exception_on() -> Non
         "RuntimeError: Critical error when building pipeline: Error in CPU operator, with the traceback: "
         "encountered: File mapping failed: none.tar C++ context: [mmaped_file.cc:105] "
         "Current pipeline object is no longer valid."
+    )
+    advice = "\nSearch for `cudaErrorMemoryAllocation' in docs.\nFor debugging consider X\n"
+    assert (
+        why(RuntimeError(f"CUDA error: out of memory{advice}")) == "RuntimeError: CUDA error: out of memory"
     )
     assert why(ValueError("see https://x.org/a/b")) == "ValueError: see https://x.org/a/b"
     long = why(RuntimeError("b" + 400 * "x" + "e"))
@@ -254,6 +259,22 @@ def test_nemo_curator_gets_a_second_try_where_memory_overflows(
     with pytest.raises(RuntimeError, match=error):
         ray.run(a_job(tmp_path, num_workers=10))
     assert seen == tried
+
+
+def test_a_gpu_that_takes_no_more_processes_gets_half_as_many() -> None:
+    tried = []
+
+    def measure(count: int) -> str:
+        tried.append(count)
+        if count > 8:
+            raise RuntimeError("torch.AcceleratorError: CUDA error: out of memory")
+        return "measured"
+
+    assert with_fewer(measure, 16) == "measured"
+    assert tried == [16, 8]
+    with pytest.raises(RuntimeError, match="out of memory"):
+        with_fewer(measure, 33)
+    assert tried == [16, 8, 33, 16]
 
 
 def length_scorer(job: Job) -> Callable[[bytes], float]:
