@@ -25,7 +25,7 @@ from dali_aesthetic.finding import Finding, Verdict
 from dali_aesthetic.launch.worker import resolve_device
 from dali_aesthetic.overlap import cpu_count, every
 from dali_aesthetic.reach import reach_input, reach_output, reach_ray
-from dali_aesthetic.score.fast.backend import resolve_backend, why_not_fused
+from dali_aesthetic.score.fast.backend import choose_backend, resolve_backend, why_not_fused
 from dali_aesthetic.score.spec import spec_of
 from dali_aesthetic.score.weights import WeightsUnavailable, present
 from dali_aesthetic.stores.location import is_url
@@ -234,8 +234,8 @@ def _encoder(model: ModelConfig, device: Device) -> Iterator[Finding]:
     backend, precision = resolve_backend(model.backend, model.precision, chip)
     quick = spec if spec.quick_gelu or model.weights != "openai" else spec.with_quick_gelu(True)
     reason = why_not_fused(quick, chip, precision)
-    if model.backend == "auto" and not reason:
-        backend = "fused"
+    if model.backend == "auto" and precision != "fp8":
+        backend, _ = choose_backend(model.backend, model.precision, chip, quick)
     detail = f"{model.encoder}: {backend}, {precision}"
     if chip.type == "cuda" and reason and torch.cuda.get_device_capability(chip)[0] == 9:
         yield Finding("encoder", Verdict.WARN, f"{detail}; the fused kernels can't run: {reason}")

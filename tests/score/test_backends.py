@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from dali_aesthetic.score.fast.backend import (
     resolve_backend,
     why_not_fused,
 )
+from dali_aesthetic.score.fast.kernels import launchers
 from dali_aesthetic.score.spec import TowerSpec, spec_of
 
 MakeBackend = Callable[..., Backend]
@@ -167,14 +169,21 @@ def test_the_fused_backend_says_why_it_cannot_run_and_auto_goes_on_without_it() 
     assert choose_backend("auto", "auto", CPU, spec) == ("eager", "fp32")
     with pytest.raises(ValueError, match=r"backend fused has no precision 'fp32'; it has auto, fp16, bf16"):
         resolve_backend("fused", "fp32", CPU)
+    for name in ("fused", "triton"):
+        with pytest.raises(ValueError, match=f"backend {name} needs a GPU; use --backend auto"):
+            resolve_backend(name, "auto", CPU)
 
 
 class FakeGpu:
-    """A GPU of some compute capability, with QuACK installed."""
+    """A GPU of some compute capability on a machine with QuACK, Triton and a C compiler."""
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self._patch = patch
-        patch.setattr(importlib.util, "find_spec", lambda name: object())
+        self.lacks()
+        patch.setattr(launchers, "refusal", str)
+
+    def lacks(self, *packages: str) -> None:
+        self._patch.setattr(importlib.util, "find_spec", lambda name: None if name in packages else object())
 
     def is_a(self, major: int, minor: int) -> None:
         self._patch.setattr(torch.cuda, "get_device_capability", lambda device: (major, minor))
@@ -213,7 +222,7 @@ def test_gpus_but_hopper_get_the_portable_path(gpu: FakeGpu, capability: tuple[i
         choose_backend("fused", "auto", CUDA, spec)
 
 
-def test_a_hopper_gpu_gets_the_fused_kernels(gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hopper_gpu_gets_the_fused_kernels(gpu: FakeGpu) -> None:
     pytest.importorskip("triton")
     gpu.is_a(9, 0)
     spec = spec_of(OPENAI_L_14)
@@ -221,10 +230,40 @@ def test_a_hopper_gpu_gets_the_fused_kernels(gpu: FakeGpu, monkeypatch: pytest.M
     assert choose_backend("auto", "bf16", CUDA, spec) == ("fused", "bf16")
     assert choose_backend("auto", "fp8", CUDA, spec) == ("fused", "fp8")
     assert choose_backend("auto", "fp32", CUDA, spec) == ("torchscript", "fp32")
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert choose_backend("auto", "auto", CUDA, spec) == ("torchscript", "fp16")
+    gpu.lacks("quack")
     with pytest.raises(ValueError, match=r"pip install dali-aesthetic\[hopper\]"):
         resolve_backend("auto", "fp8", CUDA)
+
+
+def test_a_hopper_gpu_gets_the_triton_kernels_where_the_fused_can_not_run(
+    gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("triton")
+    gpu.is_a(9, 0)
+    laion = spec_of("ViT-L-14")
+    assert not laion.quick_gelu
+    assert choose_backend("auto", "auto", CUDA, laion) == ("triton", "fp16")
+    assert choose_backend("auto", "bf16", CUDA, laion) == ("torchscript", "bf16")
+    gpu.lacks("quack")
+    spec = spec_of(OPENAI_L_14)
+    assert choose_backend("auto", "auto", CUDA, spec) == ("triton", "fp16")
+    gpu.lacks("quack", "triton")
+    assert choose_backend("auto", "auto", CUDA, spec) == ("torchscript", "fp16")
+    gpu.lacks()
+    monkeypatch.setattr(launchers, "refusal", lambda: "no compiler")
+    assert why_not_fused(spec, CUDA, "fp16") == "no compiler"
+    assert choose_backend("auto", "auto", CUDA, spec) == ("torchscript", "fp16")
+
+
+def test_triton_finds_a_compiler_by_name_or_on_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CC", raising=False)
+    for there in ("gcc", "clang"):
+        monkeypatch.setattr(shutil, "which", lambda name, there=there: there if name == there else None)
+        assert launchers.refusal() == ""
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    assert "C compiler (apt install gcc" in launchers.refusal()
+    monkeypatch.setenv("CC", "/opt/bin/cc")
+    assert launchers.refusal() == ""
 
 
 @pytest.mark.parametrize(

@@ -77,11 +77,14 @@ def resolve_backend(name: str, precision: str, device: torch.device) -> tuple[st
     on_gpu = device.type == "cuda"
     if name == "auto":
         name = "fused" if precision == "fp8" else "torchscript" if on_gpu else "eager"
-    if precision == "auto":
-        precision = "fp16" if on_gpu else "fp32"
     if name not in _BACKENDS:
         raise ValueError(f"unknown backend {name!r}; there are auto, {', '.join(_BACKENDS)}")
-    if precision not in (known := _BACKENDS[name].precisions):
+    known = _BACKENDS[name].precisions
+    if precision == "auto":
+        precision = "fp16" if on_gpu else "fp32"
+        if precision not in known:
+            raise ValueError(f"backend {name} needs a GPU; use --backend auto (or eager) with --device cpu")
+    if precision not in known:
         raise ValueError(f"backend {name} has no precision {precision!r}; it has auto, {', '.join(known)}")
     _check_device(precision, device)
     return name, precision
@@ -101,19 +104,33 @@ def _check_device(precision: str, device: torch.device) -> None:
 
 
 def choose_backend(name: str, precision: str, device: torch.device, spec: TowerSpec) -> tuple[str, str]:
-    """As `resolve_backend`, for a tower that is known: `auto` takes the fused kernels where they can run.
+    """As `resolve_backend`, for a tower that is known: of what can run it `auto` takes the fastest.
 
     It never takes fp8, which needs the images of a run to be judged by.
     """
     chosen, precision = resolve_backend(name, precision, device)
     if chosen == "fused" or (name == "auto" and device.type == "cuda"):
         reason = why_not_fused(spec, device, precision)
-        if chosen == "fused" and reason:
+        if not reason:
+            chosen = "fused"
+        elif chosen == "fused":
             raise ValueError(
                 f"backend fused can't run {precision} here: {reason}; use --backend auto --precision auto"
             )
-        chosen = chosen if reason else "fused"
+        elif precision == "fp16" and _is_timed_for_triton(device) and not _why_not_triton(spec, device):
+            chosen = "triton"
     return chosen, precision
+
+
+def _is_timed_for_triton(device: torch.device) -> bool:
+    """On Hopper it was measured to be the faster one of what needs no QuACK; elsewhere nobody has looked."""
+    return torch.cuda.get_device_capability(device)[0] == 9
+
+
+def _why_not_triton(spec: TowerSpec, device: torch.device) -> str:
+    from dali_aesthetic.score.fast.triton_tower import refusal
+
+    return refusal(spec, device)
 
 
 def why_not_fused(spec: TowerSpec, device: torch.device, precision: str) -> str:
@@ -179,7 +196,7 @@ def import_libraries(name: str, precision: str, device: torch.device, spec: Towe
         torch.empty(1, device=device)
     # Which GELU it is only the weights tell: too much may be imported, never too little.
     chosen, _ = choose_backend(name, precision, device, spec.with_quick_gelu(True))
-    if chosen == "fused":
+    if chosen in ("fused", "triton"):
         from dali_aesthetic.score.fast.kernels import (  # noqa: F401
             attention,
             class_block,
@@ -188,7 +205,8 @@ def import_libraries(name: str, precision: str, device: torch.device, spec: Towe
             layernorm,
         )
 
-        gemm.import_epilogues()
+        if chosen == "fused":
+            gemm.import_epilogues()
 
 
 def _build_float8(

@@ -19,7 +19,7 @@ from dali_aesthetic.score.clip import LAYER_NORM_EPS, Block, VisionTower, check_
 from dali_aesthetic.score.fast import folding
 from dali_aesthetic.score.fast.class_stream import ClassStream
 from dali_aesthetic.score.fast.folding import FoldedBlock
-from dali_aesthetic.score.fast.kernels import gemm
+from dali_aesthetic.score.fast.kernels import gemm, launchers
 from dali_aesthetic.score.fast.kernels.gemm import Gemm
 from dali_aesthetic.score.fast.module import DTYPES
 from dali_aesthetic.score.fast.workspace import Workspace
@@ -31,7 +31,7 @@ def refusal(spec: TowerSpec, device: torch.device, precision: str) -> str:
     """Why this backend can't run `spec` on `device`; empty where it can."""
     if precision not in ("fp16", "bf16", "fp8"):
         return f"it has fp16, bf16 and fp8, not {precision}"
-    if reason := gemm.refusal(device):
+    if reason := gemm.refusal(device) or launchers.refusal():
         return reason
     from dali_aesthetic.score.fast.kernels import attention
 

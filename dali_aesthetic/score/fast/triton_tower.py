@@ -20,6 +20,7 @@ from dali_aesthetic.score.clip import LAYER_NORM_EPS, VisionTower
 from dali_aesthetic.score.fast import folding
 from dali_aesthetic.score.fast.folding import FoldedBlock
 from dali_aesthetic.score.fast.fused import FusedBackend, FusedEncoder
+from dali_aesthetic.score.fast.kernels import launchers
 from dali_aesthetic.score.fast.workspace import Workspace
 from dali_aesthetic.score.head import HeadBank
 from dali_aesthetic.score.spec import TowerSpec
@@ -37,6 +38,8 @@ def refusal(spec: TowerSpec, device: torch.device) -> str:
         return f"it needs a GPU from Ampere on (compute capability 8.0), not {found[0]}.{found[1]}"
     if importlib.util.find_spec("triton") is None:
         return "it needs the package triton"
+    if reason := launchers.refusal():
+        return reason
     from dali_aesthetic.score.fast.kernels import attention
 
     return attention.refusal(spec.tokens - 1, spec.width // spec.heads)

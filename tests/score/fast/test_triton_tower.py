@@ -12,7 +12,7 @@ pytest.importorskip("triton")
 
 from dali_aesthetic.score.clip import VisionTower
 from dali_aesthetic.score.fast import triton_tower
-from dali_aesthetic.score.fast.backend import build_backend, choose_backend, resolve_backend
+from dali_aesthetic.score.fast.backend import build_backend, resolve_backend
 from dali_aesthetic.score.fast.fused import FusedBackend
 from dali_aesthetic.score.head import Head, HeadBank, head_from_state
 from dali_aesthetic.score.random_init import random_head_state, random_tower_state
@@ -83,9 +83,8 @@ def test_biases_that_pile_up_are_all_added() -> None:
     torch.testing.assert_close(found, expected, atol=5e-3, rtol=5e-3)
 
 
-def test_it_is_asked_for_by_name_and_never_taken_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_has_one_precision() -> None:
     assert resolve_backend("triton", "auto", CUDA) == ("triton", "fp16")
-    assert choose_backend("auto", "auto", CPU, SPEC) == ("eager", "fp32")
     with pytest.raises(ValueError, match="backend triton has no precision 'bf16'"):
         resolve_backend("triton", "bf16", CUDA)
 
