@@ -59,11 +59,14 @@ def _encoders_table(result: Result, ladder: Result | None, up: str) -> str:
     rows = sorted(result.rows, key=lambda row: ("precision" not in row.detail, row.median))
     lines = [_encoders_line(row, base, errors) for row in rows]
     model = result.content["settings"].get("encoder", "")
-    titles = [f"{model} alone, {result.machine['hardware']}", *_TITLES, "W", "MHz"]
-    below = f"{source(result, up)} {_chip({_precision(row): row.limit for row in rows if row.limit})}"
+    titles = [f"{model} alone, {result.machine['hardware']}", *_TITLES, "W", "MHz", _ERRORS]
+    # A result without the chip's limits has nothing to say of it.
+    said = [at for at in range(len(titles)) if any(line[at] for line in lines)]
+    shown = table([titles[at] for at in said], [[line[at] for at in said] for line in lines])
+    below = [source(result, up), _chip({_precision(row): row.limit for row in rows if row.limit})]
     if errors and ladder:
-        below += f" Score error: against float32 with the same weights, from {link(ladder, up)}."
-    return f"{table([*titles, _ERRORS], lines)}\n\n{below}{skipped(result)}"
+        below.append(f"Score error: against float32 with the same weights, from {link(ladder, up)}.")
+    return f"{shown}\n\n{' '.join(filter(None, below))}{skipped(result)}"
 
 
 def _encoders_line(row: Row, base: Row | None, errors: Mapping[str, Mapping[str, float]]) -> list[str]:

@@ -53,9 +53,9 @@ def saved_weights(encoder: str, weights: str, folder: Path) -> str:
     if not file.exists():
         tower, _ = load_tower(encoder, weights, None)
         state = open_clip_state(tower.state_dict())
-        safetensors.torch.save_file(
-            {f"visual.{name}": part.contiguous() for name, part in state.items()}, file
-        )
+        partial = file.with_suffix(".partial")  # what is cut off in the middle must not be found later
+        safetensors.torch.save_file({f"visual.{k}": part.contiguous() for k, part in state.items()}, partial)
+        partial.replace(file)
     return str(file)
 
 

@@ -1,8 +1,7 @@
 """Many processes on one GPU, and half of them where it takes no more.
 
-A driver can refuse a process its context, or memory, long before the GPU's memory is full: on an H100 with
-driver 580.159 in a virtual machine some of 17 processes got "out of memory" with 22 of 80 GB in use, and
-eleven of the same kind ran. What is refused and when depends on the machine, so it is tried.
+A driver can refuse a process its context, or memory, long before the GPU's memory is full: what was seen of
+that is noted in peers_h100_2026-11-27. What is refused and when depends on the machine, so it is tried.
 """
 
 from __future__ import annotations

@@ -48,12 +48,11 @@ def hf_clip(spec: TowerSpec, weights: str, device: str) -> tuple[Any, Any]:
         "hidden_act": "quick_gelu" if spec.quick_gelu else "gelu",
     }
     text = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 1}
-    # Not initialised, which takes as long as all the rest of a start.
+    # Not initialised: the weights overwrite it. Buffers that no state holds must then be given.
     with torch.device("meta"):
         model = CLIPModel(CLIPConfig(vision_config=vision, text_config=text, projection_dim=spec.embed_dim))
     model = model.to_empty(device="cpu")
-    embeddings = model.vision_model.embeddings
-    embeddings.position_ids = torch.arange(spec.tokens)[None]
+    model.vision_model.embeddings.position_ids = torch.arange(spec.tokens)[None]
     tower, _ = load_tower(spec.name, weights, None)
     missing, unknown = model.load_state_dict(hf_state(tower.state_dict()), strict=False, assign=True)
     absent = [name for name in missing if name.startswith("vis")]

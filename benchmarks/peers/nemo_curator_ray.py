@@ -10,8 +10,8 @@ Memory. Every embedder is a process with a CUDA context, the weights and an allo
 what it once had. The images of a batch are prepared one after another, so a batch larger than its default of
 32 gains little while memory grows with it; here it is half of the 100 that its reader hands over, and the
 allocator's segments may grow, so that sizes that change leave no gaps. ViT-L/14 then comes to an estimated
-3.3 GiB (`embedder_gib`); six with two readers and the scorer were seen to take 21 GB. A sixth of what is free
-stays so. What an H100 refused nevertheless is in fewer.py: half the embedders get a second try.
+3.3 GiB (`embedder_gib`). A sixth of what is free stays so. What a GPU refuses nevertheless is for fewer.py:
+half the embedders get a second try.
 """
 
 from __future__ import annotations

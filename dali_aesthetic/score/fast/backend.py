@@ -71,8 +71,8 @@ CPU_BATCH = 32
 def resolve_backend(name: str, precision: str, device: torch.device) -> tuple[str, str]:
     """Backend and precision with `auto` made concrete: torchscript fp16 on a GPU, eager fp32 on a CPU.
 
-    Raises ValueError for an unknown backend, a precision that it doesn't have, fp16 on a CPU, and fp8 on
-    anything but a Hopper GPU with QuACK.
+    Raises ValueError for an unknown backend, one without a precision for CPUs there, a precision that it
+    doesn't have, fp16 on a CPU, and fp8 on anything but a Hopper GPU with QuACK.
     """
     on_gpu = device.type == "cuda"
     if name == "auto":
