@@ -60,13 +60,14 @@ def _encoders_table(result: Result, ladder: Result | None, up: str) -> str:
     lines = [_encoders_line(row, base, errors) for row in rows]
     model = result.content["settings"].get("encoder", "")
     titles = [f"{model} alone, {result.machine['hardware']}", *_TITLES, "W", "MHz", _ERRORS]
-    # A result without the chip's limits has nothing to say of it.
-    said = [at for at in range(len(titles)) if any(line[at] for line in lines)]
-    shown = table([titles[at] for at in said], [[line[at] for at in said] for line in lines])
-    below = [source(result, up), _chip({_precision(row): row.limit for row in rows if row.limit})]
+    limits = {_precision(row): row.limit for row in rows if row.limit}
+    if not limits:  # measured without the chip's: nothing to say of it
+        at = titles.index(_TITLES[-1])
+        titles, lines = [*titles[:at], *titles[at + 1 :]], [[*line[:at], *line[at + 1 :]] for line in lines]
+    below = [source(result, up), _chip(limits)]
     if errors and ladder:
         below.append(f"Score error: against float32 with the same weights, from {link(ladder, up)}.")
-    return f"{shown}\n\n{' '.join(filter(None, below))}{skipped(result)}"
+    return f"{table(titles, lines)}\n\n{' '.join(filter(None, below))}{skipped(result)}"
 
 
 def _encoders_line(row: Row, base: Row | None, errors: Mapping[str, Mapping[str, float]]) -> list[str]:
