@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -28,10 +30,7 @@ def batch_growth(
         decode = config.decode.model_copy(update={"batch_size": batch_size})
         worker = build_worker(config.model_copy(update={"decode": decode}))
         bench = Bench(config=config, worker=worker, folder=folder, repeats=repeats, seconds=seconds)
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
-        row = encoder_row(bench, name=name)
-        record.add(_with_memory(row, device))
+        record.add(_with_memory(partial(encoder_row, bench, name=name), device))
         worker.decoder.close()
         del bench, worker
 
@@ -45,12 +44,16 @@ def shard_growth(
             continue
         pattern = cut_dataset(folder / f"{count}-shards", source, count, per_shard)
         # Many shards are a long run, which needs no other to warm up.
-        record.add(end_to_end_row(bench, name, (pattern,), NOTHING, warm_ups=int(count < 100)))
+        warm_ups = int(count < 100)
+        measure = partial(end_to_end_row, bench, name, (pattern,), NOTHING, warm_ups=warm_ups)
+        record.add(_with_memory(measure, bench.device))
 
 
-def _with_memory(row: Measured, device: torch.device) -> Measured:
+def _with_memory(measure: Callable[[], Measured], device: torch.device) -> Measured:
+    """The row, with the most device memory that torch held for tensors meanwhile; DALI's own is not in it."""
     if device.type != "cuda":
-        return row
+        return measure()
+    torch.cuda.reset_peak_memory_stats(device)
+    row = measure()
     peak = round(torch.cuda.max_memory_allocated(device) / 2**20)
-    detail = {**row.detail, "peak_device_mib": peak}
-    return Measured(name=row.name, values=row.values, limit=row.limit, detail=detail, gpu=row.gpu)
+    return replace(row, detail={**row.detail, "peak_device_mib": peak})

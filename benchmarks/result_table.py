@@ -94,6 +94,7 @@ COLUMNS: Mapping[str, Callable[[Row], str]] = {
     "JPEG %": gpu("jpeg_percent"),
     "JPEG engine, %": gpu("jpeg_percent"),
     "device memory, MiB": lambda row: number(row.detail.get("peak_device_mib")),
+    "host memory, MiB": lambda row: number(row.detail.get("peak_host_mib")),
 }
 """What a column of a table of rows can show, by its title."""
 _PAGE = ("what", "median", "unit", "min .. max", "repeats", "of the limit", "CPU us", "W", "JPEG %")

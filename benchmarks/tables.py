@@ -35,7 +35,7 @@ _STAGES = ("what", "images/s", "min .. max", "CPU us an image", "W", "JPEG engin
 _CEILINGS = ("what", "median", "unit", "min .. max", "W", "MHz")
 _ROOFLINE = "TFLOP/s of the encoders below what the chip sustains"
 _KERNELS = ("what", "us an image", "bound, us", "of the limit", "bound by", "W", "MHz")
-_GROWTH = ("what", "images/s", "CPU us an image", "W", "device memory, MiB")
+_GROWTH = ("what", "images/s", "CPU us an image", "W", "device memory, MiB", "host memory, MiB")
 
 
 def page(result: Result) -> str:

@@ -70,16 +70,21 @@ def test_peers_are_shown_with_settings_and_what_they_did_to_what_they_kept(tmp_p
 
 def test_stages_ceilings_and_growth_show_what_was_read_off_the_gpu(tmp_path: Path) -> None:
     gpu = {"watts": 690.0, "sm_mhz": 1400.0, "jpeg_percent": 0.0}
+    growth = [
+        made_up.row("batch 64", 9.0, peak_device_mib=828, gpu=gpu),
+        made_up.row("100 shards", 9.0, peak_device_mib=828, peak_host_mib=3640, gpu=gpu),
+    ]
     found = blocks(
         [
             made_up.result(tmp_path, "stages", [made_up.row("scan", 9.0, cpu_us_per_image=31.0, gpu=gpu)]),
             made_up.result(tmp_path, "ceilings", [made_up.row("GEMM", 633.0, "TFLOP/s", gpu=gpu)]),
-            made_up.result(tmp_path, "growth", [made_up.row("batch 64", 9.0, peak_device_mib=828, gpu=gpu)]),
+            made_up.result(tmp_path, "growth", growth),
         ]
     )
     assert "| scan | 9 | 9 .. 9 | 31 | 690 | 0 |" in found["stages"]
     assert "| GEMM | 633 | TFLOP/s | 633 .. 633 | 690 | 1,400 |" in found["ceilings"]
-    assert "| batch 64 | 9 |  | 690 | 828 |" in found["growth"]
+    assert "| batch 64 | 9 |  | 690 | 828 |  |" in found["growth"]
+    assert "| 100 shards | 9 |  | 690 | 828 | 3,640 |" in found["growth"]
     for name, plot in (("stages", "stages"), ("ceilings", "roofline")):
         assert f"(../benchmarks/results/{plot}_h100_2026-01-01.svg)" in found[name]
 
