@@ -16,6 +16,8 @@ KNOWN_SIDECARS = frozenset(
     ("json", "txt", "caption", "cls", "cls2", "npy", "npz", "pyd", "pkl", "pth", "pt", "xml", "html", "csv")
 )
 
+HEAD_BYTES = 12
+"""How much of a file `looks_like_image` looks at."""
 
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP  ")
 
@@ -28,7 +30,7 @@ def extension(name: str) -> str:
 
 def looks_like_image(data: Buffer) -> bool:
     """Whether `data` starts as an image file does."""
-    head = bytes(data[:12])
+    head = bytes(data[:HEAD_BYTES])
     if head.startswith(_MAGIC):
         return True
     return (head[:4] == b"RIFF" and head[8:12] == b"WEBP") or head[4:12] in (b"ftypavif", b"ftypheic")

@@ -15,7 +15,7 @@ from dali_aesthetic.shards.buffer import (
     has_changed,
     open_local,
 )
-from dali_aesthetic.shards.formats import IMAGE_RANK, KNOWN_SIDECARS, looks_like_image
+from dali_aesthetic.shards.formats import HEAD_BYTES, IMAGE_RANK, KNOWN_SIDECARS, looks_like_image
 from dali_aesthetic.shards.resync import next_header
 from dali_aesthetic.shards.scan import BLOCK, FILES, GLOBAL_HEADER, Member, TarDamage, parse_pax, scan_tar
 from dali_aesthetic.shards.warn import Oddities
@@ -272,11 +272,10 @@ class _TarReader:
             entries.append(memoryview(bytes(ranges[-1][1] - self.total)))
         return tuple(entries)
 
-    def _data(self, member: Member) -> memoryview:
-        return self.view[member.data_offset : member.data_offset + member.size]
-
     def _is_image(self, member: Member) -> bool:
-        return looks_like_image(self._data(member))
+        # Not the whole member: a video may be larger than the memory, and than what a member may have.
+        start = member.data_offset
+        return looks_like_image(self.view[start : start + min(member.size, HEAD_BYTES)])
 
     @staticmethod
     def _members(group: _Group) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tarfile
 from pathlib import Path
 
@@ -116,6 +117,22 @@ def test_a_member_above_its_limit_is_too_large_and_its_bytes_stay_where_they_are
     assert samples[1].entries == ()
     assert samples[1].message == "b.mp4 has 5,000 bytes, the limit is 4,000"
     assert end.damage == ""
+
+
+def test_of_a_member_of_unknown_kind_only_its_first_bytes_are_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, pread = [], os.pread
+
+    def counted(descriptor: int, size: int, offset: int) -> bytes:
+        read.append(size)
+        return pread(descriptor, size, offset)
+
+    monkeypatch.setattr(os, "pread", counted)
+    content = pack([("a.mp4", bytes(50_000)), ("a.txt", b"text"), ("b.jpg", PNG)])
+    samples, _ = read_limited(content, tmp_path, ReadLimits(max_member_bytes=4000))
+    assert [s.status for s in samples] == [Status.TOO_LARGE, Status.OK]
+    assert max(read) < 50_000
 
 
 @pytest.mark.parametrize("scheme", ["", "file://"])
