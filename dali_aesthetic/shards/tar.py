@@ -81,7 +81,7 @@ class _Group:
     rank: int = len(IMAGE_RANK)
     sidecar: Member | None = None
     unknown: list[Member] = field(default_factory=list)
-    suffixes: list[str] = field(default_factory=list)
+    suffixes: set[str] = field(default_factory=set)
     version: int = 0
     cut: str = ""
     too_large: str = ""
@@ -89,7 +89,7 @@ class _Group:
     def add(self, suffix: str, member: Member) -> None:
         """Takes a member whose bytes are all there."""
         self.add_range(member.header_offset, member.next_offset)
-        self.suffixes.append(suffix)
+        self.suffixes.add(suffix)
         if member.sparse:
             return
         rank = IMAGE_RANK.get(suffix)
@@ -279,7 +279,7 @@ class _TarReader:
 
     @staticmethod
     def _members(group: _Group) -> str:
-        return ", ".join(f".{suffix}" for suffix in sorted(set(group.suffixes))[:8]) or "none"
+        return ", ".join(f".{suffix}" for suffix in sorted(group.suffixes)[:8]) or "none"
 
     def _check_end(self, end: int) -> None:
         """Oddities behind the last member: no end marker, or data that no reader looks at."""
