@@ -120,8 +120,7 @@ def _data(member: Member, group: _Group, entries: tuple[memoryview, ...]) -> mem
 
 class _TarReader:
     def __init__(self, shard: Shard, view: View, limits: ReadLimits) -> None:
-        self.shard, self.limits = shard, limits
-        self.view = view
+        self.shard, self.view, self.limits = shard, view, limits
         self.total = len(self.view)
         self.group: _Group | None = None
         self.seen: set[str] = set()
@@ -238,7 +237,10 @@ class _TarReader:
     def _sample(self, group: _Group) -> Sample:
         image = group.image
         if image is None and group.unknown:
-            image = next((member for member in group.unknown if self._is_image(member)), None)
+            images = filter(self._is_image, group.unknown)
+            image = next(images, None)
+            if next(images, None) is not None:
+                self.oddities.add("keys (up to a name's first dot) of several images, one scored", group.key)
         status, message = _OK, ""
         if group.cut:
             status, message = Status.TRUNCATED, group.cut

@@ -7,7 +7,22 @@ from pathlib import Path
 
 from dali_aesthetic.shards.ustar import tar_header
 from dali_aesthetic.types import Status
-from tests.shards.tar_factory import read_bytes
+from tests.shards.tar_factory import JPEG, PNG, pack, read_bytes
+
+
+def test_images_that_share_what_comes_before_the_first_dot_are_one_sample_and_a_warning(
+    tmp_path: Path,
+) -> None:
+    members = [
+        ("v1.0_1.jpg", JPEG),
+        ("v1.0_2.jpg", PNG),
+        ("v1.txt", b"text"),
+        ("d.seg.png", PNG),
+        ("d.jpg", JPEG),
+    ]
+    samples, end = read_bytes(pack(members), tmp_path)
+    assert [(s.key, bytes(s.image or b"")) for s in samples] == [("v1", JPEG), ("d", JPEG)]
+    assert end.warnings == ("keys (up to a name's first dot) of several images, one scored: 1 (first: 'v1')",)
 
 
 def test_a_sample_of_many_members_takes_time_in_proportion(tmp_path: Path) -> None:
