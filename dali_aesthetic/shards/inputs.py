@@ -232,6 +232,8 @@ def expand_braces(text: str) -> list[str]:
         raise InputError(f"the pattern {text} is malformed ({error}); write {{00000..00123}}.tar") from error
     if not 0 < len(members) < _ENOUGH:
         raise InputError(f"the pattern {text} has over {MAX_BRACE_MEMBERS} members; give a glob instead")
+    if "{" in text and members == [text]:
+        raise InputError(f"the braces of {text} hold no range and no list; write {{00000..00123}}.tar")
     return members
 
 

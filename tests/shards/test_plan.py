@@ -179,6 +179,16 @@ def test_endless_or_broken_braces(text: str) -> None:
             expand_braces(text)
 
 
+@pytest.mark.parametrize(
+    "text", ["s3://b/{0-3}.tar", "s3://b/{00000}.tar", "s3://b/{a,b}/{0-3}.tar", "{0}/*.tar"]
+)
+def test_braces_without_a_range_or_a_list_are_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "list.txt").write_text(f"{text}\n")
+    for given in (text, f"@{tmp_path / 'list.txt'}"):
+        with pytest.raises(InputError, match=r"hold no range and no list; write \{00000\.\.00123\}\.tar"):
+            plan_shards(given)
+
+
 def test_urls_are_listed_by_their_file_system() -> None:
     memory = fsspec.filesystem("memory")
     for name in ("a/00000.tar", "a/00001.tar", "b/00000.tar", "b/x.json"):
