@@ -8,6 +8,7 @@ import math
 import os
 import posixpath
 import re
+from codecs import BOM_UTF8
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice, takewhile
@@ -175,7 +176,8 @@ def _list_file(path: str, exclude: str) -> Located:
 
 
 def _lines(path: str, content: bytes) -> Iterator[str]:
-    for raw in io.BytesIO(content):
+    # Editors on Windows put a byte order mark before the first line.
+    for raw in io.BytesIO(content.removeprefix(BOM_UTF8)):
         line = raw.decode().strip()
         if line[:1] == "@":
             raise InputError(f"the list file {path} holds another list ({line}); write its lines into it")

@@ -78,6 +78,15 @@ def test_a_list_file_keeps_its_order(tars: Path) -> None:
     assert [shard.name for shard in shards] == ["b/00000", "a/00001", "a/00000"]
 
 
+@pytest.mark.parametrize("first", ["# made on Windows", "s3://bucket/a/00001.tar"])
+def test_a_list_file_of_a_windows_editor(tmp_path: Path, first: str) -> None:
+    (tmp_path / "list.txt").write_text(
+        f"{first}\r\ns3://bucket/a/00000.tar\r\n", encoding="utf-8-sig", newline=""
+    )
+    shards = plan_shards(f"@{tmp_path / 'list.txt'}")
+    assert [shard.name for shard in shards] == (["00000"] if first[0] == "#" else ["00001", "00000"])
+
+
 @pytest.mark.parametrize(
     ("inputs", "words"),
     [
