@@ -147,20 +147,22 @@ def walk(root: str, exclude: str = "") -> Iterator[str]:
     visited = {os.path.realpath(root)}
     folders = [""]
     while folders:
-        folder = folders.pop()
+        folder, below = folders.pop(), []
         with os.scandir(os.path.join(root, folder)) as entries:
             for entry in entries:
                 if entry.name.startswith("."):
                     continue
-                relative = f"{folder}{entry.name}"
                 if entry.is_dir():
-                    real = os.path.realpath(entry.path)
-                    if real not in visited and real != excluded:
-                        visited.add(real)
-                        folders.append(f"{relative}/")
+                    below.append(entry)
                 elif entry.is_file() or entry.is_symlink():
                     # A link to nothing is listed too: it becomes a row or an error, never a silent loss.
-                    yield relative
+                    yield f"{folder}{entry.name}"
+        # A directory's order is its file system's, and the link by which a folder is reached names its files.
+        for entry in sorted(below, key=lambda entry: (entry.is_symlink(), entry.name)):
+            real = os.path.realpath(entry.path)
+            if real not in visited and real != excluded:
+                visited.add(real)
+                folders.append(f"{folder}{entry.name}/")
 
 
 def _list_file(path: str, exclude: str) -> Located:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import fsspec
@@ -166,6 +168,26 @@ def test_folders_linked_in_a_circle_are_walked_once(tars: Path) -> None:
     names = [s.name for s in plan_shards(str(tars))]
     assert len(names) == 4
     assert [name for name in names if name.endswith("00001")] in (["a/00001"], ["outside/00001"])
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+def test_names_do_not_depend_on_the_order_of_a_directory(
+    tars: Path, monkeypatch: pytest.MonkeyPatch, backwards: bool
+) -> None:
+    for link in ("0", "z"):
+        (tars / link).symlink_to(tars / "a")
+    for link in ("1", "y"):
+        (tars / link).symlink_to(touch(tars / ".elsewhere", "00003.tar"))
+    scandir = os.scandir
+
+    @contextmanager
+    def ordered(path: str) -> Iterator[Iterator[os.DirEntry[str]]]:
+        with scandir(path) as entries:
+            yield iter(sorted(entries, key=lambda entry: entry.name, reverse=backwards))
+
+    monkeypatch.setattr(os, "scandir", ordered)
+    names = [s.name for s in plan_shards(str(tars))]
+    assert names == ["1/00003", "a/00000", "a/00001", "b/00000", "b/deep/00002"]
 
 
 def test_listing_many_tars_asks_for_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
