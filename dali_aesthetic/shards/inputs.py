@@ -277,7 +277,7 @@ def _remote(text: str, exclude: str) -> Located:
         for name in list_files(root):
             count += 1
             url = f"{root}/{name}"
-            if name.endswith(".tar") and not url.startswith(below) and (fits is None or fits.match(url)):
+            if extension(name) == "tar" and not url.startswith(below) and (fits is None or fits.match(url)):
                 tars.append(url)
     except StoreUnusable as error:
         raise InputError(str(error)) from error

@@ -239,6 +239,14 @@ def test_urls_are_listed_by_their_file_system() -> None:
         plan_shards("memory://bucket/nothing")
 
 
+def test_capital_letters_name_a_tar_at_a_url_as_in_a_local_folder(tmp_path: Path) -> None:
+    names = ("A.TAR", "b.tar", "c/d.Tar")
+    for name in names:
+        fsspec.filesystem("memory").pipe_file(f"/capitals/{name}", b"")
+    for text in (str(touch(tmp_path, *names)), "memory://capitals", "memory://capitals/**"):
+        assert [shard.name for shard in plan_shards(text)] == ["A", "b", "c/d"]
+
+
 def test_images_are_cut_into_shards_with_fingerprints(tmp_path: Path) -> None:
     for index in range(25):
         (tmp_path / f"{index:03d}.jpg").write_bytes(JPEG)
