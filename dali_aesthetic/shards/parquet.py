@@ -20,6 +20,7 @@ from dali_aesthetic.stores.location import parent
 from dali_aesthetic.types import Buffer, Sample, Shard, ShardEnd, Status
 
 _ROWS = 256
+_READ_BYTES = 8 << 20
 _KEYS = ("key", "__key__", "uid", "id", "image_path", "file_name")
 """Columns that name a sample, the best first; without one its row number does."""
 _IMAGES = ("image", "jpg", "jpeg", "png", "webp", "img", "image_bytes", "bytes", "content")
@@ -56,7 +57,8 @@ def read_parquet(shard: Shard, limits: ReadLimits = DEFAULT_LIMITS) -> Iterator[
     """
     try:
         with open_file(shard.source) as file:
-            source = pq.ParquetFile(file)
+            # Else all of a row group is read at once; pyarrow makes them of a million rows, 100 GB of images.
+            source = pq.ParquetFile(file, pre_buffer=False, buffer_size=_READ_BYTES)
             column = image_column(source.schema_arrow, shard.column)
             row = 0
             for batch in source.iter_batches(_ROWS):

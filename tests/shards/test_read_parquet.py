@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from PIL import Image
 from dali_aesthetic import Config, ImageScorer, ModelConfig, Threshold, run
 from dali_aesthetic.config import GuardConfig
 from dali_aesthetic.launch.refilter import filter_scored
+from dali_aesthetic.shards import parquet
 from dali_aesthetic.shards.buffer import ReadLimits
 from dali_aesthetic.shards.inputs import InputError
 from dali_aesthetic.shards.parquet import image_column, read_parquet
@@ -138,6 +140,23 @@ def test_damage_and_limits(dataset: Path, tmp_path: Path) -> None:
     assert "can't be read" in end.error
     samples, _ = _read(dataset / "data/train-00001.parquet", ReadLimits(max_member_bytes=10))
     assert {sample.status for sample in samples} == {Status.TOO_LARGE}
+
+
+def test_a_row_group_is_read_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = [np.random.default_rng(seed).bytes(50_000) for seed in range(2100)]
+    pq.write_table(pa.table({"image": images}), tmp_path / "one.parquet", use_dictionary=False)
+    asked: list[int] = []
+
+    class Counted(io.FileIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            asked.append(size or 0)
+            return super().read(size)
+
+    monkeypatch.setattr(parquet, "open_file", Counted)
+    samples, end = _read(tmp_path / "one.parquet")
+    assert end.error == ""
+    assert [bytes(sample.image or b"") for sample in samples] == images
+    assert max(asked) < sum(map(len, images)) * 0.6
 
 
 def test_kept_rows_are_the_inputs_own(
