@@ -146,7 +146,9 @@ def _is_folder(text: str) -> bool:
 def _files(text: str, exclude: str) -> list[str]:
     if not is_url(text) and os.path.isdir(text):
         return [os.path.join(text, name) for name in walk(text, exclude) if name.endswith(".parquet")]
-    members = [text] if os.path.isfile(text) else expand_braces(text)
+    if os.path.isfile(text):
+        return [text]  # its name may hold what a pattern would take for its own: `a[1].parquet`
+    members = expand_braces(text)
     if is_url(text):
         return [path for one in members for path in _remote(one)]
     return [path for one in members for path in (glob.glob(one, recursive=True) or _named(one))]

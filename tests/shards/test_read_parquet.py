@@ -111,6 +111,14 @@ def test_inputs_are_folders_patterns_and_files(dataset: Path) -> None:
         plan_shards(dataset / "none.parquet")
 
 
+def test_a_file_is_itself_whatever_its_name_would_match(tmp_path: Path) -> None:
+    for name in ("a1.parquet", "a[1].parquet", "b{1}.parquet", "c[2].parquet"):
+        (tmp_path / name).touch()
+    for name in ("a[1]", "b{1}", "c[2]"):
+        (shard,) = plan_shards(tmp_path / f"{name}.parquet")
+        assert (shard.name, shard.source) == (name, f"{tmp_path}/{name}.parquet")
+
+
 @pytest.mark.parametrize("beside", ["00000.tar", "photo.jpg"])
 def test_parquet_beside_tars_or_images_is_their_metadata(dataset: Path, tmp_path: Path, beside: str) -> None:
     (tmp_path / beside).write_bytes(b"x")
