@@ -151,7 +151,9 @@ def _files(text: str, exclude: str) -> list[str]:
     members = expand_braces(text)
     if is_url(text):
         return [path for one in members for path in _remote(one)]
-    return [path for one in members for path in (glob.glob(one, recursive=True) or _named(one))]
+    found = [path for one in members for path in (glob.glob(one, recursive=True) or _named(one))]
+    below = os.path.join(os.path.abspath(exclude), "") if exclude else "\0"
+    return [path for path in found if not os.path.abspath(path).startswith(below)]
 
 
 def _named(path: str) -> list[str]:

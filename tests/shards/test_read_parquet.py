@@ -119,6 +119,15 @@ def test_a_file_is_itself_whatever_its_name_would_match(tmp_path: Path) -> None:
         assert (shard.name, shard.source) == (name, f"{tmp_path}/{name}.parquet")
 
 
+def test_the_output_below_the_input_is_not_input(tmp_path: Path) -> None:
+    """Else the second run of one command would score what the first one kept."""
+    for name in ("a.parquet", "out/shards/a.parquet", "out/scores/a.parquet", "out-2/b.parquet"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    for text in (tmp_path, tmp_path / "**/*.parquet", tmp_path / "{*,*/*,*/*/*}.parquet"):
+        assert [shard.name for shard in plan_shards(text, output=tmp_path / "out")] == ["a", "out-2/b"]
+
+
 @pytest.mark.parametrize("beside", ["00000.tar", "photo.jpg"])
 def test_parquet_beside_tars_or_images_is_their_metadata(dataset: Path, tmp_path: Path, beside: str) -> None:
     (tmp_path / beside).write_bytes(b"x")
