@@ -5,22 +5,25 @@ from __future__ import annotations
 import glob
 import json
 import os
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
+from fsspec.utils import glob_translate
 
 from dali_aesthetic.shards.buffer import DEFAULT_LIMITS, ReadLimits, is_url
 from dali_aesthetic.shards.formats import IMAGE_RANK, extension
 from dali_aesthetic.shards.inputs import InputError, common_parent, expand_braces, walk
-from dali_aesthetic.stores.access import open_file
+from dali_aesthetic.stores.access import list_files, open_file
+from dali_aesthetic.stores.errors import StoreUnusable
 from dali_aesthetic.stores.location import parent
 from dali_aesthetic.types import Buffer, Sample, Shard, ShardEnd, Status
 
 _ROWS = 256
 _READ_BYTES = 8 << 20
+_MAGIC = re.compile(r"[*?[]")
 _KEYS = ("key", "__key__", "uid", "id", "image_path", "file_name")
 """Columns that name a sample, the best first; without one its row number does."""
 _IMAGES = ("image", "jpg", "jpeg", "png", "webp", "img", "image_bytes", "bytes", "content")
@@ -150,7 +153,7 @@ def _files(text: str, exclude: str) -> list[str]:
         return [text]  # its name may hold what a pattern would take for its own: `a[1].parquet`
     members = expand_braces(text)
     if is_url(text):
-        return [path for one in members for path in _remote(one)]
+        return [path for one in members for path in _remote(one, exclude)]
     found = [path for one in members for path in (glob.glob(one, recursive=True) or _named(one))]
     below = os.path.join(os.path.abspath(exclude), "") if exclude else "\0"
     return [path for path in found if not os.path.abspath(path).startswith(below)]
@@ -160,8 +163,16 @@ def _named(path: str) -> list[str]:
     raise InputError(f"{path} does not exist (looked for from {os.getcwd()})")
 
 
-def _remote(url: str) -> list[str]:
+def _remote(url: str, exclude: str) -> list[str]:
     if not glob.has_magic(url):
         return [url]
-    system, path = fsspec.core.url_to_fs(url)
-    return [str(system.unstrip_protocol(found)) for found in system.glob(path)]
+    root = _MAGIC.split(url)[0].rpartition("/")[0]
+    fits = re.compile(glob_translate(url))
+    below = exclude.rstrip("/") + "/" if exclude else "\0"
+    try:
+        found = [f"{root}/{name}" for name in list_files(root, ".parquet")]
+    except StoreUnusable as error:
+        raise InputError(str(error)) from error
+    except Exception as error:  # each file system has errors of its own
+        raise InputError(f"{url} can't be listed: {error}") from error
+    return [path for path in found if fits.match(path) and not path.startswith(below)]

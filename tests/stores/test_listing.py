@@ -43,6 +43,19 @@ def test_the_output_is_no_input(filled: Bucket) -> None:
     assert [name for name, _ in names(root, output=f"{root}/x")] == ["a", "b"]
 
 
+def test_patterns_of_parquet_are_listed_by_the_same_client(filled: Bucket) -> None:
+    """Not by s3fs, which the extra `s3` doesn't bring."""
+    root = f"{filled.url}/d"
+    for key in ("d/b.parquet", "d/a.parquet", "d/x/c.parquet", "d/out/shards/a.parquet"):
+        filled.put(key, b"")
+    both = [("a", f"{root}/a.parquet"), ("b", f"{root}/b.parquet")]
+    assert names(f"{root}/*.parquet") == names(f"{root}/{{a,b}}.parquet") == both
+    found = names(f"{root}/**/*.parquet", output=f"{root}/out")
+    assert [name for name, _ in found] == ["a", "b", "x/c"]
+    with pytest.raises(InputError, match=r"no-such-bucket-at-all.* can't be listed"):
+        plan_shards("s3://no-such-bucket-at-all/*.parquet")
+
+
 def test_what_is_not_there_is_an_error(filled: Bucket) -> None:
     with pytest.raises(InputError, match="holds no"):
         plan_shards(f"{filled.url}/nothing/")
