@@ -6,6 +6,7 @@ import glob
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -45,6 +46,9 @@ def parquet_shards(texts: Sequence[str], column: str = "", exclude: str = "") ->
         raise InputError(f"{', '.join(texts)}: no .parquet there (looked from {os.getcwd()})")
     root = common_parent(parent(path) for path in paths)
     absolute = [path if is_url(path) else os.path.abspath(path) for path in paths]
+    if len(set(absolute)) < len(paths):
+        ((twice, _),) = Counter(absolute).most_common(1)
+        raise InputError(f"{twice} is given twice, by two spellings of its path; remove one of them")
     names = [path.removeprefix(root).lstrip("/").removesuffix(".parquet") for path in absolute]
     return [
         Shard(index=index, name=name, kind="parquet", source=path, column=column)

@@ -128,6 +128,14 @@ def test_the_output_below_the_input_is_not_input(tmp_path: Path) -> None:
         assert [shard.name for shard in plan_shards(text, output=tmp_path / "out")] == ["a", "out-2/b"]
 
 
+def test_a_file_given_by_two_spellings_of_its_path_is_refused(
+    dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(dataset)
+    with pytest.raises(InputError, match=r"train-00000\.parquet is given twice"):
+        plan_shards(["data", dataset / "data/train-00000.parquet"])
+
+
 @pytest.mark.parametrize("beside", ["00000.tar", "photo.jpg"])
 def test_parquet_beside_tars_or_images_is_their_metadata(dataset: Path, tmp_path: Path, beside: str) -> None:
     (tmp_path / beside).write_bytes(b"x")
