@@ -67,7 +67,10 @@ def read_file(path: str, max_bytes: int, max_download_bytes: int = 1 << 40) -> B
         return read_whole(path, check=lambda size: _check_size(path, size, limit))
     with open(path, "rb", buffering=0) as file:
         _check_size(path, os.fstat(file.fileno()).st_size, max_bytes)
-        return file.readall() or b""
+        try:
+            return file.readall() or b""
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, path) from error  # a read's own error names no file
 
 
 def map_file(path: str) -> memoryview:

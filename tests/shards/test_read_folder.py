@@ -144,6 +144,16 @@ def test_bad_files_are_rows(tmp_path: Path) -> None:
     assert end.error == ""
 
 
+@pytest.mark.skipif(not os.path.exists("/proc/self/mem"), reason="needs a file whose reads fail")
+def test_a_file_that_fails_while_it_is_read_is_named(tmp_path: Path) -> None:
+    root = folder(tmp_path / "in", {"a.jpg": JPEG})
+    (root / "a.txt").symlink_to("/proc/self/mem")
+    (sample,), end = read_one(only_shard(root))
+    assert sample.status is Status.MISSING_IMAGE
+    assert sample.message == f"{root}/a.txt can't be read: Input/output error"
+    assert f"{root}/a.txt" in end.warnings[0]
+
+
 def test_large_files_are_read_whole(tmp_path: Path) -> None:
     root = folder(tmp_path / "in", {"a.jpg": JPEG + bytes(3 << 20)})
     samples, _ = read_one(only_shard(root))
