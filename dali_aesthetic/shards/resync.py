@@ -1,4 +1,4 @@
-"""Where a damaged tar goes on: the next block that can only be a header."""
+"""Where a damaged tar goes on: the next block that can only be a header. And what is odd at a tar's end."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from dali_aesthetic.types import Buffer
 
 _CHUNK = 1 << 20
 _MAGIC, _MAGIC_AT = b"ustar", 257
+_MOST_PADDING = 1 << 20
+"""Writers fill up 10 KiB; for tapes up to 1 MiB."""
 
 
 def next_header(buffer: Buffer | View, start: int) -> int:
@@ -26,6 +28,18 @@ def next_header(buffer: Buffer | View, start: int) -> int:
                 return first + block
             found = chunk.find(_MAGIC, found + 1)
     return -1
+
+
+def odd_end(buffer: Buffer | View, end: int) -> str:
+    """What is odd behind a tar's last member, which ends at `end`; empty where nothing is."""
+    view = as_view(buffer)
+    if len(view) - end < 2 * BLOCK:
+        return "tar without its end marker (two zero blocks), it may have been cut"
+    if bytes(view[end : end + 20 * BLOCK]).strip(b"\0") or next_header(view, end + 2 * BLOCK) >= 0:
+        return "data behind the end marker left out (joined with cat?)"
+    if len(view) - end > _MOST_PADDING:
+        return "zeros behind the end marker, more than a tar is padded with (a download that stopped?)"
+    return ""
 
 
 def _is_header(block: bytes) -> bool:

@@ -16,7 +16,7 @@ from dali_aesthetic.shards.buffer import (
     open_local,
 )
 from dali_aesthetic.shards.formats import HEAD_BYTES, IMAGE_RANK, KNOWN_SIDECARS, looks_like_image
-from dali_aesthetic.shards.resync import next_header
+from dali_aesthetic.shards.resync import next_header, odd_end
 from dali_aesthetic.shards.scan import BLOCK, FILES, GLOBAL_HEADER, Member, TarDamage, parse_pax, scan_tar
 from dali_aesthetic.shards.warn import Oddities
 from dali_aesthetic.stores.stream import RemoteFile
@@ -284,14 +284,8 @@ class _TarReader:
         return ", ".join(f".{suffix}" for suffix in sorted(group.suffixes)[:8]) or "none"
 
     def _check_end(self, end: int) -> None:
-        """Oddities behind the last member: no end marker, or data that no reader looks at."""
-        if self.total - end < 2 * BLOCK:
-            self.oddities.add("tar without its end marker (two zero blocks), it may have been cut", "")
-        elif (
-            bytes(self.view[end : end + 20 * BLOCK]).strip(b"\0")
-            or next_header(self.view, end + 2 * BLOCK) >= 0
-        ):
-            self.oddities.add("data behind the end marker left out (joined with cat?)", f"byte {end}")
+        if odd := odd_end(self.view, end):
+            self.oddities.add(odd, f"byte {end}")
 
     def _start(self) -> str:
         head = bytes(self.view[0:16])

@@ -91,6 +91,17 @@ def test_a_zeroed_region_is_reported(tmp_path: Path) -> None:
     assert end.damage or any("behind the end marker" in warning for warning in end.warnings)
 
 
+@pytest.mark.parametrize("num_zeros", [1024, 10_240, 1 << 20, (1 << 20) + 512])
+def test_a_tail_of_zeros_is_reported_where_no_writer_makes_it(tmp_path: Path, num_zeros: int) -> None:
+    """Downloads that make their file in its full size first leave one when they stop."""
+    content = pack(sample_members("ab")).rstrip(b"\0")
+    end = len(content) + 511 & -512
+    samples, found = read_bytes(content + bytes(end - len(content) + num_zeros), tmp_path)
+    assert [s.status for s in samples] == [Status.OK] * 2
+    expected = ["zeros behind the end marker"] if num_zeros > 1 << 20 else []
+    assert [warning.partition(",")[0] for warning in found.warnings] == expected
+
+
 def test_the_search_takes_nothing_for_a_header_that_is_none() -> None:
     tar = pack([("a.jpg", PNG)])
     assert next_header(tar, 0) == 0
