@@ -76,7 +76,8 @@ def _missing(paths: Iterable[str]) -> list[str]:
         folder, name = os.path.split(path)
         if folder not in listed:
             listed[folder] = _names(folder)
-        if name not in listed[folder]:
+        # Asked for itself too: a folder may be closed to listing, and open to who knows a name.
+        if name not in listed[folder] and not os.path.lexists(path):
             missing.append(path)
     return missing
 

@@ -200,6 +200,20 @@ def test_listing_many_tars_asks_for_no_file(tmp_path: Path, monkeypatch: pytest.
     assert len(asked) < 100
 
 
+def test_files_of_a_folder_that_can_not_be_listed_are_found(
+    tars: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: str) -> list[str]:
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr(os, "listdir", refuse)
+    (tars / "list.txt").write_text(f"{tars}/a/00000.tar\n{tars}/a/00001.tar\n")
+    for text in (tars / "a/{00000..00001}.tar", f"@{tars}/list.txt"):
+        assert [shard.name for shard in plan_shards(str(text))] == ["00000", "00001"]
+    with pytest.raises(InputError, match="1 of its 3 files do not exist"):
+        plan_shards(str(tars / "a/{00000..00002}.tar"))
+
+
 @pytest.mark.parametrize("text", ["{0..99999999999}.tar", "{a,b", "x}"])
 def test_endless_or_broken_braces(text: str) -> None:
     if text == "x}":
