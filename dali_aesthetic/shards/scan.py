@@ -96,7 +96,7 @@ def scan_tar(
         if len(block) < BLOCK or not block[0]:
             if _is_end(view, block, offset):
                 break
-            if block == _ZERO_BLOCK:
+            if block == _ZERO_BLOCK and pending is None:
                 offset += BLOCK
                 continue
         raw_name, raw_size, raw_sum, kind, magic, prefix = _FIELDS.unpack(block)

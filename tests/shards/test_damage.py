@@ -91,6 +91,16 @@ def test_a_zeroed_region_is_reported(tmp_path: Path) -> None:
     assert end.damage or any("behind the end marker" in warning for warning in end.warnings)
 
 
+@pytest.mark.parametrize("format", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_a_long_name_goes_to_no_other_member_than_its_own(tmp_path: Path, format: int) -> None:
+    """Where the header behind it is zeroed, and its member has no bytes, the next one's header follows."""
+    content = bytearray(pack([("a" * 120 + ".jpg", b""), ("b.jpg", PNG), ("c.jpg", PNG)], format))
+    content[1024:1536] = bytes(512)
+    samples, end = read_bytes(bytes(content), tmp_path)
+    assert [(s.key, s.status) for s in samples] == [("b", Status.TRUNCATED), ("c", Status.OK)]
+    assert end.damage.startswith("byte 1024: ")
+
+
 @pytest.mark.parametrize("num_zeros", [1024, 10_240, 1 << 20, (1 << 20) + 512])
 def test_a_tail_of_zeros_is_reported_where_no_writer_makes_it(tmp_path: Path, num_zeros: int) -> None:
     """Downloads that make their file in its full size first leave one when they stop."""
