@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dali_aesthetic.shards.buffer import View, as_view
-from dali_aesthetic.shards.scan import BLOCK, checksum
+from dali_aesthetic.shards.scan import BLOCK, Member, checksum
 from dali_aesthetic.types import Buffer
 
 _CHUNK = 1 << 20
@@ -28,6 +28,13 @@ def next_header(buffer: Buffer | View, start: int) -> int:
                 return first + block
             found = chunk.find(_MAGIC, found + 1)
     return -1
+
+
+def may_be_renamed(member: Member) -> bool:
+    """Whether an extension header that was lost may have had another name, and so another key: a header has
+    room for 100 bytes, and Python's tarfile writes `?` there for what is not ASCII."""
+    is_alone = member.data_offset - member.header_offset == BLOCK
+    return is_alone and (len(member.name.encode()) >= 100 or "?" in member.name)
 
 
 def odd_end(buffer: Buffer | View, end: int) -> str:

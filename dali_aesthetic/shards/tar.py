@@ -16,7 +16,7 @@ from dali_aesthetic.shards.buffer import (
     open_local,
 )
 from dali_aesthetic.shards.formats import HEAD_BYTES, IMAGE_RANK, KNOWN_SIDECARS, looks_like_image
-from dali_aesthetic.shards.resync import next_header, odd_end
+from dali_aesthetic.shards.resync import may_be_renamed, next_header, odd_end
 from dali_aesthetic.shards.scan import BLOCK, FILES, GLOBAL_HEADER, Member, TarDamage, parse_pax, scan_tar
 from dali_aesthetic.shards.warn import Oddities
 from dali_aesthetic.stores.stream import RemoteFile
@@ -197,7 +197,7 @@ class _TarReader:
         elif suffix in group.suffixes:
             self.oddities.add("members that came twice in one sample", member.name)
         if self.resumed:
-            self.resumed = False
+            self.resumed = may_be_renamed(member)
             group.cut = group.cut or "the tar is damaged right before it"
         if group.version != self.globals_version:
             group.version = self.globals_version

@@ -101,6 +101,16 @@ def test_a_long_name_goes_to_no_other_member_than_its_own(tmp_path: Path, format
     assert end.damage.startswith("byte 1024: ")
 
 
+@pytest.mark.parametrize("key", ["ü/1", "x" * 60 + "/v1." + "y" * 40 + "/1"])
+def test_a_lost_name_does_not_pass_a_part_of_its_sample_for_whole(tmp_path: Path, key: str) -> None:
+    """Its header's own name gives another key, with which the damage seemed to be over."""
+    members = [("0.jpg", PNG), (f"{key}.txt", b"text"), (f"{key}.jpg", PNG), ("2.jpg", PNG)]
+    content = pack(members, tarfile.PAX_FORMAT)
+    second = next(m for m in scan_tar(content) if m.name == f"{key}.txt")
+    samples, _ = read_bytes(smash(content, second.header_offset), tmp_path)
+    assert [s.key for s in samples if s.status is Status.OK] == ["2"]
+
+
 @pytest.mark.parametrize("num_zeros", [1024, 10_240, 1 << 20, (1 << 20) + 512])
 def test_a_tail_of_zeros_is_reported_where_no_writer_makes_it(tmp_path: Path, num_zeros: int) -> None:
     """Downloads that make their file in its full size first leave one when they stop."""
