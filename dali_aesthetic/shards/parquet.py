@@ -33,7 +33,7 @@ _IMAGES = ("image", "jpg", "jpeg", "png", "webp", "img", "image_bytes", "bytes",
 
 def name_parquet(texts: Sequence[str]) -> bool:
     """Whether every input is Parquet: a file or pattern that ends so, or a folder of such files."""
-    return bool(texts) and all(text.endswith(".parquet") or _is_folder(text) for text in texts)
+    return bool(texts) and all(text.lower().endswith(".parquet") or _is_folder(text) for text in texts)
 
 
 def parquet_shards(texts: Sequence[str], column: str = "", exclude: str = "") -> list[Shard]:
@@ -46,10 +46,11 @@ def parquet_shards(texts: Sequence[str], column: str = "", exclude: str = "") ->
         raise InputError(f"{', '.join(texts)}: no .parquet there (looked from {os.getcwd()})")
     root = common_parent(parent(path) for path in paths)
     absolute = [path if is_url(path) else os.path.abspath(path) for path in paths]
-    if len(set(absolute)) < len(paths):
-        ((twice, _),) = Counter(absolute).most_common(1)
-        raise InputError(f"{twice} is given twice, by two spellings of its path; remove one of them")
-    names = [path.removeprefix(root).lstrip("/").removesuffix(".parquet") for path in absolute]
+    names = [path.removeprefix(root).lstrip("/")[: -len(".parquet")] for path in absolute]
+    if len(set(names)) < len(names):
+        ((name, _),) = Counter(names).most_common(1)
+        first, second, *_ = (path for path, one in zip(paths, names, strict=True) if one == name)
+        raise InputError(f"{first} and {second} would both be named {name!r}; remove or rename one of them")
     return [
         Shard(index=index, name=name, kind="parquet", source=path, column=column)
         for index, (name, path) in enumerate(zip(names, paths, strict=True))
@@ -152,7 +153,7 @@ def _is_folder(text: str) -> bool:
 
 def _files(text: str, exclude: str) -> list[str]:
     if not is_url(text) and os.path.isdir(text):
-        return [os.path.join(text, name) for name in walk(text, exclude) if name.endswith(".parquet")]
+        return [os.path.join(text, name) for name in walk(text, exclude) if extension(name) == "parquet"]
     if os.path.isfile(text):
         return [text]  # its name may hold what a pattern would take for its own: `a[1].parquet`
     members = expand_braces(text)
@@ -174,7 +175,7 @@ def _remote(url: str, exclude: str) -> list[str]:
     fits = re.compile(glob_translate(url))
     below = exclude.rstrip("/") + "/" if exclude else "\0"
     try:
-        found = [f"{root}/{name}" for name in list_files(root, ".parquet")]
+        found = [f"{root}/{name}" for name in list_files(root)]
     except StoreUnusable as error:
         raise InputError(str(error)) from error
     except Exception as error:  # each file system has errors of its own

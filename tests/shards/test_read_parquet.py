@@ -132,8 +132,19 @@ def test_a_file_given_by_two_spellings_of_its_path_is_refused(
     dataset: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(dataset)
-    with pytest.raises(InputError, match=r"train-00000\.parquet is given twice"):
+    with pytest.raises(InputError, match=r"train-00000\.parquet and .* would both be named 'train-00000'"):
         plan_shards(["data", dataset / "data/train-00000.parquet"])
+
+
+def test_capital_letters_name_parquet_too(tmp_path: Path) -> None:
+    for name in ("A.PARQUET", "b.parquet"):
+        (tmp_path / name).touch()
+    for inputs in (tmp_path, [tmp_path / "A.PARQUET", tmp_path / "b.parquet"]):
+        assert [(s.kind, s.name) for s in plan_shards(inputs)] == [("parquet", "A"), ("parquet", "b")]
+    (tmp_path / "a.parquet").touch()
+    (tmp_path / "a.Parquet").touch()
+    with pytest.raises(InputError, match=r"a\.Parquet and .*a\.parquet would both be named 'a'"):
+        plan_shards(tmp_path)
 
 
 @pytest.mark.parametrize("beside", ["00000.tar", "photo.jpg"])
