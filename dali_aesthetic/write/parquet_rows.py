@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -13,6 +14,7 @@ from dali_aesthetic.stores.access import open_file
 from dali_aesthetic.types import ImageHeader, Sample, Status
 from dali_aesthetic.write.parquet_stream import ParquetStream
 
+_ROWS, _READ_BYTES = 256, 8 << 20
 QUARANTINE_COLUMNS = ("quarantine_status", "quarantine_reason")
 
 
@@ -38,7 +40,7 @@ class KeptRows:
         the input became shorter."""
         rows = np.array(self._rows, np.int64)
         with open_file(self.source) as file:
-            source = pq.ParquetFile(file)
+            source = pq.ParquetFile(file, pre_buffer=False, buffer_size=_READ_BYTES)
             if len(rows) and rows[-1] >= source.metadata.num_rows:
                 raise OSError(
                     f"{self.source} became shorter while it was read: run again when it is finished"
@@ -49,8 +51,7 @@ class KeptRows:
                 end = start + source.metadata.row_group(group).num_rows
                 here = rows[(rows >= start) & (rows < end)] - start
                 if len(here):
-                    table = source.read_row_group(group).take(pa.array(here))
-                    self._stream.add(self._written(table, done))
+                    self._stream.add(self._written(_taken(source, group, here), done))
                 start, done = end, done + len(here)
         self.num_bytes = self._stream.finish()
 
@@ -75,6 +76,18 @@ class KeptRows:
         """Removes what was written; also fine after `publish`."""
         if self._stream is not None:
             self._stream.abandon()
+
+
+def _taken(source: pq.ParquetFile, group: int, rows: npt.NDArray[np.int64]) -> pa.Table:
+    """The `rows` (ascending) of a row group, a few at a time: `take` joins what it takes, and one array of
+    `binary` ends at 2 GiB."""
+    pieces, start = [], 0
+    for batch in source.iter_batches(_ROWS, row_groups=[group]):
+        first, last = np.searchsorted(rows, [start, start + len(batch)])
+        if first < last:
+            pieces.append(pa.Table.from_batches([batch]).take(pa.array(rows[first:last] - start)))
+        start += len(batch)
+    return pa.concat_tables(pieces)
 
 
 class BadRows(KeptRows):
