@@ -90,8 +90,8 @@ def _judge(image: Buffer, data: bytes, frame: int, app1: list[bytes], adobe: int
         names = data[frame + 10 : frame + min(19, 2 + _segment(data, frame)[1]) : 3]
         plain = adobe != 0 and names != b"RGB"
     else:
-        # Four components without Adobe's marker: DALI and Pillow disagree about the inversion.
-        plain = components == 1 or (components == 4 and adobe != _NO_ADOBE)
+        # Four components are inks: the reference resizes these and converts last, DALI the other way round.
+        plain = components == 1
     route = _DALI if plain and data[frame + 1] in _DALI_FRAMES else _PILLOW
     return ImageHeader("jpeg", width, height, route, _OK, "", orientation(app1) if app1 else UPRIGHT)
 

@@ -57,7 +57,7 @@ def shot() -> Image.Image:
 
 
 def _jpegs() -> Iterator[Case]:
-    image, grey, cmyk = shot(), shot().convert("L"), shot().convert("CMYK")
+    image, grey, cmyk = shot(), shot().convert("L"), noise(325, 251, "CMYK")
     for quality in (1, 50, 75, 95, 100):
         yield Case(f"jpeg quality {quality}", save(image, quality=quality))
     for subsampling in ("4:4:4", "4:2:2", "4:2:0"):

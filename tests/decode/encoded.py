@@ -40,6 +40,8 @@ def noise(width: int = 40, height: int = 24, mode: str = "RGB") -> Image.Image:
     pixels = np.random.default_rng(0).integers(0, 256, (height, width, 4), np.uint8)
     if mode == "I;16":
         return Image.fromarray(pixels[..., 0].astype(np.uint16) * 257)
+    if mode == "CMYK":  # with black ink, which a conversion from RGB leaves out
+        return Image.frombytes(mode, (width, height), pixels.tobytes())
     return Image.fromarray(pixels).convert(mode)
 
 

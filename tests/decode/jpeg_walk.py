@@ -82,9 +82,8 @@ def _judge(image: Buffer, found: _Segments, scan: int) -> ImageHeader:
         return _bad(Status.UNSUPPORTED, f"JPEG: {precision} bits a sample are not supported", width, height)
     if not _has_end(image, scan):
         return _bad(Status.TRUNCATED, "JPEG: no end marker after the scan", width, height)
-    # Four components without Adobe's marker: DALI and Pillow disagree about the inversion.
-    has_adobe = found.adobe_transform is not None
-    plain = marker in _DALI_FRAMES and (components in (1, 3) or (components == 4 and has_adobe))
+    # Four components are inks: the reference resizes these and converts last, DALI the other way round.
+    plain = marker in _DALI_FRAMES and components in (1, 3)
     # Three components that are RGB as they stand, by Adobe's marker or by their names.
     identifiers = bytes(fields[at] for at in (6, 9, 12) if at < len(fields))
     if components == 3 and (found.adobe_transform == 0 or identifiers == b"RGB"):

@@ -82,7 +82,6 @@ def test_fill_bytes_and_standalone_markers_are_skipped() -> None:
         (noise(), {"progressive": True}, Route.DALI),
         (noise(), {"subsampling": 0}, Route.DALI),
         (noise(mode="L"), {}, Route.DALI),
-        (noise(mode="CMYK"), {}, Route.DALI),
     ],
 )
 def test_what_dali_decodes_as_pillow_does(
@@ -105,8 +104,9 @@ def test_rgb_that_is_not_coded_as_ycbcr_goes_to_pillow() -> None:
         check(jpeg_header.read(marked), Status.OK, route, (40, 24))
 
 
-def test_four_components_without_adobes_marker_go_to_pillow() -> None:
+def test_four_components_go_to_pillow_with_and_without_adobes_marker() -> None:
     cmyk = encode(noise(mode="CMYK"))
+    check(jpeg_header.read(cmyk), Status.OK, Route.PILLOW, (40, 24))
     adobe = cmyk.index(b"\xff\xee")
     length = int.from_bytes(cmyk[adobe + 2 : adobe + 4], "big")
     without = cmyk[:adobe] + cmyk[adobe + 2 + length :]
