@@ -16,7 +16,7 @@ _NAMED = re.compile(r"Failed to decode sample #(\d+)")
 
 
 class Retry:
-    """Decodes rows in pieces, leaving out what DALI names as undecodable, through a pipeline of its own.
+    """Decodes rows in pieces, leaving out what DALI can't decode, through a pipeline of its own.
 
     `build` makes a pipeline over a source for pieces of up to `PIECE` images; it is called when the first
     chunk raises, so that a run without damage doesn't pay for it.
@@ -33,18 +33,17 @@ class Retry:
         """Yields rows with their pixels [n, S, S, 3]; a row that is never yielded did not decode."""
         if self._pipeline is None:
             self._pipeline = self._build(self._next_feed, PIECE)
-        for start in range(0, len(rows), PIECE):
-            piece: list[int] | None = rows[start : start + PIECE]
-            while piece:
-                self._feed = feed_of(piece)
-                try:
-                    (images,) = self._pipeline.run()
-                    yield piece, to_torch(images)
-                    break
-                except RuntimeError as error:
-                    piece = _without_named(piece, str(error))
-                finally:
-                    self._feed = None  # it refers to the shard's bytes
+        pieces = [rows[start : start + PIECE] for start in range(0, len(rows), PIECE)][::-1]
+        while pieces:
+            piece = pieces.pop()
+            self._feed = feed_of(piece)
+            try:
+                (images,) = self._pipeline.run()
+                yield piece, to_torch(images)
+            except RuntimeError as error:
+                pieces += _smaller(piece, str(error))
+            finally:
+                self._feed = None  # it refers to the shard's bytes
 
     def _next_feed(self) -> Feed:
         if self._feed is None:
@@ -52,10 +51,16 @@ class Retry:
         return self._feed
 
 
-def _without_named(piece: list[int], message: str) -> list[int] | None:
-    """`piece` without the one row that `message` names; None where it names none of them."""
+def _smaller(piece: list[int], message: str) -> list[list[int]]:
+    """What is left of a piece that raised, the last part first: all but the row that `message` names.
+
+    It names none for a PNG that is cut and ended, say: then the halves, as the rows beside it must not change
+    decoders, and with them their pixels' last bits.
+    """
+    if len(piece) == 1:
+        return []
     named = _NAMED.search(message)
     if named is None or int(named[1]) >= len(piece):
-        return None
+        return [piece[len(piece) // 2 :], piece[: len(piece) // 2]]
     position = int(named[1])
-    return piece[:position] + piece[position + 1 :]
+    return [piece[:position] + piece[position + 1 :]]

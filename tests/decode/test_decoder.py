@@ -83,6 +83,17 @@ def test_an_image_that_fails_in_dali_costs_only_itself(photos: list[bytes], devi
 
 
 @pytest.mark.parametrize("device", DEVICES)
+def test_an_image_whose_failure_dali_does_not_name_leaves_its_neighbours_as_if_alone(device: str) -> None:
+    png = save(photo("coffee", 325, 251), "PNG")
+    broken = png[: len(png) // 2] + png[-12:]
+    (alone,), (batch,) = (decode(images, 8, device) for images in ([png], [png, broken, png]))
+    assert [header.status for header in batch.headers] == ["ok", "truncated", "ok"]
+    assert [header.route for header in batch.headers] == [Route.DALI, Route.NOBODY, Route.DALI]
+    for pixels in pixels_by_row(batch).values():
+        np.testing.assert_array_equal(pixels, pixels_by_row(alone)[0])
+
+
+@pytest.mark.parametrize("device", DEVICES)
 def test_what_the_reference_treats_differently_goes_to_pillow(device: str) -> None:
     shot = photo()
     alpha = shot.copy()

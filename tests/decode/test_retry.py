@@ -65,11 +65,13 @@ def test_all_but_the_named_rows_are_decoded_by_one_pipeline(
 
 
 @pytest.mark.parametrize("message", ["nvImageCodec failure: '#4'", "Failed to decode sample #99", ""])
-def test_a_message_that_names_no_row_gives_up_the_piece(
-    message: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("bad", [{120}, {100, 115, 116, 139}, set(ROWS)])
+def test_a_message_that_names_no_row_costs_the_bad_rows_only(
+    message: str, bad: set[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    got, _ = retried({120}, monkeypatch, message)
-    assert got == [*range(100, 116), *range(132, 140)]
+    got, (pipeline,) = retried(bad, monkeypatch, message)
+    assert got == [row for row in ROWS if row not in bad]
+    assert pipeline.runs <= 2 * (3 + 8 * len(bad)), "two halves at each of four levels"
 
 
 def test_the_pipeline_is_built_when_it_is_needed() -> None:
