@@ -6,7 +6,7 @@ A file's format is told by its content, never by its name.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from dali_aesthetic.score.spec import RGB
 from dali_aesthetic.score.torchscript_archive import is_torchscript, read_torchscript
 
 _FOLDER_FILES = (
@@ -61,11 +62,13 @@ _HF_PARTS = {
 class Checkpoint:
     """The vision tower of a checkpoint, its tensors under the names of `VisionTower`'s parameters.
 
-    `quick_gelu` is None where the checkpoint doesn't say which GELU it was trained with.
+    `quick_gelu` is None where the checkpoint doesn't say which GELU it was trained with, `statistics` (mean
+    and std) where it doesn't say how its pixels were normalised.
     """
 
     state: dict[str, Tensor]
     quick_gelu: bool | None
+    statistics: tuple[RGB, RGB] | None = None
 
 
 def read_clip(path: Path) -> Checkpoint:
@@ -79,9 +82,9 @@ def read_clip(path: Path) -> Checkpoint:
         return Checkpoint(from_openai_jit(read_torchscript(file)), quick_gelu=True)
     state = read_tensors(file)
     if any(name.startswith("visual.") for name in state):
-        return Checkpoint(from_open_clip(state), _quick_gelu_beside(file))
+        return Checkpoint(from_open_clip(state), _quick_gelu_beside(file), _statistics_beside(file))
     if any(name.startswith("vision_model.") for name in state):
-        return Checkpoint(from_hf(state), _quick_gelu_beside(file))
+        return Checkpoint(from_hf(state), _quick_gelu_beside(file), _statistics_beside(file))
     some = ", ".join(list(state)[:3]) or "nothing"
     raise ValueError(f"{file} is no CLIP checkpoint with an image tower: it holds {some} ...")
 
@@ -179,15 +182,34 @@ def _renamed(name: str, whole: Mapping[str, str], parts: Mapping[str, str]) -> s
 def _quick_gelu_beside(file: Path) -> bool | None:
     """What the configuration in the same folder says of the activation; None where there is none."""
     for name in ("open_clip_config.json", "config.json"):
-        path = file.with_name(name)
-        if not path.is_file():
-            continue
-        try:
-            config = json.loads(path.read_text())
-        except ValueError:
-            continue
+        config = _config_beside(file, name)
         if "model_cfg" in config:
             return bool(config["model_cfg"].get("quick_gelu", False))
         if str(config.get("model_type", "")).startswith("clip"):
             return bool(config.get("vision_config", config).get("hidden_act", "quick_gelu") == "quick_gelu")
     return None
+
+
+def _statistics_beside(file: Path) -> tuple[RGB, RGB] | None:
+    """Mean and std of pixels by the configuration in the same folder; None where there is none.
+
+    Not all of CLIP has OpenAI's: LAION's ViT-L-14 on LAION-2B was trained with 0.5 and 0.5.
+    """
+    ours = _config_beside(file, "open_clip_config.json").get("preprocess_cfg", {})
+    theirs = _config_beside(file, "preprocessor_config.json")
+    found = (ours.get("mean"), ours.get("std")), (theirs.get("image_mean"), theirs.get("image_std"))
+    return next(((_rgb(mean), _rgb(std)) for mean, std in found if mean and std), None)
+
+
+def _rgb(values: Sequence[float]) -> RGB:
+    red, green, blue = map(float, values)
+    return red, green, blue
+
+
+def _config_beside(file: Path, name: str) -> dict[str, Any]:
+    """The object in a json file of the same folder; empty where there is none."""
+    try:
+        config = json.loads(file.with_name(name).read_text())
+    except (OSError, ValueError):
+        return {}
+    return config if isinstance(config, dict) else {}

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-_RGB = tuple[float, float, float]
+RGB = tuple[float, float, float]
 
-OPENAI_MEAN: _RGB = (0.48145466, 0.4578275, 0.40821073)
-OPENAI_STD: _RGB = (0.26862954, 0.26130258, 0.27577711)
+OPENAI_MEAN: RGB = (0.48145466, 0.4578275, 0.40821073)
+OPENAI_STD: RGB = (0.26862954, 0.26130258, 0.27577711)
 """Channel statistics of pixels in [0, 1] that CLIP was trained with (openai/CLIP, `clip.py`)."""
 
 _DIMENSIONS = frozenset({"image_size", "patch_size", "width", "layers", "head_width", "mlp_ratio"})
@@ -41,8 +41,8 @@ class TowerSpec:
     mlp_width: int
     embed_dim: int
     quick_gelu: bool
-    mean: _RGB = OPENAI_MEAN
-    std: _RGB = OPENAI_STD
+    mean: RGB = OPENAI_MEAN
+    std: RGB = OPENAI_STD
 
     def __post_init__(self) -> None:
         """Raises ValueError where the sizes do not fit together."""
@@ -61,6 +61,10 @@ class TowerSpec:
     def with_quick_gelu(self, quick_gelu: bool) -> TowerSpec:
         """The same tower with the activation that a checkpoint is known to have been trained with."""
         return dataclasses.replace(self, quick_gelu=quick_gelu)
+
+    def with_statistics(self, mean: RGB, std: RGB) -> TowerSpec:
+        """The same tower for pixels normalised by the numbers that a checkpoint was trained with."""
+        return dataclasses.replace(self, mean=mean, std=std)
 
 
 def spec_of(encoder: str) -> TowerSpec:

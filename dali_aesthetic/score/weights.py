@@ -78,6 +78,9 @@ def load_tower(encoder: str, weights: str, model_dir: Path | None) -> tuple[Visi
     if quick_gelu not in (None, spec.quick_gelu):
         _LOG.info("%s was trained with %s: used", path, "QuickGELU" if quick_gelu else "GELU")
         spec = spec.with_quick_gelu(not spec.quick_gelu)
+    if checkpoint.statistics not in (None, (spec.mean, spec.std)):
+        _LOG.info("%s was trained on pixels of mean and std %s: used", path, checkpoint.statistics)
+        spec = spec.with_statistics(*checkpoint.statistics)
     _check_fits(checkpoint.state, spec, path)
     return VisionTower.from_state(spec, checkpoint.state), file
 

@@ -168,6 +168,28 @@ def test_open_clips_folder_says_which_gelu(tiny: str, open_clip_model: nn.Module
     assert load_tower(tiny, str(tmp_path), None)[0].spec.quick_gelu
 
 
+@pytest.mark.parametrize("beside", ["open_clip_config.json", "preprocessor_config.json"])
+def test_pixels_are_normalised_as_the_folder_says(
+    tiny: str, open_clip_model: nn.Module, pixels: Tensor, tmp_path: Path, beside: str
+) -> None:
+    """LAION's ViT-L-14 on LAION-2B, for one, was not trained with OpenAI's mean and std."""
+    mean, std = [0.5, 0.4, 0.3], [0.5, 0.6, 0.7]
+    model_cfg = open_clip.get_model_config(tiny)
+    ours = {"model_cfg": model_cfg, "preprocess_cfg": {"mean": mean, "std": std}}
+    theirs = {"image_mean": mean, "image_std": std}
+    (tmp_path / beside).write_text(json.dumps(ours if beside.startswith("open_clip") else theirs))
+    _save_safetensors(open_clip_model.state_dict(), tmp_path / "open_clip_model.safetensors")
+    tower, _ = load_tower(tiny, str(tmp_path), None)
+    if beside.startswith("open_clip"):
+        reference = open_clip.create_model(f"local-dir:{tmp_path}").visual
+        mean, std = reference.image_mean, reference.image_std
+    normalised = (pixels.float() / 255 - torch.tensor(mean)) / torch.tensor(std)
+    with torch.inference_mode():
+        expected = open_clip_model.encode_image(normalised.permute(0, 3, 1, 2))
+        found = tower(normalize(pixels, tower.spec))
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
 def test_wrong_tensors_are_named(tiny: str, open_clip_model: nn.Module, tmp_path: Path) -> None:
     state = open_clip_model.state_dict()
     del state["visual.transformer.resblocks.1.attn.in_proj_bias"]
