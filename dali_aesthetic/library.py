@@ -15,7 +15,7 @@ from dali_aesthetic.config import Config, DecodeConfig, Device, ModelConfig
 from dali_aesthetic.decode.batches import fill_batches
 from dali_aesthetic.decode.pillow import square_pixels
 from dali_aesthetic.launch.worker import Worker, build_worker
-from dali_aesthetic.overlap import ahead
+from dali_aesthetic.overlap import OneAtATime, ahead
 from dali_aesthetic.types import PendingScores, Sample, Shard, Status
 
 ImageLike = str | Path | bytes | Image.Image
@@ -44,6 +44,11 @@ class ImageScorer:
             decode=decode or DecodeConfig(),
         )
         self._worker: Worker = build_worker(config)
+        # The decoder has one queue: a second caller would be given the first one's images.
+        self._alone = OneAtATime(
+            "this scorer is in use: read its score_stream to the end or close it first, and give each "
+            "thread an ImageScorer of its own, or a lock"
+        )
 
     @property
     def head_names(self) -> tuple[str, ...]:
@@ -68,7 +73,8 @@ class ImageScorer:
         """Raw scores of the first head, one by one in order, for any number of images; NaN as in `score`.
 
         `images` may be a generator: a few batches are taken ahead of what has been given out, and nothing is
-        kept. One stream of a scorer at a time, and no `score` meanwhile; leaving the loop early ends it.
+        kept. One stream of a scorer at a time, and no `score` meanwhile (RuntimeError, as from several
+        threads at once); leaving the loop early ends it.
         """
         with closing(self._batches(images)) as batches:
             for scores_RH in batches:
@@ -76,6 +82,10 @@ class ImageScorer:
 
     def _batches(self, images: Iterable[ImageLike]) -> Generator[npt.NDArray[np.float32], None, None]:
         """Scores [R, H] of each batch of images, in order; one batch is launched ahead of the one given."""
+        with self._alone:
+            yield from self._launched(images)
+
+    def _launched(self, images: Iterable[ImageLike]) -> Iterator[npt.NDArray[np.float32]]:
         worker, pixels_of = self._worker, _PilPixels(self._worker.scorer.image_size)
         filled = fill_batches(pixels_of.samples(images), worker.scorer.batch_size, worker.limits)
         previous = None

@@ -210,6 +210,20 @@ def every(seconds: float, call: Callable[[], None], name: str) -> Iterator[None]
         thread.join()
 
 
+class OneAtATime:
+    """A block for one caller at a time, of whichever thread: RuntimeError where one is inside."""
+
+    def __init__(self, message: str) -> None:
+        self._message, self._inside = message, threading.Lock()
+
+    def __enter__(self) -> None:
+        if not self._inside.acquire(blocking=False):
+            raise RuntimeError(self._message)
+
+    def __exit__(self, *exc: object) -> None:
+        self._inside.release()
+
+
 def stacks() -> str:
     """What each thread of the process is doing, under its name."""
     names = {thread.ident: thread.name for thread in threading.enumerate()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -98,6 +99,19 @@ def test_a_stream_that_breaks_raises_behind_what_came_before(
         scores.extend(scorer.score_stream([image] * (2 * BATCH_SIZE + 6) + [tmp_path / "none.jpg"]))
     assert len(scores) >= BATCH_SIZE
     assert np.isfinite(scores).all()
+
+
+def test_a_scorer_that_is_in_use_says_so_and_goes_on(scorer: ImageScorer, photos: list[Image.Image]) -> None:
+    image, other = jpeg(photos[-1]), jpeg(photos[-2])
+    alone = scorer.score([image, other]).tolist()
+    stream = scorer.score_stream([image, other] * (5 * BATCH_SIZE))
+    found = [next(stream)]
+    with pytest.raises(RuntimeError, match="in use"):
+        scorer.score([other])
+    with pytest.raises(RuntimeError, match="in use"), ThreadPoolExecutor(1) as thread:
+        thread.submit(scorer.score, [other]).result(timeout=60)
+    assert [*found, *stream] == alone * (5 * BATCH_SIZE)
+    assert scorer.score([image, other]).tolist() == alone
 
 
 def test_score_images_is_one_call(tiny_model: ModelConfig, photos: list[Image.Image]) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from dali_aesthetic.overlap import Backlog, ahead, beside, every, stacks
+from dali_aesthetic.overlap import Backlog, OneAtATime, ahead, beside, every, stacks
 
 
 def test_items_arrive_in_order_from_another_thread() -> None:
@@ -215,3 +215,14 @@ def test_a_call_that_fails_beside_a_block_tells_who_asks() -> None:
         pass
     with pytest.raises(ImportError, match="no library"):
         begun[0].result()
+
+
+def test_a_block_for_one_at_a_time_lets_the_next_in_when_it_was_left() -> None:
+    alone = OneAtATime("busy")
+    for _ in range(2):
+        with alone, pytest.raises(RuntimeError, match="busy"), alone:
+            pytest.fail("two are inside")
+    with pytest.raises(OSError, match="no file"), alone:
+        raise OSError("no file")
+    with alone:
+        pass
