@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import numpy as np
@@ -63,8 +63,7 @@ class ImageScorer:
         """Raw scores of every head, float32 [n, H], in order; NaN where an image can't be decoded.
 
         Paths and bytes take the same way as a run's samples (DALI, on the GPU where there is one); PIL
-        images are already decoded and take the reference's transform. A path that can't be read raises
-        OSError.
+        images take the reference's transform. A path that can't be read raises OSError.
         """
         found = list(self._batches(images))
         return np.concatenate(found) if found else np.empty((0, len(self.head_names)), np.float32)
@@ -115,7 +114,9 @@ class _PilPixels:
         """Every image as a sample, in order; that of a PIL image is without an image."""
         for number, image in enumerate(images):
             if isinstance(image, Image.Image):
-                self._pixels[str(number)] = square_pixels(image, self._image_size)
+                # Opened, a file is not read yet: it can be as damaged as one that is given by its path.
+                with suppress(Exception):  # Pillow's plugins raise nearly every type for it
+                    self._pixels[str(number)] = square_pixels(image, self._image_size)
                 yield _sample(number, None)
             else:
                 yield _sample(number, image if isinstance(image, bytes) else Path(str(image)).read_bytes())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -48,6 +49,18 @@ def test_unreadable_images_are_nan_in_their_place(scorer: ImageScorer, photos: l
     assert np.isnan(scores).tolist() == [True, False, True, True, False]
     assert scores[1] == scores[4]
     assert scores.dtype == np.float32
+
+
+def test_pil_images_that_cannot_be_read_are_nan_in_their_place(
+    scorer: ImageScorer, photos: list[Image.Image]
+) -> None:
+    good = jpeg(photos[0])
+    cut = Image.open(io.BytesIO(good[: len(good) // 2]))
+    closed = Image.open(io.BytesIO(good))
+    closed.close()
+    nothing, premultiplied = Image.new("RGB", (0, 5)), Image.new("La", (40, 50))
+    scores = scorer.score([good, cut, closed, nothing, premultiplied, good])
+    assert np.isnan(scores).tolist() == [False, True, True, True, True, False]
 
 
 def test_nothing_in_is_nothing_out(scorer: ImageScorer) -> None:

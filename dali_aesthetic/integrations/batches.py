@@ -63,7 +63,7 @@ def _image(value: Any) -> bytes | Image.Image:
     if isinstance(value, str | Path):
         try:
             return Path(value).read_bytes()
-        except OSError:
+        except (OSError, ValueError):  # the latter for a zero byte within
             return b""
     if isinstance(value, bytes | bytearray | memoryview):
         return bytes(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 from pathlib import Path
 from typing import Any
@@ -44,10 +45,14 @@ def test_every_form_of_an_image(
         None,
         b"no image",
         str(tmp_path / "missing.jpg"),
+        "no\0path",
+        Image.open(io.BytesIO(encoded[0][:-300])),
+        np.zeros((0, 4, 3), np.uint8),
     ]
     scores = BatchScorer("image", model=tiny_model, device="cpu").scores({"image": column})["aesthetic_score"]
-    wanted = [expected[index] for index in (0, 1, 2, 1, 1, 1)] + [np.nan] * 3
-    np.testing.assert_array_equal(scores[[0, 1, 2, 3, 6, 7, 8]], np.array(wanted)[[0, 1, 2, 3, 6, 7, 8]])
+    wanted = [expected[index] for index in (0, 1, 2, 1, 1, 1)] + [np.nan] * 6
+    exact = [0, 1, 2, 3, *range(6, 12)]
+    np.testing.assert_array_equal(scores[exact], np.array(wanted)[exact])
     np.testing.assert_allclose(scores[4:6], wanted[4:6], atol=0.01)
 
 
