@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
@@ -63,7 +64,8 @@ class ImageScorer:
         """Raw scores of every head, float32 [n, H], in order; NaN where an image can't be decoded.
 
         Paths and bytes take the same way as a run's samples (DALI, on the GPU where there is one); PIL
-        images take the reference's transform. A path that can't be read raises OSError.
+        images take the reference's transform. A path that can't be read raises OSError, what is no image
+        TypeError.
         """
         found = list(self._batches(images))
         return np.concatenate(found) if found else np.empty((0, len(self.head_names)), np.float32)
@@ -112,6 +114,8 @@ class _PilPixels:
 
     def samples(self, images: Iterable[ImageLike]) -> Iterator[Sample]:
         """Every image as a sample, in order; that of a PIL image is without an image."""
+        if isinstance(images, str | bytes):
+            raise TypeError("images: one string is given where a list of images belongs: give [image]")
         for number, image in enumerate(images):
             if isinstance(image, Image.Image):
                 # Opened, a file is not read yet: it can be as damaged as one that is given by its path.
@@ -119,7 +123,7 @@ class _PilPixels:
                     self._pixels[str(number)] = square_pixels(image, self._image_size)
                 yield _sample(number, None)
             else:
-                yield _sample(number, image if isinstance(image, bytes) else Path(str(image)).read_bytes())
+                yield _sample(number, _encoded(image))
 
     def take(self, samples: Sequence[Sample]) -> tuple[list[int], npt.NDArray[np.uint8]]:
         """The rows that were PIL images and their pixels [n, S, S, 3], which are forgotten here."""
@@ -136,6 +140,17 @@ def score_images(
     Loads the model for this one call: keep an `ImageScorer` for more.
     """
     return ImageScorer(model, device=device).score(images)
+
+
+def _encoded(image: str | Path | bytes) -> bytes:
+    if isinstance(image, str | os.PathLike):
+        return Path(image).read_bytes()
+    if isinstance(image, bytes):
+        return image
+    raise TypeError(
+        f"an image of type {type(image).__name__}: give a path, encoded bytes or a PIL image (pixels in an "
+        "array are one with PIL.Image.fromarray)"
+    )
 
 
 def _sample(number: int, data: bytes | None) -> Sample:

@@ -6,6 +6,7 @@ import io
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -61,6 +62,18 @@ def test_pil_images_that_cannot_be_read_are_nan_in_their_place(
     nothing, premultiplied = Image.new("RGB", (0, 5)), Image.new("La", (40, 50))
     scores = scorer.score([good, cut, closed, nothing, premultiplied, good])
     assert np.isnan(scores).tolist() == [False, True, True, True, True, False]
+
+
+@pytest.mark.parametrize("image", [None, 5, np.zeros((40, 40, 3), np.uint8), bytearray(b"x"), io.BytesIO()])
+def test_what_is_no_image_is_named(scorer: ImageScorer, image: Any) -> None:
+    with pytest.raises(TypeError, match=f"an image of type {type(image).__name__}: give a path"):
+        scorer.score([image])
+
+
+@pytest.mark.parametrize("image", ["a.jpg", b"\xff\xd8"])
+def test_one_image_alone_is_no_list(scorer: ImageScorer, image: Any) -> None:
+    with pytest.raises(TypeError, match="a list of images"):
+        scorer.score(image)
 
 
 def test_nothing_in_is_nothing_out(scorer: ImageScorer) -> None:
