@@ -40,9 +40,14 @@ def open_matrix(path: str) -> npt.NDArray[np.floating]:
     """The file's array [rows, D], mapped. Raises InputError for anything but a matrix of floats."""
     try:
         matrix = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, OSError) as error:
+    except Exception as error:  # numpy parses a damaged header as Python, and takes a PK for a zip
         raise InputError(f"{path} can't be read as .npy ({error}); is it complete?") from error
-    if not isinstance(matrix, np.ndarray) or matrix.ndim != 2 or matrix.dtype.kind != "f":
+    if (
+        not isinstance(matrix, np.ndarray)
+        or matrix.ndim != 2
+        or matrix.dtype.kind != "f"
+        or not matrix.shape[1]
+    ):
         shape = f"{matrix.dtype} {list(matrix.shape)}" if isinstance(matrix, np.ndarray) else "an archive"
         raise InputError(f"{path} holds {shape}, not a matrix of floats with an embedding in each row")
     return matrix

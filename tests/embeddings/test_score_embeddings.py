@@ -150,12 +150,20 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     np.save(tmp_path / "cut.npy", _unit(50))
     cut = (tmp_path / "cut.npy").read_bytes()
     (tmp_path / "cut.npy").write_bytes(cut[: len(cut) // 2])
+    (tmp_path / "nothing.npy").write_bytes(b"")
+    (tmp_path / "header.npy").write_bytes(cut.replace(b"}", b" ", 1))
+    (tmp_path / "zip.npy").write_bytes(b"PK\3\4" + bytes(50))
+    np.save(tmp_path / "flat.npy", np.empty((5, 0), np.float32))
     for name, message in {
         "vector": "not a matrix",
         "ints": "not a matrix",
+        "flat": "not a matrix",
         "cut": "is it complete",
+        "nothing": "is it complete",
+        "header": "is it complete",
+        "zip": "is it complete",
     }.items():
-        with pytest.raises(InputError, match=message):
+        with pytest.raises(InputError, match=rf"{name}\.npy .*{message}"):
             score_embeddings(tmp_path / f"{name}.npy", tmp_path / "out", RANDOM)
     np.save(tmp_path / "narrow.npy", _unit(5, 8))
     np.save(tmp_path / "wide.npy", _unit(5, 9))
