@@ -55,8 +55,9 @@ def open_matrix(path: str) -> npt.NDArray[np.floating]:
 
 def blocks(path: str, matrix: npt.NDArray[np.floating], normalize: bool) -> Iterator[Block]:
     """The rows of `matrix` in order. Raises NotNormalized, unless `normalize` allows any norm above 0."""
+    native = f"f{min(matrix.dtype.itemsize, 8)}"  # torch takes no other byte order, and nothing longer
     for start in range(0, len(matrix), BLOCK_ROWS):
-        rows_RD = torch.from_numpy(np.array(matrix[start : start + BLOCK_ROWS])).float()
+        rows_RD = torch.from_numpy(np.array(matrix[start : start + BLOCK_ROWS], native)).float()
         yield Block(start=start, rows_RD=rows_RD, problems=_problems(path, start, rows_RD, normalize))
 
 

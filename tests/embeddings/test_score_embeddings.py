@@ -64,6 +64,16 @@ def test_scores_are_the_heads_over_many_blocks(tmp_path: Path) -> None:
     assert (result.num_rows, result.num_kept) == (len(embeddings), int((scores >= 5).sum()))
 
 
+@pytest.mark.parametrize("dtype", ["f2", "f8", ">f2", ">f4", ">f8", "longdouble"])
+def test_floats_of_any_length_and_byte_order_are_scored(tmp_path: Path, dtype: str) -> None:
+    for name, kind in (("plain", "f4"), ("other", dtype)):
+        np.save(tmp_path / f"{name}.npy", np.asfortranarray(_unit(50).astype(kind)))
+        score_embeddings(tmp_path / f"{name}.npy", tmp_path / name, RANDOM)
+    plain, other = (pq.read_table(tmp_path / f"{name}/scores") for name in ("plain", "other"))
+    atol = 2e-2 if dtype.endswith("f2") else 1e-5
+    np.testing.assert_allclose(other["aesthetic_score"], plain["aesthetic_score"], atol=atol)
+
+
 def test_embeddings_that_are_not_normalised_are_refused_or_normalised(tmp_path: Path) -> None:
     np.save(tmp_path / "raw.npy", 11.5 * _unit(50))
     with pytest.raises(NotNormalized, match=r"50 of 50 .* has 11\.5\).*--normalize"):
