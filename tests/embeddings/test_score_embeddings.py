@@ -110,6 +110,17 @@ def test_a_damaged_row_is_a_row_with_a_reason(tmp_path: Path) -> None:
     assert stats["statuses"] == {"ok": 497, "undecodable": 2, "empty": 1}
 
 
+def test_a_damaged_row_among_the_last_few_is_as_any_other(tmp_path: Path) -> None:
+    embeddings = _unit(BLOCK_ROWS + 20)
+    embeddings[BLOCK_ROWS + 7] *= 3
+    np.save(tmp_path / "e.npy", embeddings)
+    assert score_embeddings(tmp_path / "e.npy", tmp_path / "out", RANDOM).num_bad == 1
+    embeddings[BLOCK_ROWS:] *= 3
+    np.save(tmp_path / "off.npy", embeddings)
+    with pytest.raises(NotNormalized, match="20 of 20 embeddings from row 512"):
+        score_embeddings(tmp_path / "off.npy", tmp_path / "off", RANDOM)
+
+
 def test_metadata_passes_through_across_row_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "GROUP_BLOCKS", 1)
     rows = 2 * BLOCK_ROWS + 100
