@@ -45,9 +45,8 @@ class HeadMLP(nn.Module):
         gaps = len(layers) - 1
         self.relus = (relu,) * gaps if isinstance(relu, bool) else tuple(relu)
         self.sigmoid = sigmoid
-        widths = [weight.shape[1] for weight, _ in layers] + [layers[-1][0].shape[0]]
-        if widths[1:-1] != [weight.shape[0] for weight, _ in layers[:-1]] or widths[-1] != 1:
-            shapes = ", ".join(str(list(weight.shape)) for weight, _ in layers)
+        if not _chained(layers):
+            shapes = ", ".join(f"{list(weight.shape)} + {list(bias.shape)}" for weight, bias in layers)
             raise ValueError(f"the layers {shapes} don't lead from an embedding to one score")
         self.weights = nn.ParameterList(w.detach() for w, _ in layers).requires_grad_(False)
         self.biases = nn.ParameterList(b.detach() for _, b in layers).requires_grad_(False)
@@ -79,6 +78,14 @@ class HeadMLP(nn.Module):
             b = b + w @ bias.cpu().double()
             w = w @ weight.cpu().double()
         return w[0], b[0]
+
+
+def _chained(layers: Sequence[tuple[Tensor, Tensor]]) -> bool:
+    """Whether all are a matrix and a bias, each takes what the one before gives, and the last gives one."""
+    if any(weight.ndim != 2 or bias.shape != weight.shape[:1] for weight, bias in layers):
+        return False
+    taken = [weight.shape[1] for weight, _ in layers]
+    return [weight.shape[0] for weight, _ in layers] == [*taken[1:], 1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +150,7 @@ def head_from_state(state: Mapping[str, Tensor], relu: bool | None = None) -> He
     if set(state) >= _LAION_NSFW_NORM:
         return _laion_nsfw(state)
     if set(state) == {"w", "b"}:
-        layers = {0: (state["w"].reshape(1, -1), state["b"].reshape(1))}
+        layers = {0: (state["w"].reshape(1, -1), state["b"].reshape(-1))}
     elif set(state) == {"weight", "bias"}:
         layers = {0: (state["weight"], state["bias"])}
     else:
@@ -167,6 +174,11 @@ def _laion_nsfw(state: Mapping[str, Tensor]) -> HeadMLP:
     layers = [(parts[index]["weight"], parts[index]["bias"]) for index in sorted(parts)]
     mean, std = state["norm.mean"].double().flatten(), state["norm.variance"].double().flatten().sqrt()
     weight, bias = layers[0]
+    if not weight.shape[1:] == mean.shape == std.shape:
+        sizes = (
+            f"norm.mean {list(mean.shape)}, norm.variance {list(std.shape)}, {list(weight.shape)} of weights"
+        )
+        raise ValueError(f"not LAION's NSFW head: {sizes} don't fit together")
     weight = weight / std
     layers[0] = (weight, bias - weight @ mean)
     return HeadMLP(layers, relu=True, sigmoid=True)

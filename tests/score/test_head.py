@@ -154,6 +154,26 @@ def test_layers_that_do_not_chain_are_refused(shapes: list[tuple[int, int]]) -> 
         HeadMLP(layers, relu=False)
 
 
+@pytest.mark.parametrize(
+    "state",
+    [
+        {"weight": torch.zeros(4), "bias": torch.zeros(1)},
+        {"weight": torch.zeros(1, 4, 1, 1), "bias": torch.zeros(1)},
+        {"weight": torch.zeros(1, 4), "bias": torch.tensor(0.0)},
+        {"w": torch.zeros(4), "b": torch.zeros(2)},
+        {"0.weight": torch.zeros(3, 4), "0.bias": torch.zeros(2), "1.weight": torch.zeros(1, 3)}
+        | {"1.bias": torch.zeros(1)},
+    ],
+)
+def test_weights_and_biases_of_other_shapes_are_refused_by_name(
+    state: dict[str, Tensor], tmp_path: Path
+) -> None:
+    path = tmp_path / "mine.pt"
+    torch.save(state, path)
+    with pytest.raises(ValueError, match=r"mine\.pt.*don't lead from an embedding to one score"):
+        load_head(str(path), "ViT-L-14", 4, None)
+
+
 def test_a_head_for_another_encoder_is_refused() -> None:
     head = Head("mine", head_from_state(random_head_state(768)))
     with pytest.raises(
@@ -223,6 +243,8 @@ def test_a_file_that_only_starts_like_laions_nsfw_head_is_refused() -> None:
     state = _LaionNsfw().state_dict()
     with pytest.raises(ValueError, match="it also has extra"):
         head_from_state({**state, "extra": torch.zeros(1)})
+    with pytest.raises(ValueError, match=r"norm.mean \[15\].* don't fit together"):
+        head_from_state({**state, "norm.mean": torch.zeros(15)})
     del state["linear_2.bias"]
     with pytest.raises(ValueError, match="it has only"):
         head_from_state(state)
