@@ -41,17 +41,18 @@ class _Module:
 
 def is_torchscript(path: Path) -> bool:
     """Whether the file is a TorchScript archive: a zip with a program beside its pickles."""
-    if not zipfile.is_zipfile(path):
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except Exception:  # no zip, or a damaged one, which raises many types: whoever reads it next says so
         return False
-    with zipfile.ZipFile(path) as archive:
-        names = archive.namelist()
     return any("/code/" in name for name in names) and any(name.endswith("/data.pkl") for name in names)
 
 
 def read_torchscript(path: Path) -> dict[str, Tensor]:
     """The parameters and buffers of an archive's module tree by their dotted names, on the CPU.
 
-    Raises ValueError for an archive whose pickle is more than modules, tensors and plain values.
+    Raises ValueError for an archive whose pickle is more than modules, tensors and plain values, or damaged.
     """
     with zipfile.ZipFile(path) as archive:
         # Not at the root: everything lies in one folder, named after the file it was first saved as.
@@ -59,14 +60,9 @@ def read_torchscript(path: Path) -> dict[str, Tensor]:
         try:
             with archive.open(pickle_name) as stream:
                 root = _Unpickler(stream, archive, pickle_name.removesuffix("data.pkl")).load()
-        except (
-            pickle.UnpicklingError,
-            LookupError,
-            TypeError,
-            AttributeError,
-            RuntimeError,
-            ValueError,
-        ) as error:
+        except zipfile.BadZipFile as error:
+            raise ValueError(f"{path} is a damaged archive ({error}): download it again") from error
+        except Exception as error:  # the unpickler raises whatever a damaged file makes it stumble over
             raise ValueError(f"{path}: its data.pkl is not TorchScript's: {error}") from error
     if not isinstance(root, _Module):
         raise ValueError(f"{path}: its data.pkl holds no module")

@@ -225,6 +225,22 @@ def test_other_files_are_refused(tmp_path: Path, content: bytes, message: str) -
         read_clip(path)
 
 
+def test_a_damaged_archive_is_named(tmp_path: Path) -> None:
+    whole, damaged = tmp_path / "whole.pt", tmp_path / "damaged.pt"
+    with zipfile.ZipFile(whole, "w") as out:
+        out.writestr("x/code/__torch__.py", "")
+        out.writestr("x/data.pkl", pickle.dumps([1, 2], protocol=2))
+    content = whole.read_bytes()
+    for offset in range(len(content)):
+        damaged.write_bytes(content[:offset] + bytes([content[offset] ^ 0x55]) + content[offset + 1 :])
+        with pytest.raises(ValueError, match=r"damaged\.pt"):
+            read_clip(damaged)
+    flipped = content.replace(b"K\x01K\x02", b"K\x01K\x03")
+    damaged.write_bytes(flipped)
+    with pytest.raises(ValueError, match=r"damaged\.pt is a damaged archive .*: download it again"):
+        read_clip(damaged)
+
+
 class _Malicious:
     """Makes a folder when it is unpickled."""
 
