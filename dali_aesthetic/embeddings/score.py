@@ -128,9 +128,11 @@ def _record(
     encoder: str,
     normalize: bool,
 ) -> dict[str, Any]:
+    upper = threshold.upper_raw
     identity = {
         "input_kind": "embeddings",
         "min_raw": threshold.min_raw,
+        **({"max_raw": upper} if upper < float("inf") else {}),
         "encoder": encoder,
         "weights": [{"name": file.name, "sha256": file.sha256} for file in weights],
         "heads": list(bank.names),

@@ -163,6 +163,9 @@ def test_a_rerun_skips_what_is_done_and_gives_the_same_bytes(tmp_path: Path) -> 
     assert snapshot(out) == whole
     with pytest.raises(RunMismatch, match="heads"):
         score_embeddings(inputs, out, ("random:4",))
+    for bound in ({"raw": 4.0}, {"max_raw": 6.0}):
+        with pytest.raises(RunMismatch, match="_raw"):
+            score_embeddings(inputs, out, RANDOM, threshold=Threshold(**bound))
 
 
 def test_other_files_are_refused(tmp_path: Path) -> None:
