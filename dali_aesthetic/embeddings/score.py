@@ -187,10 +187,13 @@ def _groups(stream: Iterator[Block]) -> Iterator[list[Block]]:
 
 
 def _metadata(file: EmbeddingFile, rows: int) -> _MetadataRows | None:
-    """Raises InputError where the metadata's rows aren't as many as the embeddings."""
+    """Raises InputError where the metadata can't be read, or its rows aren't as many as the embeddings."""
     if not file.metadata:
         return None
-    source = pq.ParquetFile(file.metadata)
+    try:
+        source = pq.ParquetFile(file.metadata)
+    except pa.ArrowInvalid as error:  # which doesn't name the file
+        raise InputError(f"{file.metadata} can't be read as Parquet ({error}); is it complete?") from error
     if source.metadata.num_rows != rows:
         raise InputError(
             f"{file.path} has {rows} embeddings, {file.metadata} {source.metadata.num_rows} rows: they don't "

@@ -143,11 +143,14 @@ def test_metadata_passes_through_across_row_groups(tmp_path: Path, monkeypatch: 
     assert set(table["metadata_status"].to_pylist()) == {"success"}
 
 
-def test_metadata_of_another_length_is_refused(tmp_path: Path) -> None:
+def test_metadata_of_another_length_or_damaged_is_refused(tmp_path: Path) -> None:
     (tmp_path / "img_emb").mkdir()
     np.save(tmp_path / "img_emb/img_emb_0.npy", _unit(5))
     pq.write_table(pa.table({"image_path": ["a"] * 4}), tmp_path / "img_emb/metadata_0.parquet")
     with pytest.raises(InputError, match=r"has 5 embeddings, .* 4 rows"):
+        score_embeddings(tmp_path, tmp_path / "out", RANDOM)
+    (tmp_path / "img_emb/metadata_0.parquet").write_bytes(b"PAR1")
+    with pytest.raises(InputError, match=r"metadata_0\.parquet can't be read as Parquet"):
         score_embeddings(tmp_path, tmp_path / "out", RANDOM)
 
 
