@@ -9,14 +9,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
 
-import pyarrow.parquet as pq
-
 from dali_aesthetic.stores.access import list_files, open_file, read_bytes
 from dali_aesthetic.stores.location import is_url, join
 from dali_aesthetic.types import Shard
 from dali_aesthetic.write.commit import FOLDERS, QUARANTINE
 from dali_aesthetic.write.embeddings import EMBEDDINGS
 from dali_aesthetic.write.files import is_leftover
+from dali_aesthetic.write.parquet import read_columns
 from dali_aesthetic.write.record import write_run_record
 
 
@@ -121,7 +120,7 @@ def _changes(output: str, shard: Shard) -> str:
     """What is new or gone among the shard's images, as far as its scores tell."""
     try:
         with open_file(join(output, "scores", f"{shard.name}.parquet")) as file:
-            sources = pq.read_table(file, columns=["source_shard"])
+            sources = read_columns(file, ["source_shard"])
     except OSError:
         return "its scores can't be read"
     old = set(sources.column(0).to_pylist())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import IO
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +20,16 @@ _COLUMNS = (
     *("aesthetic_score", "aesthetic_score_01", "kept", "source_shard", "source_offset", "output_shard"),
 )
 _NOT_AESTHETIC = ("punsafe", "pwatermark")
+
+
+def read_columns(file: IO[bytes], columns: list[str]) -> pa.Table:
+    """These columns of a Parquet file, read in this thread alone.
+
+    pq.read_table has threads that may let go of a Python file after it returned, which aborts a process that
+    ends meanwhile (apache/arrow#34314, #50482).
+    """
+    with pq.ParquetFile(file, pre_buffer=False) as rows:
+        return rows.read(columns, use_threads=False).select(columns)
 
 
 def score_columns(head_names: Sequence[str]) -> list[str]:

@@ -11,13 +11,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from dali_aesthetic.stores.access import open_file, read_bytes
 from dali_aesthetic.stores.location import join
 from dali_aesthetic.types import ImageHeader, Route, Status
 from dali_aesthetic.write.output import committed_names
-from dali_aesthetic.write.parquet import score_columns
+from dali_aesthetic.write.parquet import read_columns, score_columns
 from dali_aesthetic.write.record import IDENTITY, RUN_RECORD
 
 _ROW_COLUMNS = ("key", "source_offset", "status", "error_message", "width", "height", "format")
@@ -80,7 +79,7 @@ def read_keys(folder: str | Path, name: str) -> tuple[list[str], list[str], npt.
 
 def _table(folder: str | Path, name: str, columns: list[str]) -> pa.Table:
     with open_file(join(folder, "scores", f"{name}.parquet")) as file:
-        return pq.read_table(file, columns=columns)
+        return read_columns(file, columns)
 
 
 def _header(

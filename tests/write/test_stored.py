@@ -1,0 +1,32 @@
+"""Scores read back."""
+
+from __future__ import annotations
+
+import io
+import threading
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from dali_aesthetic.write import stored
+from dali_aesthetic.write.stored import read_keys
+
+
+def test_no_other_thread_touches_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that lets go of it while the interpreter ends aborts a process that was done: exit code 134."""
+    rows = {"aesthetic_score": pa.array([5.0], pa.float32()), "key": ["a"], "source_shard": ["s.tar"]}
+    pq.write_table(pa.table(rows), tmp_path / "rows.parquet")
+    threads: set[int] = set()
+
+    class Watched(io.BytesIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            threads.add(threading.get_ident())
+            return super().read(size)
+
+    content = (tmp_path / "rows.parquet").read_bytes()
+    monkeypatch.setattr(stored, "open_file", lambda location: Watched(content))
+    sources, keys, scores_R = read_keys(tmp_path, "rows")
+    assert (sources, keys, scores_R.tolist()) == (["s.tar"], ["a"], [5.0])
+    assert threads == {threading.get_ident()}
