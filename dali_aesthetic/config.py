@@ -212,8 +212,9 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for name, value in over.items():
         if isinstance(value, Mapping):
-            below = merged.get(name)
-            merged[name] = merge(below if isinstance(below, Mapping) else {}, value)
+            below = {} if merged.get(name) is None else merged[name]
+            # What is no section stays, for `Config.build` to refuse it: here it would vanish without a word.
+            merged[name] = merge(below, value) if isinstance(below, Mapping) else below
         elif value is not None:
             merged[name] = value
     return merged
@@ -229,6 +230,8 @@ def _explain(error: ValidationError) -> str:
             continue
         if problem["type"] == "extra_forbidden":
             text = "is no field of the configuration: check its spelling and its section"
+        elif problem["type"] == "model_type":
+            text = f"{problem['input']!r} does not fit: it is a section with fields of its own, see configs/"
         elif not problem["msg"].startswith("Value error"):
             text = f"{problem['input']!r} does not fit: {text}"
         lines.append(text if text.startswith("--") else f"{field}: {text}")

@@ -29,6 +29,7 @@ def test_a_single_input_is_a_list_of_one() -> None:
         (MINIMAL | {"model": {"heads": []}}, "model.heads: no head given"),
         (MINIMAL | {"model": {"heads": ["a", "a"]}}, "names a head twice"),
         (MINIMAL | {"threshold": {"unit": 5}}, r"^--threshold 5 is outside"),
+        (MINIMAL | {"threshold": 0.9}, r"^threshold: 0.9 does not fit: it is a section"),
     ],
 )
 def test_errors_name_the_field_and_the_fix(values: dict[str, object], message: str) -> None:
@@ -46,6 +47,13 @@ def test_flags_win_over_the_file_section_by_section() -> None:
     base = {"output": "a", "model": {"encoder": "ViT-B-32", "weights": "openai"}}
     merged = merge(base, {"output": None, "model": {"encoder": "ViT-L-14", "weights": None}})
     assert merged == {"output": "a", "model": {"encoder": "ViT-L-14", "weights": "openai"}}
+
+
+@pytest.mark.parametrize("wrong", [0.9, 0, "high", []])
+def test_what_stands_for_a_section_is_not_lost_below_flags(wrong: object) -> None:
+    with pytest.raises(ConfigError, match=r"^threshold: .* does not fit"):
+        Config.build(merge(MINIMAL | {"threshold": wrong}, {"threshold": {"unit": None}}))
+    Config.build(merge(MINIMAL | {"threshold": None}, {"threshold": {"unit": None}}))
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
