@@ -15,6 +15,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from dali_aesthetic.cli import app
+from dali_aesthetic.commands.launch import over_file
 from dali_aesthetic.config import ModelConfig
 from tests.conftest import snapshot
 
@@ -134,6 +135,22 @@ def test_a_yaml_file_gives_fields_and_flags_win(shards_dir: Path, tmp_path: Path
     assert done.exit_code == 0, done.stderr
     assert not (tmp_path / "from-file").exists()
     assert "raw score >= 3" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "fields"),
+    [
+        ({"max_unit": 0.9}, {"preset": "high", "max_unit": 0.9}),
+        ({"raw": 4.0}, {"raw": 4.0, "max_raw": 8.0}),
+        ({"unit": None}, {"preset": "high", "max_raw": 8.0}),
+    ],
+)
+def test_a_flag_overrules_other_spellings_of_its_own_bound_alone(
+    tmp_path: Path, flags: dict[str, object], fields: dict[str, object]
+) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("threshold: {preset: high, max_raw: 8.0}\n")
+    assert over_file({"threshold": flags}, file) == {"threshold": fields}
 
 
 def test_the_flags_of_run_are_frozen() -> None:

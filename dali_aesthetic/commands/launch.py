@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from dali_aesthetic.launch.result import RunResult, Watch
 
 
+_BOUNDS = (("unit", "raw", "preset", "top"), ("max_unit", "max_raw"))
+"""The fields of a threshold by what they say: each of a group is another spelling of the same."""
+
+
 class _Launch(Protocol):
     def __call__(self, config: Config, *, watch: Watch | None) -> RunResult: ...
 
@@ -84,9 +88,15 @@ def _say(result: RunResult, config: Config, saying: Saying) -> int:
 def over_file(flags: dict[str, Any], file: Path | None) -> dict[str, Any]:
     """The nested values of a config: the file's, with the flags that were given on top."""
     base = _read_yaml(file) if file else {}
-    if any(value is not None for value in flags["threshold"].values()):
-        base.pop("threshold", None)  # another spelling in the file is overruled, not in conflict
+    if isinstance(cut := base.get("threshold"), dict):
+        base["threshold"] = _overruled(cut, flags["threshold"])
     return merge(base, flags)
+
+
+def _overruled(cut: dict[str, Any], flags: dict[str, Any]) -> dict[str, Any]:
+    """`cut` without other spellings of the bounds that flags give: overruled, they are not in conflict."""
+    gone = {name for bound in _BOUNDS if any(flags.get(name) is not None for name in bound) for name in bound}
+    return {name: value for name, value in cut.items() if name not in gone}
 
 
 def _read_yaml(file: Path) -> dict[str, Any]:
