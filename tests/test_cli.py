@@ -153,6 +153,13 @@ def test_a_flag_overrules_other_spellings_of_its_own_bound_alone(
     assert over_file({"threshold": flags}, file) == {"threshold": fields}
 
 
+def test_a_file_that_is_no_text_is_named(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_bytes(b"output: caf\xe9\n")
+    done = invoke("run", "--config", tmp_path / "run.yaml")
+    assert done.exit_code == 2
+    assert f"--config {tmp_path / 'run.yaml'}: " in done.stderr
+
+
 def test_the_flags_of_run_are_frozen() -> None:
     """A new flag is a decision: it joins this list, the documentation and `config.py` together."""
     command = typer.main.get_command(app).commands["run"]  # type: ignore[attr-defined]

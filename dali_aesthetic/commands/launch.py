@@ -101,7 +101,7 @@ def _overruled(cut: dict[str, Any], flags: dict[str, Any]) -> dict[str, Any]:
 
 def _read_yaml(file: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(file.read_text())
+        values = yaml.safe_load(file.read_bytes())  # YAML says its own encoding, not the locale
     except (OSError, yaml.YAMLError) as error:
         raise ConfigError(f"--config {file}: {error}") from None
     if not isinstance(values, dict):
