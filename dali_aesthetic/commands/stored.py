@@ -21,7 +21,7 @@ from dali_aesthetic.commands.options import (
     Unit,
 )
 from dali_aesthetic.commands.outcome import console, guarded
-from dali_aesthetic.config import ConfigError
+from dali_aesthetic.config import Config, ConfigError
 
 if TYPE_CHECKING:
     from dali_aesthetic.embeddings.score import EmbeddingsResult
@@ -82,9 +82,8 @@ def score_stored(
     if not inputs or not output:
         raise ConfigError("give the embeddings as --input and a folder as --output")
     from dali_aesthetic.embeddings.score import score_embeddings as score
-    from dali_aesthetic.threshold import Threshold
 
-    bounds = Threshold(**cut)
+    bounds = Config.build({"input": "-", "output": "-", "threshold": cut}).threshold
     given = {name: value for name, value in model.items() if value is not None}
     if heads:
         given["heads"] = heads

@@ -42,6 +42,14 @@ def test_the_stored_scores_are_cut_by_select(embeddings: Path) -> None:
     assert [int(key) for key in cut.stdout.split()] == sorted(np.argsort(-scores)[:10].tolist())
 
 
+def test_a_wrong_threshold_is_the_message_of_run(embeddings: Path) -> None:
+    given = ["score-embeddings", "-i", embeddings / "e.npy", "-o", embeddings / "out", "--head", "random:1"]
+    wrong = _call(*given, "--threshold", 5)
+    assert wrong.exit_code == 2
+    assert wrong.output.startswith("error --threshold 5 is outside 0..1: did you mean --raw-threshold 5")
+    assert "pydantic" not in wrong.output
+
+
 def test_wrong_norms_are_exit_2_and_say_what_to_do(embeddings: Path) -> None:
     given = ["-i", embeddings / "raw.npy", "-o", embeddings / "out", "--head", "random:1"]
     refused = _call("score-embeddings", *given)
