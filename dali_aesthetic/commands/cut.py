@@ -38,7 +38,7 @@ from dali_aesthetic.commands.options import (
     observe_fields,
     threshold_fields,
 )
-from dali_aesthetic.commands.outcome import guarded
+from dali_aesthetic.commands.outcome import WRONG_CONFIGURATION, fail, guarded
 from dali_aesthetic.commands.stored import score_stored
 from dali_aesthetic.embeddings.files import holds_embeddings
 
@@ -91,7 +91,11 @@ def score(
     inputs = [*(input or []), *(more_input or [])]
     if inputs and all(holds_embeddings(one) for one in inputs):
         model = {"encoder": encoder, "model_dir": model_dir}
-        guarded(verbose, lambda: score_stored(inputs, output, head, {}, model))
+        if config is not None:
+            refusal = f"--config {config} is not read for stored embeddings: give --encoder, --head, --output"
+            fail(refusal, WRONG_CONFIGURATION)
+        saying = Saying(quiet, as_json, verbose)
+        guarded(verbose, lambda: score_stored(inputs, output, head, {}, model, saying=saying))
     flags = {
         "input": inputs or None,
         "output": output,

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.markup import escape
 
+from dali_aesthetic.commands.launch import Saying
 from dali_aesthetic.commands.options import (
     Encoder,
     Heads,
@@ -26,8 +29,10 @@ from dali_aesthetic.config import Config, ConfigError
 if TYPE_CHECKING:
     from dali_aesthetic.embeddings.score import EmbeddingsResult
     from dali_aesthetic.threshold import Threshold
+    from dali_aesthetic.types import ShardReport
 
 commands = typer.Typer()
+_ALL = Saying()
 EXAMPLES = """
 Examples:
 
@@ -77,6 +82,7 @@ def score_stored(
     cut: dict[str, Any],
     model: dict[str, Any],
     normalize: bool = False,
+    saying: Saying = _ALL,
 ) -> int:
     """Score the embeddings that `inputs` name and say what came of it; the exit code."""
     if not inputs or not output:
@@ -87,16 +93,33 @@ def score_stored(
     given = {name: value for name, value in model.items() if value is not None}
     if heads:
         given["heads"] = heads
-    result = score(
-        inputs,
-        output,
-        threshold=bounds,
-        normalize=normalize,
-        progress=lambda report: console.print(f"{report.name}  {report.num_samples:,} scored"),
-        **given,
-    )
-    _summary(result, bounds, (heads or ["laion-v2"])[0])
+    silent = saying.quiet or saying.as_json
+    progress = None if silent else _progress
+    result = score(inputs, output, threshold=bounds, normalize=normalize, progress=progress, **given)
+    if saying.as_json:
+        typer.echo(json.dumps(_as_dict(result, output, bounds), indent=2))
+    elif not saying.quiet:
+        _summary(result, bounds, (heads or ["laion-v2"])[0])
     return 0
+
+
+def _progress(report: ShardReport) -> None:
+    console.print(f"{escape(report.name)}  {report.num_samples:,} scored")
+
+
+def _as_dict(result: EmbeddingsResult, output: str, bounds: Threshold) -> dict[str, Any]:
+    """The summary by the names that a run's has."""
+    return {
+        "output": output,
+        "committed": len(result.reports),
+        "skipped": result.num_skipped,
+        "samples": result.num_rows,
+        "bad": result.num_bad,
+        "kept": result.num_kept,
+        "min_raw": bounds.min_raw,
+        "seconds": round(result.seconds, 3),
+        "exit_code": 0,
+    }
 
 
 def _summary(result: EmbeddingsResult, bounds: Threshold, head: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,20 @@ def test_the_stored_scores_are_cut_by_select(embeddings: Path) -> None:
     cut = _call("select", "--scores", embeddings / "out", "--keep-top", "20%")
     assert cut.exit_code == 0
     assert [int(key) for key in cut.stdout.split()] == sorted(np.argsort(-scores)[:10].tolist())
+
+
+def test_score_is_as_quiet_as_asked_and_gives_json(embeddings: Path) -> None:
+    given = ["score", "-i", embeddings / "e.npy", "--head", "random:1"]
+    assert _call(*given, "-o", embeddings / "q", "--quiet").output == ""
+    summary = json.loads(_call(*given, "-o", embeddings / "j", "--json").output)
+    assert (summary["samples"], summary["committed"], summary["bad"]) == (50, 1, 0)
+
+
+def test_a_config_that_would_not_be_read_is_refused(embeddings: Path) -> None:
+    given = ["score", "-i", embeddings / "e.npy", "-o", embeddings / "c", "--config", embeddings / "run.yaml"]
+    refused = _call(*given)
+    assert refused.exit_code == 2
+    assert "run.yaml is not read" in refused.output
 
 
 def test_a_wrong_threshold_is_the_message_of_run(embeddings: Path) -> None:
