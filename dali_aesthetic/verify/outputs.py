@@ -18,7 +18,7 @@ from dali_aesthetic.shards.read import read_shards
 from dali_aesthetic.types import Sample, Shard
 from dali_aesthetic.verify.shard import check_shard
 from dali_aesthetic.write.output import committed_names
-from dali_aesthetic.write.record import RUN_RECORD
+from dali_aesthetic.write.record import IDENTITY, RUN_RECORD
 
 _END = bytes(1024)
 
@@ -75,10 +75,13 @@ def verify_output(output: Path, against_input: bool = False) -> Verdict:
 
 def _config_of(output: Path) -> dict[str, Any]:
     try:
-        config: dict[str, Any] = json.loads((output / RUN_RECORD).read_bytes())["config"]
+        record = json.loads((output / RUN_RECORD).read_bytes())
+        if record.get(IDENTITY, {}).get("input_kind") == "embeddings":
+            return {"scores_only": True}
+        config: dict[str, Any] = record["config"]
     except FileNotFoundError:
         raise ConfigError(f"{output} is not the output of a run: it has no {RUN_RECORD}") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"{output / RUN_RECORD} can't be read: {error}") from None
     return config
 

@@ -65,6 +65,15 @@ def test_a_wrong_threshold_is_the_message_of_run(embeddings: Path) -> None:
     assert "pydantic" not in wrong.output
 
 
+def test_verify_checks_the_scores(embeddings: Path) -> None:
+    _call("score-embeddings", "-i", embeddings / "e.npy", "-o", embeddings / "out", "--head", "random:1")
+    right = _call("verify", embeddings / "out")
+    assert right.exit_code == 0, right.output
+    assert "1 shards, 50 samples" in right.output
+    (embeddings / "out/scores/e.parquet").unlink()
+    assert _call("verify", embeddings / "out").exit_code == 1
+
+
 def test_wrong_norms_are_exit_2_and_say_what_to_do(embeddings: Path) -> None:
     given = ["-i", embeddings / "raw.npy", "-o", embeddings / "out", "--head", "random:1"]
     refused = _call("score-embeddings", *given)
