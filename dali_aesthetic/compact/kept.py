@@ -86,12 +86,14 @@ def read_run(folder: Path) -> Run:
     """Raises ConfigError where `folder` holds no run, or one that wrote no tars."""
     try:
         record = json.loads((folder / RUN_RECORD).read_bytes())
-        scores_only = record["config"].get("scores_only")
-        record[IDENTITY]
+        embeddings = record[IDENTITY].get("input_kind") == "embeddings"
+        scores_only = not embeddings and record["config"].get("scores_only")
     except FileNotFoundError:
         raise ConfigError(f"{folder} is not the output of a run: it has no {RUN_RECORD}") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"{folder / RUN_RECORD} can't be read: {error!r}") from None
+    if embeddings:
+        raise ConfigError(f"{folder} holds scores of stored embeddings: there is no image to pack")
     if scores_only:
         raise ConfigError(f"{folder} holds scores only: cut them with `filter` first, then pack its output")
     shards = tuple(_facts(folder, name) for name in sorted(committed_names(folder)))

@@ -242,6 +242,7 @@ def test_uids_that_are_none_are_refused(tmp_path: Path, fields: list[dict[str, A
     [
         (None, r"it has no run.json"),
         ({"config": {"scores_only": True}, "identity": {}}, "holds scores only"),
+        ({"identity": {"input_kind": "embeddings"}}, "no image to pack"),
         ({"config": 3}, "can't be read"),
     ],
 )
