@@ -52,8 +52,11 @@ def run_with(flags: dict[str, Any], file: Path | None, saying: Saying) -> int:
 
 def filter_with(flags: dict[str, Any], scores: str, saying: Saying) -> int:
     """Cut the stored `scores`; the exit code."""
-    config = Config.build(over_file(flags, None))
     from dali_aesthetic.launch.refilter import filter_scored
+    from dali_aesthetic.write.stored import read_scored_by
+
+    model = {"heads": read_scored_by(scores)["heads"]}  # LAION's shares are told of its own head only
+    config = Config.build(over_file({**flags, "model": model}, None))
 
     return _observed(lambda config, watch: filter_scored(config, scores, watch=watch), config, saying)
 

@@ -28,8 +28,8 @@ from dali_aesthetic.write.output import committed_names, open_output
 from dali_aesthetic.write.stored import (
     ScoresMismatch,
     StoredScores,
-    read_identity,
     read_raw_scores,
+    read_scored_by,
     read_scores,
 )
 
@@ -42,7 +42,7 @@ def filter_scored(config: Config, scores: str, *, watch: Watch | None = None) ->
     Raises `ScoresMismatch` where the folder holds no scores, or those of another input; else as `run`. A
     shard without committed scores is in the result's `stats.failed`.
     """
-    scored_by = read_identity(scores)
+    scored_by = read_scored_by(scores)
     shards = plan_shards(config.input, output=config.output, image_column=config.image_column)
     if config.threshold.top is not None:
         raw_scores = read_raw_scores(scores, _scored_names(scores, shards))

@@ -46,6 +46,20 @@ def read_identity(folder: str | Path) -> dict[str, Any]:
     return identity
 
 
+def read_scored_by(folder: str | Path) -> dict[str, Any]:
+    """The identity of the run that made the scores in `folder`, also where `filter` has cut them since.
+
+    Raises ScoresMismatch where they are no run's, or of the kept samples alone.
+    """
+    identity = read_identity(folder)
+    scored_by: dict[str, Any] = identity.get("scored_by", identity)
+    if "heads" not in scored_by:
+        raise ScoresMismatch(
+            f"--scores {folder} was not written by `score`, `run` or `filter`: give such a one"
+        )
+    return scored_by
+
+
 def read_scores(folder: str | Path, name: str, head_names: Sequence[str]) -> StoredScores:
     """The rows of the shard `name`. Raises OSError where they can't be read."""
     columns = [*_ROW_COLUMNS, *score_columns(head_names)]

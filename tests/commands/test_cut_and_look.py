@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from dali_aesthetic.cli import app
 from dali_aesthetic.config import Config, ModelConfig
 from dali_aesthetic.launch.local import run
+from tests.conftest import snapshot
 
 runner = CliRunner()
 
@@ -51,6 +52,35 @@ def test_filter_from_the_shell(scored: Path, shards_dir: Path, tmp_path: Path) -
     assert code == 0
     assert len(list((tmp_path / "shards").iterdir())) == 3
     assert call("filter", "--scores", scored, "--output", tmp_path)[0] == 2
+
+
+def test_filter_compares_with_laion_for_its_head_alone(
+    scored: Path, shards_dir: Path, tmp_path: Path
+) -> None:
+    given = (
+        "filter",
+        "--scores",
+        scored,
+        "--input",
+        shards_dir,
+        "--output",
+        tmp_path,
+        "--preset",
+        "standard",
+    )
+    result = runner.invoke(app, [str(argument) for argument in given])
+    assert "raw score >= 5" in result.stderr
+    assert "LAION" not in result.stderr
+    assert json.loads((tmp_path / "run.json").read_bytes())["config"]["model"]["heads"] == ["random:1"]
+
+
+def test_what_filter_wrote_can_be_cut_again(scored: Path, shards_dir: Path, tmp_path: Path) -> None:
+    cut = ("filter", "--input", shards_dir, "--raw-threshold", 0)
+    assert call(*cut, "--scores", scored, "--output", tmp_path / "a")[0] == 0
+    assert call(*cut, "--scores", tmp_path / "a", "--output", tmp_path / "b")[0] == 0
+    assert snapshot(tmp_path / "a") == snapshot(tmp_path / "b")
+    call("compact", tmp_path / "a", "--output", tmp_path / "packed")
+    assert call(*cut, "--scores", tmp_path / "packed", "--output", tmp_path / "c")[0] == 2
 
 
 def test_inspect_says_what_is_there(shards_dir: Path, tmp_path: Path) -> None:
