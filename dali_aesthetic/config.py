@@ -192,6 +192,8 @@ class Config(_Section):
     @field_validator("output")
     @classmethod
     def _writable_place(cls, value: str) -> str:
+        if not value:
+            raise ValueError("--output is empty: name a folder or URL, or . for this folder")
         if value.startswith(("http://", "https://")):
             raise ValueError(
                 f"--output {value}: a web server takes no output; give a folder or s3://BUCKET/…"

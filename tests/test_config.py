@@ -23,6 +23,7 @@ def test_a_single_input_is_a_list_of_one() -> None:
     [
         ({"output": "out"}, "input is missing: give --input"),
         ({"input": "", "output": "out"}, "input: no input given"),
+        ({"input": "in", "output": ""}, "^--output is empty: name a folder"),
         (MINIMAL | {"decode": {"batch_size": 0}}, r"decode.batch_size: 0 does not fit"),
         (MINIMAL | {"decode": {"batchsize": 8}}, r"decode.batchsize: is no field of the configuration"),
         (MINIMAL | {"device": "gpu"}, "device: 'gpu' does not fit"),
