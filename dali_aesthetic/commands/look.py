@@ -68,14 +68,15 @@ def doctor(
     """Check driver, GPU, decoder, weights, and input, output and Ray where given; failures with their fix."""
 
     def work() -> int:
-        from dali_aesthetic.config import Config
+        from dali_aesthetic.config import Config, merge
         from dali_aesthetic.doctor import examine
         from dali_aesthetic.finding import Verdict, as_dict
 
-        given = {"encoder": encoder, "weights": weights, "heads": head, "model_dir": model_dir}
-        model = {name: value for name, value in given.items() if value is not None}
-        config = Config.build({"input": "-", "output": "-", "device": device, "model": model})
-        findings = list(examine(config.model, config.device, output, input or (), engine == "ray"))
+        model = {"encoder": encoder, "weights": weights, "heads": head, "model_dir": model_dir}
+        base = {"input": "-", "output": "-", "device": device}
+        config = Config.build(merge(base, {"model": model, "launch": {"engine": engine}}))
+        with_ray = config.launch.engine == "ray"
+        findings = list(examine(config.model, config.device, output, input or (), with_ray))
         if as_json:
             typer.echo(json.dumps([as_dict(finding) for finding in findings], indent=2))
         else:

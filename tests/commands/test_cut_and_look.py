@@ -100,3 +100,4 @@ def test_doctor_ends_with_1_where_something_fails(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     assert call("doctor", *tiny, "--output", tmp_path / "file" / "x")[0] == 1
     assert call("doctor", *tiny[:-1], "gpu")[0] == 2
+    assert call("doctor", *tiny, "--engine", "rya")[0] == 2
