@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import sys
 from typing import Annotated
 
 import typer
@@ -165,8 +168,12 @@ def select(
     def work() -> int:
         from dali_aesthetic.commands.selection import selected
 
-        for source, key in selected(scores, fields):
-            typer.echo(f"{source}\t{key}" if with_shard else key)
+        try:
+            for source, key in selected(scores, fields):
+                typer.echo(f"{source}\t{key}" if with_shard else key)
+        except BrokenPipeError:  # `select | head`: who reads has enough, and the interpreter must not flush
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 128 + signal.SIGPIPE
         return 0
 
     guarded(False, work)

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -39,6 +43,17 @@ def test_select_prints_the_kept_keys(scored: Path) -> None:
     expected = [f"{r['source_shard']}\t{r['key']}" for r in good if r["aesthetic_score"] >= best[-1]]
     assert code == 0
     assert text.splitlines() == expected
+
+
+def test_select_ends_without_a_word_where_nobody_reads_on(scored: Path) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "dali_aesthetic", "select", "--scores", str(scored)]
+    done = subprocess.run(
+        [*command, "--raw-threshold", "-9"], stdout=write, stderr=subprocess.PIPE, check=False
+    )
+    os.close(write)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, b"")
 
 
 def test_select_of_a_folder_without_scores_is_a_wrong_configuration(tmp_path: Path) -> None:
