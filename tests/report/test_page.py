@@ -126,6 +126,18 @@ def test_random_weights_are_called_so(tmp_path: Path) -> None:
     assert "mean nothing" in page
 
 
+def test_what_scored_is_told_after_filter_and_compact_too(tmp_path: Path) -> None:
+    scored_by = {"heads": ["laion-v2"], "weights": [{"name": "random:1", "sha256": ""}]}
+    filtered = {"min_raw": 5.0, "scored_by": scored_by}
+    for which, identity in enumerate((filtered, {"packed": {}, "run": filtered})):
+        record = default_record(5.0, ["laion-v2"]) | {"identity": identity}
+        output = make_output(tmp_path / str(which), {"0": [Item("a", 5.0)]}, record=record)
+        page = write_report(output).read_text()
+        assert "scored by <b>laion-v2</b>" in page
+        assert "Random weights." in page
+        assert '<th class="n">of LAION-2B-en</th>' in page
+
+
 @pytest.mark.parametrize(
     "items",
     [
