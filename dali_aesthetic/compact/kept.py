@@ -88,7 +88,7 @@ def read_run(folder: Path) -> Run:
         record = json.loads((folder / RUN_RECORD).read_bytes())
         embeddings = record[IDENTITY].get("input_kind") == "embeddings"
         scores_only = not embeddings and record["config"].get("scores_only")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise ConfigError(f"{folder} is not the output of a run: it has no {RUN_RECORD}") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"{folder / RUN_RECORD} can't be read: {error!r}") from None

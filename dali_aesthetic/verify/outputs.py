@@ -79,7 +79,7 @@ def _config_of(output: Path) -> dict[str, Any]:
         if record.get(IDENTITY, {}).get("input_kind") == "embeddings":
             return {"scores_only": True}
         config: dict[str, Any] = record["config"]
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise ConfigError(f"{output} is not the output of a run: it has no {RUN_RECORD}") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"{output / RUN_RECORD} can't be read: {error}") from None

@@ -145,6 +145,9 @@ def test_what_a_stopped_run_left_is_no_error(output: Path) -> None:
 def test_what_is_no_output_is_a_configuration_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="not the output of a run"):
         verify_output(tmp_path)
+    (tmp_path / "00000.tar").write_bytes(b"")
+    with pytest.raises(ConfigError, match=r"00000\.tar is not the output of a run"):
+        verify_output(tmp_path / "00000.tar")
 
 
 def test_the_command_lists_problems_and_says_it_by_its_exit_code(output: Path, tmp_path: Path) -> None:
