@@ -9,7 +9,7 @@ TORCH_INDEX ?= $(if $(DRIVER),$(if $(filter cuda12,$(CUDA)),--extra-index-url ht
 BIN = $(VENV)/bin
 INPUT ?=
 OUTPUT ?=
-THRESHOLD ?= 0.5
+THRESHOLD ?=
 FLAGS ?=
 JOBS ?= 2
 
@@ -22,7 +22,7 @@ ifeq ($(strip $(INPUT)),)
 	$(BIN)/dali-aesthetic demo $(FLAGS)
 else
 	$(BIN)/dali-aesthetic run --input '$(INPUT)' --output '$(OUTPUT)' \
-		$(if $(findstring threshold,$(FLAGS))$(findstring --preset,$(FLAGS))$(findstring --keep-top,$(FLAGS)),,--threshold $(THRESHOLD)) $(FLAGS)
+		$(if $(THRESHOLD),--threshold $(THRESHOLD)) $(FLAGS)
 endif
 
 # By files: fixtures of a module are made once. A Ray beside other load loses its patience, so those come last.
