@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 from dali_aesthetic import __version__
 from dali_aesthetic.commands import check, compact, cut, look, page, stored
@@ -204,7 +205,9 @@ def download(
             encoder or default.encoder, weights or default.weights, tuple(head or default.heads), model_dir
         )
         for file in files:
-            console.print(f"{file.name}  sha256 {file.sha256}  {file.path}")
+            console.print(f"{escape(file.name)}  sha256 {file.sha256}  {escape(file.path)}", soft_wrap=True)
+        if not files:
+            console.print("nothing to download: random weights and files of your own need nothing")
         return 0
 
     guarded(False, work)

@@ -17,6 +17,8 @@ from typer.testing import CliRunner
 from dali_aesthetic.cli import app
 from dali_aesthetic.commands.launch import over_file
 from dali_aesthetic.config import ModelConfig
+from dali_aesthetic.score import weights
+from dali_aesthetic.score.weights import ResolvedFile
 from tests.conftest import snapshot
 
 
@@ -112,6 +114,14 @@ def test_missing_weights_are_exit_2_and_say_how_to_get_them(shards_dir: Path, tm
     assert "sha256" in text
     assert "dali-aesthetic download --encoder ViT-L-14" in text
     assert not (tmp_path / "out").exists()
+
+
+def test_download_says_what_it_has_and_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "nothing to download" in invoke("download", "--weights", "random", "--head", "random:1").stderr
+    path = tmp_path / "[bold] models" / ("long" * 30) / "head.safetensors"
+    file = ResolvedFile(name="head.safetensors", source="", sha256="0" * 64, path=str(path))
+    monkeypatch.setattr(weights, "download", lambda *arguments: [file])
+    assert invoke("download").stderr.split("  ")[2] == f"{path}\n"
 
 
 def test_an_unreadable_shard_is_exit_1_and_named(tmp_path: Path) -> None:
