@@ -86,7 +86,7 @@ def feed(batch: EncodedBatch) -> list[int]:
     images = [np.frombuffer(image, np.uint8) for row in rows if (image := batch.samples[row].image)]
     sizes = [(batch.headers[row].width, batch.headers[row].height) for row in rows]
     assert len(images) == len(sizes)
-    resize_steps(sizes, IMAGE_SIZE, 2)
+    resize_steps(sizes, IMAGE_SIZE)
     return rows
 
 

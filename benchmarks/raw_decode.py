@@ -13,7 +13,7 @@ import torch
 from benchmarks.timing import Work, finish
 from dali_aesthetic.decode.batches import fill_batches
 from dali_aesthetic.decode.geometry import resize_steps
-from dali_aesthetic.decode.graph import Feed, build_pipeline, num_passes
+from dali_aesthetic.decode.graph import Feed, build_pipeline
 from dali_aesthetic.decode.probe import Limits
 from dali_aesthetic.overlap import cpu_count
 from dali_aesthetic.shards.plan import plan_shards
@@ -49,7 +49,7 @@ def dali_work(
     batch_size = min(batch_size, len(images.data), 512)
     device_id = (device.index or 0) if device.type == "cuda" else None
     feeds: list[Feed] = [
-        _feed(images, start, batch_size, image_size, num_passes(device_id) if resize else 0)
+        _feed(images, start, batch_size, image_size if resize else 0)
         for start in range(0, len(images.data) - batch_size + 1, batch_size)
     ]
     pending: Iterator[Feed] = iter(())
@@ -74,9 +74,10 @@ def dali_work(
     return work
 
 
-def _feed(images: EncodedImages, start: int, count: int, image_size: int, passes: int) -> Feed:
+def _feed(images: EncodedImages, start: int, count: int, image_size: int) -> Feed:
+    """A batch, with the arguments of its resizes where these have an `image_size`."""
     data, sizes = images.data[start : start + count], images.sizes[start : start + count]
-    return (data, *resize_steps(sizes, image_size, passes)) if passes else (data,)
+    return (data, *resize_steps(sizes, image_size)) if image_size else (data,)
 
 
 def _pipeline(source: Any, batch_size: int, device_id: int | None, resize: bool) -> Any:

@@ -19,7 +19,7 @@ import torch
 from dali_aesthetic.decode.chunks import Chunker
 from dali_aesthetic.decode.exif import UNCLEAR, swaps_sides
 from dali_aesthetic.decode.geometry import resize_steps
-from dali_aesthetic.decode.graph import Feed, Source, build_pipeline, num_passes
+from dali_aesthetic.decode.graph import Feed, Source, build_pipeline
 from dali_aesthetic.decode.handoff import assemble, to_torch
 from dali_aesthetic.decode.lanes import Lanes
 from dali_aesthetic.decode.probe import Limits
@@ -147,10 +147,10 @@ class DaliDecoder:
     def _feed_of(self, batch: EncodedBatch, rows: list[int]) -> Feed:
         sizes = [self._upright_size(batch.headers[row]) for row in rows]
         images = [np.frombuffer(_image(batch, row), np.uint8) for row in rows]
-        return images, *resize_steps(sizes, self._image_size, num_passes(self._device_id))
+        return images, *resize_steps(sizes, self._image_size)
 
     def _placeholder(self) -> Feed:
-        steps = resize_steps([(1, 1)], self._image_size, num_passes(self._device_id))
+        steps = resize_steps([(1, 1)], self._image_size)
         return [np.frombuffer(_PLACEHOLDER, np.uint8)], *steps
 
     def _upright_size(self, header: ImageHeader) -> tuple[int, int]:

@@ -59,18 +59,14 @@ def source_boxes(sizes: Sequence[tuple[int, int]], output: int) -> npt.NDArray[n
     return boxes_N4.T.astype(np.float32)
 
 
-def resize_steps(
-    sizes: Sequence[tuple[int, int]], output: int, num_passes: int
-) -> list[npt.NDArray[np.float32]]:
-    """Images of (width, height) `sizes` to squares of `output`, as arguments of one or two resizes.
+def resize_steps(sizes: Sequence[tuple[int, int]], output: int) -> list[npt.NDArray[np.float32]]:
+    """Images of (width, height) `sizes` to squares of `output`, as arguments of two resizes.
 
-    For each pass three float32 [n, 2] arrays: output size, region's first corner, region's last corner, as
-    (y, x). Of two passes the first is horizontal and keeps every row, the second vertical, as PIL does it.
+    For each three float32 [n, 2] arrays: output size, region's first corner, region's last corner, as
+    (y, x). The first is horizontal and keeps every row, the second vertical, as PIL does it.
     """
     left, top, right, bottom = source_boxes(sizes, output)
     square = np.full((len(sizes), 2), output, np.float32)
-    if num_passes == 1:
-        return [square, _corners(top, left), _corners(bottom, right)]
     heights = np.array([height for _, height in sizes], np.float32)
     none = np.zeros(len(sizes), np.float32)
     horizontal = [_corners(heights, square[:, 1]), _corners(none, left), _corners(heights, right)]

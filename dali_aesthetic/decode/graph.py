@@ -1,9 +1,10 @@
 """The DALI graph: encoded bytes and regions in, uint8 RGB squares out.
 
 A region resize with the reference's integer geometry and uint8 output is about 0.15/255 from PIL on average
-(the usual `resize_shorter` + centre crop: 3.7/255). PIL also rounds to uint8 between its horizontal and its
-vertical pass; doing the same in two resizes leaves 0.004/255, nearly every byte equal. It costs up to 15% of
-the decoding rate on a GPU, which has it to spare, and 60% on a CPU: so a GPU takes two passes, a CPU one.
+(the usual `resize_shorter` + centre crop: 3.7/255), but up to 2.8 on line art: PIL also rounds to uint8, and
+clips, between its horizontal and its vertical pass. Doing the same in two resizes leaves 0.004/255, nearly
+every byte equal. It costs up to 15% of the decoding rate on a GPU, which has it to spare, and 60% on a CPU,
+where decoding is a hundredth of a ViT-L/14's time.
 EXIF orientation is ignored, as the reference does, unless asked for; `jpeg_fancy_upsampling=True` because the
 hardware decoder otherwise replicates chroma.
 """
@@ -19,20 +20,16 @@ import numpy.typing as npt
 Arrays = list[npt.NDArray[Any]]
 Feed = tuple[Arrays, *tuple[npt.NDArray[np.float32], ...]]
 """A batch: encoded images (uint8 [bytes] each), then float32 [n, 2] arrays as `geometry.resize_steps` gives
-them: for each resize its output size and its region's first and last corners, all as (y, x) in pixels."""
+them: for both resizes their output size and their region's first and last corners, as (y, x) in pixels."""
 Source = Callable[[], Feed]
 """Gives the next batch. Ends by StopIteration and raises nothing else: an exception here would surface out of
 turn, before batches that are already finished."""
+_NUM_REGIONS = 6
 
 
 def import_dali() -> None:
     """Imports DALI, which takes a second: `build_pipeline` then finds it there."""
     from nvidia.dali import fn, pipeline, types  # noqa: F401
-
-
-def num_passes(device_id: int | None) -> int:
-    """Resizes per image on the GPU `device_id`, or on the CPU where that is None."""
-    return 1 if device_id is None else 2
 
 
 def build_pipeline(
@@ -42,15 +39,13 @@ def build_pipeline(
     num_threads: int,
     device_id: int | None,
     prefetch: int,
-    passes: int | None = None,
     apply_exif: bool = False,
 ) -> Any:
     """A built DALI pipeline, decoding on the GPU `device_id`, or on the CPU where that is None.
 
     The dynamic executor is a must: with it a batch that raises takes its own place only and the pipeline
     goes on, without it every later batch is lost. `no_copy` feeds views as they are; DALI holds a
-    reference to each until its batch is done. `passes` is the number of resizes that the source's arrays
-    are for (None: `num_passes`). Output: uint8 [n, S, S, 3] (RGB).
+    reference to each until its batch is done. Output: uint8 [n, S, S, 3] (RGB).
     """
     from nvidia.dali import fn, types
     from nvidia.dali.pipeline import Pipeline
@@ -62,14 +57,13 @@ def build_pipeline(
         prefetch_queue_depth=prefetch,
         exec_dynamic=True,
     )
-    num_regions = 3 * (passes or num_passes(device_id))
-    dtypes = [types.DALIDataType.UINT8] + [types.DALIDataType.FLOAT] * num_regions
+    dtypes = [types.DALIDataType.UINT8] + [types.DALIDataType.FLOAT] * _NUM_REGIONS
     with pipeline:
         data, *regions = fn.external_source(
-            source=source, num_outputs=1 + num_regions, batch=True, no_copy=True, dtype=dtypes, ndim=1
+            source=source, num_outputs=1 + _NUM_REGIONS, batch=True, no_copy=True, dtype=dtypes, ndim=1
         )
         images = _decode(fn, data, types.DALIImageType.RGB, device_id, apply_exif)
-        for first in range(0, num_regions, 3):
+        for first in range(0, _NUM_REGIONS, 3):
             size, start, end = regions[first : first + 3]
             images = fn.resize(
                 images,

@@ -94,22 +94,17 @@ def test_many_boxes_at_once_are_the_single_ones_to_the_bit(size: int) -> None:
 
 
 def test_no_images_are_no_regions() -> None:
-    assert [array.shape for array in resize_steps([], 224, 2)] == [(0, 2)] * 6
+    assert [array.shape for array in resize_steps([], 224)] == [(0, 2)] * 6
 
 
-def test_one_pass_is_the_box_and_two_passes_are_its_halves() -> None:
+def test_one_resize_takes_the_columns_of_the_box_and_the_next_its_rows() -> None:
     some = [(640, 480), (30, 500), (224, 224)]
     boxes = [Geometry.of(w, h, 224).source_box(w, h) for w, h in some]
-    size, start, end = resize_steps(some, 224, 1)
-    for i, (left, top, right, bottom) in enumerate(boxes):
-        np.testing.assert_allclose(start[i], (top, left), rtol=1e-6)
-        np.testing.assert_allclose(end[i], (bottom, right), rtol=1e-6)
-        assert size[i].tolist() == [224, 224]
-    first_size, first_start, first_end, second_size, second_start, second_end = resize_steps(some, 224, 2)
+    first_size, first_start, first_end, second_size, second_start, second_end = resize_steps(some, 224)
     for i, ((_, height), (left, top, right, bottom)) in enumerate(zip(some, boxes, strict=True)):
         assert first_size[i].tolist() == [height, 224]
         np.testing.assert_allclose([*first_start[i], *first_end[i]], (0, left, height, right), rtol=1e-6)
         assert second_size[i].tolist() == [224, 224]
         np.testing.assert_allclose([*second_start[i], *second_end[i]], (top, 0, bottom, 224), rtol=1e-6)
-    for array in resize_steps(some, 224, 2):
+    for array in resize_steps(some, 224):
         assert array.dtype == np.float32

@@ -22,7 +22,7 @@ def flat(shade: int) -> bytes:
 
 
 def feed_of(images: list[bytes]) -> Feed:
-    steps = resize_steps([(SIZE, SIZE)] * len(images), SIZE, 1)
+    steps = resize_steps([(SIZE, SIZE)] * len(images), SIZE)
     return [np.frombuffer(image, np.uint8) for image in images], *steps
 
 
