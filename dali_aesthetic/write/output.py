@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, overload
 
 from dali_aesthetic.stores.access import list_files, open_file, read_bytes
-from dali_aesthetic.stores.location import is_url, join
+from dali_aesthetic.stores.location import is_url, join, parent
 from dali_aesthetic.types import Shard
 from dali_aesthetic.write.commit import FOLDERS, QUARANTINE
 from dali_aesthetic.write.embeddings import EMBEDDINGS
@@ -20,15 +20,16 @@ from dali_aesthetic.write.record import write_run_record
 
 
 class OutputMismatch(ValueError):
-    """The output holds shards of another input."""
+    """The output holds shards of another input, or the input itself."""
 
 
 def open_output(output: str | Path, record: Mapping[str, Any], shards: Sequence[Shard]) -> Sequence[Shard]:
     """Claims `output` for the run of `record` and returns the shards still to do, in their order.
 
-    Raises RunMismatch or OutputMismatch (ValueErrors) where it holds another run or another input, and
-    OSError where it can't be written. Removes what dead processes left half written.
+    Raises RunMismatch or OutputMismatch (ValueErrors) where it holds another run, another input or this one,
+    and OSError where it can't be written. Removes what dead processes left half written.
     """
+    _check_apart(os.fspath(output), shards)
     write_run_record(output, record)
     clean_leftovers(output)
     return pending_shards(output, shards)
@@ -98,6 +99,22 @@ def _files(root: Path, below: bool = True) -> Iterator[str]:
         yield from (prefix + name for name in files)
         if not below:
             folders.clear()
+
+
+def _check_apart(output: str, shards: Iterable[Shard]) -> None:
+    """Raises OutputMismatch for an input that lies where the run's own files go: they would replace it."""
+    own = [join(output, folder) for folder in (*FOLDERS, QUARANTINE, EMBEDDINGS)]
+    if not is_url(output):
+        own = [os.path.realpath(folder) for folder in own if os.path.isdir(folder)]
+    if not own:
+        return  # a new output holds no input: a million shards need not be looked at
+    for folder in {shard.source if shard.kind == "folder" else parent(shard.source) for shard in shards}:
+        place = folder if is_url(folder) else os.path.realpath(folder)
+        if any(f"{place}/".startswith(f"{one}/") for one in own):
+            raise OutputMismatch(
+                f"the input in {folder} lies where --output {output} puts its own files, which would replace "
+                "it; give another output folder"
+            )
 
 
 def _check_fingerprints(output: str, shards: Iterable[Shard], done: set[str]) -> None:

@@ -129,6 +129,26 @@ def test_a_changed_folder_is_refused_and_says_what_changed(tmp_path: Path) -> No
         open_output(out, RECORD, plan_shards(str(folder), samples_per_shard=3))
 
 
+@pytest.mark.parametrize("folder", ["shards", "shards/deeper", "scores", "stats", "quarantine"])
+def test_an_input_where_the_outputs_files_go_is_refused_and_stays(tmp_path: Path, folder: str) -> None:
+    """`data/shards/00000.tar` with `--output data` would be replaced by what is kept of it."""
+    make_tar(tmp_path / folder / "00000.tar", ["a1", "a8"])
+    before = tree(tmp_path)
+    (tmp_path / "link").symlink_to(tmp_path / folder)
+    for given in (tmp_path / folder, tmp_path / "link"):
+        with pytest.raises(OutputMismatch, match="puts its own files, which would replace it"):
+            open_output(tmp_path, RECORD, plan_shards(str(given), output=tmp_path))
+    (tmp_path / "link").unlink()
+    assert tree(tmp_path) == before
+
+
+def test_an_input_beside_the_outputs_folders_is_none_of_them(tmp_path: Path) -> None:
+    make_tar(tmp_path / "shards-raw" / "00000.tar", ["a8"])
+    (tmp_path / "shards").mkdir()
+    shards = plan_shards(str(tmp_path / "shards-raw"), output=tmp_path)
+    assert open_output(tmp_path, RECORD, shards) == shards
+
+
 LEAVE_A_TEMPORARY = """
 import os, sys
 from pathlib import Path
