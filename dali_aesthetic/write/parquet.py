@@ -15,6 +15,7 @@ from dali_aesthetic.write.sidecar import MAX_COLUMNS, SidecarColumns
 
 _ROW_GROUP = 65_536
 _NO_NUMBER = "the model gave no number"
+_MOST_PIXELS = 2**31 - 1
 _COLUMNS = (
     *("key", "status", "error_message", "width", "height", "format"),
     *("aesthetic_score", "aesthetic_score_01", "kept", "source_shard", "source_offset", "output_shard"),
@@ -87,8 +88,8 @@ class ScoreRows:
             one.message or (_NO_NUMBER if nan and one.status is Status.OK else None)
             for one, nan in zip(worst, np.isnan(scores_RH[:, 0]), strict=True)
         ]
-        self._widths += [header.width or None for header in headers]
-        self._heights += [header.height or None for header in headers]
+        self._widths += [_side(header.width) for header in headers]
+        self._heights += [_side(header.height) for header in headers]
         self._formats += [header.format or None for header in headers]
         for sample in samples:
             self._sidecars.add(sample.sidecar)
@@ -154,6 +155,11 @@ def import_pandas() -> None:
     Done before, it doesn't keep the first commit waiting.
     """
     pa.array([])
+
+
+def _side(pixels: int) -> int | None:
+    """Null where unknown, and beyond the column: a damaged PNG header may claim up to 2**32 - 1."""
+    return pixels if 0 < pixels <= _MOST_PIXELS else None
 
 
 def _strings(texts: Sequence[str | None]) -> pa.Array:

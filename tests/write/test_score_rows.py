@@ -59,6 +59,16 @@ def test_columns_types_and_values() -> None:
     assert columns["source_offset"] == [1 << 40] * 4
 
 
+def test_a_side_that_no_image_has_is_null_and_does_not_stop_the_commit() -> None:
+    rows = ScoreRows(["h0"], "shards/s.tar")
+    largest, beyond = 2**31 - 1, 2**32 - 1
+    headers = [GOOD._replace(width=beyond), GOOD._replace(width=largest, height=2**31)]
+    rows.add([sample("a"), sample("b")], headers, np.zeros((2, 1), np.float32), np.zeros(2, np.bool_))
+    found = pq.read_table(io.BytesIO(bytes(rows.to_parquet())))
+    assert found.column("width").to_pylist() == [None, largest]
+    assert found.column("height").to_pylist() == [GOOD.height, None]
+
+
 def test_further_heads_have_columns_of_their_own() -> None:
     found = table([[1, 2, 3], [4, 5, np.nan]], heads=3)
     assert found.column_names == [*OURS, "aesthetic_score_h1", "aesthetic_score_h2"]
