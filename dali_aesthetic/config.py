@@ -149,7 +149,8 @@ class Config(_Section):
     `image_column` names the images of a Parquet input, where type and name don't tell.
 
     With `scores_only` no image is written: the scores are for `filter` to cut, as often as one likes. With
-    `save_embeddings` the CLIP embeddings are written too, in clip-retrieval's layout.
+    `save_embeddings` the CLIP embeddings are written too, in clip-retrieval's layout. `part_of` is the output
+    that `output` is a part of, as the scores of `--keep-top` are: none of it is input.
     """
 
     input: tuple[str, ...]
@@ -158,6 +159,7 @@ class Config(_Section):
     device: Device = "auto"
     threshold: Threshold = Threshold()
     scores_only: bool = False
+    part_of: str = ""
     save_embeddings: bool = False
     model: ModelConfig = ModelConfig()
     decode: DecodeConfig = DecodeConfig()
@@ -188,6 +190,11 @@ class Config(_Section):
         if workers is not None and self.device == "cuda":
             raise ValueError(f"--workers {workers} and --device cuda are given: give --gpus for these")
         return self
+
+    @property
+    def whole_output(self) -> str:
+        """The folder of which nothing is input."""
+        return self.part_of or self.output
 
     @field_validator("output")
     @classmethod

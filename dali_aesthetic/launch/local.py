@@ -27,7 +27,7 @@ def run(config: Config, *, watch: Watch | None = None, task: Task = ALONE) -> Ru
     where the output can't be written. A shard that can't be read is in the result's `stats.failed`. Where
     other tasks share the output, this one does its part.
     """
-    shards = plan_shards(config.input, output=config.output, image_column=config.image_column)
+    shards = plan_shards(config.input, output=config.whole_output, image_column=config.image_column)
     reader = model_reader(config.model)
     with settling(config.output, task):
         config = prepare(config, shards, reader)

@@ -21,7 +21,7 @@ def run_node(config: Config, *, watch: Watch | None = None, task: Task = ALONE) 
     slots = find_slots(config)
     job = "" if task.is_alone else task.job
     with claim(config.output, job=job, leads=task.index == 0), Crew(config, slots, task) as crew:
-        shards = plan_shards(config.input, output=config.output, image_column=config.image_column)
+        shards = plan_shards(config.input, output=config.whole_output, image_column=config.image_column)
         todo = task.part(open_output(config.output, crew.first_record(shards), shards), len(shards))
         with (watch or unwatched)(crew.stats, len(todo)):
             crew.work(todo)

@@ -52,7 +52,7 @@ def run_ray(config: Config, *, watch: Watch | None = None) -> RunResult:
     """
     ray = _import_ray()
     with claim(config.output), _connected(ray):
-        shards = plan_shards(config.input, output=config.output, image_column=config.image_column)
+        shards = plan_shards(config.input, output=config.whole_output, image_column=config.image_column)
         order, record = _settled(ray, _order(ray, config), shards)
         todo = open_output(config.output, record, shards)
         stats = RunStats()

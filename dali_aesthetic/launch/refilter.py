@@ -61,7 +61,9 @@ def filter_scored(config: Config, scores: str, *, watch: Watch | None = None) ->
 def run_top(config: Config, *, watch: Watch | None = None) -> RunResult:
     """`run` for a threshold that is a share: score everything into `OUTPUT/scored`, then cut that."""
     scored = f"{config.output}/scored"
-    first = run(config.model_copy(update={"output": scored, "scores_only": True}), watch=watch)
+    # Without `part_of` what the cut has written by then would be input for a second call.
+    half = {"output": scored, "part_of": config.output, "scores_only": True}
+    first = run(config.model_copy(update=half), watch=watch)
     if first.exit_code:
         return first
     return filter_scored(config, scored, watch=watch)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from dali_aesthetic.config import Config, ModelConfig
 from dali_aesthetic.launch.local import run
 from dali_aesthetic.launch.refilter import filter_scored, run_top
 from dali_aesthetic.threshold import Threshold
-from tests.conftest import snapshot
+from tests.conftest import jpeg, snapshot
 
 RUN_FILES = ("shards/", "scores/", "stats/")
 
@@ -86,6 +88,23 @@ def test_keep_top_is_score_then_cut_and_equals_the_run_at_its_quantile(
     assert again.num_skipped == 3
 
 
+def test_keep_top_within_its_input_goes_on_after_a_stop(
+    shards_dir: Path, photos: list[Image.Image], tiny_model: ModelConfig, tmp_path: Path
+) -> None:
+    """What the cut has written when it is stopped is no input for the scores."""
+    shutil.copytree(shards_dir, tmp_path / "tars")
+    (tmp_path / "photos").mkdir()
+    for number, photo in enumerate(photos[:6]):
+        (tmp_path / "photos" / f"{number}.jpg").write_bytes(jpeg(photo))
+    for source in (tmp_path / "tars", tmp_path / "photos"):
+        half = config(source, source / "kept", tiny_model, threshold={"top": "50%"})
+        assert run_top(half).exit_code == 0
+        whole = snapshot(source / "kept")
+        next((source / "kept" / "stats").iterdir()).unlink()
+        assert run_top(half).exit_code == 0
+        assert snapshot(source / "kept") == whole
+
+
 def test_scores_of_another_input_are_refused(
     shards_dir: Path, scored: Path, tiny_model: ModelConfig, tmp_path: Path
 ) -> None:
@@ -108,8 +127,6 @@ def test_a_folder_without_scores_is_refused(
 def test_shards_that_are_not_scored_yet_fail_by_name_and_have_no_share(
     shards_dir: Path, scored: Path, tiny_model: ModelConfig, tmp_path: Path
 ) -> None:
-    import shutil
-
     shutil.copytree(scored, tmp_path / "half")
     (tmp_path / "half" / "stats" / "00001.json").unlink()
     result = filter_scored(config(shards_dir, tmp_path / "out", tiny_model), str(tmp_path / "half"))
