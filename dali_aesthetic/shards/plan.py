@@ -39,12 +39,20 @@ def plan_shards(
     texts = [str(inputs)] if isinstance(inputs, str | Path) else [str(text) for text in inputs]
     if not texts:
         raise InputError("no input; give a tar, a pattern, a folder or @list.txt")
+    _check_output(texts, str(output))
     if name_parquet(texts):
         return parquet_shards(texts, image_column, str(output))
     found = [locate(text, str(output)) for text in texts]
     if len(found) == 1 and found[0].image_folder:
         return _image_shards(found[0], samples_per_shard)
     return _tar_shards(found[0] if len(found) == 1 else merge(found, any(item.ordered for item in found)))
+
+
+def _check_output(texts: Sequence[str], output: str) -> None:
+    """Raises InputError for a folder that is the output: a second run would take the first one's tars."""
+    for text in texts:
+        if output and os.path.isdir(text) and os.path.realpath(text) == os.path.realpath(output):
+            raise InputError(f"--output {output} is the input itself; give a folder of its own or below it")
 
 
 def _tar_shards(found: Located) -> TarShards:

@@ -162,6 +162,16 @@ def test_the_output_below_the_input_is_not_input(tars: Path) -> None:
         assert names == ["a/00000", "a/00001", "b/00000", "b/deep/00002"]
 
 
+@pytest.mark.parametrize("name", ["00000.tar", "1.jpg", "a.parquet"])
+def test_an_output_that_is_the_input_is_refused_before_it_holds_anything(tmp_path: Path, name: str) -> None:
+    touch(tmp_path / "data", name)
+    (tmp_path / "link").symlink_to(tmp_path / "data")
+    for output in (tmp_path / "data", tmp_path / "data" / "x" / "..", tmp_path / "link"):
+        with pytest.raises(InputError, match="is the input itself; give a folder of its own"):
+            plan_shards(str(tmp_path / "data"), output=output)
+    assert len(plan_shards(str(tmp_path / "data"), output=tmp_path / "data" / "kept")) == 1
+
+
 def test_folders_linked_in_a_circle_are_walked_once(tars: Path) -> None:
     (tars / "b" / "up").symlink_to(tars)
     (tars / "outside").symlink_to(tars / "a")
