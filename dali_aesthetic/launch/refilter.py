@@ -12,11 +12,12 @@ from contextlib import nullcontext
 
 import numpy as np
 
-from dali_aesthetic.config import Config
+from dali_aesthetic.config import Config, GuardConfig
 from dali_aesthetic.launch.engine import run
 from dali_aesthetic.launch.result import RunResult, Watch
 from dali_aesthetic.launch.worker import cut_identity
 from dali_aesthetic.overlap import ahead
+from dali_aesthetic.shards.buffer import ReadLimits
 from dali_aesthetic.shards.plan import plan_shards
 from dali_aesthetic.shards.read import read_shards
 from dali_aesthetic.stats import RunStats
@@ -43,6 +44,7 @@ def filter_scored(config: Config, scores: str, *, watch: Watch | None = None) ->
     shard without committed scores is in the result's `stats.failed`.
     """
     scored_by = read_scored_by(scores)
+    config = _with_limits(config, scored_by)
     shards = plan_shards(config.input, output=config.output, image_column=config.image_column)
     if config.threshold.top is not None:
         raw_scores = read_raw_scores(scores, _scored_names(scores, shards))
@@ -51,7 +53,7 @@ def filter_scored(config: Config, scores: str, *, watch: Watch | None = None) ->
         todo = open_output(config.output, _record(config, scored_by), shards)
         stats = RunStats()
         with _sink(config, scored_by) as sink, (watch or _unwatched)(stats, len(todo)):
-            _write(todo, scores, sink, stats)
+            _write(todo, scores, sink, stats, _read_limits(config.guard))
         stats.finish()
     return RunResult(
         stats=stats, num_shards=len(shards), num_skipped=len(shards) - len(todo), threshold=config.threshold
@@ -69,8 +71,10 @@ def run_top(config: Config, *, watch: Watch | None = None) -> RunResult:
     return filter_scored(config, scored, watch=watch)
 
 
-def _write(shards: Sequence[Shard], scores: str, sink: ShardSink, stats: RunStats) -> None:
-    batches = ahead(_batches(shards, scores, sink.head_names), 4, "storage")
+def _write(
+    shards: Sequence[Shard], scores: str, sink: ShardSink, stats: RunStats, limits: ReadLimits
+) -> None:
+    batches = ahead(_batches(shards, scores, sink.head_names, limits), 4, "storage")
     stats.stages = [batches.times]
     for batch in batches:
         start = time.perf_counter()
@@ -81,20 +85,22 @@ def _write(shards: Sequence[Shard], scores: str, sink: ShardSink, stats: RunStat
     stats.reports += sink.flush()
 
 
-def _batches(shards: Sequence[Shard], scores: str, head_names: tuple[str, ...]) -> Iterator[ScoredBatch]:
+def _batches(
+    shards: Sequence[Shard], scores: str, head_names: tuple[str, ...], limits: ReadLimits
+) -> Iterator[ScoredBatch]:
     done = committed_names(scores)
     for shard in shards:
         if shard.name not in done:
             error = f"{scores} has no scores of it: run `score` again to complete them"
             yield _batch([], None, 0, ShardEnd(shard=shard, error=error), len(head_names))
             continue
-        yield from _shard_batches(shard, read_scores(scores, shard.name, head_names))
+        yield from _shard_batches(shard, read_scores(scores, shard.name, head_names), limits)
 
 
-def _shard_batches(shard: Shard, stored: StoredScores) -> Iterator[ScoredBatch]:
+def _shard_batches(shard: Shard, stored: StoredScores, limits: ReadLimits) -> Iterator[ScoredBatch]:
     samples: list[Sample] = []
     start, heads = 0, stored.scores_RH.shape[1]
-    for item in read_shards([shard]):
+    for item in read_shards([shard], limits):
         if isinstance(item, ShardEnd):
             if not item.error and start + len(samples) != len(stored.keys):
                 raise _mismatch(
@@ -146,6 +152,17 @@ def _scored_names(scores: str, shards: Sequence[Shard]) -> list[str]:
             "run `score` again to complete them"
         )
     return [shard.name for shard in shards]
+
+
+def _with_limits(config: Config, scored_by: dict[str, object]) -> Config:
+    """What was scored can be kept, and what was too large then has no json now: the limit is that of then."""
+    limit = scored_by.get("max_member_mb", config.guard.max_member_mb)
+    guard = config.guard.model_copy(update={"max_member_mb": limit})
+    return config.model_copy(update={"guard": guard})
+
+
+def _read_limits(guard: GuardConfig) -> ReadLimits:
+    return ReadLimits(max_member_bytes=guard.max_member_mb << 20, max_tar_bytes=guard.max_tar_gb << 30)
 
 
 def _sink(config: Config, scored_by: dict[str, object]) -> ShardSink:

@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 
 from dali_aesthetic.compact.compare import compare
 from dali_aesthetic.compact.job import PACKED_FROM
-from dali_aesthetic.config import ConfigError
+from dali_aesthetic.config import ConfigError, GuardConfig
+from dali_aesthetic.shards.buffer import DEFAULT_LIMITS, ReadLimits
 from dali_aesthetic.shards.plan import plan_shards
 from dali_aesthetic.shards.read import read_shards
 from dali_aesthetic.types import Sample, Shard
@@ -98,14 +99,21 @@ def _uncommitted(output: Path, names: set[str]) -> list[str]:
 
 def _check_bytes(output: Path, config: dict[str, Any], names: list[str]) -> Iterator[tuple[str, str]]:
     shards = {shard.name: shard for shard in plan_shards(config["input"], output=output)}
+    limits = _read_limits(config.get("guard", {}))
     for name in names:
         if name not in shards:
             yield name, "its input is gone"
-        elif problem := _compare(output, shards[name]):
+        elif problem := _compare(output, shards[name], limits):
             yield name, problem
 
 
-def _compare(output: Path, shard: Shard) -> str:
+def _read_limits(guard: dict[str, Any]) -> ReadLimits:
+    """The run's own: what it read under others may be too large under the usual ones."""
+    limits = GuardConfig(**{name: guard[name] for name in ("max_member_mb", "max_tar_gb") if name in guard})
+    return ReadLimits(max_member_bytes=limits.max_member_mb << 20, max_tar_bytes=limits.max_tar_gb << 30)
+
+
+def _compare(output: Path, shard: Shard, limits: ReadLimits = DEFAULT_LIMITS) -> str:
     """Where the shard's tar differs from the kept samples of its input, as they are there now."""
     table = pq.read_table(output / "scores" / f"{shard.name}.parquet", columns=["kept", "key"])
     kept, keys = table.column("kept").to_pylist(), table.column("key").to_pylist()
@@ -113,7 +121,7 @@ def _compare(output: Path, shard: Shard) -> str:
         source = pq.read_table(shard.source)
         same = len(source) == len(kept) and pq.read_table(rows).equals(source.filter(table.column("kept")))
         return "" if same else f"its rows differ from the kept ones of {shard.source}"
-    samples = (item for item in read_shards([shard]) if isinstance(item, Sample))
+    samples = (item for item in read_shards([shard], limits) if isinstance(item, Sample))
     row = -1
     with (output / "shards" / f"{shard.name}.tar").open("rb") as tar:
         for row, sample in enumerate(samples):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,7 @@ from dali_aesthetic.config import Config, ModelConfig
 from dali_aesthetic.launch.local import run
 from dali_aesthetic.launch.refilter import filter_scored, run_top
 from dali_aesthetic.threshold import Threshold
-from tests.conftest import jpeg, snapshot
+from tests.conftest import add_member, jpeg, snapshot
 
 RUN_FILES = ("shards/", "scores/", "stats/")
 
@@ -86,6 +88,30 @@ def test_keep_top_is_score_then_cut_and_equals_the_run_at_its_quantile(
     assert outputs(tmp_path / "top") == outputs(tmp_path / "run")
     again = run_top(config(shards_dir, tmp_path / "top", tiny_model, threshold={"top": "25%"}))
     assert again.num_skipped == 3
+
+
+def test_a_cut_reads_under_the_limits_that_were_scored_under(
+    photos: list[Image.Image], tiny_model: ModelConfig, tmp_path: Path
+) -> None:
+    """A sample above the limit has no json in its row; read under another one it had."""
+    source = tmp_path / "in.tar"
+    with tarfile.open(source, "w") as tar:
+        for key, mib in (("a", 0), ("b", 2), ("c", 0)):
+            add_member(tar, f"{key}.jpg", jpeg(photos[0]))
+            add_member(tar, f"{key}.bin", bytes(mib << 20))
+            add_member(tar, f"{key}.json", b'{"of": "%s"}' % key.encode())
+    small = {"guard": {"max_member_mb": 1}}
+    run(config(source, tmp_path / "run", tiny_model, threshold={"raw": -1e6}, **small))
+    run(config(source, tmp_path / "scored", tiny_model, scores_only=True, **small))
+    filter_scored(
+        config(source, tmp_path / "cut", tiny_model, threshold={"raw": -1e6}), str(tmp_path / "scored")
+    )
+    run_top(config(source, tmp_path / "top", tiny_model, threshold={"top": 1.0}, **small))
+    for name in ("cut", "top"):
+        assert outputs(tmp_path / name) == outputs(tmp_path / "run")
+        assert (
+            json.loads((tmp_path / name / "run.json").read_bytes())["config"]["guard"]["max_member_mb"] == 1
+        )
 
 
 def test_keep_top_within_its_input_goes_on_after_a_stop(

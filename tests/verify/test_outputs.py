@@ -15,8 +15,9 @@ from typer.testing import CliRunner
 
 from dali_aesthetic.cli import app
 from dali_aesthetic.config import ConfigError
+from dali_aesthetic.shards.buffer import DEFAULT_LIMITS, ReadLimits
 from dali_aesthetic.types import Shard
-from dali_aesthetic.verify.outputs import _compare, verify_output
+from dali_aesthetic.verify.outputs import _compare, _read_limits, verify_output
 from tests.write.scored import make_tar, run, shard_of
 
 
@@ -108,6 +109,15 @@ def test_a_changed_byte_is_found_against_the_input(output: Path) -> None:
     assert verify_output(output).problems == ()
     verdict = verify_output(output, against_input=True)
     assert [(name, "differs from its input" in text) for name, text in verdict.problems] == [("b", True)]
+
+
+def test_the_input_is_read_under_the_runs_own_limits(written: Path, output: Path) -> None:
+    """What was kept under a higher limit than the usual one is not there under that."""
+    shard = shard_of(written / "in" / "a.tar")
+    assert _compare(output, shard, ReadLimits(max_member_bytes=100)) != ""
+    assert _compare(output, shard, _read_limits({"max_member_mb": 1, "quarantine": True})) == ""
+    assert _read_limits({"max_member_mb": 2000}) == ReadLimits(max_member_bytes=2000 << 20)
+    assert _read_limits({}) == DEFAULT_LIMITS
 
 
 def test_an_input_that_changed_or_went_is_found(written: Path, output: Path, tmp_path: Path) -> None:
