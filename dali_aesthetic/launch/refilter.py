@@ -29,6 +29,7 @@ from dali_aesthetic.write.output import committed_names, open_output
 from dali_aesthetic.write.stored import (
     ScoresMismatch,
     StoredScores,
+    read_fingerprint,
     read_raw_scores,
     read_scored_by,
     read_scores,
@@ -94,6 +95,9 @@ def _batches(
             error = f"{scores} has no scores of it: run `score` again to complete them"
             yield _batch([], None, 0, ShardEnd(shard=shard, error=error), len(head_names))
             continue
+        # Keys and places are the same where an image was replaced; its file rarely has the size it had.
+        if shard.kind == "folder" and read_fingerprint(scores, shard.name) != shard.fingerprint:
+            raise _mismatch(shard, f"files of its shard {shard.name} came, went or have another size")
         yield from _shard_batches(shard, read_scores(scores, shard.name, head_names), limits)
 
 

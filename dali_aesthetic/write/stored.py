@@ -74,6 +74,12 @@ def read_scores(folder: str | Path, name: str, head_names: Sequence[str]) -> Sto
     )
 
 
+def read_fingerprint(folder: str | Path, name: str) -> str:
+    """Of which files, by name and size, a folder's shard was scored; empty for other kinds of input."""
+    stats = json.loads(read_bytes(join(folder, "stats", f"{name}.json")))
+    return str(stats.get("fingerprint", ""))
+
+
 def read_raw_scores(folder: str | Path, names: Iterable[str] | None = None) -> npt.NDArray[np.float32]:
     """The first head's score of every sample of the shards `names` (all committed ones), NaN where none."""
     chosen = sorted(committed_names(folder)) if names is None else names

@@ -143,6 +143,24 @@ def test_scores_of_another_input_are_refused(
     assert not list((tmp_path / "out" / "stats").iterdir())
 
 
+def test_photos_that_were_replaced_since_they_were_scored_are_refused(
+    photos: list[Image.Image], tiny_model: ModelConfig, tmp_path: Path
+) -> None:
+    """Another photo under the same name would be kept for the score of the old one."""
+    source = tmp_path / "photos"
+    source.mkdir()
+    for number, photo in enumerate(photos[:3]):
+        (source / f"{number}.jpg").write_bytes(jpeg(photo))
+    run(config(source, tmp_path / "scored", tiny_model, scores_only=True))
+    source.rename(tmp_path / "moved")
+    moved = config(tmp_path / "moved", tmp_path / "moved-cut", tiny_model, threshold={"raw": -1e6})
+    assert filter_scored(moved, str(tmp_path / "scored")).stats.num_kept == 3
+    (tmp_path / "moved" / "1.jpg").write_bytes(jpeg(photos[3]))
+    cut = config(tmp_path / "moved", tmp_path / "cut", tiny_model, threshold={"raw": -1e6})
+    with pytest.raises(ValueError, match="is not what was scored: files of its shard 00000 came, went"):
+        filter_scored(cut, str(tmp_path / "scored"))
+
+
 def test_a_folder_without_scores_is_refused(
     shards_dir: Path, tiny_model: ModelConfig, tmp_path: Path
 ) -> None:
