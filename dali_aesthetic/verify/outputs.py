@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 
 from dali_aesthetic.compact.compare import compare
@@ -19,6 +20,7 @@ from dali_aesthetic.shards.read import read_shards
 from dali_aesthetic.types import Sample, Shard
 from dali_aesthetic.verify.shard import check_shard
 from dali_aesthetic.write.output import committed_names
+from dali_aesthetic.write.parquet_rows import taken
 from dali_aesthetic.write.record import IDENTITY, RUN_RECORD
 
 _END = bytes(1024)
@@ -119,7 +121,8 @@ def _compare(output: Path, shard: Shard, limits: ReadLimits = DEFAULT_LIMITS) ->
     kept, keys = table.column("kept").to_pylist(), table.column("key").to_pylist()
     if (rows := output / "shards" / f"{shard.name}.parquet").exists():
         source = pq.read_table(shard.source)
-        same = len(source) == len(kept) and pq.read_table(rows).equals(source.filter(table.column("kept")))
+        expected = taken(source.to_batches(), np.flatnonzero(kept), source.schema)
+        same = len(source) == len(kept) and pq.read_table(rows).equals(expected)
         return "" if same else f"its rows differ from the kept ones of {shard.source}"
     samples = (item for item in read_shards([shard], limits) if isinstance(item, Sample))
     row = -1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -51,7 +51,8 @@ class KeptRows:
                 end = start + source.metadata.row_group(group).num_rows
                 here = rows[(rows >= start) & (rows < end)] - start
                 if len(here):
-                    self._stream.add(self._written(_taken(source, group, here), done))
+                    batches = source.iter_batches(_ROWS, row_groups=[group])
+                    self._stream.add(self._written(taken(batches, here, source.schema_arrow), done))
                 start, done = end, done + len(here)
         self.num_bytes = self._stream.finish()
 
@@ -76,18 +77,6 @@ class KeptRows:
         """Removes what was written; also fine after `publish`."""
         if self._stream is not None:
             self._stream.abandon()
-
-
-def _taken(source: pq.ParquetFile, group: int, rows: npt.NDArray[np.int64]) -> pa.Table:
-    """The `rows` (ascending) of a row group, a few at a time: `take` joins what it takes, and one array of
-    `binary` ends at 2 GiB."""
-    pieces, start = [], 0
-    for batch in source.iter_batches(_ROWS, row_groups=[group]):
-        first, last = np.searchsorted(rows, [start, start + len(batch)])
-        if first < last:
-            pieces.append(pa.Table.from_batches([batch]).take(pa.array(rows[first:last] - start)))
-        start += len(batch)
-    return pa.concat_tables(pieces)
 
 
 class BadRows(KeptRows):
@@ -123,6 +112,27 @@ class BadRows(KeptRows):
                 name += "_"
             table = table.append_column(name, pa.array([one[index] for one in reasons], pa.string()))
         return table.replace_schema_metadata(None)
+
+
+def taken(batches: Iterable[pa.RecordBatch], rows: npt.NDArray[np.int64], schema: pa.Schema) -> pa.Table:
+    """The rows at these places of all batches, in ascending order.
+
+    Batch by batch: `Table.take` joins a column's pieces, which fails above 2 GiB of images.
+    """
+    pieces, start = [], 0
+    for batch in batches:
+        first, last = np.searchsorted(rows, [start, start + len(batch)])
+        if first < last:
+            pieces += _taken(batch, rows[first:last] - start)
+        start += len(batch)
+    return pa.Table.from_batches(pieces, schema)
+
+
+def _taken(batch: pa.RecordBatch, rows: npt.NDArray[np.int64]) -> list[pa.RecordBatch]:
+    try:
+        return [batch.take(pa.array(rows))]
+    except pa.ArrowNotImplementedError:  # string_view and binary_view can be sliced only
+        return [batch.slice(row, 1) for row in rows.tolist()]
 
 
 def _compression(source: pq.ParquetFile) -> dict[str, str]:

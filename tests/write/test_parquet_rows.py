@@ -1,9 +1,11 @@
-"""Rows of a large row group are copied a few at a time."""
+"""Rows of a Parquet input by their places, whatever the columns hold, a few at a time."""
 
 from __future__ import annotations
 
 import io
+import mmap
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,7 +14,9 @@ import pytest
 
 from dali_aesthetic.types import Sample, Shard
 from dali_aesthetic.write import parquet_rows
-from dali_aesthetic.write.parquet_rows import KeptRows
+from dali_aesthetic.write.parquet_rows import KeptRows, taken
+
+HALF = 3 << 29
 
 
 def test_a_row_group_is_not_held_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -38,3 +42,27 @@ def test_a_row_group_is_not_held_whole(tmp_path: Path, monkeypatch: pytest.Monke
     assert pq.read_table(tmp_path / "kept.parquet").equals(table.take(rows))
     assert pq.ParquetFile(tmp_path / "kept.parquet").num_row_groups == 1
     assert max(asked) < sum(map(len, images)) * 0.6
+
+
+def test_a_row_group_above_2_gib_is_taken_from() -> None:
+    """Two pieces of 1.5 GiB of pages that nobody touches: pyarrow can't join them."""
+    offsets, pages = np.array([0, 8, HALF], np.int32), pa.py_buffer(mmap.mmap(-1, HALF))
+    piece = pa.Array.from_buffers(pa.binary(), 2, [None, pa.py_buffer(offsets), pages])
+    table = pa.table({"image": pa.chunked_array([piece, piece]), "row": [0, 1, 2, 3]})
+    with pytest.raises(pa.ArrowInvalid, match="overflow"):
+        table.take(pa.array([0, 2]))
+    found = taken(table.to_batches(), np.array([0, 2]), table.schema)
+    assert found.to_pydict() == {"image": [bytes(8), bytes(8)], "row": [0, 2]}
+
+
+@pytest.mark.parametrize(
+    "kind", [pa.string(), pa.string_view(), pa.binary_view(), pa.dictionary("i4", "str")]
+)
+@pytest.mark.parametrize("rows", [[], [0], [1, 3], [0, 1, 2, 3, 4]])
+def test_rows_of_every_type_stay_in_order(kind: Any, rows: list[int]) -> None:
+    column = pa.chunked_array([pa.array(part).cast(kind) for part in (["a", None], ["b", "c", "a"])])
+    table = pa.table({"x": column})
+    found = taken(table.to_batches(), np.array(rows, np.int64), table.schema)
+    everything = column.to_pylist()
+    assert found.column("x").to_pylist() == [everything[row] for row in rows]
+    assert found.schema == pa.schema({"x": column.type})
