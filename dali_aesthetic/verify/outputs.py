@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dali_aesthetic.compact.compare import compare
@@ -24,6 +25,7 @@ from dali_aesthetic.write.parquet_rows import taken
 from dali_aesthetic.write.record import IDENTITY, RUN_RECORD
 
 _END = bytes(1024)
+_ROWS = 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,9 +122,9 @@ def _compare(output: Path, shard: Shard, limits: ReadLimits = DEFAULT_LIMITS) ->
     table = pq.read_table(output / "scores" / f"{shard.name}.parquet", columns=["kept", "key"])
     kept, keys = table.column("kept").to_pylist(), table.column("key").to_pylist()
     if (rows := output / "shards" / f"{shard.name}.parquet").exists():
-        source = pq.read_table(shard.source)
+        source, found = pq.read_table(shard.source), pq.read_table(rows)
         expected = taken(source.to_batches(), np.flatnonzero(kept), source.schema)
-        same = len(source) == len(kept) and pq.read_table(rows).equals(expected)
+        same = len(source) == len(kept) and _same(found, expected)
         return "" if same else f"its rows differ from the kept ones of {shard.source}"
     samples = (item for item in read_shards([shard], limits) if isinstance(item, Sample))
     row = -1
@@ -138,3 +140,17 @@ def _compare(output: Path, shard: Shard, limits: ReadLimits = DEFAULT_LIMITS) ->
         if row + 1 < len(keys):
             return f"its input has {row + 1} samples, its scores have {len(keys)}"
         return "" if tar.read() == _END else "its tar goes on behind the last kept sample"
+
+
+def _same(found: pa.Table, expected: pa.Table) -> bool:
+    return found.schema == expected.schema and all(map(_same_column, found.columns, expected.columns))
+
+
+def _same_column(found: pa.ChunkedArray, expected: pa.ChunkedArray) -> bool:
+    """Arrow calls a NaN unequal to itself; written out they are the same."""
+    if len(found) != len(expected) or found.equals(expected):
+        return len(found) == len(expected)
+    return all(
+        repr(found.slice(start, _ROWS).to_pylist()) == repr(expected.slice(start, _ROWS).to_pylist())
+        for start in range(0, len(found), _ROWS)
+    )

@@ -146,6 +146,24 @@ def test_kept_rows_of_a_parquet_input_are_counted_and_compared(output: Path, tmp
     assert problem == ("a", "its Parquet file has 20 rows, its stats state 10 kept samples")
 
 
+def test_a_nan_of_a_parquet_input_is_equal_to_itself_and_to_no_other_value(
+    output: Path, tmp_path: Path
+) -> None:
+    kept = pq.read_table(output / "scores" / "a.parquet", columns=["kept"]).column("kept")
+    numbers = [float("nan"), 0.5, None, 1e300] * 5
+    source = pa.table({"image": [b"x"] * 20, "n": numbers, "deep": [{"n": [one]} for one in numbers]})
+    pq.write_table(source, tmp_path / "a.parquet")
+    shard = Shard(index=0, name="a", kind="tar", source=str(tmp_path / "a.parquet"))
+    for name in ("", "n", "deep"):
+        rows = source.filter(kept)
+        if name:
+            rows = rows.set_column(rows.schema.get_field_index(name), name, rows.column(name)[::-1])
+        pq.write_table(rows, output / "shards" / "a.parquet")
+        assert _compare(output, shard).partition(" of ")[0] == (
+            "its rows differ from the kept ones" if name else ""
+        )
+
+
 def test_what_a_stopped_run_left_is_no_error(output: Path) -> None:
     (output / "stats" / "b.json").unlink()
     verdict = verify_output(output)
