@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -53,12 +54,14 @@ def verify_output(output: Path, against_input: bool = False) -> Verdict:
 
     Raises ConfigError where `output` holds no run, and InputError where its input is gone.
     """
-    config = _config_of(output)
+    record = _record_of(output)
+    config = record["config"]
     names = sorted(committed_names(output))
     if not names:
         raise ConfigError(f"{output} holds no committed shard")
     scores_only = bool(config.get("scores_only"))
-    problems = [(name, text) for name in names for text in check_shard(output, name, scores_only)]
+    cut = _cut_of(record)
+    problems = [(name, text) for name in names for text in check_shard(output, name, scores_only, cut)]
     against_input = against_input and not scores_only
     broken = {name for name, _ in problems}
     whole = [name for name in names if name not in broken]
@@ -78,17 +81,26 @@ def verify_output(output: Path, against_input: bool = False) -> Verdict:
     )
 
 
-def _config_of(output: Path) -> dict[str, Any]:
+def _record_of(output: Path) -> dict[str, Any]:
     try:
-        record = json.loads((output / RUN_RECORD).read_bytes())
+        record: dict[str, Any] = json.loads((output / RUN_RECORD).read_bytes())
         if record.get(IDENTITY, {}).get("input_kind") == "embeddings":
-            return {"scores_only": True}
-        config: dict[str, Any] = record["config"]
+            return {**record, "config": {"scores_only": True}}
+        record["config"].keys()
     except (FileNotFoundError, NotADirectoryError):
         raise ConfigError(f"{output} is not the output of a run: it has no {RUN_RECORD}") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"{output / RUN_RECORD} can't be read: {error}") from None
-    return config
+    return record
+
+
+def _cut_of(record: dict[str, Any]) -> tuple[float, float] | None:
+    """The bounds on the raw score, of a packed folder those of its run; None where nothing was cut."""
+    identity = record.get(IDENTITY, {})
+    while "run" in identity:
+        identity = identity["run"]
+    lower = identity.get("min_raw")
+    return None if lower is None else (lower, identity.get("max_raw", math.inf))
 
 
 def _uncommitted(output: Path, names: set[str]) -> list[str]:

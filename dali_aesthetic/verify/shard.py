@@ -15,24 +15,30 @@ import pyarrow.parquet as pq
 from dali_aesthetic.shards.tar import split_name
 from dali_aesthetic.types import Status
 
-_COLUMNS = ["key", "status", "kept", "output_shard"]
+_COLUMNS = ["key", "status", "kept", "output_shard", "aesthetic_score"]
 _END_BYTES = 1024
 _DOUBLED = "came twice in one sample"
 
 
-def check_shard(output: Path, name: str, scores_only: bool) -> Iterator[str]:
-    """What is wrong with the shard, a sentence each: nothing, where everything is right."""
+def check_shard(
+    output: Path, name: str, scores_only: bool, cut: tuple[float, float] | None = None
+) -> Iterator[str]:
+    """What is wrong with the shard, a sentence each: nothing, where everything is right.
+
+    `cut` is the lowest and the highest raw score that was kept, where that is known.
+    """
     try:
         stats = json.loads((output / "stats" / f"{name}.json").read_bytes())
         rows = pq.read_table(output / "scores" / f"{name}.parquet", columns=_COLUMNS).to_pylist()
         yield from _check_counts(stats, rows)
+        yield from _check_marks(rows, cut)
         if (output / "shards" / f"{name}.parquet").exists():
             yield from _check_parquet(output / "shards" / f"{name}.parquet", stats)
         elif not scores_only:
             yield from _check_tar(output, name, stats, [row["key"] for row in rows if row["kept"]])
         if stats.get("num_quarantined"):
             yield from _check_quarantine(output, name, stats, rows)
-    except (OSError, ValueError, KeyError, tarfile.TarError) as error:
+    except (OSError, ValueError, KeyError, TypeError, tarfile.TarError) as error:
         yield f"can't be read: {error}"
 
 
@@ -47,6 +53,19 @@ def _check_counts(stats: dict[str, Any], rows: list[dict[str, Any]]) -> Iterator
             yield f"its stats state {what} {stated}, its scores have {found}"
     if bad := sum(row["kept"] and row["status"] != Status.OK.value for row in rows):
         yield f"{bad} samples are marked as kept that could not be scored"
+
+
+def _check_marks(rows: list[dict[str, Any]], cut: tuple[float, float] | None) -> Iterator[str]:
+    """Each row's mark against its score; both are exact, the cut was rounded to float32 like the scores."""
+    if cut is None:
+        return
+    wrong = [row["key"] for row in rows if row["kept"] != _is_within(row["aesthetic_score"], cut)]
+    if wrong:
+        yield f"{len(wrong)} samples (like {wrong[0]!r}) are marked as kept, or not, against their scores"
+
+
+def _is_within(score: float | None, cut: tuple[float, float]) -> bool:
+    return score is not None and cut[0] <= score <= cut[1]
 
 
 def _check_tar(output: Path, name: str, stats: dict[str, Any], kept: list[str]) -> Iterator[str]:

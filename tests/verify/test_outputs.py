@@ -27,7 +27,8 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("written")
     paths = [make_tar(folder / f"in/{s}.tar", [f"{s}{i:02d}" for i in range(20)]) for s in "ab"]
     run(folder / "out", [shard_of(path, index) for index, path in enumerate(paths)])
-    (folder / "out" / "run.json").write_text(json.dumps({"config": {"input": [str(folder / "in")]}}))
+    record = {"identity": {"min_raw": 5.0}, "config": {"input": [str(folder / "in")]}}
+    (folder / "out" / "run.json").write_text(json.dumps(record))
     return folder
 
 
@@ -64,6 +65,17 @@ def forget_one_kept(output: Path) -> None:
     pq.write_table(table.set_column(table.column_names.index("kept"), "kept", pa.array(kept)), path)
 
 
+def change_score(output: Path, row: int, score: float | None) -> None:
+    path = output / "scores" / "a.parquet"
+    table = pq.read_table(path)
+    scores = table.column("aesthetic_score").to_pylist()
+    scores[row] = score
+    column = pa.array(scores, pa.float32())
+    pq.write_table(
+        table.set_column(table.column_names.index("aesthetic_score"), "aesthetic_score", column), path
+    )
+
+
 def cut_tar(output: Path) -> None:
     path = output / "shards" / "a.tar"
     path.write_bytes(path.read_bytes()[:3000])
@@ -80,6 +92,11 @@ SPOILED: dict[str, tuple[Callable[[Path], object], str]] = {
     "statuses": (lambda output: edit_stats(output, statuses={"ok": 19, "empty": 1}), "statuses"),
     "row": (drop_last_row, "state samples 20, its scores have 19"),
     "mark": (forget_one_kept, "1 are not kept"),
+    "score": (lambda output: change_score(output, 1, 5.0), "1 samples (like 'a01') are marked"),
+    "lower score": (lambda output: change_score(output, 9, 4.99), "1 samples (like 'a09') are marked"),
+    "no score": (lambda output: change_score(output, 9, None), "1 samples (like 'a09') are marked"),
+    "list": (lambda output: (output / "stats" / "a.json").write_text("[]"), "can't be read"),
+    "null": (lambda output: edit_stats(output, bytes_kept=None), "can't be read"),
     "cut": (cut_tar, "3000 bytes"),
     "empty": (empty_tar, "10 are missing"),
     "no tar": (lambda output: (output / "shards" / "a.tar").unlink(), "can't be read"),
