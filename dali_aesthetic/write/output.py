@@ -59,12 +59,14 @@ def clean_leftovers(output: str | Path) -> int:
 
 
 def pending_shards(output: str | Path, shards: Sequence[Shard]) -> Sequence[Shard]:
-    """The shards that are not done yet. Raises OutputMismatch where a folder changed since it was done."""
+    """The shards that are not done yet. Raises OutputMismatch where a folder changed since it was done, or a
+    list file means others."""
     done = committed_names(output)
     if shards and shards[0].kind == "folder":
         _check_fingerprints(os.fspath(output), shards, done)
     if not done:
         return shards
+    _check_source(os.fspath(output), shards, done)
     return _Some(shards, (index for index, shard in enumerate(shards) if shard.name not in done))
 
 
@@ -131,6 +133,24 @@ def _check_fingerprints(output: str, shards: Iterable[Shard], done: set[str]) ->
                 f"the images of shard {name} in {by_name[name].source} changed since it was written: "
                 f"{_changes(output, by_name[name])}. Give another output folder."
             )
+
+
+def _check_source(output: str, shards: Sequence[Shard], done: set[str]) -> None:
+    """Another list under the same name gives other shards these names, or these shards other names.
+
+    One that is done tells: of a million each would be a file to read.
+    """
+    name = next((shard.name for shard in shards if shard.name in done), min(done))
+    try:
+        source = json.loads(read_bytes(join(output, "stats", f"{name}.json")))["source"]
+    except (ValueError, KeyError, TypeError):
+        return  # `verify` says what is wrong with it
+    now = next((shard for shard in shards if shard.name == name or shard.source == source), None)
+    if now is not None and (now.name, now.source) != (name, source):
+        raise OutputMismatch(
+            f"{output} holds {name}, made of {source}, but {now.source} is to be {now.name} now: the input's "
+            "list of shards changed. Give another output folder, or the old list"
+        )
 
 
 def _changes(output: str, shard: Shard) -> str:

@@ -129,6 +129,26 @@ def test_a_changed_folder_is_refused_and_says_what_changed(tmp_path: Path) -> No
         open_output(out, RECORD, plan_shards(str(folder), samples_per_shard=3))
 
 
+def test_a_list_that_names_other_shards_than_are_done_is_refused(tmp_path: Path) -> None:
+    """Their names come from the folder that all of the list have in common."""
+    for text in ("a/0", "a/1", "b/0"):
+        make_tar(tmp_path / f"{text}.tar", ["a8"])
+    listed, out = tmp_path / "list.txt", tmp_path / "out"
+
+    def pending(*texts: str) -> list[str]:
+        listed.write_text("".join(f"{tmp_path}/{text}.tar\n" for text in texts))
+        return [shard.name for shard in open_output(out, RECORD, plan_shards(f"@{listed}", output=out))]
+
+    assert pending("a/0") == ["0"]
+    run(out, plan_shards(f"@{listed}"))
+    assert pending("a/0", "a/1") == ["1"]
+    assert pending("a/1") == ["1"], "what is gone from the list stays done"
+    with pytest.raises(OutputMismatch, match=r"holds 0, made of .*a/0\.tar, but .*b/0\.tar is to be 0 now"):
+        pending("b/0")
+    with pytest.raises(OutputMismatch, match=r"holds 0, made of .*a/0\.tar is to be a/0 now"):
+        pending("a/0", "b/0")
+
+
 @pytest.mark.parametrize("folder", ["shards", "shards/deeper", "scores", "stats", "quarantine"])
 def test_an_input_where_the_outputs_files_go_is_refused_and_stays(tmp_path: Path, folder: str) -> None:
     """`data/shards/00000.tar` with `--output data` would be replaced by what is kept of it."""
