@@ -23,6 +23,9 @@ def merge_rows(tables: Sequence[pa.Table], output_shard: str) -> pa.Table:
     for table in tables:
         for field in table.schema:
             types[field.name] = _common(types.get(field.name, field.type), field.type)
+    for name in [name for name, kind in types.items() if kind == pa.float64()]:
+        if not all(_are_doubles(table.column(name)) for table in tables if name in table.schema.names):
+            types[name] = pa.string()
     schema = pa.schema(list(types.items()))
     merged = pa.concat_tables([_fitted(table, schema) for table in tables])
     where = schema.get_field_index(_WHERE)
@@ -40,6 +43,11 @@ def _common(one: pa.DataType, other: pa.DataType) -> pa.DataType:
     if one == other:
         return one
     return pa.float64() if {one, other} == {pa.int64(), pa.float64()} else pa.string()
+
+
+def _are_doubles(column: pa.ChunkedArray) -> bool:
+    """As within a shard: whole numbers of more digits than a double has stay whole, as text."""
+    return column.type != pa.int64() or all(v is None or int(float(v)) == v for v in column.to_pylist())
 
 
 def _fitted(table: pa.Table, schema: pa.Schema) -> pa.Table:

@@ -88,11 +88,16 @@ def _array(values: list[Any]) -> pa.Array:
             return pa.array(values, pa.bool_())
         if kinds == {int}:
             return pa.array(values, pa.int64())
-        if kinds and kinds <= {int, float}:
+        if kinds and kinds <= {int, float} and _are_doubles(values):
             return pa.array([None if value is None else float(value) for value in values], pa.float64())
     except (pa.ArrowInvalid, OverflowError, UnicodeEncodeError):
         pass  # a number beyond 64 bits or half a surrogate pair: as text
     return pa.array([_text(value) for value in values], pa.string())
+
+
+def _are_doubles(values: list[Any]) -> bool:
+    """Whether all whole numbers are ones as doubles, too: an id of 19 digits beside a NaN is not."""
+    return all(int(float(value)) == value for value in values if type(value) is int)
 
 
 def _text(value: Any) -> str | None:

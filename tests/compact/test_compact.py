@@ -165,17 +165,17 @@ def test_what_readers_take_for_one_sample_is_never_parted(tmp_path: Path) -> Non
 
 def test_json_fields_of_different_kinds_become_what_holds_both(tmp_path: Path) -> None:
     shards = {
-        "a": [("5", {"n": 1, "x": 1, "only_a": "here"})],
-        "b": [("6", {"n": 2.5, "x": "word"})],
+        "a": [("5", {"n": 1, "x": 1, "id": 10**18 + 1, "only_a": "here"})],
+        "b": [("6", {"n": 2.5, "x": "word", "id": 2.5})],
         "c": [("7", {"x": True, "only_c": [1]})],
     }
     pack(make_run(tmp_path, shards), tmp_path / "packed")
     rows = pq.read_table(tmp_path / "packed" / "scores").to_pylist()
-    picked = [{name: row[name] for name in ("n", "x", "only_a", "only_c")} for row in rows]
+    picked = [{name: row[name] for name in ("n", "x", "id", "only_a", "only_c")} for row in rows]
     assert picked == [
-        {"n": 1.0, "x": "1", "only_a": "here", "only_c": None},
-        {"n": 2.5, "x": "word", "only_a": None, "only_c": None},
-        {"n": None, "x": "true", "only_a": None, "only_c": "[1]"},
+        {"n": 1.0, "x": "1", "id": "1000000000000000001", "only_a": "here", "only_c": None},
+        {"n": 2.5, "x": "word", "id": "2.5", "only_a": None, "only_c": None},
+        {"n": None, "x": "true", "id": None, "only_a": None, "only_c": "[1]"},
     ]
 
 
