@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from dali_aesthetic.config import ConfigError
 from dali_aesthetic.verify.outputs import verify_output
 from dali_aesthetic.write import RunMismatch
 from tests.compact.runs import entries, make_run, many, uid
-from tests.write.scored import tree
+from tests.conftest import add_member
+from tests.write.scored import JPEG, run, shard_of, tree
 
 
 @pytest.fixture(scope="module")
@@ -177,6 +179,18 @@ def test_json_fields_of_different_kinds_become_what_holds_both(tmp_path: Path) -
         {"n": 2.5, "x": "word", "id": "2.5", "only_a": None, "only_c": None},
         {"n": None, "x": "true", "id": None, "only_a": None, "only_c": "[1]"},
     ]
+
+
+def test_verify_takes_what_webdataset_refuses_or_leaves_out(tmp_path: Path) -> None:
+    """The input's own doubled members, and names that it takes for its own."""
+    output = make_run(tmp_path, {"a": [("5", {}), ("__x__/6", {}), ("7", {})]})
+    for name in ("5.JPG", "5.jpg"):
+        with tarfile.open(tmp_path / "in" / "a.tar", "a") as tar:
+            add_member(tar, name, JPEG)
+    run(output, [shard_of(tmp_path / "in" / "a.tar")])
+    pack(output, tmp_path / "packed")
+    assert verify_output(output, against_input=True).problems == ()
+    assert verify_output(tmp_path / "packed", against_input=True).problems == ()
 
 
 def test_verify_checks_a_packed_folder_and_compares_it_with_its_run(run_output: Path, tmp_path: Path) -> None:
