@@ -78,7 +78,11 @@ def report(results: Annotated[Path, typer.Option(help="Where result files are.")
     """Pages, plots, the README's blocks and the package's rates, from the results that there are."""
     from benchmarks.report import write_report
 
-    for path in write_report(results):
+    try:
+        written = write_report(results)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    for path in written:
         typer.echo(f"wrote {path}")
 
 

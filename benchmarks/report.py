@@ -27,8 +27,10 @@ def texts(results: Sequence[Result], folder: Path, root: Path = Path()) -> dict[
 
 
 def write_report(folder: Path, root: Path = Path()) -> list[Path]:
-    """Write all of it; the files written. Raises ValueError for results or markers that are wrong."""
+    """Write all of it; the files written. Raises ValueError for wrong results or markers, or no results."""
     results = read_results(folder)
+    if not results:
+        raise ValueError(f"no results in {folder}: every table and rate would be emptied")
     written = texts(results, folder, root)
     for path, text in written.items():
         path.write_text(text)

@@ -66,6 +66,13 @@ def test_a_made_up_result_goes_through_to_every_page(tmp_path: Path) -> None:
     assert {path: path.read_bytes() for path in written} == before
 
 
+def test_a_folder_without_results_empties_no_document(tmp_path: Path) -> None:
+    (tmp_path / README).write_text("<!-- bench:begin throughput -->\nold 7\n<!-- bench:end -->\n")
+    with pytest.raises(ValueError, match="no results in"):
+        write_report(tmp_path / "mistyped", tmp_path)
+    assert "old 7" in (tmp_path / README).read_text()
+
+
 def test_a_newer_result_replaces_an_older_one_and_a_cpu_shows_no_gpu_figures(tmp_path: Path) -> None:
     rows = [made_up.row("end to end, 25% kept", 11.0), made_up.row("encoder only, same run", 12.0)]
     results = [
