@@ -91,8 +91,10 @@ def latest(folder: Path, theme: str, hardware: str) -> Path | None:
 
 
 def newest(results: Sequence[Result], theme: str) -> dict[str, Result]:
-    """The newest result of a theme by kind of hardware, GPUs first."""
-    found = sorted((result for result in results if result.theme == theme), key=lambda result: result.date)
+    """The newest result of a theme by kind of hardware, GPUs first; one that was cut off before its first row
+    is none."""
+    found = [result for result in results if result.theme == theme and result.rows]
+    found.sort(key=lambda result: result.date)
     by_slug = {result.slug: result for result in found}
     return dict(sorted(by_slug.items(), key=lambda item: (item[0] == "cpu", item[0])))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -84,6 +85,22 @@ def test_a_newer_result_replaces_an_older_one_and_a_cpu_shows_no_gpu_figures(tmp
     assert "| 25% kept |  | 11 |  | 12 | 92% |" in text
     assert "2,500" not in text
     assert "7.5" not in text
+
+
+@pytest.mark.parametrize("rows", [[], [made_up.row("encoder only, same run", 12.0)]])
+def test_a_result_cut_off_before_its_first_run_replaces_none(
+    tmp_path: Path, rows: list[dict[str, Any]]
+) -> None:
+    (tmp_path / "dali_aesthetic").mkdir()
+    folder = tmp_path / "results"
+    made_up.whole(folder)
+    made_up.result(folder, "end-to-end", rows, date="2026-02-01")
+    made_up.result(folder, "stages", [], date="2026-02-01")
+    made_up.result(folder, "peers", [], date="2026-02-01")
+    written = write_report(folder, tmp_path)
+    assert json.loads((tmp_path / RATES).read_text())["gpus"]["h100"]["images_per_second"] == 2500.0
+    assert "| webdataset + DataLoader + open_clip | 1,000 | 4.0 |" in blocks(read_results(folder))["peers"]
+    assert [path.name for path in written if path.suffix == ".svg"] == ["throughput_h100_2026-01-01.svg"]
 
 
 def test_peers_are_shown_with_the_factor_and_what_was_skipped(tmp_path: Path) -> None:
