@@ -1,7 +1,8 @@
 """The guard against losing speed: ratios of this machine's fresh results against the committed ones.
 
 A ratio's two sides are measured in one run on one machine, so it does not move with the machine as a rate
-does. The host's samples per second of CPU time do, so they are compared on the same CPU model only.
+does. The host's samples per second of CPU time do, so they are compared on the same CPU model only. So does a
+DataLoader beside a GPU: its rate is its cores', so ours over it is compared on as many of the same CPU only.
 """
 
 from __future__ import annotations
@@ -83,7 +84,8 @@ def _by_key(found: Sequence[Ratio]) -> Mapping[tuple[str, tuple[str, ...]], floa
 
 
 def _over_peer(result: Result) -> Ratio | None:
-    like = (result.slug, _encoder(result))
+    cores = f"{result.machine['cpu_cores']} cores of {result.machine['cpu']}"
+    like = (result.slug, _encoder(result), cores)
     return _quotient(f"ours over {PEER}", result.row(OURS), result.row(PEER), like)
 
 

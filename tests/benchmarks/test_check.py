@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,15 @@ def test_slower_hardware_is_no_loss(tmp_path: Path) -> None:
     fresh = [made_up.result(tmp_path / "b", "end-to-end", rows)]
     verdicts = compare(fresh, made_up.whole(tmp_path / "a")[:1])
     assert [verdict.failed for verdict in verdicts] == [False]
+
+
+def test_a_dataloader_is_compared_on_as_many_cores_only(tmp_path: Path) -> None:
+    # With twice the cores it is nearly twice as fast, and ours, which the GPU bounds, is not.
+    fresh = made_up.whole(tmp_path / "b", ours=2100.0)[1]
+    fresh = replace(fresh, machine={**fresh.machine, "cpu_cores": 32})
+    (verdict,) = compare([fresh], made_up.whole(tmp_path / "a")[1:2])
+    assert "32 cores" in str(verdict)
+    assert not verdict.failed
 
 
 def test_without_a_committed_counterpart_it_says_so_and_does_not_fail(tmp_path: Path) -> None:
