@@ -73,7 +73,7 @@ class Settings:
 
     @property
     def datasets(self) -> Datasets:
-        """The shards: 16,384 images of each kind on a GPU, fewer where quick or on a CPU."""
+        """The shards: 8,192 of the usual images on a GPU, fewer where quick or on a CPU."""
         distinct, shards = (1024, 8) if self.on_gpu else (96, 2)
         if self.quick:
             distinct, shards = (1024, 6) if self.on_gpu else (40, 2)
