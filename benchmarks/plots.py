@@ -37,7 +37,7 @@ def _plots(results: Sequence[Result]) -> Iterator[tuple[str, Callable[[Axes], No
         yield plot_file(result, "encoder"), partial(waterfall, ladder=result), 3.2
     for slug, result in newest(results, "ceilings").items():
         encoders = newest(results, "encoders").get(slug) or newest(results, "encoder").get(slug)
-        paint = partial(roofline, ceilings=result, encoders=encoders.rows if encoders else ())
+        paint = partial(roofline, ceilings=result, encoders=encoders)
         yield plot_file(result, "roofline"), paint, 3.6
     for result in newest(results, "simulation").values():
         yield plot_file(result, "simulation"), partial(scaling, simulation=result), 3.2
@@ -114,13 +114,14 @@ def waterfall(axes: Axes, ladder: Result) -> None:
     axes.set_title(f"{ladder.machine['hardware']}, {ladder.date}", fontsize=8)
 
 
-def roofline(axes: Axes, ceilings: Result, encoders: Sequence[Row]) -> None:
-    """The chip's limits as lines, the encoders measured on it as points."""
+def roofline(axes: Axes, ceilings: Result, encoders: Result | None) -> None:
+    """The chip's limits as lines, its encoders as points; the title says where those are of another day."""
     from matplotlib.ticker import LogLocator
 
     copy = ceilings.row("copy within device memory")
     roofs = [row for row in ceilings.rows if row.name.startswith("GEMM") and " square " in row.name]
-    points = [(row, _intensity(precision)) for row in encoders if (precision := _precision(row.name))]
+    measured = encoders.rows if encoders else ()
+    points = [(row, _intensity(precision)) for row in measured if (precision := _precision(row.name))]
     right = 3 * max([intensity for _, intensity in points], default=1000.0)
     left = right / 30
     for row in roofs:
@@ -134,7 +135,8 @@ def roofline(axes: Axes, ceilings: Result, encoders: Sequence[Row]) -> None:
         axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.set_major_formatter("{x:,.0f}")
         axis.set_minor_formatter("")
-    _title(axes, ceilings)
+    other = encoders.date if encoders and encoders.date != ceilings.date else ""
+    _title(axes, ceilings, f"; encoders: {other}" if other else "")
 
 
 def scaling(axes: Axes, simulation: Result) -> None:
@@ -193,8 +195,8 @@ def _write_beside(axes: Axes, value: float, position: float, text: str) -> None:
     axes.annotate(text, (value, position), (3, 0), textcoords="offset points", va="center")
 
 
-def _title(axes: Axes, result: Result) -> None:
-    axes.set_title(f"{hardware_line(result)}, {result.date}", fontsize=8)
+def _title(axes: Axes, result: Result, more: str = "") -> None:
+    axes.set_title(f"{hardware_line(result)}, {result.date}{more}", fontsize=8)
 
 
 def _bars_height(number: int) -> float:

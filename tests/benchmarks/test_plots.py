@@ -54,3 +54,15 @@ def test_the_roofline_names_every_encoder_where_no_other_name_is(tmp_path: Path)
     found = sorted(heights(plot, (*(f"{name}: " for name in ENCODERS), "GEMM fp16: 633")))
     assert all(below - above > 8 for above, below in pairwise(found))
     assert "head alone" not in plot.read_text()
+    assert "2026-01-01</text>" in plot.read_text()
+
+
+def test_the_roofline_says_where_its_encoders_are_of_another_day(tmp_path: Path) -> None:
+    rows = [made_up.row("GEMM fp16 square 8192", 633.0, "TFLOP/s")]
+    encoders = [made_up.row("fused fp16", 3868.0, precision="fp16")]
+    results = [
+        made_up.result(tmp_path, "ceilings", rows),
+        made_up.result(tmp_path, "encoders", encoders, date="2026-01-06"),
+    ]
+    (plot,) = write_plots(results, tmp_path)
+    assert "2026-01-01; encoders: 2026-01-06</text>" in plot.read_text()
