@@ -9,7 +9,7 @@ from torch import Tensor
 
 from benchmarks.open_clip_model import open_clip_tower
 from benchmarks.record import Measured, Record
-from benchmarks.result import latest, read_record
+from benchmarks.result import read_record
 from benchmarks.settings import Settings
 from benchmarks.throughput import encoder_row, head_work, make_bench
 from benchmarks.timing import for_seconds, measure_rate
@@ -31,7 +31,8 @@ def measure_encoders(record: Record, settings: Settings) -> None:
     device = settings.chip
     precision = "fp16" if settings.on_gpu else "fp32"
     if not record.has(f"{BASELINE} {precision}"):
-        record.add(_open_clip_row(settings, precision))
+        limit = encoder_limit(record.path, settings.encoder_name, precision)
+        record.add(_open_clip_row(settings, precision, limit))
     for name in BACKENDS:
         for wanted in PRECISIONS:
             if (wanted == "fp32") == settings.on_gpu or (wanted == "bf16" and name != "fused"):
@@ -53,31 +54,31 @@ def measure_encoders(record: Record, settings: Settings) -> None:
     bench.worker.decoder.close()
 
 
-def encoder_limit(results: Path, hardware: str, precision: str) -> float | None:
-    """Images/s that the GEMM rate of the newest ceilings on this hardware allows, None without any."""
-    path = latest(results, "ceilings", hardware)
-    if path is None:
+def encoder_limit(encoders: Path, encoder: str, precision: str) -> float | None:
+    """Images/s that the GEMM rate of the ceilings beside a result of encoders allows; None without any.
+
+    They must be of its hardware and day: chips of one name, and days, differ by some percent.
+    """
+    path = encoders.with_name(encoders.name.replace("encoders", "ceilings", 1))
+    if not path.exists() or (ceilings := read_record(path))["settings"]["encoder"] != encoder:
         return None
     name = f"encoder limit {'fp16' if precision == 'bf16' else precision}"
-    return next((row["median"] for row in read_record(path)["rows"] if row["name"] == name), None)
+    return next((row["median"] for row in ceilings["rows"] if row["name"] == name), None)
 
 
 def _measure_backend(record: Record, settings: Settings, name: str, precision: str) -> None:
     title = f"{name} {precision}"
     try:
         bench = make_bench(settings, backend=name, precision=precision)
-        row = encoder_row(bench, _limit(record, precision), title)
+        limit = encoder_limit(record.path, settings.encoder_name, precision)
+        row = encoder_row(bench, limit, title)
         record.add(row)
         bench.worker.decoder.close()
     except Exception as error:  # a backend may fail in as many ways as its libraries have
         record.skip(title, f"{type(error).__name__}: {error}".splitlines()[0][:300])
 
 
-def _limit(record: Record, precision: str) -> float | None:
-    return encoder_limit(record.path.parent, record.path.stem.split("_")[1], precision)
-
-
-def _open_clip_row(settings: Settings, precision: str) -> Measured:
+def _open_clip_row(settings: Settings, precision: str, limit: float | None) -> Measured:
     """What most people run: open_clip's `encode_image` as it comes, in the same precision."""
     device = settings.chip
     dtype = torch.float16 if precision == "fp16" else torch.float32
@@ -95,7 +96,6 @@ def _open_clip_row(settings: Settings, precision: str) -> Measured:
 
     work = for_seconds(launch, settings.num_seconds, device, batch)
     detail = {"precision": precision, "batch_size": batch}
-    limit = encoder_limit(settings.results, "cpu" if device.type == "cpu" else _slug(device), precision)
     return measure_rate(
         f"{BASELINE} {precision}",
         work,
@@ -104,9 +104,3 @@ def _open_clip_row(settings: Settings, precision: str) -> Measured:
         limit=limit,
         detail=lambda: detail,
     )
-
-
-def _slug(device: torch.device) -> str:
-    from benchmarks.machine import slug
-
-    return slug(device)
