@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from shutil import rmtree
 from typing import Annotated, Any
@@ -52,6 +52,14 @@ for _name, _part in PARTS.items():
     app.command(_name)(_command(_part))
 
 
+def _settings_of(options: Sequence[str]) -> Settings:
+    """As any part reads them. An option that parts don't have ends the command here, as it would there."""
+    given = typer.Typer()
+    given.command()(_command(lambda settings: None))
+    found = typer.main.get_command(given).make_context("all", list(options)).params
+    return Settings(**{**found, "data": Path(found["data"]), "results": Path(found["results"])})
+
+
 @app.command("all", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def run_everything(
     context: typer.Context,
@@ -64,10 +72,9 @@ def run_everything(
     """Every part that writes a result, each in its own process and time; other options go to the parts."""
     from benchmarks.everything import run_all
 
-    settings = Settings(device=device, quick=quick, results=results)
     flags = [flag for flag, given in (("--quick", quick), ("--resume", resume)) if given]
     options = [*flags, "--device", device, "--results", str(results), *context.args]
-    outcomes = run_all(settings, options, minutes, resume)
+    outcomes = run_all(_settings_of(options), options, minutes, resume)
     for outcome in outcomes:
         typer.echo(f"{outcome.part:<12} {outcome.how:<12} {outcome.seconds:6.0f} s")
     sys.exit(any(outcome.how == "failed" for outcome in outcomes))
@@ -113,7 +120,7 @@ def check(
             str(fresh),
             *context.args,
         ]
-        run_all(Settings(device=device, quick=quick, results=fresh), options, minutes, parts=guard.PARTS)
+        run_all(_settings_of(options), options, minutes, parts=guard.PARTS)
     verdicts = guard.compare(read_results(fresh), read_results(results))
     for verdict in verdicts:
         typer.echo(str(verdict))

@@ -166,7 +166,8 @@ def measure_ladder(settings: Settings) -> Path:
     batch, left_out = settings.batch_size or BATCH, LEFT_OUT_WHEN_QUICK if settings.quick else ()
     date, meter = time.strftime("%Y-%m-%d"), Meter()
     path = settings.results / f"encoder_{slug(settings.chip)}_{date}.json"
-    result: dict[str, Any] = {"device": meter.describe(), "date": date, "ladder": [], "errors": []}
+    result: dict[str, Any] = {"device": meter.describe(), "date": date, "settings": settings.named()}
+    result |= {"ladder": [], "errors": []}
     result["matmul_teraflops"] = {
         "fp16": matmul_teraflops(torch.float16),
         "fp8": matmul_teraflops(torch.float8_e4m3fn),

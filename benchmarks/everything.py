@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from benchmarks.bounded import run_bounded
-from benchmarks.record import Record
-from benchmarks.result import latest
 from benchmarks.settings import Settings
 
 BOUND_S = {
@@ -51,16 +48,17 @@ def run_all(
     resume: bool = False,
     parts: Sequence[str] = IN_ALL,
 ) -> list[Outcome]:
-    """Each part in turn, with `options` as this run was given them, for at most `minutes` together.
+    """Each part in turn, with `options`, which say what `settings` do, for at most `minutes` together.
 
     A part that fails or is cut off leaves the rows it had, and the next goes on. With `resume` a part that
-    has a complete result of today is left out, and others go on with the rows that they have.
+    has a complete result of today and of these settings is left out, and others go on with the rows that
+    they have.
     """
     end = time.monotonic() + 60 * minutes
     outcomes = []
     for part in parts:
         left = end - time.monotonic()
-        if resume and part != "data" and _complete(settings.record(_THEMES.get(part, part))):
+        if resume and part != "data" and _complete(settings, _THEMES.get(part, part)):
             outcomes.append(Outcome(part, "resumed", 0.0))
         elif left < 5:
             outcomes.append(Outcome(part, "no time left", 0.0))
@@ -80,8 +78,5 @@ def _run(part: str, options: Sequence[str], bound_s: float) -> Outcome:
     return Outcome(part, how, seconds)
 
 
-def _complete(record: Record) -> bool:
-    path = latest(record.path.parent, *record.path.stem.split("_")[:2])
-    if path is None or path != record.path:
-        return False
-    return bool(json.loads(path.read_text()).get("complete"))
+def _complete(settings: Settings, theme: str) -> bool:
+    return bool(replace(settings, resume=True).record(theme).get("complete"))

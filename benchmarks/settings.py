@@ -103,10 +103,12 @@ class Settings:
             }
         )
 
-    def record(self, theme: str) -> Record:
-        """A result file of this theme that names these settings."""
+    def named(self) -> dict[str, Any]:
+        """What a result file says of these settings."""
         plain = {name: value for name, value in asdict(self).items() if not isinstance(value, Path)}
         del plain["resume"]
-        return Record(
-            theme, self.results, self.chip, {**plain, "encoder": self.encoder_name}, resume=self.resume
-        )
+        return {**plain, "encoder": self.encoder_name}
+
+    def record(self, theme: str) -> Record:
+        """A result file of this theme that names these settings."""
+        return Record(theme, self.results, self.chip, self.named(), resume=self.resume)
