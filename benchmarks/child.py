@@ -42,7 +42,9 @@ def in_child(
     record.note(_ENDED, ended)  # the file must be there for the child to go on with
     name = f"{measure.__module__}:{measure.__name__}"
     question = replace(settings, resume=True).as_json()
-    command = [sys.executable, "-m", "benchmarks.child", name, question, record.theme, title, *words]
+    # Its date too: a run that began before midnight goes on in its own file.
+    file = (record.theme, record.date)
+    command = [sys.executable, "-m", "benchmarks.child", name, question, *file, title, *words]
     code = run_bounded(command, bound_s, env)
     record.reload()
     if code is None:
@@ -55,10 +57,10 @@ def in_child(
     return True
 
 
-def main(name: str, question: str, theme: str, title: str, *words: str) -> int:
+def main(name: str, question: str, theme: str, date: str, title: str, *words: str) -> int:
     """The child's side; its exit code."""
     settings = Settings.from_json(question)
-    record = settings.record(theme)
+    record = settings.record(theme, date)
     module, function = name.split(":")
     try:
         getattr(importlib.import_module(module), function)(record, settings, *words)

@@ -49,7 +49,8 @@ class Measured:
 class Record:
     """A result file of one theme; `add` and `skip` write it at once, so that a part cut short leaves rows.
 
-    With `resume` it goes on with today's file of the same settings, where there is one.
+    With `resume` it goes on with today's file of the same settings, where there is one. `date` is another
+    day's than today.
     """
 
     def __init__(
@@ -59,9 +60,10 @@ class Record:
         device: torch.device,
         settings: Mapping[str, Any],
         resume: bool = False,
+        date: str = "",
     ) -> None:
-        date = time.strftime("%Y-%m-%d")
-        self.theme = theme
+        date = date or time.strftime("%Y-%m-%d")
+        self.theme, self.date = theme, date
         self.path = folder / f"{theme}_{slug(device)}_{date}.json"
         found = json.loads(self.path.read_text()) if resume and self.path.exists() else {}
         if found.get("settings") == dict(settings):

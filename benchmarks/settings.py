@@ -109,6 +109,6 @@ class Settings:
         del plain["resume"]
         return {**plain, "encoder": self.encoder_name}
 
-    def record(self, theme: str) -> Record:
-        """A result file of this theme that names these settings."""
-        return Record(theme, self.results, self.chip, self.named(), resume=self.resume)
+    def record(self, theme: str, date: str = "") -> Record:
+        """A result file of this theme that names these settings, of today unless a date is given."""
+        return Record(theme, self.results, self.chip, self.named(), resume=self.resume, date=date)

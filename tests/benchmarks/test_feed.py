@@ -187,6 +187,17 @@ def test_a_child_that_fails_or_takes_too_long_is_named_and_only_the_latter_done_
     assert not settings.record("failing children").has("before")
 
 
+def test_a_child_that_starts_after_midnight_adds_to_the_file_of_its_run(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(child, "run_bounded", lambda command, seconds, env: child.main(*command[3:]))
+    record = settings.record("by night")
+    monkeypatch.setattr("time.strftime", lambda pattern: "2999-01-01")
+    assert child.in_child(add_row, record, settings, "title", "row", bound_s=2)
+    assert [row["name"] for row in record.rows] == ["row"]
+    assert [path.name for path in settings.results.glob("by night_*")] == [record.path.name]
+
+
 def _gone(pid: int) -> bool:
     """A killed process takes its time to go, and its row until somebody asks for it."""
     for _ in range(200):
