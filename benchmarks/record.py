@@ -49,8 +49,8 @@ class Measured:
 class Record:
     """A result file of one theme; `add` and `skip` write it at once, so that a part cut short leaves rows.
 
-    With `resume` it goes on with today's file of the same settings, where there is one. `date` is another
-    day's than today.
+    With `resume` it goes on with today's file of the same settings and machine, where there is one. `date` is
+    another than today's.
     """
 
     def __init__(
@@ -66,14 +66,15 @@ class Record:
         self.theme, self.date = theme, date
         self.path = folder / f"{theme}_{slug(device)}_{date}.json"
         found = json.loads(self.path.read_text()) if resume and self.path.exists() else {}
-        if found.get("settings") == dict(settings):
+        machine = describe(device)
+        if found.get("settings") == dict(settings) and _same(found.get("machine", machine), machine):
             self._content: dict[str, Any] = found
             return
         self._content = {
             "theme": theme,
             "date": date,
             "command": _command(),
-            "machine": describe(device),
+            "machine": machine,
             "settings": dict(settings),
             "rows": [],
             "skipped": [],
@@ -140,6 +141,11 @@ class Record:
         temporary = self.path.with_suffix(".partial")
         temporary.write_text(json.dumps(self._content, indent=1) + "\n")
         temporary.replace(self.path)
+
+
+def _same(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Rows of another machine, or of other versions, must not stand beside these as if of one run."""
+    return all(before.get(name) == now[name] for name in now.keys() - {"load_average_before"})
 
 
 def _rounded(value: float) -> float:

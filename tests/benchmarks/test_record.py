@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -35,6 +36,21 @@ def test_the_file_is_there_after_every_row_and_reads_back(tmp_path: Path) -> Non
     assert [(row.name, row.median, row.cpu_us) for row in found.rows] == [("a", 2.0, 4.0)]
     assert found.skipped == [{"name": "b", "reason": "no such thing here"}]
     assert (found.theme, found.slug, found.date) == ("host", "cpu", found.content["date"])
+
+
+@pytest.mark.parametrize(
+    ("other", "kept"),
+    [({"load_average_before": 99.0}, ["a"]), ({"cpu_cores": 999}, []), ({"packages": {"torch": "1.0"}}, [])],
+)
+def test_only_what_the_same_machine_measured_is_gone_on_with(
+    tmp_path: Path, other: dict[str, Any], kept: list[str]
+) -> None:
+    record = Record("host", tmp_path, CPU, {})
+    record.add(Measured(name="a", values=[1.0]))
+    content = json.loads(record.path.read_text())
+    record.path.write_text(json.dumps(content | {"machine": content["machine"] | other}))
+    resumed = Record("host", tmp_path, CPU, {}, resume=True)
+    assert [row["name"] for row in resumed.rows] == kept
 
 
 def test_a_file_says_what_it_was_measured_on_and_no_folders(
