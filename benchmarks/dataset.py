@@ -57,6 +57,9 @@ def make_dataset(folder: Path, spec: DatasetSpec, num_processes: int) -> str:
     if marker.exists() and json.loads(marker.read_text()) == asdict(spec):
         return pattern
     folder.mkdir(parents=True, exist_ok=True)
+    marker.unlink(missing_ok=True)  # cut off in the middle, they must not pass for those of the spec before
+    for shard in folder.glob("bench-*.tar"):
+        shard.unlink()
     first = folder / "bench-00000.tar"
     numbers = range(spec.distinct)
     if num_processes == 1:
@@ -65,9 +68,7 @@ def make_dataset(folder: Path, spec: DatasetSpec, num_processes: int) -> str:
         with ProcessPoolExecutor(num_processes) as processes:
             _write(first, processes.map(partial(_image, spec), numbers, chunksize=8))
     for number in range(1, spec.num_shards):
-        link = folder / f"bench-{number:05d}.tar"
-        link.unlink(missing_ok=True)
-        link.symlink_to(first.name)
+        (folder / f"bench-{number:05d}.tar").symlink_to(first.name)
     marker.write_text(json.dumps(asdict(spec)))
     return pattern
 

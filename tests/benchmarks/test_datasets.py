@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from benchmarks import dataset
 from benchmarks.dataset import KINDS, DatasetSpec, cut_dataset, make_dataset
 from tests.conftest import read_members
 
@@ -59,6 +60,26 @@ def test_shards_are_made_once_and_linked(tmp_path: Path) -> None:
     make_dataset(tmp_path, DatasetSpec(short_side=48, distinct=2, num_shards=3), 1)
     assert first.stat().st_mtime_ns != before
     assert spec.num_images == 6
+
+
+def test_fewer_shards_are_as_many_as_asked_for(tmp_path: Path) -> None:
+    for count in (5, 2):
+        make_dataset(tmp_path, DatasetSpec(short_side=32, distinct=2, num_shards=count), 1)
+        assert len(list(tmp_path.glob("bench-*.tar"))) == count
+
+
+def test_shards_cut_off_in_the_middle_pass_for_no_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = DatasetSpec(short_side=32, distinct=3, num_shards=1)
+    make_dataset(tmp_path, spec, 1)
+    whole = read_members(tmp_path / "bench-00000.tar")
+    monkeypatch.setattr(dataset, "_saved", lambda *image, **options: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        make_dataset(tmp_path, DatasetSpec(short_side=48, distinct=3, num_shards=1), 1)
+    monkeypatch.undo()
+    make_dataset(tmp_path, spec, 1)
+    assert read_members(tmp_path / "bench-00000.tar") == whole
 
 
 def test_small_shards_hold_the_first_samples_of_a_large_one(tmp_path: Path) -> None:
