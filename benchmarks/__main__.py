@@ -32,11 +32,11 @@ def _command(work: Callable[[Settings], None]) -> Callable[..., None]:
         head: str = "random:0",
         backend: str = "auto",
         precision: str = "auto",
-        batch_size: Annotated[int, typer.Option(help="0: the default of the device.")] = 0,
-        distinct: Annotated[int, typer.Option(help="Distinct images in a shard; 0: as fits.")] = 0,
-        num_shards: Annotated[int, typer.Option(help="Times the shard is read; 0: as fits.")] = 0,
-        repeats: int = 0,
-        seconds: float = 0.0,
+        batch_size: Annotated[int, typer.Option(min=0, help="0: the default of the device.")] = 0,
+        distinct: Annotated[int, typer.Option(min=0, help="Distinct images in a shard; 0: as fits.")] = 0,
+        num_shards: Annotated[int, typer.Option(min=0, help="Times the shard is read; 0: as fits.")] = 0,
+        repeats: Annotated[int, typer.Option(min=0, help="0: as fits.")] = 0,
+        seconds: Annotated[float, typer.Option(min=0, help="Of a repeat without an end; 0: as fits.")] = 0.0,
         quick: Annotated[bool, typer.Option(help="Fewer images and repeats.")] = False,
         resume: Annotated[bool, typer.Option(help="Go on with today's result of the same options.")] = False,
         data: Annotated[Path, typer.Option(help="Where the shards are made.")] = Path("build/bench-data"),
@@ -132,7 +132,7 @@ def check(
 @app.command()
 def simulate(
     gpu: Annotated[str, typer.Option(help="Whose measured rate a worker has.")] = "h100",
-    shards: Annotated[int, typer.Option(help="0: a million; a few where quick.")] = 0,
+    shards: Annotated[int, typer.Option(min=0, help="0: a million; a few where quick.")] = 0,
     seed: int = 0,
     quick: bool = False,
     results: Path = RESULTS,
@@ -141,8 +141,11 @@ def simulate(
     from benchmarks.simulate import QUICK_SHARDS, QUICK_WORKERS, SHARDS, WORKERS, write_simulation
     from dali_aesthetic.plan import known_rates
 
+    gpu, rates = gpu.lower(), known_rates()
+    if gpu not in rates:
+        raise typer.BadParameter(f"--gpu {gpu}: measured were {', '.join(rates)}")
     count, sizes = (QUICK_SHARDS, QUICK_WORKERS) if quick else (SHARDS, WORKERS)
-    path = write_simulation(results, gpu, known_rates()[gpu], shards or count, sizes, seed)
+    path = write_simulation(results, gpu, rates[gpu], shards or count, sizes, seed)
     typer.echo(f"wrote {path}")
 
 

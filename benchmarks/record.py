@@ -73,7 +73,7 @@ class Record:
         self._content = {
             "theme": theme,
             "date": date,
-            "command": _command(),
+            "command": typed_command(),
             "machine": machine,
             "settings": dict(settings),
             "rows": [],
@@ -152,7 +152,7 @@ def _rounded(value: float) -> float:
     return float(f"{value:.6g}")
 
 
-def _command() -> str:
+def typed_command() -> str:
     """As typed, without the folders it was given: they say nothing about the result."""
     words = iter(sys.argv[1:])
     kept = []

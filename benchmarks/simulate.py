@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.cluster import Cluster, Outcome, simulate
+from benchmarks.record import typed_command
 from dali_aesthetic.plan import Rate
 
 WORKERS = (256, 1024, 4096, 8192, 16_384)
@@ -90,7 +91,7 @@ def write_simulation(
     content = {
         "theme": "simulation",
         "date": date,
-        "command": "python -m benchmarks simulate",
+        "command": typed_command(),
         "machine": {"hardware": f"simulated workers, each as fast as one {rate.hardware}"},
         "settings": {"shards": shards, "seed": seed, "images_per_second_of_a_worker": rate.images_per_second},
         "note": f"{shards:,} {assumptions}; a worker's rate is from {rate.source}",

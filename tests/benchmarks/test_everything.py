@@ -52,6 +52,7 @@ def test_an_option_that_no_part_has_is_said_before_any_part_begins(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begun: list[str], command: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    shown = CliRunner().invoke(app, [command, "--device", "cpu", "--sekonds", "9"])
-    assert shown.exit_code == 2
-    assert begun == []
+    for wrong in (("--sekonds", "9"), ("--repeats", "-1")):
+        shown = CliRunner().invoke(app, [command, "--device", "cpu", *wrong])
+        assert shown.exit_code == 2
+        assert begun == []

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from benchmarks.__main__ import app
 from benchmarks.cluster import Cluster, simulate
 from benchmarks.plots import write_plots
 from benchmarks.result import read_result
@@ -89,3 +92,20 @@ def test_the_quick_form_writes_a_result_and_a_plot(tmp_path: Path) -> None:
     assert rate.source in result.content["note"]
     (plot,) = write_plots([result], tmp_path)
     assert "static split" in plot.read_text()
+
+
+def test_the_result_says_with_what_options_it_was_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ["simulate", "--quick", "--shards", "300", "--gpu", "H100"]
+    monkeypatch.setattr(sys, "argv", ["x", *command, "--results", str(tmp_path)])
+    assert CliRunner().invoke(app, sys.argv[1:]).exit_code == 0
+    (path,) = tmp_path.glob("simulation_h100_*.json")
+    assert read_result(path).content["command"] == f"python -m benchmarks {' '.join(command)}"
+
+
+@pytest.mark.parametrize("options", [("--gpu", "a100"), ("--shards", "-3")])
+def test_options_that_can_not_be_are_named(tmp_path: Path, options: tuple[str, ...]) -> None:
+    shown = CliRunner().invoke(app, ["simulate", "--quick", "--results", str(tmp_path), *options])
+    assert shown.exit_code == 2
+    assert options[0] in shown.output
