@@ -66,7 +66,9 @@ def main(name: str, question: str, theme: str, date: str, title: str, *words: st
         getattr(importlib.import_module(module), function)(record, settings, *words)
     except Exception as error:  # whatever it is, the other measurements go on
         traceback.print_exc()
-        record.skip(title, f"{type(error).__name__}: {error}".splitlines()[0][:300])
+        # A row that is there was measured: the failure has a name of its own then.
+        skipped = f"{title}: what comes after it" if record.row(title) else title
+        record.skip(skipped, f"{type(error).__name__}: {error}".splitlines()[0][:300])
         return 1
     return 0
 

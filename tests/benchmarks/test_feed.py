@@ -187,6 +187,18 @@ def test_a_child_that_fails_or_takes_too_long_is_named_and_only_the_latter_done_
     assert not settings.record("failing children").has("before")
 
 
+def test_a_child_that_fails_after_its_row_leaves_it(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(child, "run_bounded", lambda command, seconds, env: child.main(*command[3:]))
+    record = settings.record("failing late")
+    assert child.in_child(fail, record, settings, "before", bound_s=2)
+    assert [row["name"] for row in record.rows] == ["before"]
+    assert record.get("skipped") == [
+        {"name": "before: what comes after it", "reason": "RuntimeError: no such luck"}
+    ]
+
+
 def test_a_child_that_starts_after_midnight_adds_to_the_file_of_its_run(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
