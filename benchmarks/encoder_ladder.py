@@ -205,5 +205,7 @@ def _with_outliers(left_out: tuple[str, ...]) -> dict[str, Scorer]:
 
 def _write(path: Path, result: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=1) + "\n")
+    partial = path.with_suffix(".partial")  # its time may be over in the middle of a write
+    partial.write_text(json.dumps(result, indent=1) + "\n")
+    partial.replace(path)
     path.with_suffix(".md").write_text(ladder_markdown(result))

@@ -73,7 +73,10 @@ def read_result(path: Path) -> Result:
 
 def read_record(path: Path) -> dict[str, Any]:
     """The content of a result file. Raises ValueError for a file that is none."""
-    content = json.loads(path.read_text())
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is no result of these benchmarks: {error}") from error
     if not isinstance(content, dict) or not ("ladder" in content or {"rows", "theme"} <= content.keys()):
         raise ValueError(f"{path} is no result of these benchmarks")
     return content

@@ -126,9 +126,10 @@ def test_the_ladder_is_read_as_rows() -> None:
     assert ladder.machine["hardware"] == "H100 80GB HBM3"
 
 
-def test_a_file_that_is_no_result_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "host_cpu_2026-01-01.json").write_text("[1]")
-    with pytest.raises(ValueError, match="no result of these benchmarks"):
+@pytest.mark.parametrize("text", ["[1]", '{"theme": "host", "ro', "\xff"])
+def test_a_file_that_is_no_result_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "host_cpu_2026-01-01.json").write_text(text, encoding="latin-1")
+    with pytest.raises(ValueError, match=r"host_cpu_2026-01-01.json is no result of these benchmarks"):
         read_results(tmp_path)
 
 
