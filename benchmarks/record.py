@@ -50,7 +50,7 @@ class Record:
     """A result file of one theme; `add` and `skip` write it at once, so that a part cut short leaves rows.
 
     With `resume` it goes on with today's file of the same settings and machine, where there is one. `date` is
-    another than today's.
+    that of the file of the process that asked for this one, which may have more cores or other packages.
     """
 
     def __init__(
@@ -62,17 +62,17 @@ class Record:
         resume: bool = False,
         date: str = "",
     ) -> None:
-        date = date or time.strftime("%Y-%m-%d")
-        self.theme, self.date = theme, date
-        self.path = folder / f"{theme}_{slug(device)}_{date}.json"
+        self.theme, self.date = theme, date or time.strftime("%Y-%m-%d")
+        self.path = folder / f"{theme}_{slug(device)}_{self.date}.json"
         found = json.loads(self.path.read_text()) if resume and self.path.exists() else {}
         machine = describe(device)
-        if found.get("settings") == dict(settings) and _same(found.get("machine", machine), machine):
+        same_machine = bool(date) or _same(found.get("machine", machine), machine)
+        if found.get("settings") == dict(settings) and same_machine:
             self._content: dict[str, Any] = found
             return
         self._content = {
             "theme": theme,
-            "date": date,
+            "date": self.date,
             "command": typed_command(),
             "machine": machine,
             "settings": dict(settings),

@@ -53,6 +53,16 @@ def test_only_what_the_same_machine_measured_is_gone_on_with(
     assert [row["name"] for row in resumed.rows] == kept
 
 
+def test_a_child_goes_on_with_its_parents_file_whatever_it_sees_of_the_machine(tmp_path: Path) -> None:
+    """It may have fewer cores, or other packages on its path."""
+    record = Record("host", tmp_path, CPU, {})
+    record.add(Measured(name="a", values=[1.0]))
+    content = json.loads(record.path.read_text())
+    record.path.write_text(json.dumps(content | {"machine": content["machine"] | {"cpu_cores": 999}}))
+    child = Record("host", tmp_path, CPU, {}, resume=True, date=record.date)
+    assert [row["name"] for row in child.rows] == ["a"]
+
+
 def test_a_file_says_what_it_was_measured_on_and_no_folders(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
