@@ -77,7 +77,7 @@ class Crew:
         self._first_shards = list(shards[:_SHARDS_TO_SETTLE_ON])
         while self._record is None:
             self._step()
-        self.stats = RunStats()  # the clock starts here, as for a single process
+        self.stats = RunStats(incidents=self.stats.incidents)  # the clock starts here, as for one process
         return self._record
 
     def work(self, shards: Sequence[Shard]) -> None:
