@@ -80,6 +80,7 @@ class WorkerProcess:
 
     def answer(self, shard: object) -> None:
         """Gives it a shard, or None: no more of this stream, or at all."""
+        self.heard_at = time.monotonic()  # it said nothing while it waited, however long that was
         with suppress(OSError):  # it has died, which its end tells
             self.asks.send(shard)
 

@@ -16,6 +16,7 @@ from dali_aesthetic.launch.crew import Crew
 from dali_aesthetic.launch.process import WorkerProcess
 from dali_aesthetic.launch.slots import Slot
 from dali_aesthetic.stats import Tally
+from dali_aesthetic.types import Shard, ShardReport
 
 SLOTS = [Slot(name=f"GPU {i}", visible=None, threads=1, sharers=2) for i in range(2)]
 READY = Ready({"identity": {}})
@@ -70,6 +71,10 @@ def make(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Slot], list[Any
     return make
 
 
+def shard(name: str) -> Shard:
+    return Shard(index=0, name=name, kind="tar", source=f"{name}.tar")
+
+
 def test_a_gpu_that_is_given_up_before_the_first_worker_is_ready_is_told(
     make: Callable[[Callable[[Slot], list[Any]]], Crew],
 ) -> None:
@@ -81,3 +86,17 @@ def test_a_gpu_that_is_given_up_before_the_first_worker_is_ready_is_told(
         *["GPU 1 died by SIGSEGV"] * 3,
         "GPU 1 was given up after 3 deaths in a row",
     ]
+
+
+def test_a_worker_that_waited_long_for_its_shard_is_not_taken_for_hung(
+    make: Callable[[Callable[[Slot], list[Any]]], Crew],
+) -> None:
+    report = ShardReport(name="a", source="a.tar")
+    with make(
+        lambda slot: [[READY, FIRST], [], [report, FIRST]] if slot is SLOTS[0] else [[READY, FIRST]]
+    ) as crew:
+        crew.first_record([])
+        (waiting, _) = crew._workers()
+        waiting.heard_at -= 10_000
+        crew.work([shard("a")])
+    assert [one.name for one in crew.stats.reports] == ["a"]
