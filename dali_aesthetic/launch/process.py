@@ -124,6 +124,7 @@ class WorkerProcess:
             statuses=self.committed.statuses,
             presets=presets,
             work=self.tally.work,
+            waits=self.tally.waits,
             seconds=self.tally.seconds,
         )
 

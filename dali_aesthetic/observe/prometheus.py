@@ -15,13 +15,20 @@ from dali_aesthetic.stats import RunStats
 if TYPE_CHECKING:
     from prometheus_client import Metric as Family
 
+_COUNTERS = frozenset(metric.name for metric in METRICS if metric.kind == "counter")
+
 
 class _Collector:
     """Reads the run when it is asked, so that a scrape has the values of its own moment."""
 
     def __init__(self, gpus: Gpus) -> None:
         self._gpus = gpus
-        self.stats, self.num_shards = RunStats(), 0
+        self.follow(RunStats(), 0)
+
+    def follow(self, stats: RunStats, num_shards: int) -> None:
+        """Shows `stats` from now on."""
+        self._stats, self._num_shards = stats, num_shards
+        self._highest: dict[tuple[str, tuple[str, ...]], float] = {}
 
     def collect(self) -> Iterator[Family]:
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -32,12 +39,20 @@ class _Collector:
             )
             for metric in METRICS
         }
-        for name, labels, value in read_metrics(self.stats, self.num_shards, self._gpus.read()):
-            families[name].add_metric(labels, value)
+        for name, labels, value in read_metrics(self._stats, self._num_shards, self._gpus.read()):
+            families[name].add_metric(labels, self._risen(name, labels, value))
         yield from families.values()
         version = GaugeMetricFamily(f"{PREFIX}info", "Always 1; the version is a label.", labels=("version",))
         version.add_metric((__version__,), 1)
         yield version
+
+    def _risen(self, name: str, labels: tuple[str, ...], value: float) -> float:
+        """What a worker did not commit is taken off its counts when it dies; Prometheus takes a counter that
+        falls for one that began anew, and would add all of it a second time."""
+        if name not in _COUNTERS:
+            return value
+        highest = self._highest[name, labels] = max(value, self._highest.get((name, labels), 0.0))
+        return highest
 
 
 class Endpoint:
@@ -55,7 +70,7 @@ class Endpoint:
     @contextmanager
     def watch(self, stats: RunStats, num_shards: int) -> Iterator[None]:
         """Shows `stats` from now on."""
-        self._collector.stats, self._collector.num_shards = stats, num_shards
+        self._collector.follow(stats, num_shards)
         yield
 
 

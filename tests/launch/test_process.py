@@ -1,4 +1,4 @@
-"""What the server has imported that workers on the CPU are forked from."""
+"""What the server has imported that workers on the CPU are forked from, and what counts of a dead one."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import json
 import subprocess
 import sys
 
-from dali_aesthetic.launch.process import _PRELOAD
+from dali_aesthetic.launch.process import _PRELOAD, WorkerProcess
+from dali_aesthetic.stats import Tally
 
 PRELOADED = """
 import importlib, json, sys
@@ -23,3 +24,13 @@ def test_workers_find_what_they_need_and_nothing_slow_besides() -> None:
     loaded = set(json.loads(done.stdout))
     assert {"torch", "pyarrow", "PIL"} <= loaded
     assert not {"open_clip", "timm", "torchvision", "transformers", "ray", "typer"} & loaded
+
+
+def test_of_a_dead_worker_its_committed_samples_and_all_of_its_time_count() -> None:
+    worker = WorkerProcess.__new__(WorkerProcess)
+    waits = {("decode", "consumer"): 2.0}
+    worker.tally = Tally(num_samples=9, num_kept=5, work={"decode": 3.0}, waits=waits, seconds=4.0)
+    worker.committed = Tally(num_samples=6, num_kept=3, statuses={"ok": 6})
+    assert worker.settled() == Tally(
+        num_samples=6, num_kept=3, statuses={"ok": 6}, work={"decode": 3.0}, waits=waits, seconds=4.0
+    )

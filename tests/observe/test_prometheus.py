@@ -17,7 +17,7 @@ from dali_aesthetic.launch.local import run
 from dali_aesthetic.observe.metrics import METRICS, PREFIX
 from dali_aesthetic.observe.session import observing
 from dali_aesthetic.overlap import every
-from dali_aesthetic.stats import RunStats
+from dali_aesthetic.stats import RunStats, Tally
 
 Scrape = dict[tuple[str, tuple[str, ...]], float]
 
@@ -69,6 +69,23 @@ def test_a_run_is_scraped_while_it_works(config: Callable[..., Config]) -> None:
     assert after["shards_planned", ()] == 4
     with pytest.raises(urllib.error.URLError):
         scrape(url)
+
+
+def test_counters_do_not_fall_when_a_worker_dies(config: Callable[..., Config]) -> None:
+    said: list[str] = []
+    stats = RunStats()
+    with observing(config(observe={"metrics_port": 0}), None, said.append) as watch:
+        assert watch is not None
+        seen = []
+        with watch(stats, 2):
+            for count, seconds in ((1000, 10.0), (900, 12.0), (1100, 13.0)):
+                stats.set_worker("GPU 0", Tally(num_samples=count, seconds=seconds))
+                values = scrape(said[0].removeprefix("metrics: "))
+                seen.append([values[name, ("GPU 0",)] for name in ("samples_total", "samples_per_second")])
+        with watch(RunStats(), 1):
+            anew = scrape(said[0].removeprefix("metrics: "))
+    assert seen == [[1000, 100], [1000, 75], [1100, pytest.approx(1100 / 13)]], "a gauge is what it is now"
+    assert anew["samples_total", ("main",)] == 0
 
 
 def test_it_ends_with_a_run_that_fails(config: Callable[..., Config]) -> None:
