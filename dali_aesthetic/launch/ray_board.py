@@ -58,6 +58,10 @@ class Board:
         fresh = tuple(s for s in shards if s.name not in self._reports and s not in open_ones)
         return Duty(fresh=fresh, suspects=suspects, reports=known)
 
+    def counted(self, worker: str) -> Tally:
+        """What was done under this name by a worker that died: the next one on its GPU goes on from there."""
+        return self._workers.get(worker, Tally())
+
     def begin(self, name: str) -> None:
         """A worker takes the shard."""
         self._begun[name] = self._begun.get(name, 0) + 1

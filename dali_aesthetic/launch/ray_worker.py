@@ -69,7 +69,7 @@ class ShardWorker:
         self._name = _name(order)
         self._config, self._sharers = _prepared(order)
         self._worker = self._build(identity)
-        self._before = Tally()
+        self._before: Tally = self._tell("counted", self._name)
         self._stats: RunStats | None = None
 
     def _build(self, identity: dict[str, Any]) -> Worker:

@@ -22,14 +22,15 @@ import torch
 import yaml
 
 from dali_aesthetic.config import Config, ConfigError
-from dali_aesthetic.launch import local
+from dali_aesthetic.launch import local, ray_worker
 from dali_aesthetic.launch.engine import run
 from dali_aesthetic.launch.ray import MOST_SHARDS_A_TASK, tasks
 from dali_aesthetic.launch.ray_board import Board
-from dali_aesthetic.launch.ray_worker import TASK
+from dali_aesthetic.launch.ray_worker import TASK, Order, ShardWorker
 from dali_aesthetic.launch.signals import keeping_handlers
 from dali_aesthetic.overlap import every
 from dali_aesthetic.stats import RunStats, Tally
+from dali_aesthetic.stores.settings import StoreSettings
 from dali_aesthetic.types import Shard, ShardReport
 from tests.conftest import REPOSITORY, jpeg, snapshot, write_shard
 from tests.docs.commands import parse_flags
@@ -236,6 +237,24 @@ def test_a_shard_is_given_up_at_its_third_death_and_its_neighbours_are_not() -> 
     errors = {report.name: report.error for report in duty.reports}
     assert errors == {"a": "", "b": "a worker died over it 3 times; the last one was lost"}
     assert "CUDA error" in board.news().incidents[1]
+
+
+def test_who_takes_over_a_gpu_counts_on_from_who_died_on_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    board = Board()
+    board.count("node GPU 0", Tally(num_samples=1000, seconds=60))
+    monkeypatch.setattr(ray_worker, "_name", lambda order: "node GPU 0")
+    monkeypatch.setattr(ray_worker, "_prepared", lambda order: (order.config, 1))
+    monkeypatch.setattr(ShardWorker, "_build", lambda self, identity: None)
+    monkeypatch.setattr(ShardWorker, "_tell", lambda self, what, *words: getattr(board, what)(*words))
+    there = Order(
+        config=config("in", "out"),
+        folder="",
+        stores=StoreSettings.here(),
+        gpus_each=1,
+        cpus_each=1,
+        most_workers=None,
+    )
+    assert ShardWorker(there, {}, board)._tally() == Tally(num_samples=1000, seconds=60)
 
 
 def test_an_error_that_all_would_meet_is_kept_for_the_driver() -> None:
