@@ -25,7 +25,7 @@ from dali_aesthetic.report.content import (
 )
 from dali_aesthetic.report.grid import decimal
 from dali_aesthetic.report.outliers import FEWEST_SHARDS, find_outliers
-from dali_aesthetic.report.rows import FIRST_HEAD
+from dali_aesthetic.report.rows import FIRST_HEAD, recorded_heads, scored_by
 from dali_aesthetic.report.survey import Survey, survey
 from dali_aesthetic.report.thumbnails import Thumbnails
 from dali_aesthetic.report.timing import read_speed
@@ -95,7 +95,7 @@ def _values(output: Path, found: Survey) -> dict[str, Any]:
 
 
 def _pictures(output: Path, found: Survey) -> dict[str, Any]:
-    upright = bool(_scored_by(found.record).get("apply_exif"))
+    upright = bool(scored_by(found.record).get("apply_exif"))
     pictures = Thumbnails(output, upright=upright)
     bands, at_cut = found.picks.bands(), found.picks.at_cut()
     # Those at the cut first: they are what the page is for, should the size run out.
@@ -114,24 +114,16 @@ def _pictures(output: Path, found: Survey) -> dict[str, Any]:
 
 def _heads(found: Survey) -> list[str]:
     """The heads' names, as recorded or else as the columns tell."""
-    names = _scored_by(found.record).get("heads", [])
-    if isinstance(names, list) and len(names) == len(found.heads):
-        return [str(name) for name in names]
+    names = recorded_heads(found.record)
+    if len(names) == len(found.heads):
+        return names
     return [column.removeprefix(f"{FIRST_HEAD}_") for column in found.heads]
-
-
-def _scored_by(record: dict[str, Any]) -> dict[str, Any]:
-    """The identity of the run that scored, also where `filter` or `compact` made the output from its own."""
-    identity: dict[str, Any] = record.get("identity", {})
-    while isinstance(before := identity.get("run", identity.get("scored_by")), dict):
-        identity = before
-    return identity
 
 
 def _random_weights(record: dict[str, Any]) -> bool:
     """Whether any part of the model was random: then the scores mean nothing."""
     model = record.get("config", {}).get("model", {})
-    files = [file.get("name") for file in _scored_by(record).get("weights", [])]
+    files = [file.get("name") for file in scored_by(record).get("weights", [])]
     used = [model.get("weights"), *(model.get("heads") or []), *files]
     return any(str(name).partition(":")[0] == "random" for name in used)
 

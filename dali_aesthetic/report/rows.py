@@ -69,10 +69,31 @@ def run_record(output: Path) -> dict[str, Any]:
     return record
 
 
-def head_columns(shards: Sequence[ShardScores]) -> list[str]:
-    """The score columns, the deciding head's first."""
-    columns = pq.read_schema(shards[0].path).names
-    others = (c for c in columns if c.startswith(f"{FIRST_HEAD}_") and c != NORMALISED)
+def scored_by(record: dict[str, Any]) -> dict[str, Any]:
+    """The identity of the run that scored, also where `filter` or `compact` made the output from its own."""
+    identity: dict[str, Any] = record.get("identity", {})
+    while isinstance(before := identity.get("run", identity.get("scored_by")), dict):
+        identity = before
+    return identity
+
+
+def recorded_heads(record: dict[str, Any]) -> list[str]:
+    """The names of the heads, the deciding one's first; empty where the record doesn't tell."""
+    names = scored_by(record).get("heads", [])
+    return [str(name) for name in names] if isinstance(names, list) else []
+
+
+def head_columns(shards: Sequence[ShardScores], heads: Sequence[str] = ()) -> list[str]:
+    """The score columns of the recorded `heads`, the deciding one's first; without a record, what look so.
+
+    Scores are float32. A json field of the samples, which may be called so too, never is.
+    """
+    kinds = {field.name: field.type for field in pq.read_schema(shards[0].path)}
+    scores = [name for name, kind in kinds.items() if kind == pa.float32() and name != NORMALISED]
+    prefixed = ((name, f"{FIRST_HEAD}_{name}") for name in heads[1:])
+    others = [column if column in scores else name for name, column in prefixed]  # punsafe has no prefix
+    if not heads or not set(others) <= set(scores):
+        others = [column for column in scores if column.startswith(f"{FIRST_HEAD}_")]
     return [FIRST_HEAD, *others]
 
 

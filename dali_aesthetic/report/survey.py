@@ -22,6 +22,7 @@ from dali_aesthetic.report.rows import (
     ShardScores,
     committed_shards,
     head_columns,
+    recorded_heads,
     run_record,
     score_range,
 )
@@ -67,7 +68,8 @@ def survey(output: Path, by: str | None = None) -> Survey:
     record = run_record(output)
     cut = run_cut(record)
     upper = _number(record, "max_raw")
-    grids = _grids(shards, head_columns(shards), [cut] if upper is None else [cut, upper])
+    columns = head_columns(shards, recorded_heads(record))
+    grids = _grids(shards, columns, [cut] if upper is None else [cut, upper])
     found = Survey(
         record=record,
         cut=cut,

@@ -86,6 +86,18 @@ def test_several_heads(tmp_path: Path) -> None:
     assert found.heads["aesthetic_score_nsfw"].total == 3
 
 
+@pytest.mark.parametrize("recorded", [True, False])
+def test_a_json_field_that_is_called_as_a_score_is_none(tmp_path: Path, recorded: bool) -> None:
+    fields = {"aesthetic_score_by": "somebody else", "aesthetic_score_old": 7.5}
+    heads = ("laion-v2", "nsfw", "punsafe")
+    output = make_output(tmp_path, {"0": [Item("a", 5.0, json=fields)]}, heads=heads)
+    if not recorded:
+        (output / "run.json").unlink()
+    columns = ["aesthetic_score", "aesthetic_score_nsfw", *(["punsafe"] if recorded else [])]
+    assert list(survey(output).heads) == columns
+    assert survey(output, by="aesthetic_score_by").groups is not None
+
+
 def test_scores_without_a_cut_take_the_default_presets(tmp_path: Path) -> None:
     output = make_output(tmp_path, {"0": items([4.0, 6.0])}, record={"identity": {"min_raw": None}})
     assert survey(output).cut == 5.0
