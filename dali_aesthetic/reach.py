@@ -77,11 +77,17 @@ def reach_ray(address: str | None = None) -> Iterator[Finding]:
     except metadata.PackageNotFoundError:
         yield Finding("ray", Verdict.FAIL, "not installed", "pip install 'dali-aesthetic[ray]'")
         return
-    address = address or os.environ.get("RAY_ADDRESS", "")
-    if address in ("", "auto"):
+    wanted = address or os.environ.get("RAY_ADDRESS", "")
+    address = "" if wanted == "local" else wanted
+    if wanted in ("", "auto"):
         address = _RAY_CLUSTER.read_text().strip() if _RAY_CLUSTER.exists() else ""
+    if wanted == "auto" and not address:
+        fix = "start one (ray start --head), or unset RAY_ADDRESS"
+        yield Finding("ray", Verdict.FAIL, f"{version}; the address is auto, but no cluster runs here", fix)
+        return
     if not address:
-        yield Finding("ray", Verdict.OK, f"{version}; no cluster is known: a run starts one on this machine")
+        known = "the address is local" if wanted else "no cluster is known"
+        yield Finding("ray", Verdict.OK, f"{version}; {known}: a run starts one on this machine")
         return
     parts = urlsplit(address if "://" in address else f"//{address}")
     try:

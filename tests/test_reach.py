@@ -81,6 +81,17 @@ def test_ray_answers_or_not(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     assert "RAY_ADDRESS" in silent.fix
 
 
+def test_the_words_that_ray_knows_for_an_address(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(reach.metadata, "version", lambda name: "2.99")
+    monkeypatch.setattr(reach, "_RAY_CLUSTER", tmp_path / "none")
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    found = one(reach.reach_ray())
+    assert (found.verdict, "no cluster runs here" in found.detail) == (Verdict.FAIL, True)
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+    found = one(reach.reach_ray())
+    assert (found.verdict, "starts one on this machine" in found.detail) == (Verdict.OK, True)
+
+
 def test_without_ray_the_fix_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(name: str) -> str:
         raise reach.metadata.PackageNotFoundError(name)
