@@ -94,21 +94,26 @@ def _step(environ: Mapping[str, str]) -> Task:
     if "SLURM_STEP_ID" not in environ or "SLURM_PROCID" not in environ:
         return ALONE
     count = _number(environ, "SLURM_STEP_NUM_TASKS", _number(environ, "SLURM_NTASKS", 1))
-    per_node = environ.get("SLURM_STEP_TASKS_PER_NODE", environ.get("SLURM_TASKS_PER_NODE", "1"))
     return Task(
         index=_number(environ, "SLURM_PROCID"),
         count=count,
         local_index=_number(environ, "SLURM_LOCALID", 0),
-        local_count=_tasks_here(per_node, _number(environ, "SLURM_NODEID", 0)),
+        local_count=_tasks_here(environ, _number(environ, "SLURM_NODEID", 0)),
     )
 
 
-def _tasks_here(per_node: str, node: int) -> int:
+def _tasks_here(environ: Mapping[str, str], node: int) -> int:
     """From a list such as `4(x2),3`: four on each of two nodes, three on the next."""
+    step, job = "SLURM_STEP_TASKS_PER_NODE", "SLURM_TASKS_PER_NODE"
+    name = step if step in environ else job
+    text = environ.get(name, "1")
     counts: list[int] = []
-    for part in per_node.split(","):
-        number, _, times = part.partition("(x")
-        counts += [int(number)] * int(times.rstrip(")") or 1)
+    try:
+        for part in text.split(","):
+            number, _, times = part.partition("(x")
+            counts += [int(number)] * int(times.rstrip(")") or 1)
+    except ValueError:
+        raise ConfigError(f"{name} is {text!r} in the environment: it should be as 4(x2),3") from None
     return counts[min(node, len(counts) - 1)]
 
 

@@ -83,6 +83,7 @@ def test_torchrun() -> None:
     [
         ({**ARRAY, "SLURM_ARRAY_TASK_COUNT": "3"}, "without gaps"),
         ({**SRUN, "SLURM_PROCID": "seven"}, "SLURM_PROCID is 'seven'"),
+        ({**SRUN, "SLURM_STEP_TASKS_PER_NODE": "two"}, "SLURM_STEP_TASKS_PER_NODE is 'two'"),
         ({**SRUN, "SLURM_PROCID": "7"}, "task 7 of 7"),
         ({"RANK": "8", "WORLD_SIZE": "8"}, "task 8 of 8"),
     ],
