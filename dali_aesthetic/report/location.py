@@ -20,7 +20,8 @@ def report_at(output: str, html: Path | None = None, by: str | None = None) -> s
     folders = ("stats", "scores")
     names = [f"{folder}/{name}" for folder in folders for name in list_files(join(output, folder))]
     with mirrored(output, ["run.json", *names]) as root:
-        page = write_report(root, html=html, by=by)
+        # The copy's own name is a temporary one, another each time.
+        page = write_report(root, html=html, by=by, title=output.rstrip("/").rpartition("/")[2])
         if html is not None:
             return str(page)
         Uploader(output).put(REPORT, page)

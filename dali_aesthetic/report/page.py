@@ -34,16 +34,19 @@ REPORT = "report.html"
 NONE = "-"
 
 
-def write_report(output: str | Path, *, html: str | Path | None = None, by: str | None = None) -> Path:
+def write_report(
+    output: str | Path, *, html: str | Path | None = None, by: str | None = None, title: str | None = None
+) -> Path:
     """Writes one self-contained page about the run in `output` and returns its path.
 
     `html` is where (default `output`/report.html); `by` is a column of the scores to break the keep rate
-    down by. Nothing is scored: pictures come from the kept shards and, where still there, from the sources.
-    Raises `NothingToReport`, a ValueError, where `output` holds no committed shard or no such column.
+    down by; `title` is the page's (default: the folder's name). Nothing is scored: pictures come from the
+    kept shards and, where still there, from the sources. Raises `NothingToReport`, a ValueError, where
+    `output` holds no committed shard or no such column.
     """
     root = Path(output)
     target = Path(html) if html is not None else root / REPORT
-    page = render(root, survey(root, by))
+    page = render(root, survey(root, by), title or root.resolve().name)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
@@ -54,7 +57,7 @@ def write_report(output: str | Path, *, html: str | Path | None = None, by: str 
     return target
 
 
-def render(output: Path, found: Survey) -> str:
+def render(output: Path, found: Survey, title: str) -> str:
     """The page as text."""
     scripts = [Markup(get_plotlyjs()), Markup(_asset("page.js"))]
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
@@ -64,6 +67,7 @@ def render(output: Path, found: Survey) -> str:
         style=Markup(_asset("page.css")),
         scripts=scripts,
         script_hashes=[_hash(script) for script in scripts],
+        title=title,
         **_values(output, found),
     )
 
@@ -78,7 +82,6 @@ def _values(output: Path, found: Survey) -> dict[str, Any]:
     data["otherHeads"] = [bars(one) for column, one in found.heads.items() if column != FIRST_HEAD]
     return {
         "data": embedded(data),
-        "title": output.resolve().name,
         "survey": found,
         "head": heads[0],
         "heads": list(zip(heads, found.heads.values(), strict=True)),
