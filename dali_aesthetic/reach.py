@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 from dali_aesthetic.finding import Finding, Verdict
 from dali_aesthetic.shards.inputs import InputError, expand_braces
 from dali_aesthetic.shards.plan import plan_shards
+from dali_aesthetic.stores.access import open_file
 from dali_aesthetic.stores.location import is_url, join
 from dali_aesthetic.stores.store import store_of
 
@@ -23,7 +24,7 @@ _BLOCK = 512
 
 
 def reach_input(location: str) -> Iterator[Finding]:
-    """Whether an input is there and can be read: of a store one listing and one small read."""
+    """Whether an input is there and can be read: one listing and one small read."""
     try:
         detail = _first_object(location) if is_url(location) else _local(location)
     except Exception as error:  # each store's client has errors of its own
@@ -35,6 +36,9 @@ def reach_input(location: str) -> Iterator[Finding]:
 
 def _local(location: str) -> str:
     shards = plan_shards([location])
+    if shards[0].kind != "folder":  # there a file that can't be read is a row, no failure
+        with open_file(shards[0].source) as file:
+            file.read(_BLOCK)
     return f"{len(shards):,} {shards[0].kind} {'shards' if len(shards) > 1 else 'shard'}"
 
 

@@ -34,6 +34,12 @@ def test_a_local_input_is_counted_or_missed(shards_dir: Path, tmp_path: Path) ->
     assert "none.tar" in missing.detail
 
 
+def test_a_local_input_that_is_listed_but_not_readable_fails(tmp_path: Path) -> None:
+    (tmp_path / "00000.tar").symlink_to(tmp_path / "moved-away")
+    found = one(reach.reach_input(str(tmp_path)))
+    assert (found.verdict, "00000.tar" in found.detail) == (Verdict.FAIL, True)
+
+
 @pytest.mark.parametrize("pattern", ["in", "in/a.tar", "in/*.tar", "in/{a..c}.tar"])
 def test_an_input_in_a_bucket_is_read(bucket: Bucket, pattern: str) -> None:
     for name in "abc":
