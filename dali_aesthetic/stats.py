@@ -58,11 +58,11 @@ class Reports:
         self.bytes_kept = 0
         self._count = 0
         self._problems: list[ShardReport] = []
-        self._latest: deque[ShardReport] = deque(maxlen=_LATEST)
+        self._latest: deque[tuple[int, ShardReport]] = deque(maxlen=_LATEST)
 
     def append(self, report: ShardReport) -> None:
+        self._latest.append((self._count, report))
         self._count += 1
-        self._latest.append(report)
         if report.error or report.damage:
             self._problems.append(report)
         if not report.error:
@@ -81,12 +81,11 @@ class Reports:
     def __iter__(self) -> Iterator[ShardReport]:
         """Those that are kept."""
         yield from list(self._problems)
-        yield from [report for report in list(self._latest) if not (report.error or report.damage)]
+        yield from [report for _, report in list(self._latest) if not (report.error or report.damage)]
 
-    def since(self, count: int) -> list[ShardReport]:
-        """The ones that came after the first `count`, as far as they are among the latest."""
-        latest, new = list(self._latest), self._count - count
-        return latest[-new:] if new > 0 else []
+    def since(self, count: int) -> list[tuple[int, ShardReport]]:
+        """The ones after the first `count` with their numbers, as far as they are among the latest."""
+        return [(number, report) for number, report in list(self._latest) if number >= count]
 
 
 @dataclass(slots=True)

@@ -106,7 +106,10 @@ def test_of_many_reports_the_problems_are_kept_and_all_are_counted() -> None:
     assert len(stats.reports) == 5001
     assert [report.name for report in stats.failed] == ["bad"]
     assert len(list(stats.reports)) == 1001
-    assert [report.name for report in stats.reports.since(4999)] == ["4998", "4999"]
+    assert [(number, report.name) for number, report in stats.reports.since(4999)] == [
+        (4999, "4998"),
+        (5000, "4999"),
+    ]
     assert stats.reports.since(5001) == []
 
 

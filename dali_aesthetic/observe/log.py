@@ -68,12 +68,13 @@ class _Follower:
         self._said_at = time.monotonic()
 
     def look(self) -> None:
-        reports, incidents = self._stats.reports.since(self._num_reports), self._stats.incidents
-        for report in reports:
+        for number, report in self._stats.reports.since(self._num_reports):
             self._report(report)
+            self._num_reports = number + 1  # of very many some are passed over, none comes twice
+        incidents = self._stats.incidents
         for incident in incidents[self._num_incidents :]:
             self._log.write("worker_died", "warning", message=incident)
-        self._num_reports, self._num_incidents = self._num_reports + len(reports), len(incidents)
+        self._num_incidents = len(incidents)
         if time.monotonic() - self._said_at >= _PROGRESS_SECONDS:
             self._said_at = time.monotonic()
             workers = {name: tally.num_samples for name, tally in dict(self._stats.workers).items()}

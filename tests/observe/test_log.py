@@ -16,6 +16,7 @@ from dali_aesthetic.observe import log
 from dali_aesthetic.observe.log import json_log
 from dali_aesthetic.observe.session import observing
 from dali_aesthetic.stats import RunStats, Tally
+from dali_aesthetic.types import ShardReport
 
 
 def events(path: Path) -> list[dict[str, Any]]:
@@ -70,6 +71,19 @@ def test_progress_and_deaths_of_workers_are_told(tmp_path: Path, monkeypatch: py
     assert found["worker_died"]["message"] == "CPU 1 died"
     assert found["progress"]["workers"] == {"CPU 0": 7}
     assert found["end"]["level"] == "info"
+
+
+def test_no_shard_comes_twice_however_many_end_between_two_looks(tmp_path: Path) -> None:
+    stats, path = RunStats(), tmp_path / "log.jsonl"
+    with json_log(str(path)) as file:
+        follower = log._Follower(file, stats)
+        stats.reports += [ShardReport(name=str(index), source="a.tar") for index in range(1500)]
+        follower.look()
+        follower.look()
+        stats.reports.append(ShardReport(name="last", source="a.tar"))
+        follower.look()
+    names = [line["name"] for line in events(path)]
+    assert names == [*map(str, range(500, 1500)), "last"]
 
 
 def test_a_dash_is_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
