@@ -27,6 +27,8 @@ Examples:
 Exit code: 0 all right, 1 something is wrong (it is listed), 2 wrong configuration.
 """
 _SHOWN = 50
+_SAMPLE = 1000
+_NAMES = {"heads": "--head", "model_dir": "--model-dir"}
 
 
 @commands.command(epilog=EXAMPLES)
@@ -40,7 +42,9 @@ def verify(
         typer.Option(help="Measure this precision against PIL and fp32: auto, fp32, fp16, bf16, fp8."),
     ] = None,
     input: Input = None,
-    sample: Annotated[int, typer.Option(min=1, help="Images to measure the precision on.")] = 1000,
+    sample: Annotated[
+        int | None, typer.Option(min=1, help="Images to measure the precision on, 1000 if not given.")
+    ] = None,
     backend: Annotated[
         str | None, typer.Option(help="auto, eager, torchscript, compile, export, triton or fused.")
     ] = None,
@@ -65,11 +69,21 @@ def verify(
     def work() -> int:
         if (output is None) == (precision is None):
             raise ConfigError("give the output of a run, or --precision with --input, and not both")
+        flags = {"input": input, "device": device, "model": model}
         if output is not None:
+            _refuse_idle({"sample": sample, "input": input, "device": device, **model})
             return _verify_output(output, against_input, json)
-        return _verify_precision({"input": input, "device": device, "model": model}, sample, json)
+        if against_input:
+            raise ConfigError("--against-input is for the output of a run: --precision measures no output")
+        return _verify_precision(flags, sample or _SAMPLE, json)
 
     guarded(verbose, work)
+
+
+def _refuse_idle(flags: dict[str, Any]) -> None:
+    """Raises ConfigError for what is of no use beside an output, which says itself what it was made from."""
+    if idle := ", ".join(_NAMES.get(name, f"--{name}") for name, value in flags.items() if value):
+        raise ConfigError(f"{idle}: for --precision alone; the output of a run is checked without")
 
 
 def _verify_output(output: str, against_input: bool, json: Path | None) -> int:

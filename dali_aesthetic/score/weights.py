@@ -27,7 +27,7 @@ from dali_aesthetic.score.registry import (
     PublishedFile,
     openai_model,
 )
-from dali_aesthetic.score.spec import TowerSpec, spec_of
+from dali_aesthetic.score.spec import TowerSpec, model_config, spec_of
 
 __all__ = [
     "ResolvedFile",
@@ -78,6 +78,8 @@ def load_tower(encoder: str, weights: str, model_dir: Path | None) -> tuple[Visi
     if quick_gelu not in (None, spec.quick_gelu):
         _LOG.info("%s was trained with %s: used", path, "QuickGELU" if quick_gelu else "GELU")
         spec = spec.with_quick_gelu(not spec.quick_gelu)
+    if quick_gelu is None and model_config(other := f"{encoder}-quickgelu"):
+        _LOG.warning("%s doesn't say which GELU it has: GELU, by the name %s; else %s", path, encoder, other)
     if checkpoint.statistics not in (None, (spec.mean, spec.std)):
         _LOG.info("%s was trained on pixels of mean and std %s: used", path, checkpoint.statistics)
         spec = spec.with_statistics(*checkpoint.statistics)

@@ -42,6 +42,8 @@ def plan_shards(
     _check_output(texts, str(output))
     if name_parquet(texts):
         return parquet_shards(texts, image_column, str(output))
+    if image_column:
+        raise InputError(f"--image-column {image_column} is for Parquet, and {', '.join(texts)} is none")
     found = [locate(text, str(output)) for text in texts]
     if len(found) == 1 and found[0].image_folder:
         return _image_shards(found[0], samples_per_shard)

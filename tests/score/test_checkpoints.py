@@ -151,14 +151,21 @@ def test_openai_archive(tiny: str, images_NCHW: Tensor, tmp_path: Path) -> None:
 
 
 def test_openai_weights_are_known_by_their_hash(
-    tiny: str, open_clip_model: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: str,
+    open_clip_model: nn.Module,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     path = tmp_path / "weights.safetensors"
     _save_safetensors(open_clip_model.state_dict(), path)
     tower, file = load_tower(tiny, str(path), None)
     assert not tower.spec.quick_gelu
+    assert "doesn't say which GELU it has: GELU, by the name tiny-vit; else tiny-vit-quickgelu" in caplog.text
+    caplog.clear()
     monkeypatch.setattr("dali_aesthetic.score.weights.OPENAI_SHA256", OPENAI_SHA256 | {file.sha256})
     assert load_tower(tiny, str(path), None)[0].spec.quick_gelu
+    assert caplog.text == ""
 
 
 def test_open_clips_folder_says_which_gelu(tiny: str, open_clip_model: nn.Module, tmp_path: Path) -> None:

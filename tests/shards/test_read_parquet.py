@@ -147,6 +147,12 @@ def test_capital_letters_name_parquet_too(tmp_path: Path) -> None:
         plan_shards(tmp_path)
 
 
+def test_a_column_of_images_is_refused_where_there_are_none(tmp_path: Path) -> None:
+    (tmp_path / "a.tar").touch()
+    with pytest.raises(InputError, match=r"--image-column photo is for Parquet, and .* is none"):
+        plan_shards(tmp_path, image_column="photo")
+
+
 @pytest.mark.parametrize("beside", ["00000.tar", "photo.jpg"])
 def test_parquet_beside_tars_or_images_is_their_metadata(dataset: Path, tmp_path: Path, beside: str) -> None:
     (tmp_path / beside).write_bytes(b"x")

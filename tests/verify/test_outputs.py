@@ -204,3 +204,13 @@ def test_the_command_lists_problems_and_says_it_by_its_exit_code(output: Path, t
     assert json.loads(file.read_text())["problems"][0][0] == "a"
     assert CliRunner().invoke(app, ["verify"]).exit_code == 2
     assert CliRunner().invoke(app, ["verify", str(output), "--precision", "fp32"]).exit_code == 2
+
+
+@pytest.mark.parametrize(
+    "idle", [["--sample", "3"], ["--input", "photos"], ["--head", "a"], ["--model-dir", "models"]]
+)
+def test_an_option_that_would_do_nothing_is_refused(output: Path, idle: list[str]) -> None:
+    called = CliRunner().invoke(app, ["verify", str(output), *idle])
+    assert (called.exit_code, called.output.split()[:2]) == (2, ["error", f"{idle[0]}:"])
+    measured = CliRunner().invoke(app, ["verify", "--precision", "fp32", "--against-input", "--input", "x"])
+    assert (measured.exit_code, measured.output.split()[:2]) == (2, ["error", "--against-input"])
