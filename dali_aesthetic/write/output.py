@@ -146,11 +146,16 @@ def _check_source(output: str, shards: Sequence[Shard], done: set[str]) -> None:
     except (ValueError, KeyError, TypeError):
         return  # `verify` says what is wrong with it
     now = next((shard for shard in shards if shard.name == name or shard.source == source), None)
-    if now is not None and (now.name, now.source) != (name, source):
+    if now is not None and (now.name, _place(now.source)) != (name, _place(source)):
         raise OutputMismatch(
             f"{output} holds {name}, made of {source}, but {now.source} is to be {now.name} now: the input's "
             "list of shards changed. Give another output folder, or the old list"
         )
+
+
+def _place(source: str) -> str:
+    """The same for every spelling of a local path."""
+    return source if is_url(source) else os.path.realpath(source)
 
 
 def _changes(output: str, shard: Shard) -> str:

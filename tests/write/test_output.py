@@ -149,6 +149,23 @@ def test_a_list_that_names_other_shards_than_are_done_is_refused(tmp_path: Path)
         pending("a/0", "b/0")
 
 
+def test_a_list_of_the_same_files_by_other_paths_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for text in ("in/0", "in/1"):
+        make_tar(tmp_path / f"{text}.tar", ["a8"])
+    (tmp_path / "link").symlink_to("in")
+    listed, out = tmp_path / "list.txt", tmp_path / "out"
+    listed.write_text("in/0.tar\n")
+    shards = plan_shards(f"@{listed}")
+    open_output(out, RECORD, shards)
+    run(out, shards)
+    for folder in ("in", "./in", str(tmp_path / "in"), "link"):
+        listed.write_text(f"{folder}/0.tar\n{folder}/1.tar\n")
+        assert [shard.name for shard in open_output(out, RECORD, plan_shards(f"@{listed}"))] == ["1"]
+
+
 @pytest.mark.parametrize("folder", ["shards", "shards/deeper", "scores", "stats", "quarantine"])
 def test_an_input_where_the_outputs_files_go_is_refused_and_stays(tmp_path: Path, folder: str) -> None:
     """`data/shards/00000.tar` with `--output data` would be replaced by what is kept of it."""
