@@ -29,7 +29,10 @@ def open_output(output: str | Path, record: Mapping[str, Any], shards: Sequence[
     Raises RunMismatch or OutputMismatch (ValueErrors) where it holds another run, another input or this one,
     and OSError where it can't be written. Removes what dead processes left half written.
     """
-    _check_apart(os.fspath(output), shards)
+    config = record.get("config", {})
+    _check_apart(os.fspath(output), shards, writes_tars=not config.get("scores_only"))
+    if whole := config.get("part_of"):  # where the cut will write: told before the scoring, not after it
+        _check_apart(whole, shards)
     write_run_record(output, record)
     clean_leftovers(output)
     return pending_shards(output, shards)
@@ -103,9 +106,10 @@ def _files(root: Path, below: bool = True) -> Iterator[str]:
             folders.clear()
 
 
-def _check_apart(output: str, shards: Iterable[Shard]) -> None:
+def _check_apart(output: str, shards: Iterable[Shard], writes_tars: bool = True) -> None:
     """Raises OutputMismatch for an input that lies where the run's own files go: they would replace it."""
-    own = [join(output, folder) for folder in (*FOLDERS, QUARANTINE, EMBEDDINGS)]
+    folders = (*FOLDERS, QUARANTINE, EMBEDDINGS)
+    own = [join(output, folder) for folder in folders if writes_tars or folder != "shards"]
     if not is_url(output):
         own = [os.path.realpath(folder) for folder in own if os.path.isdir(folder)]
     if not own:

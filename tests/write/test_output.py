@@ -179,6 +179,19 @@ def test_an_input_where_the_outputs_files_go_is_refused_and_stays(tmp_path: Path
     assert tree(tmp_path) == before
 
 
+def test_scores_beside_their_shards_replace_nothing_but_a_cut_there_would(tmp_path: Path) -> None:
+    """`score --input data/shards --output data` goes on; --keep-top there is refused before it scores."""
+    make_tar(tmp_path / "shards" / "00000.tar", ["a1", "a8"])
+    shards = plan_shards(str(tmp_path / "shards"), output=tmp_path)
+    scores = {**RECORD, "config": {"scores_only": True}}
+    assert open_output(tmp_path, scores, shards) == shards
+    half = {**RECORD, "config": {"scores_only": True, "part_of": str(tmp_path)}}
+    with pytest.raises(OutputMismatch, match="puts its own files, which would replace it"):
+        open_output(tmp_path / "scored", half, shards)
+    with pytest.raises(OutputMismatch, match="puts its own files, which would replace it"):
+        open_output(tmp_path, RECORD, shards)
+
+
 def test_an_input_beside_the_outputs_folders_is_none_of_them(tmp_path: Path) -> None:
     make_tar(tmp_path / "shards-raw" / "00000.tar", ["a8"])
     (tmp_path / "shards").mkdir()
