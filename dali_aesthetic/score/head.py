@@ -120,6 +120,16 @@ class HeadBank(nn.Module):
         by_kind = sorted(range(len(heads)), key=lambda index: not heads[index].mlp.affine)
         self._columns = [by_kind.index(index) for index in range(len(heads))]
 
+    @property
+    def columns(self) -> tuple[int, ...]:
+        """Where each head's score is among those of the affine heads and then of the others."""
+        return tuple(self._columns)
+
+    @property
+    def mlps(self) -> tuple[HeadMLP, ...]:
+        """The heads that aren't affine, in their order."""
+        return tuple(head for head in self.others if isinstance(head, HeadMLP))
+
     def forward(self, embeddings_ND: Tensor) -> Tensor:
         """Scores [N, H], float32, on each head's own scale, of embeddings of any dtype and length."""
         unit_ND = F.normalize(embeddings_ND.float(), dim=-1)

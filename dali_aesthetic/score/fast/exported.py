@@ -78,6 +78,9 @@ def package_path(
         "format": _FORMAT,
         "spec": dataclasses.asdict(tower.spec),
         "heads": heads.names,
+        # Weights alone don't tell which head is which, nor what lies between their layers.
+        "columns": heads.columns,
+        "layers": [(head.relus, head.sigmoid) for head in heads.mlps],
         "weights": [_digest(tower), _digest(heads)],
         "precision": precision,
         "batch_size": batch_size,

@@ -16,7 +16,7 @@ from torch import Tensor
 from dali_aesthetic.score.clip import VisionTower
 from dali_aesthetic.score.fast import cache, compiled, exported
 from dali_aesthetic.score.fast.backend import Backend, build_backend
-from dali_aesthetic.score.head import Head, HeadBank, head_from_state
+from dali_aesthetic.score.head import Head, HeadBank, HeadMLP, head_from_state
 from dali_aesthetic.score.random_init import random_head_state, random_tower_state
 from dali_aesthetic.score.spec import TowerSpec
 
@@ -150,6 +150,27 @@ def test_a_package_is_named_by_all_that_it_depends_on(tiny_spec: TowerSpec) -> N
     assert usual == path()
     others = [path(seed=1), path(head=1), path(precision="bf16"), path(batch_size=17)]
     assert len({usual, *others}) == 5
+
+
+def test_heads_of_the_same_weights_that_score_otherwise_have_packages_of_their_own(
+    tiny_spec: TowerSpec,
+) -> None:
+    weights = [(torch.ones(8, 32), torch.zeros(8)), (torch.ones(8, 8), torch.ones(8)), random_layer(8)]
+    bent, less_bent = HeadMLP(weights, relu=True), HeadMLP(weights, relu=(True, False))
+    share, affine = HeadMLP(weights, relu=True, sigmoid=True), HeadMLP([random_layer(32)], relu=False)
+    banks = [[bent], [less_bent], [share], [bent, affine], [affine, bent]]
+    tower = VisionTower.from_state(tiny_spec, random_tower_state(tiny_spec))
+    paths = {
+        exported.package_path(
+            tower, HeadBank([Head(f"h{i}", mlp) for i, mlp in enumerate(bank)], 32), CPU, "fp32", 16
+        )
+        for bank in banks
+    }
+    assert len(paths) == len(banks)
+
+
+def random_layer(inputs: int) -> tuple[Tensor, Tensor]:
+    return torch.randn(1, inputs, generator=torch.Generator().manual_seed(inputs)), torch.zeros(1)
 
 
 @pytest.mark.parametrize("name", ["compile", "export"])
