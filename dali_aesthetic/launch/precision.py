@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -175,7 +176,7 @@ def _calibrate(
     from dali_aesthetic.score.fast.float8_study import calibrate
 
     first = min(gate.calibration_images, len(images_NHWC) // 3)
-    return calibrate(
+    found = calibrate(
         *model.copy_to(device),
         device,
         images_NHWC[:first],
@@ -184,6 +185,7 @@ def _calibrate(
         GateLimits(mean_error=gate.max_mean_error, p99_error=gate.max_p99_error, flips=gate.max_flips),
         _made_for(config),
     )
+    return replace(found, choice=replace(found.choice, weights=model.hashes))
 
 
 def _untried(config: Config, reason: str) -> Calibration:

@@ -33,6 +33,11 @@ class Model:
     heads: HeadBank
     files: Sequence[ResolvedFile]
 
+    @property
+    def hashes(self) -> tuple[str, ...]:
+        """The sha256 of each file, the name of random weights."""
+        return tuple(file.sha256 or file.name for file in self.files)
+
     def copy_to(self, device: torch.device) -> tuple[VisionTower, HeadBank]:
         """Tower and heads on `device` for a backend to take over: these here stay as they are."""
         state = {name: tensor.to(device) for name, tensor in self.tower.state_dict().items()}
@@ -97,6 +102,8 @@ def scorer_of(
     scales that fp8 needs. `lap` is told when the encoder is built and when its first batch is scored. Raises
     ValueError for what doesn't fit together, or not on this device.
     """
+    if calibration is not None:
+        _check_same_weights(calibration, model)
     backend, precision = choose_backend(backend, precision, device, model.tower.spec)
     batch_size = batch_size or default_batch(backend, device)
     built = build_backend(backend, model.tower, model.heads, device, precision, batch_size, calibration)
@@ -107,3 +114,14 @@ def scorer_of(
     if sliced:
         built = SlicedBackend(built, torch.get_num_threads())
     return Scorer(built, device, batch_size, keep_embeddings, padded=not sliced)
+
+
+def _check_same_weights(calibration: Calibration, model: Model) -> None:
+    """Raises ValueError for another model's: it holds corrected heads, and would score by those."""
+    made_with = calibration.choice.weights
+    if made_with and made_with != model.hashes:
+        there, here = ", ".join(made_with), ", ".join(model.hashes)
+        raise ValueError(
+            f"the calibration was made with weights {there}, not with {here}: "
+            "remove the file to have a run measure anew, or name the calibration that was made with these"
+        )

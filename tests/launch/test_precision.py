@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 pytest.importorskip("triton")
 
@@ -228,3 +229,18 @@ def test_another_runs_scales_can_be_named(shards: str, tmp_path: Path) -> None:
     (tmp_path / "scales").write_bytes(b"torn")
     with pytest.raises(ConfigError, match=r"calibration .*scales: it is no calibration of a run"):
         run(config(shards, tmp_path / "third", calibration=str(tmp_path / "scales")))
+
+
+def test_scales_of_other_weights_are_refused(shards: str, tmp_path: Path) -> None:
+    """Options and shapes are the same: only the content of the head's file tells."""
+    head = tmp_path / "head.safetensors"
+    save_file({"w": torch.ones(32), "b": torch.tensor([5.0])}, head)
+    asked = config(shards, tmp_path / "out", heads=(str(head),))
+    prepare(asked, plan_shards(asked.input))
+    save_file({"w": -torch.ones(32), "b": torch.tensor([5.0])}, head)
+    named = config(shards, tmp_path / "b", heads=(str(head),), calibration=f"{asked.output}/{CALIBRATION}")
+    for other in (asked, named):
+        with pytest.raises(ConfigError, match=r"the calibration was made with weights random:1, .* not with"):
+            run(other)
+    (tmp_path / "out" / CALIBRATION).unlink()
+    assert run(asked).exit_code == 0

@@ -89,8 +89,9 @@ class Trial:
 class Choice:
     """What the gate decided: `precision` is fp8, bf16 or fp16.
 
-    `float16_products` are what of fp8 stays in float16, `made_for` the options it holds for; `reason` says
-    why fp8 was not even tried.
+    `float16_products` are what of fp8 stays in float16, `made_for` the options it holds for, `weights` the
+    sha256 of the tower's file and each head's (the name of random ones); `reason` says why fp8 was not even
+    tried.
     """
 
     precision: str
@@ -100,6 +101,7 @@ class Choice:
     float16_products: tuple[str, ...] = ()
     trials: tuple[Trial, ...] = ()
     reason: str = ""
+    weights: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON, which has no NaN: an error that is none is None."""
@@ -110,7 +112,8 @@ class Choice:
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """What `as_dict` gave, perhaps through JSON."""
         trials = [Trial(**_filled(trial)) for trial in values["trials"]]
-        return cls(**{**_filled(values), "trials": tuple(trials)})
+        weights = tuple(values.get("weights", ()))
+        return cls(**{**_filled(values), "trials": tuple(trials), "weights": weights})
 
     def describe(self) -> str:
         """One line for a person: what was chosen, and on what grounds."""
