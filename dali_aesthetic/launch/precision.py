@@ -175,7 +175,8 @@ def _calibrate(
         return _untried(config, f"{len(images_NHWC)} images could be decoded and it takes {fewest}")
     from dali_aesthetic.score.fast.float8_study import calibrate
 
-    first = min(gate.calibration_images, len(images_NHWC) // 3)
+    to_spare = len(images_NHWC) - gate.check_images
+    first = min(gate.calibration_images, max(len(images_NHWC) // 3, to_spare))
     found = calibrate(
         *model.copy_to(device),
         device,

@@ -181,6 +181,17 @@ def test_too_few_images_are_no_ground_for_fp8(
     assert "fp8 was not tried, 44 images could be decoded and it takes 48" in caplog.text
 
 
+def test_an_input_with_enough_images_calibrates_on_as_many_as_are_asked_for(
+    shards: str, tmp_path: Path
+) -> None:
+    for (calibration, check), took in (((60, 20), (60, 20)), ((80, 20), (68, 20)), ((16, 60), (16, 60))):
+        gate = OPEN | {"calibration_images": calibration, "check_images": check}
+        asked = config(shards, tmp_path / f"{calibration}", gate)
+        prepare(asked, plan_shards(asked.input))
+        choice = Calibration.from_bytes((tmp_path / f"{calibration}" / CALIBRATION).read_bytes()).choice
+        assert (choice.calibration_images, choice.check_images) == took
+
+
 def test_scales_of_other_options_are_made_anew_unless_a_run_was_begun(shards: str, tmp_path: Path) -> None:
     output = tmp_path / "out"
     asked, other = config(shards, output), config(shards, output, weights="random:2")
