@@ -26,6 +26,7 @@ from dali_aesthetic.score.fast.backend import (
     import_libraries,
     resolve_backend,
 )
+from dali_aesthetic.score.registry import OPENAI_SHA256
 from dali_aesthetic.score.scorer import Scorer
 from dali_aesthetic.score.spec import spec_of
 from dali_aesthetic.write.parquet import import_pandas
@@ -174,6 +175,7 @@ def run_record(config: Config, worker: Worker) -> dict[str, Any]:
             "max_member_mb": config.guard.max_member_mb,
         }
         | ({"save_embeddings": True} if config.save_embeddings else {})
+        | _told_beside_the_weights(config, worker)
         | ({"image_column": config.image_column} if config.image_column else {})
         | ({"calibration": scales.sha256} if scales and scales.choice.precision == "fp8" else {})
     )
@@ -183,6 +185,19 @@ def run_record(config: Config, worker: Worker) -> dict[str, Any]:
         "config": config.model_dump(mode="json"),
         "weights": [{key: str(value) for key, value in file.items()} for file in worker.weights],
         "environment": _environment(worker.device),
+    }
+
+
+def _told_beside_the_weights(config: Config, worker: Worker) -> dict[str, Any]:
+    """What isn't as the encoder's name has it: a file beside the checkpoint says so, and has no hash."""
+    spec, named = worker.scorer.backend.spec, spec_of(config.model.encoder)
+    found = {name: getattr(spec, name) for name in ("quick_gelu", "mean", "std")}
+    if worker.weights[0]["sha256"] in OPENAI_SHA256:
+        del found["quick_gelu"]  # the hash tells
+    return {
+        name: list(value) if isinstance(value, tuple) else value  # as JSON gives it back
+        for name, value in found.items()
+        if value != getattr(named, name)
     }
 
 

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import open_clip
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from dali_aesthetic.config import Config, ConfigError, ModelConfig
 from dali_aesthetic.launch import worker as workers
 from dali_aesthetic.launch.worker import build_worker, model_reader, resolve_device, run_record
 from dali_aesthetic.overlap import beside
 from dali_aesthetic.score.fast.backend import CPU_BATCH
+from dali_aesthetic.write.record import RunMismatch, write_run_record
 
 
 def test_auto_takes_the_gpu_where_there_is_one() -> None:
@@ -37,6 +42,32 @@ def test_the_record_tells_what_made_the_output(tiny_model: ModelConfig) -> None:
     assert record["identity"]["precision"] == "fp32"
     assert [weight["name"] for weight in record["identity"]["weights"]] == ["random:1", "random:1"]
     assert record["environment"]["packages"]["torch"] == torch.__version__.split("+")[0]
+
+
+def test_what_a_file_beside_the_weights_says_of_them_is_part_of_what_made_the_output(
+    tiny_model: ModelConfig, tmp_path: Path
+) -> None:
+    """It changes every score, and neither the weights' name nor their hash."""
+    visual = open_clip.create_model(tiny_model.encoder, pretrained=None).visual.state_dict()
+    save_file({f"visual.{name}": tensor for name, tensor in visual.items()}, tmp_path / "model.safetensors")
+    model = tiny_model.model_copy(update={"weights": str(tmp_path)})
+    config = Config(input=("a.tar",), output=str(tmp_path / "out"), device="cpu", model=model)
+
+    def record() -> dict[str, Any]:
+        worker = build_worker(config)
+        worker.decoder.close()
+        return run_record(config, worker)
+
+    write_run_record(tmp_path / "out", record())
+    beside = {
+        "preprocess_cfg": {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]},
+        "model_cfg": {"quick_gelu": True},
+    }
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(beside))
+    with pytest.raises(RunMismatch) as error:
+        write_run_record(tmp_path / "out", record())
+    for field in ("mean: '(not set)' there, [0.5, 0.5, 0.5] now", "std: ", "quick_gelu: '(not set)' there"):
+        assert field in str(error.value)
 
 
 @pytest.fixture
