@@ -78,9 +78,9 @@ class GateConfig(_Section):
 
     calibration_images: int = Field(default=512, ge=16, le=8192)
     check_images: int = Field(default=1024, ge=16, le=16384)
-    max_mean_error: float = Field(default=0.02, ge=0)
-    max_p99_error: float = Field(default=0.08, ge=0)
-    max_flips: float = Field(default=0.01, ge=0)
+    max_mean_error: float = Field(default=0.02, ge=0, allow_inf_nan=False)
+    max_p99_error: float = Field(default=0.08, ge=0, allow_inf_nan=False)
+    max_flips: float = Field(default=0.01, ge=0, allow_inf_nan=False)
 
 
 class GuardConfig(_Section):

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, field_validator, model_validator
 
 RAW_PER_UNIT = 10.0
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +79,8 @@ class Threshold(BaseModel):
         if self.top is not None and not 0.0 < self.top <= 1.0:
             raise ValueError(f"--keep-top {self.top:g} is no share: give one such as 25% or 0.25")
         for flag, value in (("--raw-threshold", self.raw), ("--max-raw-threshold", self.max_raw)):
-            if value is not None and not np.isfinite(value):
-                raise ValueError(f"{flag} {value} is not a number: give one such as 5.0")
+            if value is not None and not abs(value) <= _LARGEST:
+                raise ValueError(f"{flag} {value} is no float32 number: give one such as 5.0")
         for flag, value in (("--threshold", self.unit), ("--max-threshold", self.max_unit)):
             if value is not None and not 0.0 <= value <= 1.0:
                 raise ValueError(_not_a_unit(flag, value))

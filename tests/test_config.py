@@ -30,6 +30,7 @@ def test_a_single_input_is_a_list_of_one() -> None:
         (MINIMAL | {"model": {"heads": []}}, "model.heads: no head given"),
         (MINIMAL | {"model": {"heads": ["a", "a"]}}, "names a head twice"),
         (MINIMAL | {"threshold": {"unit": 5}}, r"^--threshold 5 is outside"),
+        (MINIMAL | {"gate": {"max_flips": float("inf")}}, r"gate.max_flips: inf does not fit"),
         (MINIMAL | {"threshold": 0.9}, r"^threshold: 0.9 does not fit: it is a section"),
     ],
 )

@@ -106,6 +106,8 @@ class Choice:
     def as_dict(self) -> dict[str, Any]:
         """For JSON, which has no NaN: an error that is none is None."""
         plain: dict[str, Any] = json.loads(json.dumps(asdict(self)), parse_constant=lambda _: None)
+        if not self.weights:
+            del plain["weights"]  # a file from before they were noted keeps its hash, which a resume asks for
         return plain
 
     @classmethod

@@ -63,10 +63,11 @@ def build(
     """
     path = package_path(tower, heads, device, precision, batch_size)
     spec, names = tower.spec, heads.names
-    with alone(path):
-        if not path.exists():
-            check_compiler(ExportedBackend.name)
-            export(ScoringModule(tower, heads, DTYPES[precision]).to(device), path, batch_size)
+    if not path.exists():  # a cache that is part of an image can't be written, nor locked
+        with alone(path):
+            if not path.exists():
+                check_compiler(ExportedBackend.name)
+                export(ScoringModule(tower, heads, DTYPES[precision]).to(device), path, batch_size)
     return ExportedBackend(path, spec, names, precision, batch_size)
 
 

@@ -110,6 +110,7 @@ def test_a_choice_survives_json_even_where_scores_were_none() -> None:
     again = type(choice).from_dict(json.loads(json.dumps(choice.as_dict(), allow_nan=False)))
     assert again.as_dict() == choice.as_dict()
     assert "mean error nan" in again.describe()
+    assert "weights" not in choice.as_dict(), "a file from before they were noted keeps its hash"
 
 
 @pytest.mark.parametrize("content", [b"", b"no file at all", b"\x08\0\0\0\0\0\0\0{}      "])
