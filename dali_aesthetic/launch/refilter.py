@@ -12,7 +12,7 @@ from contextlib import nullcontext
 
 import numpy as np
 
-from dali_aesthetic.config import Config, GuardConfig
+from dali_aesthetic.config import Config
 from dali_aesthetic.launch.engine import run
 from dali_aesthetic.launch.result import RunResult, Watch
 from dali_aesthetic.launch.worker import cut_identity
@@ -54,7 +54,8 @@ def filter_scored(config: Config, scores: str, *, watch: Watch | None = None) ->
         todo = open_output(config.output, _record(config, scored_by), shards)
         stats = RunStats()
         with _sink(config, scored_by) as sink, (watch or _unwatched)(stats, len(todo)):
-            _write(todo, scores, sink, stats, _read_limits(config.guard))
+            limits = ReadLimits.of(config.guard.max_member_mb, config.guard.max_tar_gb)
+            _write(todo, scores, sink, stats, limits)
         stats.finish()
     return RunResult(
         stats=stats, num_shards=len(shards), num_skipped=len(shards) - len(todo), threshold=config.threshold
@@ -163,10 +164,6 @@ def _with_limits(config: Config, scored_by: dict[str, object]) -> Config:
     limit = scored_by.get("max_member_mb", config.guard.max_member_mb)
     guard = config.guard.model_copy(update={"max_member_mb": limit})
     return config.model_copy(update={"guard": guard})
-
-
-def _read_limits(guard: GuardConfig) -> ReadLimits:
-    return ReadLimits(max_member_bytes=guard.max_member_mb << 20, max_tar_bytes=guard.max_tar_gb << 30)
 
 
 def _sink(config: Config, scored_by: dict[str, object]) -> ShardSink:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable
 from contextlib import closing
+from dataclasses import replace
 
 from dali_aesthetic.config import Config
 from dali_aesthetic.launch.memory import budget_bytes, memory_bytes
@@ -55,9 +56,8 @@ def _rooms(config: Config, worker: Worker, sink: ShardSink, memory_share: int) -
     budget = budget_bytes(config.guard.memory_budget_gb) // memory_share
     ahead = min(DEFAULT_LIMITS.read_ahead_bytes, budget // 4)
     return Rooms(
-        read_limits=ReadLimits(
-            max_member_bytes=config.guard.max_member_mb << 20,
-            max_tar_bytes=config.guard.max_tar_gb << 30,
+        read_limits=replace(
+            ReadLimits.of(config.guard.max_member_mb, config.guard.max_tar_gb),
             max_download_bytes=memory_bytes() // 2 // memory_share,
             read_ahead_bytes=ahead,
         ),

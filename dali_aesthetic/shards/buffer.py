@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 from dataclasses import dataclass
+from typing import Self
 
 from dali_aesthetic.shards.local_file import LocalFile
 from dali_aesthetic.stores.access import read_whole
@@ -30,6 +31,11 @@ class ReadLimits:
     max_tar_bytes: int = 1 << 40
     max_download_bytes: int = 1 << 40
     read_ahead_bytes: int = DEFAULT_BYTES
+
+    @classmethod
+    def of(cls, max_member_mb: int = 1 << 10, max_tar_gb: int = 1 << 10) -> Self:
+        """In the options' units, MiB and GiB."""
+        return cls(max_member_bytes=max_member_mb << 20, max_tar_bytes=max_tar_gb << 30)
 
 
 DEFAULT_LIMITS = ReadLimits()

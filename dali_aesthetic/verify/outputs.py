@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from dali_aesthetic.compact.compare import compare
 from dali_aesthetic.compact.job import PACKED_FROM
-from dali_aesthetic.config import ConfigError, GuardConfig
+from dali_aesthetic.config import ConfigError
 from dali_aesthetic.shards.buffer import DEFAULT_LIMITS, ReadLimits
 from dali_aesthetic.shards.plan import plan_shards
 from dali_aesthetic.shards.read import read_shards
@@ -125,8 +125,7 @@ def _check_bytes(output: Path, config: dict[str, Any], names: list[str]) -> Iter
 
 def _read_limits(guard: dict[str, Any]) -> ReadLimits:
     """The run's own: what it read under others may be too large under the usual ones."""
-    limits = GuardConfig(**{name: guard[name] for name in ("max_member_mb", "max_tar_gb") if name in guard})
-    return ReadLimits(max_member_bytes=limits.max_member_mb << 20, max_tar_bytes=limits.max_tar_gb << 30)
+    return ReadLimits.of(**{name: guard[name] for name in ("max_member_mb", "max_tar_gb") if name in guard})
 
 
 def _compare(output: Path, shard: Shard, limits: ReadLimits = DEFAULT_LIMITS) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from pathlib import Path
 
@@ -24,7 +23,7 @@ from dali_aesthetic.shards.plan import plan_shards
 from dali_aesthetic.types import Sample, ShardEnd, Status
 from dali_aesthetic.verify.outputs import verify_output
 from dali_aesthetic.write.parquet_rows import QUARANTINE_COLUMNS
-from tests.conftest import jpeg, snapshot
+from tests.conftest import counting_file, jpeg, snapshot
 
 STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
@@ -188,13 +187,7 @@ def test_a_row_group_is_read_in_parts(tmp_path: Path, monkeypatch: pytest.Monkey
     images = [np.random.default_rng(seed).bytes(50_000) for seed in range(2100)]
     pq.write_table(pa.table({"image": images}), tmp_path / "one.parquet", use_dictionary=False)
     asked: list[int] = []
-
-    class Counted(io.FileIO):
-        def read(self, size: int | None = -1, /) -> bytes:
-            asked.append(size or 0)
-            return super().read(size)
-
-    monkeypatch.setattr(parquet, "open_file", Counted)
+    monkeypatch.setattr(parquet, "open_file", counting_file(asked))
     samples, end = _read(tmp_path / "one.parquet")
     assert end.error == ""
     assert [bytes(sample.image or b"") for sample in samples] == images
