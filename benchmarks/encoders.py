@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -19,39 +20,49 @@ from dali_aesthetic.score.head import HeadBank
 from dali_aesthetic.score.spec import spec_of
 from dali_aesthetic.score.weights import load_head
 
-BACKENDS = ("eager", "torchscript", "triton", "fused", "compile", "export")
-PRECISIONS = ("fp32", "fp16", "bf16", "fp8")
-SLOW_TO_COMPILE = ("export", "compile")
+BACKENDS = ("eager", "torchscript", "triton", "fused")
+SLOW_TO_COMPILE = ("compile", "export")
 """Minutes on a CPU; on a GPU half a minute and two. Last, so that what is cut off has all the others."""
+PRECISIONS = ("fp32", "fp16", "bf16", "fp8")
 BASELINE = "open_clip eager"
+HEAD = "head alone"
 
 
 def measure_encoders(record: Record, settings: Settings) -> None:
-    """open_clip's own tower, then each backend that there is in each precision, then the head alone."""
-    device = settings.chip
+    """open_clip's own tower, then each backend that there is in each precision, and the head alone."""
     precision = "fp16" if settings.on_gpu else "fp32"
     if not record.has(f"{BASELINE} {precision}"):
         limit = encoder_limit(record.path, settings.encoder_name, precision)
         record.add(_open_clip_row(settings, precision, limit))
-    for name in BACKENDS:
+    _measure_backends(record, settings, BACKENDS)
+    if not record.has(HEAD):
+        record.add(_head_row(settings))
+    if settings.on_gpu or not settings.quick:
+        _measure_backends(record, settings, SLOW_TO_COMPILE)
+
+
+def _measure_backends(record: Record, settings: Settings, backends: Sequence[str]) -> None:
+    for name in backends:
         for wanted in PRECISIONS:
             if (wanted == "fp32") == settings.on_gpu or (wanted == "bf16" and name != "fused"):
-                continue
-            if name in SLOW_TO_COMPILE and settings.quick and not settings.on_gpu:
                 continue
             if record.has(f"{name} {wanted}"):
                 continue
             try:
-                resolve_backend(name, wanted, device)
+                resolve_backend(name, wanted, settings.chip)
             except ValueError:
                 continue  # this backend, or this precision of it, isn't there
             _measure_backend(record, settings, name, wanted)
+
+
+def _head_row(settings: Settings) -> Measured:
     spec = spec_of(settings.encoder_name)
     head, _ = load_head(settings.head, settings.encoder_name, spec.embed_dim, None)
     bench = make_bench(settings)
-    work = head_work(bench, HeadBank([head], spec.embed_dim).to(device), spec.embed_dim)
-    record.add(bench.measure("head alone", work))
+    work = head_work(bench, HeadBank([head], spec.embed_dim).to(settings.chip), spec.embed_dim)
+    row = bench.measure(HEAD, work)
     bench.worker.decoder.close()
+    return row
 
 
 def encoder_limit(encoders: Path, encoder: str, precision: str) -> float | None:
