@@ -19,6 +19,7 @@ from benchmarks.result_table import (
     plot,
     rows_block,
     rows_table,
+    skipped,
     source,
 )
 from benchmarks.simulation_table import simulation_block
@@ -28,8 +29,8 @@ from benchmarks.throughput_table import encoder_row, end_to_end, throughput_bloc
 __all__ = ["OURS", "blocks", "encoder_row", "end_to_end", "hardware_line", "page"]
 
 _QUEUES = (
-    "Not measured so yet. The steps that led to the present form, in single runs of ten seconds, whole with "
-    "start and end;\n`steady` leaves out the first two shards and the last:"
+    "The steps that led to the present form, in single runs of ten seconds, whole with start and end;\n"
+    "`steady` leaves out the first two shards and the last:"
 )
 _STAGES = ("what", "images/s", "min .. max", "CPU us an image", "W", "JPEG engine, %")
 _CEILINGS = ("what", "median", "unit", "min .. max", "W", "MHz")
@@ -107,11 +108,13 @@ def _gates(rows: Sequence[Row]) -> list[str]:
 
 
 def _feed_block(results: Sequence[Result], up: str) -> str:
-    """The decoder beside a busy encoder; before it was measured so, what was found to starve it."""
-    if found := on_gpus(results, "feed"):
-        return "\n\n".join(f"{_feed_rows(result)}\n\n{source(result, up)}" for result in found)
+    """The decoder beside a busy encoder, and what was found to starve it before it was measured so."""
+    measured = [
+        f"{_feed_rows(result)}\n\n{source(result, up)}{skipped(result)}"
+        for result in on_gpus(results, "feed")
+    ]
     before = _limited_block(results, "queues", "end to end, by encoder", "of the encoder alone", up)
-    return f"{_QUEUES}\n\n{before}" if before else ""
+    return "\n\n".join([*measured, *([_QUEUES, before] if before else [])])
 
 
 def _feed_rows(result: Result) -> str:
@@ -148,14 +151,22 @@ def _asked_for(result: Result) -> str:
 
 
 def _host_block(results: Sequence[Result]) -> str:
-    return "\n\n".join(_host_table(result) for result in newest(results, "host").values())
+    """The newest on each kind and number of cores: what GPU stands beside them changes nothing."""
+    by_cores: dict[str, Result] = {}
+    for result in sorted(newest(results, "host").values(), key=lambda result: result.date):
+        by_cores[_cores(result)] = result
+    return "\n\n".join(_host_table(result) for result in by_cores.values())
 
 
 def _host_table(result: Result) -> str:
     rows = [[row.name, format_number(row.median), format_number(row.cpu_us or 0)] for row in result.rows]
-    cores = result.content.get("cores_used", result.machine.get("cpu_cores"))
-    titles = [f"Host side alone, {cores} cores of {result.machine['cpu']}", "samples/s", "CPU us a sample"]
+    titles = [f"Host side alone, {_cores(result)}", "samples/s", "CPU us a sample"]
     return f"{table(titles, rows)}\n\n{source(result)}"
+
+
+def _cores(result: Result) -> str:
+    count = result.content.get("cores_used", result.machine.get("cpu_cores"))
+    return f"{count} cores of {result.machine['cpu']}"
 
 
 def _precision_block(results: Sequence[Result]) -> str:

@@ -233,7 +233,7 @@ def test_what_a_command_started_ends_with_it(tmp_path: Path) -> None:
     assert pid not in descendants(os.getpid())
 
 
-def test_the_readme_shows_the_newest_feed_and_before_that_what_was_found(tmp_path: Path) -> None:
+def test_the_document_shows_the_newest_feed_what_it_lacks_and_then_what_was_found(tmp_path: Path) -> None:
     before = made_up.result(
         tmp_path, "queues", [made_up.row("end to end, torchscript", 2385.0, limit=2584.0)]
     )
@@ -245,5 +245,6 @@ def test_the_readme_shows_the_newest_feed_and_before_that_what_was_found(tmp_pat
     now = made_up.result(tmp_path, "feed", rows, date="2026-02-01")
     text = blocks([before, now])["feed"]
     assert "| decode beside fused fp8 | 9,000 | 5,900 | 6,000 |" in text
-    assert "torchscript" not in text
+    assert "nothing: made up." in text
+    assert text.index("decode beside") < text.index("The steps that led") < text.index("torchscript")
     assert "| decode alone | 25,000 |  |  |" in page(now)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.result import Result
@@ -111,3 +112,17 @@ def test_a_simulated_cluster_is_a_line_a_case_and_a_column_a_size(tmp_path: Path
     table = shares_table(result).splitlines()
     assert table[0] == "| of all workers' rates | 1 workers | 2 workers |"
     assert table[2:] == ["| dealt | 100% (1 M/s) | 50% (1 M/s) |", "| handed out |  | 95% (1.9 M/s) |"]
+
+
+def test_the_host_has_a_table_for_each_kind_of_cores_not_for_each_gpu_beside_them(tmp_path: Path) -> None:
+    def host(slug: str, rate: float, date: str) -> Result:
+        found = made_up.result(tmp_path, "host", [made_up.row("host loop", rate)], slug, date)
+        return replace(found, machine={**found.machine, "cpu": "Xeon", "cpu_cores": 2})
+
+    old, new = host("cpu", 8000.0, "2026-01-01"), host("h100", 9000.0, "2026-01-02")
+    assert "8,000" in blocks([old])["host"]
+    text = blocks([old, new])["host"]
+    assert "9,000" in text
+    assert "8,000" not in text
+    other = replace(old, machine={**old.machine, "cpu_cores": 4})
+    assert "8,000" in blocks([other, new])["host"]
