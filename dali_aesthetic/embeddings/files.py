@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dali_aesthetic.shards.buffer import is_url
-from dali_aesthetic.shards.inputs import InputError, common_parent, expand_braces, walk
+from dali_aesthetic.shards.inputs import InputError, common_parent, expand_braces
+from dali_aesthetic.shards.listing import walk
 
 _IMAGES = "img_emb"
 

@@ -11,12 +11,14 @@ import re
 from codecs import BOM_UTF8
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice, takewhile
+from itertools import filterfalse, islice, takewhile
 
 from braceexpand import braceexpand
 from fsspec.utils import glob_translate
 
+from dali_aesthetic.shards import outputs
 from dali_aesthetic.shards.formats import IMAGE_RANK, extension
+from dali_aesthetic.shards.listing import missing, walk
 from dali_aesthetic.shards.packed import PackedTexts
 from dali_aesthetic.stores.access import list_files, read_bytes
 from dali_aesthetic.stores.errors import StoreUnusable
@@ -68,35 +70,14 @@ def locate(text: str, exclude: str = "") -> Located:
     raise InputError(f"{text} does not exist" + _current_folder(text))
 
 
-def _missing(paths: Iterable[str]) -> list[str]:
-    """The local `paths` that don't exist; lists each folder once instead of asking for each file."""
-    listed: dict[str, frozenset[str]] = {}
-    missing = []
-    for path in paths:
-        folder, name = os.path.split(path)
-        if folder not in listed:
-            listed[folder] = _names(folder)
-        # Asked for itself too: a folder may be closed to listing, and open to who knows a name.
-        if name not in listed[folder] and not os.path.lexists(path):
-            missing.append(path)
-    return missing
-
-
 def _check_exist(paths: list[str], what: str) -> None:
     """Raises InputError naming the first local `paths` that don't exist."""
-    if missing := _missing(paths):
-        shown = ", ".join(missing[:_SHOWN]) + (", …" if len(missing) > _SHOWN else "")
+    if absent := missing(paths):
+        shown = ", ".join(absent[:_SHOWN]) + (", …" if len(absent) > _SHOWN else "")
         raise InputError(
-            f"{what}: {len(missing)} of its {len(paths)} files do not exist: {shown}"
-            f"{_current_folder(missing[0])}"
+            f"{what}: {len(absent)} of its {len(paths)} files do not exist: {shown}"
+            f"{_current_folder(absent[0])}"
         )
-
-
-def _names(folder: str) -> frozenset[str]:
-    try:
-        return frozenset(os.listdir(folder or "."))
-    except OSError:
-        return frozenset()
 
 
 def _current_folder(path: str) -> str:
@@ -126,6 +107,11 @@ def _folder(path: str, exclude: str) -> Located:
             compressed.append(name)
         else:
             others.append(name)
+    records = [name for name in others if name.endswith(outputs.RECORD)]
+    if images:
+        tars = list(filterfalse(outputs.written_by(records), tars))  # those were made of the images
+    elif reason := outputs.mixture(path, tars, records):
+        raise InputError(reason)
     if tars and images:
         raise InputError(
             f"{path} holds both {len(tars)} tars (like {tars[0]}) and "
@@ -140,30 +126,6 @@ def _folder(path: str, exclude: str) -> Located:
     raise InputError(
         f"nothing to do in {path}: no .tar and no image file in it or below ({len(others)} other files){hint}"
     )
-
-
-def walk(root: str, exclude: str = "") -> Iterator[str]:
-    """Files below `root` as relative paths with `/`, hidden ones left out; each real folder once."""
-    excluded = os.path.realpath(exclude) if exclude else ""
-    visited = {os.path.realpath(root)}
-    folders = [""]
-    while folders:
-        folder, below = folders.pop(), []
-        with os.scandir(os.path.join(root, folder)) as entries:
-            for entry in entries:
-                if entry.name.startswith("."):
-                    continue
-                if entry.is_dir():
-                    below.append(entry)
-                elif entry.is_file() or entry.is_symlink():
-                    # A link to nothing is listed too: it becomes a row or an error, never a silent loss.
-                    yield f"{folder}{entry.name}"
-        # A directory's order is its file system's, and the link by which a folder is reached names its files.
-        for entry in sorted(below, key=lambda entry: (entry.is_symlink(), entry.name)):
-            real = os.path.realpath(entry.path)
-            if real not in visited and real != excluded:
-                visited.add(real)
-                folders.append(f"{folder}{entry.name}/")
 
 
 def _list_file(path: str, exclude: str) -> Located:
@@ -272,12 +234,14 @@ def _remote(text: str, exclude: str) -> Located:
     root = _fixed_root(text)
     fits = re.compile(glob_translate(text)) if glob.has_magic(text) else None
     below = exclude.rstrip("/") + "/" if exclude else "\0"
-    count = 0
+    count, records = 0, list[str]()
     tars = PackedTexts()
     try:
         for name in list_files(root):
             count += 1
             url = f"{root}/{name}"
+            if name.endswith(outputs.RECORD) and not url.startswith(below):
+                records.append(name)
             if extension(name) == "tar" and not url.startswith(below) and (fits is None or fits.match(url)):
                 tars.append(url)
     except StoreUnusable as error:
@@ -286,6 +250,8 @@ def _remote(text: str, exclude: str) -> Located:
         raise InputError(f"{text} can't be listed: {error}") from error
     if not tars:
         raise InputError(f"{text} holds no .tar ({count} other files); a folder of images must be local")
+    if fits is None and (reason := outputs.mixture(root, (url[len(root) + 1 :] for url in tars), records)):
+        raise InputError(reason)
     return Located(root=root, tars=tars)
 
 

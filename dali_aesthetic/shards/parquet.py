@@ -14,9 +14,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.utils import glob_translate
 
+from dali_aesthetic.shards import outputs
 from dali_aesthetic.shards.buffer import DEFAULT_LIMITS, ReadLimits, is_url
 from dali_aesthetic.shards.formats import IMAGE_RANK, extension
-from dali_aesthetic.shards.inputs import InputError, common_parent, expand_braces, walk
+from dali_aesthetic.shards.inputs import InputError, common_parent, expand_braces
+from dali_aesthetic.shards.listing import walk
 from dali_aesthetic.stores.access import list_files, open_file
 from dali_aesthetic.stores.errors import StoreUnusable
 from dali_aesthetic.stores.location import parent
@@ -153,15 +155,20 @@ def _is_folder(text: str) -> bool:
 
 def _files(text: str, exclude: str) -> list[str]:
     if not is_url(text) and os.path.isdir(text):
-        return [os.path.join(text, name) for name in walk(text, exclude) if extension(name) == "parquet"]
+        names = list(walk(text, exclude))
+        below = [name for name in names if extension(name) == "parquet"]
+        records = [name for name in names if name.endswith(outputs.RECORD)]
+        if reason := outputs.mixture(text, below, records, "parquet"):
+            raise InputError(reason)
+        return [os.path.join(text, name) for name in below]
     if os.path.isfile(text):
         return [text]  # its name may hold what a pattern would take for its own: `a[1].parquet`
     members = expand_braces(text)
     if is_url(text):
         return [path for one in members for path in _remote(one, exclude)]
     found = [path for one in members for path in (glob.glob(one, recursive=True) or _named(one))]
-    below = os.path.join(os.path.abspath(exclude), "") if exclude else "\0"
-    return [path for path in found if not os.path.abspath(path).startswith(below)]
+    output = os.path.join(os.path.abspath(exclude), "") if exclude else "\0"
+    return [path for path in found if not os.path.abspath(path).startswith(output)]
 
 
 def _named(path: str) -> list[str]:
