@@ -17,6 +17,7 @@ from braceexpand import braceexpand
 from fsspec.utils import glob_translate
 
 from dali_aesthetic.shards import outputs
+from dali_aesthetic.shards.errors import InputError as InputError
 from dali_aesthetic.shards.formats import IMAGE_RANK, extension
 from dali_aesthetic.shards.listing import missing, walk
 from dali_aesthetic.shards.packed import PackedTexts
@@ -30,10 +31,6 @@ _RANGE = re.compile(r"\{(-?\d+)\.\.(-?\d+)(?:\.\.-?\d+)?\}")
 _PLAIN_TAR = re.compile(r"[^*?\[{]*\.tar", re.IGNORECASE | re.DOTALL)
 _SHOWN = 5
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
-
-
-class InputError(ValueError):
-    """The input names nothing to work on, or not clearly; the text says what and how to mend it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,8 +107,8 @@ def _folder(path: str, exclude: str) -> Located:
     records = [name for name in others if name.endswith(outputs.RECORD)]
     if images:
         tars = list(filterfalse(outputs.written_by(records), tars))  # those were made of the images
-    elif reason := outputs.mixture(path, tars, records):
-        raise InputError(reason)
+    else:
+        tars = outputs.without_copies(path, tars, records)
     if tars and images:
         raise InputError(
             f"{path} holds both {len(tars)} tars (like {tars[0]}) and "
@@ -250,8 +247,9 @@ def _remote(text: str, exclude: str) -> Located:
         raise InputError(f"{text} can't be listed: {error}") from error
     if not tars:
         raise InputError(f"{text} holds no .tar ({count} other files); a folder of images must be local")
-    if fits is None and (reason := outputs.mixture(root, (url[len(root) + 1 :] for url in tars), records)):
-        raise InputError(reason)
+    if fits is None and records:
+        names = outputs.without_copies(root, [url[len(root) + 1 :] for url in tars], records)
+        tars = PackedTexts(f"{root}/{name}" for name in names)
     return Located(root=root, tars=tars)
 
 

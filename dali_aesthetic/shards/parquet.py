@@ -158,9 +158,8 @@ def _files(text: str, exclude: str) -> list[str]:
         names = list(walk(text, exclude))
         below = [name for name in names if extension(name) == "parquet"]
         records = [name for name in names if name.endswith(outputs.RECORD)]
-        if reason := outputs.mixture(text, below, records, "parquet"):
-            raise InputError(reason)
-        return [os.path.join(text, name) for name in below]
+        taken = outputs.without_copies(text, below, records, "parquet")
+        return [os.path.join(text, name) for name in taken]
     if os.path.isfile(text):
         return [text]  # its name may hold what a pattern would take for its own: `a[1].parquet`
     members = expand_braces(text)

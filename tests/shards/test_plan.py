@@ -162,46 +162,6 @@ def test_the_output_below_the_input_is_not_input(tars: Path) -> None:
         assert names == ["a/00000", "a/00001", "b/00000", "b/deep/00002"]
 
 
-@pytest.mark.parametrize("kind", ["tar", "parquet"])
-def test_what_another_run_kept_is_not_taken_a_second_time(tmp_path: Path, kind: str) -> None:
-    kept = (
-        touch(tmp_path, f"0.{kind}", f"b/1.{kind}", "b/kept/run.json", f"b/kept/shards/b/1.{kind}") / "b/kept"
-    )
-    with pytest.raises(InputError, match=rf"holds 2 shards and.* \({kept}\).*twice.*\*\.{kind}"):
-        plan_shards(str(tmp_path))
-    # Its own output, a pattern, outputs alone, and a tar beside a record that is nobody's: all clear.
-    assert [shard.name for shard in plan_shards(str(tmp_path), output=kept)] == ["0", "b/1"]
-    assert [shard.name for shard in plan_shards(str(tmp_path / f"*.{kind}"))] == ["0"]
-    assert [shard.name for shard in plan_shards(str(kept / "shards"))][-1:] == [
-        "b/1" if kind == "tar" else "1"
-    ]
-    touch(
-        tmp_path / "outputs", "one/run.json", f"one/shards/0.{kind}", "two/run.json", f"two/shards/0.{kind}"
-    )
-    assert len(plan_shards(str(tmp_path / "outputs"))) == 2
-    touch(tmp_path / "others", f"0.{kind}", "one/run.json", f"one/0.{kind}")
-    assert len(plan_shards(str(tmp_path / "others"))) == 2
-
-
-def test_what_another_run_kept_of_images_is_no_image(tmp_path: Path) -> None:
-    touch(tmp_path, "1.jpg", "kept/run.json", "kept/shards/00000.tar", "kept/quarantine/00000.tar")
-    (shard,) = plan_shards(str(tmp_path))
-    assert shard.files == ("1.jpg",)
-    touch(tmp_path, "kept/others/00000.tar")
-    with pytest.raises(InputError, match=r"1 tars .* 1 images"):
-        plan_shards(str(tmp_path))
-
-
-def test_what_another_run_kept_at_a_url_is_not_taken_a_second_time() -> None:
-    memory = fsspec.filesystem("memory")
-    for name in ("0.tar", "kept/run.json", "kept/shards/0.tar"):
-        memory.pipe_file(f"/twice/{name}", b"")
-    with pytest.raises(InputError, match=r"twice holds 1 shards and.*\(memory://twice/kept\)"):
-        plan_shards("memory://twice")
-    assert [shard.name for shard in plan_shards("memory://twice", output="memory://twice/kept")] == ["0"]
-    assert [shard.name for shard in plan_shards("memory://twice/**")] == ["0", "kept/shards/0"]
-
-
 @pytest.mark.parametrize("name", ["00000.tar", "1.jpg", "a.parquet"])
 def test_an_output_that_is_the_input_is_refused_before_it_holds_anything(tmp_path: Path, name: str) -> None:
     touch(tmp_path / "data", name)
