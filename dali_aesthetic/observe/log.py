@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
@@ -18,21 +19,31 @@ from dali_aesthetic.overlap import every
 from dali_aesthetic.stats import RunStats
 from dali_aesthetic.types import ShardReport
 
+_LOG = logging.getLogger(__name__)
 _LOOK_SECONDS = 0.5
 _PROGRESS_SECONDS = 30.0
 
 
 class JsonLog:
-    """Writes events to `file`, each one line that is flushed at once."""
+    """Writes events to `file`, each one line that is flushed at once, until that fails: no run ends by its log.
 
-    def __init__(self, file: TextIO) -> None:
-        self._file = file
+    Where the disk is full or a pipe closed, a warning names `target`, and the log ends.
+    """
+
+    def __init__(self, file: TextIO, target: str) -> None:
+        self._file, self._target, self._failed = file, target, False
 
     def write(self, event: str, level: str = "info", **fields: Any) -> None:
         """A line with the time (UTC, RFC 3339), `level`, `event` and `fields`."""
+        if self._failed:
+            return
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
-        self._file.write(json.dumps({"time": now, "level": level, "event": event, **fields}) + "\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps({"time": now, "level": level, "event": event, **fields}) + "\n")
+            self._file.flush()
+        except OSError as error:
+            self._failed = True
+            _LOG.warning("--log-json %s ends here, the run goes on: %s", self._target, error.strerror)
 
     @contextmanager
     def watch(self, stats: RunStats, num_shards: int) -> Iterator[None]:
@@ -104,14 +115,17 @@ class _Follower:
 def json_log(target: str) -> Iterator[JsonLog]:
     """Appends to the file `target`, writes to standard error for `-`. Raises ConfigError where it can't."""
     if target == "-":
-        yield JsonLog(sys.stderr)
+        yield JsonLog(sys.stderr, target)
         return
     try:
         file = Path(target).open("a", encoding="utf-8")  # noqa: SIM115
     except OSError as error:
         raise ConfigError(f"--log-json {target}: {error.strerror}; give a file that can be written") from None
-    with file:
-        yield JsonLog(file)
+    try:
+        yield JsonLog(file, target)
+    finally:
+        with suppress(OSError):  # what could not be written is tried once more
+            file.close()
 
 
 def _counters(stats: RunStats) -> dict[str, Any]:

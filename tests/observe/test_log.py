@@ -98,3 +98,17 @@ def test_a_file_that_cannot_be_written_is_an_error_at_once(tmp_path: Path) -> No
         json_log(str(tmp_path)),
     ):
         pass
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_a_full_disk_ends_the_log_with_a_warning_and_not_the_run(
+    config: Callable[..., Config], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    target = tmp_path / "log.jsonl"
+    target.symlink_to("/dev/full")
+    wanted = config(observe={"log_json": str(target)})
+    with observing(wanted, None) as watch:
+        result = run(wanted, watch=watch)
+    assert len(result.stats.reports) == 4
+    told = [record.getMessage() for record in caplog.records if "--log-json" in record.getMessage()]
+    assert told == [f"--log-json {target} ends here, the run goes on: No space left on device"]
