@@ -25,7 +25,7 @@ _PROGRESS_SECONDS = 30.0
 
 
 class JsonLog:
-    """Writes events to `file`, each one line that is flushed at once, until that fails: no run ends by its log.
+    """Writes events to `file`, each one line that is flushed at once; no run ends because that fails.
 
     Where the disk is full or a pipe closed, a warning names `target`, and the log ends.
     """
