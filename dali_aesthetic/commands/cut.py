@@ -94,8 +94,14 @@ def score(
     inputs = [*(input or []), *(more_input or [])]
     if inputs and all(holds_embeddings(one) for one in inputs):
         model = {"encoder": encoder, "model_dir": model_dir}
-        if config is not None:
-            refusal = f"--config {config} is not read for stored embeddings: give --encoder, --head, --output"
+        unread = {
+            "--config": config, "--weights": weights, "--device": device, "--engine": engine, "--gpus": gpus,
+            "--workers": workers, "--precision": precision, "--batch-size": batch_size,
+            "--num-threads": num_threads, "--image-column": image_column, "--metrics-port": metrics_port,
+            "--metrics-host": metrics_host, "--log-json": log_json, "--wandb": wandb,
+        }  # fmt: skip
+        if given := [name for name, value in unread.items() if value is not None]:
+            refusal = f"{given[0]} is not read for stored embeddings: give --encoder, --head, --output"
             fail(refusal, WRONG_CONFIGURATION)
         saying = Saying(quiet, as_json, verbose)
         guarded(verbose, lambda: score_stored(inputs, output, head, {}, model, saying=saying))

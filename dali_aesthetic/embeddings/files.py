@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import glob
+import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from dali_aesthetic.shards.buffer import is_url
+from dali_aesthetic.shards.formats import IMAGE_RANK, extension
 from dali_aesthetic.shards.inputs import InputError, common_parent, expand_braces
 from dali_aesthetic.shards.listing import walk
 
 _IMAGES = "img_emb"
+_MARK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,8 +36,9 @@ def find_embeddings(inputs: str | Path | Sequence[str | Path], exclude: str = ""
     """
     texts = [str(inputs)] if isinstance(inputs, str | Path) else [str(text) for text in inputs]
     paths = [path for text in texts for path in _located(text, exclude)]
-    if len(set(paths)) < len(paths):
-        twice = next(path for path in paths if paths.count(path) > 1)
+    places = [os.path.abspath(path) for path in paths]
+    if len(set(places)) < len(places):
+        twice = next(path for path in places if places.count(path) > 1)
         raise InputError(f"{twice} is given twice; give each file once")
     root = common_parent(os.path.dirname(path) for path in paths)
     return [
@@ -43,10 +47,30 @@ def find_embeddings(inputs: str | Path | Sequence[str | Path], exclude: str = ""
 
 
 def holds_embeddings(text: str) -> bool:
-    """Whether the input `text` names stored embeddings: it ends in `.npy`, or is a folder that holds some."""
+    """Whether the input `text` names stored embeddings: it ends in `.npy`, or is a folder that holds some.
+
+    Beside tars or images they are not what is to be scored.
+    """
     if text.endswith(".npy"):
         return True
-    return os.path.isdir(text) and bool(_npy_below(text, ""))
+    if not os.path.isdir(text):
+        return False
+    kinds = {extension(name) for name in walk(text)}
+    return "npy" in kinds and "tar" not in kinds and kinds.isdisjoint(IMAGE_RANK)
+
+
+def fingerprint(file: EmbeddingFile) -> str:
+    """A digest of both files' sizes, first and last bytes: it tells another file under the same name, and
+    doesn't read gigabytes to find out."""
+    digest = hashlib.sha256()
+    for path in filter(None, (file.path, file.metadata)):
+        with open(path, "rb") as stream:
+            size = stream.seek(0, os.SEEK_END)
+            digest.update(size.to_bytes(8, "little"))
+            for place in (0, max(0, size - _MARK_BYTES)):
+                stream.seek(place)
+                digest.update(stream.read(_MARK_BYTES))
+    return digest.hexdigest()
 
 
 def _located(text: str, exclude: str) -> list[str]:
@@ -86,13 +110,15 @@ def _metadata(path: str) -> str:
     if not stem.startswith(f"{_IMAGES}_"):
         return ""
     name = f"metadata_{stem.removeprefix(f'{_IMAGES}_')}.parquet"
-    parent = Path(path).resolve().parent
+    parent = Path(path).absolute().parent  # not where a link of the Hugging Face cache leads to
     images = next((folder for folder in (parent, *parent.parents) if folder.name == _IMAGES), parent)
     beside = [images.parent / "metadata", *sorted(images.parent.glob("*-metadata"))]
     folders = [parent, *(folder / parent.relative_to(images) for folder in beside)]
-    for folder in folders:
-        if (folder / name).is_file():
-            return str(folder / name)
+    found = [folder / name for folder in dict.fromkeys(folders) if (folder / name).is_file()]
+    if len(found) > 1:
+        raise InputError(f"{path} has metadata twice, {found[0]} and {found[1]}: leave one of them there")
+    if found:
+        return str(found[0])
     if others := [other for folder in folders for other in folder.glob("metadata_*.parquet")]:
         raise InputError(f"{path} has no {name}, though {others[0]} is there; restore it or move them all")
     return ""

@@ -5,6 +5,8 @@ Shape legend: R rows of a block, H heads.
 
 from __future__ import annotations
 
+import json
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -18,7 +20,7 @@ import pyarrow.parquet as pq
 import torch
 
 import dali_aesthetic
-from dali_aesthetic.embeddings.files import EmbeddingFile, find_embeddings
+from dali_aesthetic.embeddings.files import EmbeddingFile, find_embeddings, fingerprint
 from dali_aesthetic.embeddings.matrix import Block, blocks, open_matrix
 from dali_aesthetic.score.head import HeadBank
 from dali_aesthetic.score.weights import ResolvedFile, load_head
@@ -28,7 +30,7 @@ from dali_aesthetic.threshold import Threshold
 from dali_aesthetic.types import ShardReport, Status
 from dali_aesthetic.write.embedding_scores import EmbeddingScores
 from dali_aesthetic.write.lock import claim
-from dali_aesthetic.write.output import clean_leftovers, committed_names
+from dali_aesthetic.write.output import OutputMismatch, clean_leftovers, committed_names
 from dali_aesthetic.write.record import write_run_record
 
 GROUP_BLOCKS = 128
@@ -79,8 +81,8 @@ def score_embeddings(
     is often several times faster: threads then don't wait for one another at every block.
 
     Raises InputError for inputs that aren't embeddings, NotNormalized, ValueError for heads that don't fit,
-    RunMismatch for an output that holds another run,
-    WeightsUnavailable, and OSError where the output can't be written.
+    RunMismatch for an output that holds another run, OutputMismatch for one with the scores of another file
+    of the same name, WeightsUnavailable, and OSError where the output can't be written.
     """
     if is_url(str(output)):
         raise ValueError(f"--output {output}: scores of embeddings go to a local folder, not to a URL")
@@ -98,6 +100,7 @@ def score_embeddings(
         done = committed_names(root)
         for file in files:
             if file.name in done:
+                _check_same(root, file)
                 result.num_skipped += 1
                 continue
             report = _score_file(file, root, bank, threshold, normalize)
@@ -106,6 +109,18 @@ def score_embeddings(
             if progress is not None:
                 progress(report)
     return result
+
+
+def _check_same(root: Path, file: EmbeddingFile) -> None:
+    """Raises OutputMismatch where the scores of that name were made of something else."""
+    stats = json.loads((root / "stats" / f"{file.name}.json").read_bytes())
+    mark, source = stats.get("fingerprint"), stats.get("source")
+    same = mark == fingerprint(file) if mark else os.path.realpath(str(source)) == os.path.realpath(file.path)
+    if not same:
+        raise OutputMismatch(
+            f"{root} holds scores of {source}, and {file.path}, whose scores would have the same name "
+            f"({file.name}), holds other embeddings or metadata: give another output folder"
+        )
 
 
 def _bank(
@@ -152,7 +167,7 @@ def _score_file(
 ) -> ShardReport:
     matrix = open_matrix(file.path)
     metadata = _metadata(file, len(matrix))
-    sink = EmbeddingScores(output, file.name, file.path, bank.names)
+    sink = EmbeddingScores(output, file.name, file.path, bank.names, fingerprint(file))
     try:
         for group in _groups(blocks(file.path, matrix, normalize)):
             scores_RH = np.concatenate([_scores(block, bank) for block in group])

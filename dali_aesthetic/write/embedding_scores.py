@@ -23,7 +23,8 @@ from dali_aesthetic.write.parquet_stream import ParquetStream
 
 CLASH_PREFIX = "metadata_"
 _KEYS = ("key", "image_path")
-"""Columns of the metadata that name a row, the best first; without one its number does."""
+"""Columns of the metadata that name a row, the best first; where none does, its number."""
+_LARGEST_SIDE = 2**31 - 1
 
 
 class EmbeddingScores:
@@ -33,8 +34,11 @@ class EmbeddingScores:
     before it, but for `key`, `width` and `height`, which fill ours.
     """
 
-    def __init__(self, output: Path, name: str, source: str, head_names: Sequence[str]) -> None:
-        self.name, self.source = name, source
+    def __init__(
+        self, output: Path, name: str, source: str, head_names: Sequence[str], fingerprint: str = ""
+    ) -> None:
+        """`fingerprint` tells `source` from another file of its name."""
+        self.name, self.source, self._fingerprint = name, source, fingerprint
         self._score_names = score_columns(head_names)
         self._scores = output_path(output / "scores", name, ".parquet")
         self._stats = output_path(output / "stats", name, ".json")
@@ -72,14 +76,11 @@ class EmbeddingScores:
         rows, raw_R = len(scores_RH), scores_RH[:, 0]
         given = {} if metadata is None else dict(zip(metadata.column_names, metadata.columns, strict=True))
         offsets = pa.array(np.arange(self.num_rows, self.num_rows + rows), pa.int64())
-        named = next((name for name in _KEYS if _is_text(given.get(name))), "")
-        key = offsets.cast(pa.string())
-        if named:
-            # `image_path` stays a column of its own: it is clip-retrieval's, whatever is in it.
-            known = given.pop(named) if named == "key" else given[named]
-            key = pc.coalesce(known.cast(pa.string()), key)
+        named = [given[name].cast(pa.string()) for name in _KEYS if _is_text(given.get(name))]
+        if _is_text(given.get("key")):
+            del given["key"]  # `image_path` stays: it is clip-retrieval's column, whatever is in it
         columns = {
-            "key": key,
+            "key": pc.coalesce(*named, offsets.cast(pa.string())),
             "status": pa.array(statuses, pa.string()),
             "error_message": pa.array(messages, pa.string()),
             "width": _taken(given, "width", rows),
@@ -112,6 +113,7 @@ class EmbeddingScores:
             source=self.source,
             num_samples=self.num_rows,
             num_kept=self.num_kept,
+            fingerprint=self._fingerprint,
             statuses={
                 status.value: self._statuses[status.value] for status in Status if self._statuses[status]
             },
@@ -132,7 +134,9 @@ def _is_text(column: pa.ChunkedArray | None) -> bool:
 
 
 def _taken(given: dict[str, pa.ChunkedArray], name: str, rows: int) -> pa.Array | pa.ChunkedArray:
-    """A whole number of the metadata as our int32 column, taken out of `given`; else nulls."""
+    """A whole number of the metadata as our int32 column, taken out of `given`; null where it is none."""
     if name in given and pa.types.is_integer(given[name].type):
-        return given.pop(name).cast(pa.int32())
+        sides = given.pop(name)
+        fits = pc.and_(pc.greater_equal(sides, 0), pc.less_equal(sides, _LARGEST_SIDE))
+        return pc.if_else(fits, sides, pa.scalar(None, sides.type)).cast(pa.int32())
     return pa.nulls(rows, pa.int32())

@@ -48,7 +48,7 @@ class ShardEmbeddings:
         """Appends the rows of `samples` that are ok."""
         for row in np.flatnonzero(ok_R).tolist():
             sample = samples[row]
-            self._paths.append(sample.key if sample.shard.kind == "tar" else sample.source)
+            self._paths.append(sample.source if sample.shard.kind == "folder" else sample.key)
             self._sources.append(sample.source)
             self._offsets.append(sample.offset)
             self._sidecars.add(sample.sidecar)

@@ -54,7 +54,11 @@ def test_a_config_that_would_not_be_read_is_refused(embeddings: Path) -> None:
     given = ["score", "-i", embeddings / "e.npy", "-o", embeddings / "c", "--config", embeddings / "run.yaml"]
     refused = _call(*given)
     assert refused.exit_code == 2
-    assert "run.yaml is not read" in refused.output
+    assert "--config is not read for stored embeddings" in refused.output
+    for flag, value in (("--weights", "openai"), ("--device", "cpu"), ("--workers", "2")):
+        refused = _call("score", "-i", embeddings / "e.npy", "-o", embeddings / "c", flag, value)
+        assert refused.exit_code == 2
+        assert f"{flag} is not read for stored embeddings" in refused.output
 
 
 def test_a_wrong_threshold_is_the_message_of_run(embeddings: Path) -> None:

@@ -81,5 +81,36 @@ def test_what_counts_as_embeddings(tmp_path: Path) -> None:
     _npy(tmp_path / "e/a.npy")
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos/a.jpg").write_bytes(b"x")
-    found = [holds_embeddings(str(tmp_path / name)) for name in ("e", "e/a.npy", "photos", "photos/a.jpg")]
-    assert found == [True, True, False, False]
+    _npy(tmp_path / "photos and notes/x.npy").with_name("1.jpg").write_bytes(b"x")
+    _npy(tmp_path / "kept/embeddings/img_emb/img_emb_0.npy")
+    (tmp_path / "kept/shards").mkdir()
+    (tmp_path / "kept/shards/0.tar").write_bytes(b"x")
+    names = ("e", "e/a.npy", "kept/embeddings", "photos", "photos/a.jpg", "photos and notes", "kept")
+    found = [holds_embeddings(str(tmp_path / name)) for name in names]
+    assert found == [True, True, True, False, False, False, False]
+
+
+def test_metadata_lies_beside_a_link_not_beside_what_it_links_to(tmp_path: Path) -> None:
+    blob = _npy(tmp_path / "blobs/aaa.npy")
+    _parquet(tmp_path / "hub/metadata/metadata_0.parquet")
+    (tmp_path / "hub/img_emb").mkdir()
+    (tmp_path / "hub/img_emb/img_emb_0.npy").symlink_to(blob)
+    (found,) = find_embeddings(tmp_path / "hub")
+    assert found.metadata == str(tmp_path / "hub/metadata/metadata_0.parquet")
+
+
+def test_metadata_in_two_folders_is_not_chosen_for_the_user(tmp_path: Path) -> None:
+    _npy(tmp_path / "img_emb/img_emb_0.npy")
+    for folder in ("laion2B-en-metadata", "laion1B-nolang-metadata"):
+        _parquet(tmp_path / folder / "metadata_0.parquet")
+    with pytest.raises(InputError, match=r"metadata twice, .*1B.* and .*2B"):
+        find_embeddings(tmp_path)
+
+
+def test_a_file_given_in_two_spellings_is_given_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _npy(tmp_path / "a.npy")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="given twice"):
+        find_embeddings(["a.npy", "./a.npy"])

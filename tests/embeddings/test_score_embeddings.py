@@ -19,6 +19,7 @@ from dali_aesthetic.embeddings.score import score_embeddings
 from dali_aesthetic.shards.inputs import InputError
 from dali_aesthetic.threshold import Threshold
 from dali_aesthetic.write import RunMismatch
+from dali_aesthetic.write.output import OutputMismatch
 from tests.conftest import snapshot
 
 LAION_V2 = [1.655, 2.359, 3.070, 3.672, 4.238, 4.701, 5.073, 5.365, 5.577, 5.747]
@@ -204,3 +205,33 @@ def test_a_file_without_rows_has_a_score_file_without_rows(tmp_path: Path) -> No
     table = pq.read_table(tmp_path / "out/scores/none.parquet")
     assert table.num_rows == 0
     assert "aesthetic_score" in table.column_names
+
+
+def test_other_embeddings_under_a_name_that_is_done_are_refused(tmp_path: Path) -> None:
+    for place, seed in (("a", 0), ("b", 1)):
+        (tmp_path / place).mkdir()
+        np.save(tmp_path / place / "e.npy", _unit(20, seed=seed))
+    score_embeddings(tmp_path / "a", tmp_path / "out", RANDOM)
+    before = snapshot(tmp_path / "out")
+    with pytest.raises(OutputMismatch, match=r"holds scores of .*a/e\.npy, and .*b/e\.npy"):
+        score_embeddings(tmp_path / "b", tmp_path / "out", RANDOM)
+    (tmp_path / "a").rename(tmp_path / "moved")
+    assert score_embeddings(tmp_path / "moved", tmp_path / "out", RANDOM).num_skipped == 1
+    changed = np.load(tmp_path / "moved/e.npy")
+    changed[-1] *= -1
+    np.save(tmp_path / "moved/e.npy", changed)
+    with pytest.raises(OutputMismatch, match="other embeddings"):
+        score_embeddings(tmp_path / "moved", tmp_path / "out", RANDOM)
+    assert {**snapshot(tmp_path / "out"), "run.json": b""} == {**before, "run.json": b""}
+
+
+def test_a_row_goes_by_the_best_name_that_it_has(tmp_path: Path) -> None:
+    (tmp_path / "img_emb").mkdir()
+    np.save(tmp_path / "img_emb/img_emb_0.npy", _unit(3))
+    columns = {"key": ["k", None, None], "image_path": ["a", "b", None], "width": [640, 2**32 - 1, -1]}
+    pq.write_table(pa.table(columns), tmp_path / "img_emb/metadata_0.parquet")
+    score_embeddings(tmp_path, tmp_path / "out", RANDOM)
+    table = pq.read_table(next((tmp_path / "out/scores").rglob("*.parquet")))
+    assert table["key"].to_pylist() == ["k", "b", "2"]
+    assert table["image_path"].to_pylist() == ["a", "b", None]
+    assert table["width"].to_pylist() == [640, None, None]
