@@ -1,46 +1,60 @@
 # `make run` and `make test` set up what they need in $(VENV) and do their job; `make help` lists the rest.
 PYTHON ?= python3
 VENV ?= .venv
-# cuda12 or cuda13: the build of DALI. CUDA 13 needs a driver from 580 up; both also run without a GPU.
+# cuda12 or cuda13: the build of DALI. CUDA 13 needs a driver from 580 up; both also run without a GPU. Unless it is
+# said, an environment keeps the one it has: machines that share it may differ in their drivers.
 DRIVER := $(shell nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>/dev/null | head -n 1 | cut -d . -f 1)
-CUDA ?= $(if $(shell [ "$(DRIVER)" -ge 580 ] 2>/dev/null && echo yes),cuda13,cuda12)
-# The torch on PyPI is built for CUDA 13. A GPU with an older driver takes one from PyTorch's own index.
-TORCH_INDEX ?= $(if $(DRIVER),$(if $(filter cuda12,$(CUDA)),--extra-index-url https://download.pytorch.org/whl/cu128))
+FITTING := $(if $(shell [ "$(DRIVER)" -ge 580 ] 2>/dev/null && echo yes),cuda13,cuda12)
+CUDA ?= $(or $(firstword $(shell cat $(VENV)/.setup 2>/dev/null)),$(FITTING))
+# The torch on PyPI is built for CUDA 13. A GPU with an older driver takes one from PyTorch's own index, and before
+# all else: beside PyPI, whose torch is newer, pip would not take it.
+TORCH_INDEX ?= $(if $(DRIVER),$(if $(filter cuda12,$(CUDA)),https://download.pytorch.org/whl/cu128))
 BIN = $(VENV)/bin
 INPUT ?=
 OUTPUT ?=
 THRESHOLD ?=
 FLAGS ?=
 JOBS ?= 2
+comma := ,
+# Paths go through the environment, as they are: a quote or a dollar in one means nothing to make or the shell.
+export RUN_INPUT := $(value INPUT)
+export RUN_OUTPUT := $(value OUTPUT)
 
-.PHONY: help run test soak test-gpu lint bench bench-report bench-check clean
+.PHONY: help run test soak test-gpu lint bench bench-report bench-check clean always
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
+ifeq ($(strip $(value INPUT)),)
+ifneq ($(strip $(value OUTPUT)$(value THRESHOLD)),)
+# Before anything is installed, and not the demo, which would leave both unread.
+$(if $(filter run,$(MAKECMDGOALS)),$(error INPUT is missing: make run INPUT=... OUTPUT=... (the demo takes neither OUTPUT nor THRESHOLD)))
+endif
+endif
+
 run: $(VENV)/.run ## score a demo set, or: make run INPUT=... OUTPUT=... [THRESHOLD=0.5] [FLAGS='--preset high']
-ifeq ($(strip $(INPUT)),)
-	$(BIN)/dali-aesthetic demo $(FLAGS)
+ifeq ($(strip $(value INPUT)),)
+	$(BIN)/python -m dali_aesthetic demo $(FLAGS)
 else
-	$(BIN)/dali-aesthetic run --input '$(INPUT)' --output '$(OUTPUT)' \
+	$(BIN)/python -m dali_aesthetic run --input "$$RUN_INPUT" --output "$$RUN_OUTPUT" \
 		$(if $(THRESHOLD),--threshold $(THRESHOLD)) $(FLAGS)
 endif
 
 # By files: fixtures of a module are made once. A Ray beside other load loses its patience, so those come last.
 test: lint ## linters, types, and every test that needs no GPU; JOBS=4 for more than two processes
-	$(BIN)/pytest -m 'not gpu and not ray' -n $(JOBS) --dist loadfile
-	$(BIN)/pytest -m 'not gpu and ray'
+	$(BIN)/python -m pytest -m 'not gpu and not ray' -n $(JOBS) --dist loadfile
+	$(BIN)/python -m pytest -m 'not gpu and ray'
 
 soak: $(VENV)/.dev ## an hour of faults: 100 kills, every step of a commit, 400,000 images of which 5% are bad
-	DALI_AESTHETIC_KILLS=100 $(BIN)/pytest tests/faults tests/launch/test_ray.py --timeout 3600
+	DALI_AESTHETIC_KILLS=100 $(BIN)/python -m pytest tests/faults tests/launch/test_ray.py --timeout 3600
 	$(BIN)/python -m tests.faults.soak
 
 test-gpu: $(VENV)/.dev ## the tests that need a CUDA GPU
-	$(BIN)/pytest -m gpu
+	$(BIN)/python -m pytest -m gpu
 
 lint: $(VENV)/.dev
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m mypy
 
 bench: $(VENV)/.bench ## images per second of each stage on this machine, as JSON: make bench [FLAGS=--quick]
 	$(BIN)/python -m benchmarks all $(FLAGS)
@@ -54,19 +68,43 @@ bench-check: $(VENV)/.bench ## fail where a ratio is over 10% below the committe
 clean: ## remove the environment and the demo
 	rm -rf $(VENV) demo
 
-$(VENV)/bin/python:
-	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "needs Python 3.11 or newer: make PYTHON=python3.12 ..."'
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
+# What the environment is for: this CUDA, in this folder. Written once pip works, and anew, which makes what depends
+# on it be installed again, when either changed: the package's own link names the folder.
+$(VENV)/.setup: always
+	@$(BIN)/python -c '' 2>/dev/null && [ "$$(cat $@ 2>/dev/null)" = "$(CUDA) $$(pwd -P)" ] || { $(make_pip) && \
+		echo "$(CUDA) $$(pwd -P)" > $@; }
 
-$(VENV)/.run: pyproject.toml $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet $(TORCH_INDEX) --editable '.[$(CUDA),demo]'
+NEEDS = needs Python 3.11 or newer: make PYTHON=python3.12 ...
+# An environment with pip stays. Without, it is one that was interrupted or whose Python is gone: made anew.
+define make_pip
+{ case "$(CUDA)" in cuda12|cuda13) ;; *) echo 'CUDA=$(CUDA) is neither cuda12 nor cuda13' >&2; exit 2;; esac; \
+	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip >/dev/null 2>&1 || { \
+	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "$(NEEDS)"' && \
+	$(PYTHON) -m venv $(if $(wildcard $(VENV)/pyvenv.cfg),--clear) $(VENV) && \
+	$(BIN)/python -m pip install --quiet --upgrade pip; }; }
+endef
+
+# The builds of DALI, and of what it decodes with, own the same files: both go before one comes.
+OTHER = $(if $(filter cuda13,$(CUDA)),nvidia-dali-cuda120,nvidia-dali-cuda130)
+SHARED = $(foreach name,nvimgcodec nvjpeg2k nvtiff libnvcomp,nvidia-$(name)-cu12 nvidia-$(name)-cu13)
+define install
+	@! $(BIN)/python -m pip show -qq $(OTHER) 2>/dev/null || \
+		$(BIN)/python -m pip uninstall --yes -qq nvidia-dali-cuda120 nvidia-dali-cuda130 $(SHARED)
+	$(if $(TORCH_INDEX),@$(BIN)/python -m pip show torch 2>/dev/null | \
+		grep -q '^Version:.*+$(notdir $(TORCH_INDEX))$$' || { \
+		$(BIN)/python -m pip uninstall --yes -qq torch torchvision && \
+		$(BIN)/python -m pip install --quiet --index-url $(TORCH_INDEX) torch torchvision; })
+	$(BIN)/python -m pip install --quiet --editable '.[$(CUDA),$(1)]'
+endef
+
+$(VENV)/.run: pyproject.toml $(VENV)/.setup
+	$(call install,demo)
 	touch $@
 
-$(VENV)/.dev: pyproject.toml $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet $(TORCH_INDEX) --editable '.[$(CUDA),demo,dev]'
+$(VENV)/.dev: pyproject.toml $(VENV)/.setup
+	$(call install,demo$(comma)dev)
 	touch $@ $(VENV)/.run
 
 $(VENV)/.bench: $(VENV)/.dev
-	$(BIN)/python -m pip install --quiet $(TORCH_INDEX) --editable '.[$(CUDA),demo,dev,bench]'
+	$(call install,demo$(comma)dev$(comma)bench)
 	touch $@

@@ -1,4 +1,4 @@
-"""The Makefile installs the builds that fit the driver."""
+"""The Makefile installs what fits the driver, mends what is half made, and hands paths on as they are."""
 
 from __future__ import annotations
 
@@ -11,7 +11,18 @@ import pytest
 
 from tests.conftest import REPOSITORY
 
-PYTORCH = "--extra-index-url https://download.pytorch.org/whl/cu128"
+PYTORCH = "pip install --quiet --index-url https://download.pytorch.org/whl/cu128 torch torchvision"
+BOTH = "pip uninstall --yes -qq nvidia-dali-cuda120 nvidia-dali-cuda130"
+PYTHON = """#!/bin/sh
+echo "$@" >> {log}
+case "$1 $2 $3" in
+  "-m venv --clear") rm -r "$4"; mkdir -p "$4/bin"; cp "$0" "$4/bin/python";;
+  "-m venv "*) mkdir -p "$3/bin"; : > "$3/pyvenv.cfg"; cp "$0" "$3/bin/python";;
+  "-m pip show") for last; do :; done; test -e "{folder}/$last" && echo "Version: $(cat "{folder}/$last")";;
+  "-m dali_aesthetic "*) for word; do echo "<$word>"; done >> {log};;
+esac
+"""
+"""Stands for Python, before and in the environment: it only writes down what it is asked for."""
 
 
 def installs(folder: Path, driver: str | None, *arguments: str) -> str:
@@ -20,20 +31,42 @@ def installs(folder: Path, driver: str | None, *arguments: str) -> str:
     return line
 
 
+def make(folder: Path, *arguments: str, driver: str | None = None) -> list[str]:
+    """What `make run` asks of Python; packages that are there are files in `folder`, of their version."""
+    python, log = folder / "python", folder / "log"
+    python.write_text(PYTHON.format(log=log, folder=folder))
+    python.chmod(0o755)
+    log.write_text("")
+    done = subprocess.run(
+        command(folder, f"PYTHON={python}", *arguments, "run"), env=environment(folder, driver),
+        cwd=REPOSITORY, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return log.read_text().splitlines()
+
+
 def dry_run(folder: Path, driver: str | None, *arguments: str) -> list[str]:
+    done = subprocess.run(
+        command(folder, "--dry-run", *arguments, "run"), env=environment(folder, driver),
+        cwd=REPOSITORY, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return done.stdout.replace("\\\n", " ").splitlines()
+
+
+def command(folder: Path, *arguments: str) -> list[str]:
     if shutil.which("make") is None:
         pytest.skip("no make on this machine")
+    return ["make", "-f", str(REPOSITORY / "Makefile"), f"VENV={folder / 'venv'}", *arguments]
+
+
+def environment(folder: Path, driver: str | None) -> dict[str, str]:
+    """An environment with a driver of this version or none, and without what make takes from it."""
     tool = folder / "nvidia-smi"
     tool.write_text("#!/bin/sh\nexit 9\n" if driver is None else f"#!/bin/sh\necho {driver}\necho {driver}\n")
     tool.chmod(0o755)
-    environment = {**os.environ, "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}"}
-    for name in ("CUDA", "MAKEFLAGS", "MAKELEVEL", "VENV", "TORCH_INDEX", "THRESHOLD", "FLAGS"):
-        environment.pop(name, None)
-    command = ["make", "--dry-run", f"VENV={folder / 'venv'}", *arguments, "run"]
-    done = subprocess.run(
-        command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=True
-    )
-    return done.stdout.replace("\\\n", " ").splitlines()
+    taken = ("CUDA", "MAKEFLAGS", "MAKELEVEL", "VENV", "TORCH_INDEX", "INPUT", "OUTPUT", "THRESHOLD", "FLAGS")
+    kept = {name: value for name, value in os.environ.items() if name not in taken}
+    return kept | {"PATH": f"{folder}{os.pathsep}{os.environ['PATH']}"}
 
 
 @pytest.mark.parametrize(
@@ -47,9 +80,14 @@ def dry_run(folder: Path, driver: str | None, *arguments: str) -> list[str]:
     ],
 )
 def test_the_driver_decides(tmp_path: Path, driver: str | None, extra: str, from_pytorch: bool) -> None:
-    line = installs(tmp_path, driver)
-    assert f".[{extra},demo]" in line
-    assert (PYTORCH in line) == from_pytorch
+    asked = make(tmp_path, driver=driver)
+    (last,) = [line for line in asked if "--editable" in line]
+    assert f".[{extra},demo]" in last
+    assert "index" not in last
+    before = [line for line in asked[: asked.index(last)] if "torch torchvision" in line]
+    assert [line.removeprefix("-m ") for line in before if "install --quiet" in line] == [
+        PYTORCH
+    ] * from_pytorch
 
 
 def test_who_says_which_gets_it(tmp_path: Path) -> None:
@@ -70,5 +108,71 @@ def test_the_cut_is_the_one_that_was_given(
     tmp_path: Path, arguments: tuple[str, ...], threshold: str
 ) -> None:
     lines = dry_run(tmp_path, None, "INPUT=in", "OUTPUT=out", *arguments)
-    (line,) = [line for line in lines if "dali-aesthetic run" in line]
-    assert " ".join(line.partition("--output 'out'")[2].split()) == threshold
+    (line,) = [line for line in lines if "dali_aesthetic run" in line]
+    assert " ".join(line.partition('--output "$RUN_OUTPUT"')[2].split()) == threshold
+
+
+@pytest.mark.parametrize("path", ["data/{00000..00123}.tar", "it's", "two words", "a$b", "$(x)", '"', "a,b)"])
+def test_paths_arrive_as_they_are(tmp_path: Path, path: str) -> None:
+    asked = make(tmp_path, f"INPUT={path}", f"OUTPUT={path}/kept")
+    assert asked[-4:] == ["<--input>", f"<{path}>", "<--output>", f"<{path}/kept>"]
+
+
+@pytest.mark.parametrize("arguments", [["OUTPUT=kept"], ["THRESHOLD=0.5"], ["INPUT= ", "OUTPUT=kept"]])
+def test_without_input_nothing_else_is_passed_over(tmp_path: Path, arguments: list[str]) -> None:
+    done = subprocess.run(
+        command(tmp_path, *arguments, "run"), env=environment(tmp_path, None),
+        cwd=REPOSITORY, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "INPUT is missing" in done.stderr
+    assert not (tmp_path / "venv").exists()
+
+
+def test_what_is_set_up_stays(tmp_path: Path) -> None:
+    first = make(tmp_path)
+    assert "-m venv" in " ".join(first)
+    assert sum("install" in line for line in first) == 2  # pip's own upgrade, and the package
+    assert [line for line in make(tmp_path) if line.startswith("-m")] == ["-m dali_aesthetic demo"]
+
+
+def test_an_environment_without_pip_is_made_anew(tmp_path: Path) -> None:
+    broken = tmp_path / "venv" / "bin" / "python"
+    broken.parent.mkdir(parents=True)
+    (tmp_path / "venv" / "pyvenv.cfg").touch()
+    broken.write_text("#!/bin/sh\n[ $2 != pip ] && [ $2 != ensurepip ]\n")
+    broken.chmod(0o755)
+    assert f"-m venv --clear {tmp_path / 'venv'}" in make(tmp_path)
+
+
+def test_one_with_pip_is_not(tmp_path: Path) -> None:
+    make(tmp_path)
+    (tmp_path / "venv" / ".setup").unlink()
+    asked = make(tmp_path)
+    assert "-m venv" not in " ".join(asked)
+    assert sum("install" in line for line in asked) == 1
+
+
+def test_another_cuda_replaces_the_build_of_dali(tmp_path: Path) -> None:
+    assert BOTH not in " ".join(make(tmp_path))
+    (tmp_path / "nvidia-dali-cuda120").write_text("2.4.0")
+    assert "install" not in " ".join(make(tmp_path, "CUDA=cuda12"))
+    asked = [line for line in make(tmp_path, "CUDA=cuda13") if "install" in line]
+    assert BOTH in asked[0]
+    assert asked[1].endswith(".[cuda13,demo]")
+    assert "install" not in " ".join(make(tmp_path))  # nothing said: what is there stays
+
+
+def test_a_torch_of_pypi_is_replaced_below_an_old_driver(tmp_path: Path) -> None:
+    (tmp_path / "torch").write_text("2.14.0")
+    assert "-m pip uninstall --yes -qq torch torchvision" in make(tmp_path, driver="570.10")
+    (tmp_path / "torch").write_text("2.11.0+cu128")
+    (tmp_path / "venv" / ".run").unlink()
+    assert "torch torchvision" not in " ".join(make(tmp_path, driver="570.10"))
+
+
+def test_a_clone_that_was_moved_is_linked_again(tmp_path: Path) -> None:
+    make(tmp_path)
+    (tmp_path / "venv" / ".setup").write_text("cuda12 /elsewhere\n")
+    assert sum("--editable" in line for line in make(tmp_path)) == 1
+    assert "install" not in " ".join(make(tmp_path))
