@@ -14,20 +14,24 @@ from PIL import Image
 
 from dali_aesthetic.config import Config, DecodeConfig, Device, ModelConfig
 from dali_aesthetic.decode.batches import fill_batches
-from dali_aesthetic.decode.pillow import square_pixels
+from dali_aesthetic.decode.pillow import square_pixels, turned_upright
+from dali_aesthetic.decode.probe import Limits
 from dali_aesthetic.launch.worker import Worker, build_worker
 from dali_aesthetic.overlap import OneAtATime, ahead
 from dali_aesthetic.types import PendingScores, Sample, Shard, Status
 
 ImageLike = str | Path | bytes | Image.Image
+_built_in: int | None = None
+"""The process that has built a model. DALI's and torch's threads are not there in what is forked from it."""
 _NO_SHARD = Shard(index=0, name="images", kind="folder", source="")
 
 
 class ImageScorer:
     """Loads the model once and scores any number of images.
 
-    Raises `ConfigError` for a configuration that can't run and `WeightsUnavailable` where weights are
-    neither in `model.model_dir` nor to be downloaded.
+    Raises `ConfigError` for a configuration that can't run, `WeightsUnavailable` where weights are neither in
+    `model.model_dir` nor to be downloaded, and RuntimeError in a process that was forked from one that has
+    had a scorer: it would wait for ever.
     """
 
     def __init__(
@@ -44,7 +48,9 @@ class ImageScorer:
             model=model or ModelConfig(),
             decode=decode or DecodeConfig(),
         )
+        _check_not_forked()
         self._worker: Worker = build_worker(config)
+        self._apply_exif = config.decode.apply_exif
         # The decoder has one queue: a second caller would be given the first one's images.
         self._alone = OneAtATime(
             "this scorer is in use: read its score_stream to the end or close it first, and give each "
@@ -87,7 +93,8 @@ class ImageScorer:
             yield from self._launched(images)
 
     def _launched(self, images: Iterable[ImageLike]) -> Iterator[npt.NDArray[np.float32]]:
-        worker, pixels_of = self._worker, _PilPixels(self._worker.scorer.image_size)
+        worker = self._worker
+        pixels_of = _PilPixels(worker.scorer.image_size, worker.limits, self._apply_exif)
         filled = fill_batches(pixels_of.samples(images), worker.scorer.batch_size, worker.limits)
         previous = None
         for pending in worker.scorer.score(worker.decoder.decode(ahead(filled, 2, "read"))):
@@ -108,8 +115,8 @@ class ImageScorer:
 class _PilPixels:
     """PIL images on their way: decoded already, they only keep their place among the others."""
 
-    def __init__(self, image_size: int) -> None:
-        self._image_size = image_size
+    def __init__(self, image_size: int, limits: Limits, apply_exif: bool) -> None:
+        self._image_size, self._limits, self._apply_exif = image_size, limits, apply_exif
         self._pixels: dict[str, npt.NDArray[np.uint8]] = {}
 
     def samples(self, images: Iterable[ImageLike]) -> Iterator[Sample]:
@@ -120,7 +127,9 @@ class _PilPixels:
             if isinstance(image, Image.Image):
                 # Opened, a file is not read yet: it can be as damaged as one that is given by its path.
                 with suppress(Exception):  # Pillow's plugins raise nearly every type for it
-                    self._pixels[str(number)] = square_pixels(image, self._image_size)
+                    if 0 < image.width * image.height <= self._limits.max_pixels:
+                        turned = turned_upright(image) if self._apply_exif else image
+                        self._pixels[str(number)] = square_pixels(turned, self._image_size)
                 yield _sample(number, None)
             else:
                 yield _sample(number, _encoded(image))
@@ -140,6 +149,16 @@ def score_images(
     Loads the model for this one call: keep an `ImageScorer` for more.
     """
     return ImageScorer(model, device=device).score(images)
+
+
+def _check_not_forked() -> None:
+    global _built_in
+    if _built_in not in (None, os.getpid()):
+        raise RuntimeError(
+            "this process was forked from one in which a model was used, whose threads it lacks: start "
+            'processes with multiprocessing.set_start_method("spawn"), or use no model before they begin'
+        )
+    _built_in = os.getpid()
 
 
 def _encoded(image: str | Path | bytes) -> bytes:

@@ -125,7 +125,7 @@ class Threshold(BaseModel):
         """The same bounds with the `top` share as the raw score it comes to: an exact quantile.
 
         The best `round(top * n)` samples reach it, and at least one; so do those that tie with the last of
-        them. Raises ValueError where nothing is scored.
+        them. Raises ValueError where nothing is scored, and for an upper bound below the cut.
         """
         if self.top is None:
             return self
@@ -134,7 +134,7 @@ class Threshold(BaseModel):
             raise ValueError("--keep-top: nothing could be scored, so there is no share of it to keep")
         position = len(scored) - max(1, round(self.top * len(scored)))
         cut = float(np.partition(scored, position)[position])
-        return self.model_copy(update={"top": None, "raw": cut})
+        return self.model_copy(update={"top": None, "raw": cut})._check_bounds()
 
     def describe(self, head: str) -> str:
         """The cut in words; for the LAION v2 head with what it kept of LAION-2B-en, where that is known."""

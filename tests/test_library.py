@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -149,3 +151,43 @@ def test_score_images_is_one_call(tiny_model: ModelConfig, photos: list[Image.Im
 def test_a_model_that_cannot_be_is_a_config_error() -> None:
     with pytest.raises(ConfigError, match="no-such-encoder"):
         ImageScorer(ModelConfig(encoder="no-such-encoder", weights="random:0", heads=("random:0",)))
+
+
+def test_opened_images_are_held_to_the_same_settings_as_their_bytes(
+    tiny_model: ModelConfig, photos: list[Image.Image]
+) -> None:
+    small, large = photos[0].resize((240, 200)), photos[1].resize((400, 300))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned, big = io.BytesIO(), io.BytesIO()
+    small.save(turned, "PNG", exif=exif)
+    large.save(big, "PNG")
+    scorer = ImageScorer(
+        tiny_model, device="cpu", decode=DecodeConfig(apply_exif=True, max_pixels=100_000, batch_size=4)
+    )
+    of_bytes = scorer.score([turned.getvalue(), big.getvalue()])
+    opened = scorer.score([Image.open(turned), Image.open(big)])
+    np.testing.assert_allclose(opened, of_bytes, atol=1e-4)
+    assert np.isnan(opened).tolist() == [False, True]
+    assert np.isnan(scorer.score([Image.new("RGB", (0, 0))]))
+    assert abs(ImageScorer(tiny_model, device="cpu").score([Image.open(turned)])[0] - opened[0]) > 1e-3
+
+
+def test_a_process_that_lacks_the_models_threads_says_so() -> None:
+    script = """
+import multiprocessing, sys
+from dali_aesthetic import ImageScorer, ModelConfig
+def again():
+    try:
+        ImageScorer(model, device="cpu")
+    except RuntimeError as error:
+        sys.exit(7 if "forked" in str(error) else 8)
+model = ModelConfig(encoder="ViT-S-32-alt", weights="random:1", heads=("random:1",))
+ImageScorer(model, device="cpu")
+ImageScorer(model, device="cpu")
+child = multiprocessing.get_context("fork").Process(target=again)
+child.start()
+child.join()
+sys.exit(child.exitcode)
+"""
+    assert subprocess.run([sys.executable, "-c", script], timeout=120, check=False).returncode == 7

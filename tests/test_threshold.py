@@ -107,3 +107,15 @@ def test_what_the_presets_keep_is_what_their_thresholds_keep() -> None:
     scores = np.concatenate([cuts, np.nextafter(cuts, np.float32(0)), np.array([np.nan, np.inf], np.float32)])
     kept = {name: int(Threshold(preset=name).keep(scores).sum()) for name in PRESETS}
     assert preset_counts(scores) == kept
+
+
+def test_an_upper_bound_below_the_share_is_refused_when_the_share_is_known() -> None:
+    scores = np.array([3, 4, 5, 6], np.float32)
+    assert Threshold(top=0.5, max_raw=5.5).resolve_top(scores).keep(scores).tolist() == [
+        False,
+        False,
+        True,
+        False,
+    ]
+    with pytest.raises(ValueError, match=r"upper bound 4 .* is below the threshold 5"):
+        Threshold(top=0.5, max_raw=4).resolve_top(scores)

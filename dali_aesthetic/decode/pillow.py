@@ -78,7 +78,7 @@ def decode_reference(
             # JPEGs only: decoded at a reduced scale, never below twice the encoder's input.
             image.draft(None, (2 * image_size, 2 * image_size))
         with _one_giant if giant else contextlib.nullcontext():
-            upright = _upright(image) if apply_exif else image
+            upright = turned_upright(image) if apply_exif else image
             return Decoded(square_pixels(upright, image_size), width, height)
 
 
@@ -127,7 +127,8 @@ class _Strict:
 _strict = _Strict()
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def turned_upright(image: Image.Image) -> Image.Image:
+    """Turned as its EXIF orientation says, if it has one that can be read."""
     image.load()
     try:
         return ImageOps.exif_transpose(image)

@@ -42,17 +42,39 @@ class BatchScorer:
     def scores(self, batch: Mapping[str, Iterable[Any]]) -> dict[str, npt.NDArray[np.float32]]:
         """The columns `aesthetic_score` (raw, float32) and those of further heads, in the batch's order.
 
-        Raises KeyError for a batch without the column, TypeError for a value that is no image.
+        Raises KeyError for a batch without the column, TypeError for a value that is no image, and for one
+        row in place of a batch.
         """
         if self.image_column not in batch:
             there = ", ".join(batch)
             raise KeyError(f"no column {self.image_column!r} of images; there are {there}: name one of them")
+        values = _column(batch[self.image_column])
         scorer = self._scorer = self._scorer or ImageScorer(
             self.model, device=self.device, decode=self.decode
         )
-        scores_NH = scorer.score_all([_image(value) for value in batch[self.image_column]])
+        scores_NH = scorer.score_all([_image(value) for value in values])
         names = score_columns(scorer.head_names)
         return {name: scores_NH[:, head] for head, name in enumerate(names)}
+
+
+def _column(values: Any) -> Iterable[Any]:
+    """Raises TypeError for a single image: what it consists of would be taken for images."""
+    is_pixels = isinstance(values, np.ndarray) and values.dtype == np.uint8
+    is_one = isinstance(values, str | bytes | bytearray | memoryview | Path | Mapping | Image.Image)
+    if is_one or (is_pixels and (values.ndim < 3 or values.shape[2:] == (3,))):
+        raise TypeError("one row is given where a batch belongs: use map(…, batched=True) or map_batches")
+    columns: Iterable[Any] = values
+    return columns
+
+
+def _read(path: str) -> bytes:
+    if "://" not in path:
+        return Path(path).read_bytes()
+    import fsspec  # what a streamed dataset names: `https://…`, `zip://a.jpg::/data/train.zip`
+
+    with fsspec.open(path, "rb") as stream:
+        content: bytes = stream.read()
+    return content
 
 
 def _image(value: Any) -> bytes | Image.Image:
@@ -62,7 +84,7 @@ def _image(value: Any) -> bytes | Image.Image:
         return b""
     if isinstance(value, str | Path):
         try:
-            return Path(value).read_bytes()
+            return _read(str(value))
         except (OSError, ValueError):  # the latter for a zero byte within
             return b""
     if isinstance(value, bytes | bytearray | memoryview):

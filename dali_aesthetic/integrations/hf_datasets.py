@@ -7,7 +7,8 @@
     scored = images.cast_column("image", Image(decode=False)).map(ScoreColumn("image"), batched=True)
     kept = scored.filter(lambda score: score >= 5.0, input_columns="aesthetic_score")
 
-`decode=False` hands over the files' own bytes, which DALI decodes; decoded images work too, slower.
+`decode=False` hands over the files' own bytes, which DALI decodes; decoded images work too, slower, and come
+turned as their EXIF orientation says.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,25 @@ def test_wrong_columns_and_values_are_named(tiny_model: ModelConfig) -> None:
         scorer.scores({"picture": [], "text": []})
     with pytest.raises(TypeError, match="int is no image"):
         scorer.scores({"image": [3]})
+
+
+@pytest.mark.parametrize(
+    "image",
+    [b"x", "a.jpg", Path("a.jpg"), {"bytes": b"x"}, Image.new("RGB", (8, 8)), np.zeros((9, 8, 3), np.uint8)],
+)
+def test_one_row_is_no_batch(tiny_model: ModelConfig, image: Any) -> None:
+    with pytest.raises(TypeError, match="one row is given where a batch belongs"):
+        BatchScorer("image", model=tiny_model, device="cpu").scores({"image": image})
+
+
+def test_paths_of_a_streamed_dataset(
+    encoded: list[bytes], expected: npt.NDArray[np.float32], tiny_model: ModelConfig, tmp_path: Path
+) -> None:
+    with zipfile.ZipFile(tmp_path / "train.zip", "w") as archive:
+        archive.writestr("0.jpg", encoded[0])
+    column = [{"bytes": None, "path": f"zip://{name}.jpg::{tmp_path}/train.zip"} for name in ("0", "missing")]
+    scores = BatchScorer("image", model=tiny_model, device="cpu").scores({"image": column})["aesthetic_score"]
+    np.testing.assert_array_equal(scores, [expected[0], np.nan])
 
 
 def test_every_head_is_a_column(encoded: list[bytes]) -> None:

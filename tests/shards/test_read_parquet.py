@@ -214,6 +214,13 @@ def test_kept_rows_are_the_inputs_own(
     assert stats["bytes_kept"] == (tmp_path / "out/shards/train-00000.parquet").stat().st_size
 
 
+def test_saved_embeddings_go_by_the_rows_keys(dataset: Path, tmp_path: Path, tiny_model: ModelConfig) -> None:
+    _run(dataset, tmp_path / "out", tiny_model, Threshold(raw=-100.0), save_embeddings=True)
+    scores = pq.read_table(tmp_path / "out/scores/train-00000.parquet").to_pylist()
+    names = pq.read_table(tmp_path / "out/embeddings/metadata/metadata_train-00000.parquet")["image_path"]
+    assert names.to_pylist() == [row["key"] for row in scores if row["status"] == "ok"]
+
+
 def test_quarantine_keeps_bad_rows_whole_with_their_reason(
     dataset: Path, tmp_path: Path, tiny_model: ModelConfig, median: Threshold
 ) -> None:
