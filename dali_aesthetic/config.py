@@ -5,6 +5,7 @@ Validated at construction, immutable afterwards, without I/O. YAML in `configs/`
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -19,6 +20,17 @@ Precision = Literal["auto", "fp32", "fp16", "bf16", "fp8"]
 
 class ConfigError(ValueError):
     """A configuration that cannot run. The message names the field, the value and the fix."""
+
+
+def at_home(location: str) -> str:
+    """`location` with a leading `~/`, also one behind `@`, as the home folder.
+
+    A shell leaves it in `--output=~/kept` and in quotes, and a folder of the name `~` is what nobody means
+    (who does says `./~`).
+    """
+    at = "@" if location.startswith("@~/") else ""
+    path = location.removeprefix(at)
+    return at + os.path.expanduser(path) if path.startswith("~/") else location
 
 
 class _Section(BaseModel):
@@ -41,6 +53,11 @@ class ModelConfig(_Section):
     precision: Precision = "auto"
     backend: str = "auto"
     calibration: str = ""
+
+    @field_validator("model_dir")
+    @classmethod
+    def _below_home(cls, value: Path | None) -> Path | None:
+        return value and Path(at_home(str(value)))
 
     @field_validator("heads")
     @classmethod
@@ -178,7 +195,7 @@ class Config(_Section):
     def _some_input(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if not value or not all(value):
             raise ValueError("no input given: name a tar, a pattern, a folder or @list.txt")
-        return value
+        return tuple(at_home(location) for location in value)
 
     @model_validator(mode="after")
     def _one_kind_of_worker(self) -> Self:
@@ -205,7 +222,7 @@ class Config(_Section):
             raise ValueError(
                 f"--output {value}: a web server takes no output; give a folder or s3://BUCKET/…"
             )
-        return value.removeprefix("file://")
+        return at_home(value.removeprefix("file://"))
 
     @classmethod
     def build(cls, values: Mapping[str, Any]) -> Self:

@@ -18,7 +18,7 @@ import torch
 from PIL import Image, ImageFilter
 from rich.console import Console
 
-from dali_aesthetic.config import Config, ModelConfig
+from dali_aesthetic.config import Config, ConfigError, ModelConfig, at_home
 from dali_aesthetic.display import summary, watch_on
 from dali_aesthetic.launch.local import RunResult, run
 from dali_aesthetic.score.download import WeightsUnavailable
@@ -43,6 +43,7 @@ def run_demo(folder: Path, model_dir: Path | None, device: str, console: Console
 
     On a GPU it is the default model. Without one it is ViT-B/32 with the v1 head, to end within minutes.
     """
+    folder = Path(at_home(str(folder)))
     pattern = make_demo_set(folder / "input")
     on_gpu = device == "cuda" or (device == "auto" and torch.cuda.is_available())
     pretrained = (
@@ -109,7 +110,12 @@ def _write_shard(path: Path, samples: list[tuple[str, str, bytes, str]]) -> None
 
 def _samples() -> Iterator[tuple[str, str, bytes, str]]:
     """Name of the photo, extension, encoded image, caption."""
-    from skimage import data
+    try:
+        from skimage import data
+    except ImportError as error:
+        raise ConfigError(
+            f"the demo's photos come with scikit-image ({error}): pip install '.[demo]' in the clone"
+        ) from None
 
     for name in PHOTOS:
         photo = Image.fromarray(getattr(data, name)()).convert("RGB")

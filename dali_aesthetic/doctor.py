@@ -92,8 +92,10 @@ def _driver() -> Iterator[Finding]:
 
 
 def _too_old(name: str, build: int, cuda: int) -> Finding:
+    # Both builds own the same files: to uninstall one after the other has come takes the other's away.
     install = (
-        f"pip install 'dali-aesthetic[cuda{cuda}]' and uninstall nvidia-dali-cuda{build}0"
+        "pip uninstall nvidia-dali-cuda120 nvidia-dali-cuda130, "
+        f"then pip install 'dali-aesthetic[cuda{cuda}]'"
         if name == "DALI"
         else f"install a torch built for CUDA {cuda} (pytorch.org, Get Started)"
     )

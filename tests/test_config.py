@@ -39,6 +39,16 @@ def test_errors_name_the_field_and_the_fix(values: dict[str, object], message: s
         Config.build(values)
 
 
+def test_a_home_that_the_shell_left_is_the_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/ada")
+    inputs = ["~/{0..3}.tar", "@~/list.txt", "s3://~/in", "./~/in", "~in", "in/~/b", "@in"]
+    config = Config.build({"input": inputs, "output": "~/kept", "model": {"model_dir": "~/models"}})
+    assert config.input == ("/home/ada/{0..3}.tar", "@/home/ada/list.txt", *inputs[2:])
+    assert config.output == "/home/ada/kept"
+    assert config.model.model_dir == Path("/home/ada/models")
+    assert Config.build({"input": "~/a", "output": "s3://b/~/c"}).output == "s3://b/~/c"
+
+
 def test_configs_cannot_be_changed() -> None:
     config = Config.build(MINIMAL)
     with pytest.raises(ValueError, match="frozen"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 import tarfile
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from PIL import Image
 from rich.console import Console
 
 from dali_aesthetic import demo
+from dali_aesthetic.config import ConfigError
 from dali_aesthetic.demo import make_demo_set, run_demo
 from tests.conftest import read_members, snapshot
 
@@ -58,3 +60,20 @@ def test_without_weights_the_demo_says_that_scores_mean_nothing(
     assert "3 committed, 0 failed" in text
     assert (tmp_path / "demo" / "output-random-weights" / "stats" / "demo-00002.json").exists()
     assert not (tmp_path / "demo" / "output").exists()
+
+
+def test_missing_photos_are_told_with_the_extra_that_has_them(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "skimage", None)
+    with pytest.raises(ConfigError, match=r"scikit-image \(.*pip install '\.\[demo\]' in the clone"):
+        make_demo_set(tmp_path / "input")
+
+
+def test_a_home_that_the_shell_left_is_the_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked = []
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(demo, "make_demo_set", lambda folder: asked.append(folder) or "")
+    with pytest.raises(ConfigError, match="no input"):
+        run_demo(Path("~/demo"), None, "cpu", Console())
+    assert asked == [tmp_path / "demo" / "input"]

@@ -73,7 +73,9 @@ def test_a_driver_too_old_for_a_build_names_the_install_line_that_fits(
     driver = list(doctor._driver())
     assert [f.verdict for f in driver] == [Verdict.OK, Verdict.FAIL, Verdict.FAIL]
     assert "torch built for CUDA 12" in driver[1].fix
-    assert "pip install 'dali-aesthetic[cuda12]'" in driver[2].fix
+    uninstall, install = driver[2].fix.split(", then ")
+    assert uninstall == "pip uninstall nvidia-dali-cuda120 nvidia-dali-cuda130"
+    assert install.startswith("pip install 'dali-aesthetic[cuda12]'")
     assert "580.65" in driver[2].fix
 
 

@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from dali_aesthetic.config import ConfigError
+
 Arrays = list[npt.NDArray[Any]]
 Feed = tuple[Arrays, *tuple[npt.NDArray[np.float32], ...]]
 """A batch: encoded images (uint8 [bytes] each), then float32 [n, 2] arrays as `geometry.resize_steps` gives
@@ -28,8 +30,20 @@ _NUM_REGIONS = 6
 
 
 def import_dali() -> None:
-    """Imports DALI, which takes a second: `build_pipeline` then finds it there."""
-    from nvidia.dali import fn, pipeline, types  # noqa: F401
+    """Imports DALI, which takes a second: `build_pipeline` then finds it there.
+
+    Raises ConfigError where it isn't installed.
+    """
+    try:
+        from nvidia.dali import fn, pipeline, types  # noqa: F401
+    except ModuleNotFoundError as error:
+        if not (error.name or "").startswith("nvidia"):  # DALI is there, what it needs itself is not
+            raise
+        raise ConfigError(
+            f"decoding needs NVIDIA DALI ({error}), with or without a GPU: in the clone, "
+            "pip install '.[cuda13]' for a driver from 580 up, else pip install '.[cuda12]'; "
+            "where pip says that it is there, pip uninstall nvidia-dali-cuda120 nvidia-dali-cuda130 first"
+        ) from None
 
 
 def build_pipeline(
@@ -45,8 +59,9 @@ def build_pipeline(
 
     The dynamic executor is a must: with it a batch that raises takes its own place only and the pipeline
     goes on, without it every later batch is lost. `no_copy` feeds views as they are; DALI holds a
-    reference to each until its batch is done. Output: uint8 [n, S, S, 3] (RGB).
+    reference to each until its batch is done. Output: uint8 [n, S, S, 3] (RGB). Raises as `import_dali` does.
     """
+    import_dali()
     from nvidia.dali import fn, types
     from nvidia.dali.pipeline import Pipeline
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 from PIL import Image
 
+from dali_aesthetic.config import ConfigError
 from dali_aesthetic.decode.geometry import resize_steps
-from dali_aesthetic.decode.graph import build_pipeline
+from dali_aesthetic.decode.graph import build_pipeline, import_dali
 from dali_aesthetic.decode.handoff import to_torch
 from dali_aesthetic.decode.pillow import decode_reference
 from dali_aesthetic.decode.probe import Limits
@@ -92,3 +95,11 @@ def test_black_and_white_is_pils(device_id: int | None) -> None:
     stripes = np.tile(np.repeat([0, 255], 3), (900, 150)).astype(np.uint8)
     found = errors([Image.fromarray(pixels).convert("RGB") for pixels in (noise, stripes)], device_id)
     assert max(found) <= WORST
+
+
+def test_a_missing_dali_is_told_with_the_extra_that_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "nvidia.dali", None)
+    with pytest.raises(ConfigError, match=r"needs NVIDIA DALI .*pip install '\.\[cuda13\]'.*'\.\[cuda12\]'"):
+        import_dali()
+    with pytest.raises(ConfigError, match="needs NVIDIA DALI"):
+        decode([], [], None)
