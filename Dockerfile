@@ -1,6 +1,7 @@
 # docker build -t dali-aesthetic --build-arg CUDA=13 .   CUDA 12 or 13: 13 needs a driver from 580 up
 # docker run --gpus all -v /data:/input -v /kept:/output -v /models:/models dali-aesthetic \
 #     --input /input --output /output --threshold 0.5
+# It runs as uid 10001, which must be able to write /output; or as you: docker run --user "$(id -u):$(id -g)" ...
 # The base holds no CUDA libraries but the runtime: torch and DALI bring theirs, the driver comes from the host.
 ARG CUDA=12
 FROM nvidia/cuda:12.8.1-base-ubuntu24.04 AS cuda12

@@ -29,14 +29,18 @@ class OutputBusy(ValueError):
     """Another run is writing to the output."""
 
 
+class OutputUnwritable(PermissionError):
+    """This user may not write the output. The message says who may, and what to do."""
+
+
 @contextmanager
 def claim(output: str | Path, *, job: str = "", leads: bool = True) -> Iterator[None]:
     """Holds `output` for this process as long as the block runs, or for all processes of the same `job`.
 
-    Raises OutputBusy naming the host and process that hold it, and OSError where it can't be written. The
-    kernel drops the lock of a process that dies, on NFS its server does. On a file system without locks only
-    another process of this host is noticed. At a URL see `remote_lock.py`;
-    there the one process of a job that `leads` holds the lock for the others.
+    Raises OutputBusy naming the host and process that hold it, and OSError where it can't be written,
+    OutputUnwritable where that is for want of rights. The kernel drops the lock of a process that dies, on
+    NFS its server does. On a file system without locks only another process of this host is noticed. At a
+    URL see `remote_lock.py`; there the one process of a job that `leads` holds the lock for the others.
     """
     if is_url(os.fspath(output)) and not leads:
         yield
@@ -48,8 +52,11 @@ def claim(output: str | Path, *, job: str = "", leads: bool = True) -> Iterator[
             yield
         return
     path = Path(output) / LOCK
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = _join_job(path, job) if job else _acquire(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = _join_job(path, job) if job else _acquire(path)
+    except PermissionError as error:
+        raise _unwritable(path.parent, error) from None
     try:
         yield
     finally:
@@ -141,6 +148,16 @@ def _lock(descriptor: int, path: Path) -> None:
     except OSError as error:  # the file system has no locks
         if there is not None and there.is_here and there.is_alive and there != Owner.current():
             raise _busy(path.parent, text) from error
+
+
+def _unwritable(output: Path, error: PermissionError) -> OutputUnwritable:
+    refused = Path(error.filename or output)
+    there = next(place for place in (refused, *refused.parents) if os.access(place, os.F_OK))
+    return OutputUnwritable(
+        f"{output} can't be written ({error.strerror}): {there} belongs to uid {there.stat().st_uid}, this "
+        f"process is uid {os.getuid()}; chown it to that, give another --output, or start a container as its "
+        'owner: docker run --user "$(id -u):$(id -g)"'
+    )
 
 
 def _busy(output: str | Path, holder: str) -> OutputBusy:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import json
+import os
 import re
 import shlex
 import shutil
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from dali_aesthetic.write.lock import OutputUnwritable, claim
 from tests.docs.commands import ROOT, Wrong, check, commands_of, image_entrypoint, parse_flags
 from tests.docs.commands import Block as Fence
 
@@ -129,3 +131,24 @@ def test_it_runs_as_a_user_without_rights() -> None:
     assert made is not None
     assert made[1] == user
     assert [name for name, _ in INSTRUCTIONS].index("USER") < [n for n, _ in INSTRUCTIONS].index("ENTRYPOINT")
+
+
+@pytest.mark.parametrize("below", ["", "kept"])
+def test_an_output_that_this_user_may_not_write_is_told_with_what_helps(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, below: str
+) -> None:
+    """Rights are no hindrance to a root that tests: the refusal is played."""
+
+    def refuse(path: object, *_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("dali_aesthetic.write.lock.os.open", refuse)
+    monkeypatch.setattr("dali_aesthetic.write.lock.Path.mkdir", refuse if below else lambda *_, **__: None)
+    output = tmp_path / below
+    with pytest.raises(OutputUnwritable) as caught, claim(output):
+        pass
+    assert str(caught.value).startswith(
+        f"{output} can't be written (Permission denied): {tmp_path} belongs to"
+    )
+    assert f"this process is uid {os.getuid()};" in str(caught.value)
+    assert 'docker run --user "$(id -u):$(id -g)"' in str(caught.value)
