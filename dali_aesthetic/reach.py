@@ -4,57 +4,100 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 import socket
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import closing
 from importlib import metadata
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from fsspec.utils import glob_translate
+
 from dali_aesthetic.finding import Finding, Verdict
+from dali_aesthetic.shards.formats import extension
 from dali_aesthetic.shards.inputs import InputError, expand_braces
 from dali_aesthetic.shards.plan import plan_shards
 from dali_aesthetic.stores.access import open_file
-from dali_aesthetic.stores.location import is_url, join
-from dali_aesthetic.stores.store import store_of
+from dali_aesthetic.stores.location import is_url, join, protocol
+from dali_aesthetic.stores.store import Store, store_of
+from dali_aesthetic.types import Buffer
 
 _RAY_PORT = 6379
 _RAY_CLUSTER = Path("/tmp/ray/ray_current_cluster")
 _SECONDS = 3.0
 _BLOCK = 512
+_SHARDS = ("tar", "parquet")
 
 
 def reach_input(location: str) -> Iterator[Finding]:
     """Whether an input is there and can be read: one listing and one small read."""
     try:
-        detail = _first_object(location) if is_url(location) else _local(location)
+        detail, fix = _remote(location) if _is_remote(location) else _planned(location)
     except Exception as error:  # each store's client has errors of its own
         fix = "check the location, the credentials and the network; `inspect` reads a little of it"
         yield Finding("input", Verdict.FAIL, f"{location}: {error or type(error).__name__}", fix)
         return
-    yield Finding("input", Verdict.OK, f"{location}: {detail}")
+    yield Finding("input", Verdict.WARN if fix else Verdict.OK, f"{location}: {detail}", fix)
 
 
-def _local(location: str) -> str:
+def _is_remote(location: str) -> bool:
+    return is_url(location) and not location.startswith("@")
+
+
+def _planned(location: str) -> tuple[str, str]:
     shards = plan_shards([location])
+    count = f"{len(shards):,} {shards[0].kind} {'shards' if len(shards) > 1 else 'shard'}"
+    first = shards[0].source
+    if is_url(first):  # of a list file
+        detail, fix = _read_a_little(first)
+        return f"{count}; {detail}", fix
     if shards[0].kind != "folder":  # there a file that can't be read is a row, no failure
-        with open_file(shards[0].source) as file:
+        with open_file(first) as file:
             file.read(_BLOCK)
-    return f"{len(shards):,} {shards[0].kind} {'shards' if len(shards) > 1 else 'shard'}"
+    return count, ""
 
 
-def _first_object(url: str) -> str:
-    first = expand_braces(url)[0] if "{" in url else url
-    store, key = store_of(first)
-    if glob.has_magic(key) or not os.path.splitext(key)[1]:
-        while glob.has_magic(key):
-            key = os.path.dirname(key)
-        found = next((name for name, size in store.list(key) if size), None)
-        if found is None:
-            raise InputError("it holds nothing")
-        key = found
-    size = store.info(key).size
-    read = len(store.read(key, 0, min(_BLOCK, size)))
-    return f"readable ({key}: {size:,} bytes, {read} read)"
+def _remote(url: str) -> tuple[str, str]:
+    first = (expand_braces(url)[0] if "{" in url else url).rstrip("/")
+    if glob.has_magic(first) or extension(first) not in _SHARDS:
+        first = _first_listed(first)
+    return _read_a_little(first)
+
+
+def _first_listed(url: str) -> str:
+    """The first shard below a folder or of a pattern, as far as a listing has to be read for it."""
+    store, key = store_of(url)
+    fits = re.compile(glob_translate(key)) if glob.has_magic(key) else None
+    wanted = "parquet" if extension(key) == "parquet" else "tar"
+    while glob.has_magic(key):
+        key = os.path.dirname(key)
+    has_sizes = protocol(url) not in ("http", "https")  # a web server's page of links has none
+    for name, size in store.list(key):
+        is_there = size > 0 or not has_sizes
+        if is_there and extension(name) == wanted and (fits is None or fits.match(name)):
+            return join(store.name, name)
+    raise InputError(f"it holds no .{wanted}")
+
+
+def _read_a_little(url: str) -> tuple[str, str]:
+    """What the first bytes of an object say, and what to do where it comes only whole."""
+    store, key = store_of(url)
+    info = store.info(key)
+    if info.has_ranges:
+        read = len(store.read(key, 0, min(_BLOCK, info.size)))
+        return f"readable ({key}: {info.size:,} bytes, {read} read)", ""
+    with closing(_started(store, key)) as parts:
+        read = len(next(parts, b""))
+    detail = f"readable ({key}: {info.size:,} bytes, {read} read), but the server doesn't know Range"
+    return (
+        detail,
+        "each shard is held in memory whole; where that is too much, copy them to a disk or a store",
+    )
+
+
+def _started(store: Store, key: str) -> Generator[Buffer, None, None]:
+    yield from store.read_all(key)
 
 
 def reach_output(url: str) -> Iterator[Finding]:

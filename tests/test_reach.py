@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import time
 from collections.abc import Iterator
+from http.server import SimpleHTTPRequestHandler
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -16,6 +19,7 @@ from dali_aesthetic.cli import app
 from dali_aesthetic.finding import Finding, Verdict
 from tests.stores.fixtures import bucket, s3_server
 from tests.stores.s3 import Bucket
+from tests.stores.servers import serving, web
 
 __all__ = ["bucket", "s3_server"]
 
@@ -49,11 +53,56 @@ def test_an_input_in_a_bucket_is_read(bucket: Bucket, pattern: str) -> None:
     assert "in/a.tar: 700 bytes, 512 read" in found.detail
 
 
+def test_of_a_bucket_a_shard_is_read_and_not_what_lies_beside_it(bucket: Bucket) -> None:
+    for name in ("a.json", "b.tar", "c.tar", "d.parquet"):
+        bucket.put(f"in/{name}", b"x" * 700)
+    bucket.put("list.txt", f"{bucket.url}/in/c.tar\n".encode())
+    read = {"in": "b.tar", "in/": "b.tar", "in/c*": "c.tar", "in/*.parquet": "d.parquet"}
+    for place, name in read.items():
+        assert f"in/{name}: 700 bytes" in one(reach.reach_input(f"{bucket.url}/{place}")).detail
+    listed = one(reach.reach_input(f"@{bucket.url}/list.txt"))
+    assert (listed.verdict, "1 tar shard; readable (in/c.tar" in listed.detail) == (Verdict.OK, True)
+    for place in ("in/x*.tar", "in/a*", "list.txt"):
+        assert one(reach.reach_input(f"{bucket.url}/{place}")).verdict is Verdict.FAIL
+
+
 @pytest.mark.parametrize("place", ["in", "in/none.tar", "in/*.tar"])
 def test_an_input_that_is_not_in_the_bucket_fails(bucket: Bucket, place: str) -> None:
     found = one(reach.reach_input(f"{bucket.url}/{place}"))
     assert found.verdict is Verdict.FAIL
     assert "credentials" in found.fix
+
+
+@pytest.mark.parametrize("place", ["d", "d/", "d/a.tar", "d/*.tar", "d/{a..b}.tar"])
+def test_an_input_on_a_web_server_is_read(place: str) -> None:
+    page = b'<a href="?C=N">Name</a> <a href="about.html">about</a> <a href="a.tar">a</a>'
+    tar = b"x" * 700
+    with web({"/d": page, "/d/": page, "/d/about.html": b"x", "/d/a.tar": tar}) as url:
+        found = one(reach.reach_input(f"{url}/{place}"))
+    assert (found.verdict, found.fix) == (Verdict.OK, "")
+    assert "d/a.tar: 700 bytes, 512 read" in found.detail
+
+
+@pytest.mark.parametrize("place", ["d", "d/", "d/a.tar", "d/*.tar"])
+def test_a_web_server_that_sends_only_whole_files_is_a_warning(tmp_path: Path, place: str) -> None:
+    class Handler(SimpleHTTPRequestHandler):
+        """Of the standard library: it knows no Range."""
+
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, directory=os.fspath(tmp_path), **options)
+
+        def log_message(self, format: str, *arguments: Any) -> None:
+            """Silent."""
+
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "a.tar").write_bytes(b"x" * 700)
+    with serving(Handler) as url:
+        found = one(reach.reach_input(f"{url}/{place}"))
+        missing = one(reach.reach_input(f"{url}/none"))
+    assert found.verdict is Verdict.WARN, found.detail
+    assert "d/a.tar: 700 bytes" in found.detail
+    assert "memory" in found.fix
+    assert missing.verdict is Verdict.FAIL
 
 
 def test_an_output_in_a_bucket_is_tried_and_left_as_it_was(bucket: Bucket) -> None:
