@@ -31,17 +31,21 @@ def main() -> int:
     settings = {"threshold": {"unit": args.threshold}, "model": {"model_dir": args.model_dir}}
     try:
         result = run(Config.build(values | settings))
-    except (ValueError, RuntimeError) as error:  # wrong configuration, or weights that can't be had
+    except (ValueError, RuntimeError, OSError) as error:  # configuration, weights, output
         sys.exit(f"error: {error}")
-    print(f"kept {result.stats.num_kept:,} of {result.stats.num_samples:,}, bad {result.stats.num_bad:,}")
-    print_distribution(scores(Path(args.output)))
+    for report in result.stats.failed:
+        print(f"failed {report.name}: {report.error}", file=sys.stderr)
+    if len(result.stats.failed) < result.num_shards:
+        print_outcome(Path(args.output))
     return result.exit_code
 
 
-def scores(output: Path) -> npt.NDArray[np.float64]:
-    """Every score in `output`, on the 0-1 scale; samples without one left out."""
-    column = pq.read_table(output / "scores", columns=["aesthetic_score"])["aesthetic_score"]
-    return np.asarray(column.drop_null(), np.float64) / 10
+def print_outcome(output: Path) -> None:
+    """How many of the samples in `output` were kept, those of earlier starts too, and how all scores lie."""
+    rows = pq.read_table(output / "scores", columns=["aesthetic_score", "kept"])
+    raw = rows["aesthetic_score"]  # null where a sample could not be scored
+    print(f"kept {np.count_nonzero(rows['kept']):,} of {rows.num_rows:,}, bad {raw.null_count:,}")
+    print_distribution(np.asarray(raw.drop_null(), np.float64) / 10)
 
 
 def print_distribution(scores: npt.NDArray[np.float64]) -> None:

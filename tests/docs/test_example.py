@@ -33,6 +33,8 @@ def test_it_keeps_the_good_part_and_prints_the_distribution(
     assert f"kept {int((raw >= 5).sum())} of {rows.num_rows}, bad 1" in printed
     assert f"min {raw.min() / 10:.3f}  mean {raw.mean() / 10:.3f}  max {raw.max() / 10:.3f}" in printed
     assert f"75% of the images score below {np.quantile(raw, 0.75) / 10:.3f}" in printed
+    assert call(monkeypatch, "--input", "photos", "--output", "out", "--threshold", "0.5") == 0
+    assert capsys.readouterr().out == printed, "what an earlier start has done counts too"
 
 
 def test_what_the_user_can_mend_is_one_line(sandbox: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -41,6 +43,24 @@ def test_what_the_user_can_mend_is_one_line(sandbox: Path, monkeypatch: pytest.M
     assert str(call(monkeypatch, "--input", "nothing", "--output", "out")).startswith(
         "error: nothing does not"
     )
+
+
+def test_an_output_that_cannot_be_written_is_one_line(
+    sandbox: Path, tiny_weights: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (sandbox / "file").write_bytes(b"")
+    code = str(call(monkeypatch, "--input", "photos", "--output", "file/out"))
+    assert code.startswith("error: ")
+    assert "file" in code
+
+
+def test_a_shard_that_fails_is_named(
+    sandbox: Path, tiny_weights: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (sandbox / "bad.tar").write_bytes(b"no tar" * 1000)
+    assert call(monkeypatch, "--input", "bad.tar", "--output", "out") == 1
+    printed = capsys.readouterr()
+    assert (printed.out, "failed bad: " in printed.err) == ("", True)
 
 
 def test_nothing_scored_is_said_and_is_exit_1(
