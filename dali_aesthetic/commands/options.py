@@ -10,7 +10,10 @@ import typer
 Input = Annotated[
     list[str] | None,
     typer.Option(
-        "--input", "-i", help="A tar, a glob, a {00..99} pattern, a folder of tars or images, @list.txt."
+        "--input",
+        "-i",
+        help="A tar, a glob, a {00..99} pattern, a folder of tars or images, Parquet with images, @list.txt; "
+        "all but a folder of images also at a URL.",
     ),
 ]
 ConfigFile = Annotated[
@@ -32,7 +35,9 @@ Weights = Annotated[
 Heads = Annotated[
     list[str] | None,
     typer.Option(
-        "--head", help="laion-v2, laion-v1 or a path; may repeat, the first decides. (default: laion-v2)"
+        "--head",
+        help="laion-v2, laion-v1, a path, or NAME=FILE to name its column; may repeat, the first decides. "
+        "(default: laion-v2)",
     ),
 ]
 ModelDir = Annotated[
