@@ -23,6 +23,8 @@ from dali_aesthetic.types import PendingScores, Sample, Shard, Status
 ImageLike = str | Path | bytes | Image.Image
 _built_in: int | None = None
 """The process that has built a model. DALI's and torch's threads are not there in what is forked from it."""
+_PATIENCE_S = 5.0
+"""How long leaving a stream waits for a generator that is waiting itself, for a queue or a socket."""
 _NO_SHARD = Shard(index=0, name="images", kind="folder", source="")
 
 
@@ -96,13 +98,21 @@ class ImageScorer:
         worker = self._worker
         pixels_of = _PilPixels(worker.scorer.image_size, worker.limits, self._apply_exif)
         filled = fill_batches(pixels_of.samples(images), worker.scorer.batch_size, worker.limits)
-        previous = None
-        for pending in worker.scorer.score(worker.decoder.decode(ahead(filled, 2, "read"))):
+        read = ahead(filled, 2, "read", patience=_PATIENCE_S)
+        batches = worker.scorer.score(worker.decoder.decode(read))
+        previous: PendingScores | None = None
+        while True:
+            try:
+                pending = next(batches, None)
+            except Exception:
+                if previous is not None:
+                    yield self._wait(previous, pixels_of)  # what came before the failure is given out
+                raise
             if previous is not None:
                 yield self._wait(previous, pixels_of)
+            if pending is None:
+                return
             previous = pending
-        if previous is not None:
-            yield self._wait(previous, pixels_of)
 
     def _wait(self, pending: PendingScores, pixels_of: _PilPixels) -> npt.NDArray[np.float32]:
         scored = pending.wait()

@@ -55,11 +55,15 @@ class Ahead(Generic[T]):
     """Iterates over `source` at most `depth` items ahead of its consumer, in a daemon thread.
 
     A failure of the source is raised in the consumer, after the items that came before it. Leaving the
-    loop early, or `close()`, stops the thread at its next item. Iterate once.
+    loop early, or `close()`, stops the thread at its next item. Iterate once. A source that may wait for its
+    next item for ever gets `patience`: after so many seconds its thread is left to itself.
     """
 
-    def __init__(self, source: Iterable[T], depth: int, name: str) -> None:
+    def __init__(
+        self, source: Iterable[T], depth: int, name: str, patience: float = threading.TIMEOUT_MAX
+    ) -> None:
         self.times = StageTimes(name)
+        self._patience = patience
         self._source = source
         self._queue: queue.Queue[T | _End] = queue.Queue(maxsize=depth)
         self._stopped = threading.Event()
@@ -80,9 +84,10 @@ class Ahead(Generic[T]):
             self.close()
 
     def close(self) -> None:
-        """Stop the thread and wait for it. The source's own clean-up runs in its thread."""
+        """Stop the thread and wait for it, if not for ever. The source's own clean-up runs in its thread."""
         self._stopped.set()
-        while self._thread.is_alive():
+        end = time.monotonic() + self._patience
+        while self._thread.is_alive() and time.monotonic() < end:
             self._drain()
             self._thread.join(timeout=0.05)
 
@@ -130,9 +135,9 @@ class Ahead(Generic[T]):
             self.times.blocked_on_full += time.perf_counter() - start
 
 
-def ahead(source: Iterable[T], depth: int, name: str) -> Ahead[T]:
-    """`source`, produced up to `depth` items ahead in a thread called `name`."""
-    return Ahead(source, depth, name)
+def ahead(source: Iterable[T], depth: int, name: str, patience: float = threading.TIMEOUT_MAX) -> Ahead[T]:
+    """`source`, produced up to `depth` items ahead in a thread called `name`; see `Ahead`."""
+    return Ahead(source, depth, name, patience)
 
 
 class Backlog(Generic[T]):

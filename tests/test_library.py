@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from dali_aesthetic import Config, ConfigError, ImageScorer, ModelConfig, run, score_images
+from dali_aesthetic import Config, ConfigError, ImageScorer, ModelConfig, library, run, score_images
 from dali_aesthetic.config import DecodeConfig
 from tests.conftest import jpeg, write_shard
 
@@ -125,8 +127,27 @@ def test_a_stream_that_breaks_raises_behind_what_came_before(
     scores: list[float] = []
     with pytest.raises(FileNotFoundError):
         scores.extend(scorer.score_stream([image] * (2 * BATCH_SIZE + 6) + [tmp_path / "none.jpg"]))
-    assert len(scores) >= BATCH_SIZE
+    assert len(scores) == 2 * BATCH_SIZE, "all but the batch that it broke in"
     assert np.isfinite(scores).all()
+
+
+def test_a_stream_is_left_while_its_images_are_waited_for(
+    scorer: ImageScorer, photos: list[Image.Image], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(library, "_PATIENCE_S", 0.2)
+    image, more = jpeg(photos[-1]), threading.Event()
+
+    def live() -> Iterator[bytes]:
+        yield from [image] * (20 * BATCH_SIZE)
+        more.wait(60)
+
+    stream = scorer.score_stream(live())
+    first = next(stream)
+    start = time.monotonic()
+    stream.close()
+    assert time.monotonic() - start < 20
+    assert scorer.score([image]) == np.float32(first)
+    more.set()
 
 
 def test_a_scorer_that_is_in_use_says_so_and_goes_on(scorer: ImageScorer, photos: list[Image.Image]) -> None:

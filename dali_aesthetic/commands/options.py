@@ -7,6 +7,15 @@ from typing import Annotated, Any
 
 import typer
 
+Embeddings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--input",
+        "-i",
+        help="A .npy, a glob, a {000..123} pattern, a folder of them (clip-retrieval's or LAION's layout), "
+        "@list.txt.",
+    ),
+]
 Input = Annotated[
     list[str] | None,
     typer.Option(

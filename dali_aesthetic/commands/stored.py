@@ -11,9 +11,9 @@ from rich.markup import escape
 
 from dali_aesthetic.commands.launch import Saying
 from dali_aesthetic.commands.options import (
+    Embeddings,
     Encoder,
     Heads,
-    Input,
     MaxRaw,
     MaxUnit,
     ModelDir,
@@ -47,7 +47,7 @@ Examples:
 @commands.command(name="score-embeddings", epilog=EXAMPLES)
 def score_embeddings(
     more_input: MoreInput = None,
-    input: Input = None,
+    input: Embeddings = None,
     output: Output = None,
     threshold: Unit = None,
     raw_threshold: Raw = None,
