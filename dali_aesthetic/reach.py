@@ -19,7 +19,7 @@ from dali_aesthetic.shards.formats import extension
 from dali_aesthetic.shards.inputs import InputError, expand_braces
 from dali_aesthetic.shards.plan import plan_shards
 from dali_aesthetic.stores.access import open_file
-from dali_aesthetic.stores.location import is_url, join, protocol
+from dali_aesthetic.stores.location import fixed_root, is_url, join, protocol
 from dali_aesthetic.stores.store import Store, store_of
 from dali_aesthetic.types import Buffer
 
@@ -70,10 +70,8 @@ def _first_listed(url: str) -> str:
     store, key = store_of(url)
     fits = re.compile(glob_translate(key)) if glob.has_magic(key) else None
     wanted = "parquet" if extension(key) == "parquet" else "tar"
-    while glob.has_magic(key):
-        key = os.path.dirname(key)
     has_sizes = protocol(url) not in ("http", "https")  # a web server's page of links has none
-    for name, size in store.list(key):
+    for name, size in store.list(fixed_root(key)):
         is_there = size > 0 or not has_sizes
         if is_there and extension(name) == wanted and (fits is None or fits.match(name)):
             return join(store.name, name)

@@ -23,7 +23,7 @@ from dali_aesthetic.shards.listing import missing, walk
 from dali_aesthetic.shards.packed import PackedTexts
 from dali_aesthetic.stores.access import list_files, read_bytes
 from dali_aesthetic.stores.errors import StoreUnusable
-from dali_aesthetic.stores.location import is_url, parent
+from dali_aesthetic.stores.location import fixed_root, is_url, parent
 
 MAX_BRACE_MEMBERS = 10_000_000
 _ENOUGH = MAX_BRACE_MEMBERS + 1
@@ -183,7 +183,7 @@ def _braces(text: str, exclude: str) -> Located:
     plain = [member for member in members if not glob.has_magic(member)]
     _check_exist(plain, f"the pattern {text}")
     tars = _members(members, exclude).tars
-    return Located(root=_fixed_root(os.path.dirname(text[: text.index("{")])), tars=tars)
+    return Located(root=fixed_root(text), tars=tars)
 
 
 def expand_braces(text: str) -> list[str]:
@@ -208,14 +208,7 @@ def _glob(text: str, exclude: str) -> Located:
         found = [path for path in found if not (os.path.abspath(path) + os.sep).startswith(below)]
     if not found:
         raise InputError(f"the pattern {text} matches nothing{_current_folder(text)}")
-    return Located(root=_fixed_root(text), tars=_members(found, exclude).tars)
-
-
-def _fixed_root(text: str) -> str:
-    """The folders of a pattern before its first special part."""
-    while glob.has_magic(text):
-        text = os.path.dirname(text)
-    return text
+    return Located(root=fixed_root(text), tars=_members(found, exclude).tars)
 
 
 def _remote(text: str, exclude: str) -> Located:
@@ -228,7 +221,7 @@ def _remote(text: str, exclude: str) -> Located:
     if text.lower().endswith(_COMPRESSED):
         _checked_tar(text)
     text = text.rstrip("/")
-    root = _fixed_root(text)
+    root = fixed_root(text)
     fits = re.compile(glob_translate(text)) if glob.has_magic(text) else None
     below = exclude.rstrip("/") + "/" if exclude else "\0"
     count, records = 0, list[str]()

@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
 from collections.abc import Callable, Iterable, Sequence
 
 from dali_aesthetic.shards.errors import InputError
 from dali_aesthetic.stores.access import read_bytes
-from dali_aesthetic.stores.location import is_url, parent
+from dali_aesthetic.stores.location import fixed_root, is_url, parent
 
 RECORD = "/run.json"
 """What the path of a run's record below an input ends with; the input itself may be an output."""
@@ -18,7 +17,6 @@ _LOG = logging.getLogger(__name__)
 _ROOMS = ("shards", "quarantine", "scores", "embeddings")
 """Where a run, a filter and a compact put tars and Parquet."""
 _SHOWN = 3
-_MAGIC = re.compile(r"[*?\[{]")
 
 
 def written_by(records: Iterable[str]) -> Callable[[str], bool]:
@@ -58,10 +56,8 @@ def _has_read(root: str, record: str) -> bool:
 
 def _place(text: str) -> str:
     """The folder that an input text is about: itself, a tar's, or the first ones of a pattern."""
-    magic = _MAGIC.search(text)
-    if magic or text.lower().endswith((".tar", ".parquet")):
-        return parent(text[: magic.start()] + "x" if magic else text)
-    return text
+    root = fixed_root(text)
+    return parent(root) if root.lower().endswith((".tar", ".parquet")) else root
 
 
 def _is_below(folder: str, root: str) -> bool:

@@ -21,12 +21,11 @@ from dali_aesthetic.shards.inputs import InputError, common_parent, expand_brace
 from dali_aesthetic.shards.listing import walk
 from dali_aesthetic.stores.access import list_files, open_file
 from dali_aesthetic.stores.errors import StoreUnusable
-from dali_aesthetic.stores.location import parent
+from dali_aesthetic.stores.location import fixed_root, parent
 from dali_aesthetic.types import Buffer, Sample, Shard, ShardEnd, Status
 
 _ROWS = 256
 _READ_BYTES = 8 << 20
-_MAGIC = re.compile(r"[*?[]")
 _KEYS = ("key", "__key__", "uid", "id", "image_path", "file_name")
 """Columns that name a sample, the best first; without one its row number does."""
 _IMAGES = ("image", "jpg", "jpeg", "png", "webp", "img", "image_bytes", "bytes", "content")
@@ -177,7 +176,7 @@ def _named(path: str) -> list[str]:
 def _remote(url: str, exclude: str) -> list[str]:
     if not glob.has_magic(url):
         return [url]
-    root = _MAGIC.split(url)[0].rpartition("/")[0]
+    root = fixed_root(url)
     fits = re.compile(glob_translate(url))
     below = exclude.rstrip("/") + "/" if exclude else "\0"
     try:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import posixpath
+import re
+
+_SPECIAL = re.compile(r"[*?\[{]")
 
 
 def is_url(path: str) -> bool:
@@ -25,3 +28,9 @@ def join(folder: str | os.PathLike[str], *names: str) -> str:
 def parent(path: str) -> str:
     """The folder of a path or URL."""
     return posixpath.dirname(path) if is_url(path) else os.path.dirname(path)
+
+
+def fixed_root(pattern: str) -> str:
+    """The folders of a glob or brace pattern before its first special part; what is no pattern is itself."""
+    special = _SPECIAL.search(pattern)
+    return parent(pattern[: special.start()]) if special else pattern

@@ -18,13 +18,12 @@ import pyarrow.compute as pc
 
 from dali_aesthetic.types import ShardReport, Status
 from dali_aesthetic.write.files import output_path, write_whole
-from dali_aesthetic.write.parquet import score_columns
+from dali_aesthetic.write.parquet import MOST_PIXELS, score_columns
 from dali_aesthetic.write.parquet_stream import ParquetStream
 
 CLASH_PREFIX = "metadata_"
 _KEYS = ("key", "image_path")
 """Columns of the metadata that name a row, the best first; where none does, its number."""
-_LARGEST_SIDE = 2**31 - 1
 
 
 class EmbeddingScores:
@@ -137,6 +136,6 @@ def _taken(given: dict[str, pa.ChunkedArray], name: str, rows: int) -> pa.Array 
     """A whole number of the metadata as our int32 column, taken out of `given`; null where it is none."""
     if name in given and pa.types.is_integer(given[name].type):
         sides = given.pop(name)
-        fits = pc.and_(pc.greater_equal(sides, 0), pc.less_equal(sides, _LARGEST_SIDE))
+        fits = pc.and_(pc.greater_equal(sides, 0), pc.less_equal(sides, MOST_PIXELS))
         return pc.if_else(fits, sides, pa.scalar(None, sides.type)).cast(pa.int32())
     return pa.nulls(rows, pa.int32())

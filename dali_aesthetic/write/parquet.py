@@ -15,7 +15,8 @@ from dali_aesthetic.write.sidecar import MAX_COLUMNS, SidecarColumns
 
 _ROW_GROUP = 65_536
 _NO_NUMBER = "the model gave no number"
-_MOST_PIXELS = 2**31 - 1
+MOST_PIXELS = 2**31 - 1
+"""The longest side that the int32 columns of width and height hold."""
 _COLUMNS = (
     *("key", "status", "error_message", "width", "height", "format"),
     *("aesthetic_score", "aesthetic_score_01", "kept", "source_shard", "source_offset", "output_shard"),
@@ -159,7 +160,7 @@ def import_pandas() -> None:
 
 def _side(pixels: int) -> int | None:
     """Null where unknown, and beyond the column: a damaged PNG header may claim up to 2**32 - 1."""
-    return pixels if 0 < pixels <= _MOST_PIXELS else None
+    return pixels if 0 < pixels <= MOST_PIXELS else None
 
 
 def _strings(texts: Sequence[str | None]) -> pa.Array:
