@@ -139,7 +139,7 @@ def simulate(
 ) -> None:
     """Simulate clusters of growing size, and show where scaling bends."""
     from benchmarks.simulate import QUICK_SHARDS, QUICK_WORKERS, SHARDS, WORKERS, write_simulation
-    from dali_aesthetic.plan import known_rates
+    from dali_aesthetic.cost import known_rates
 
     gpu, rates = gpu.lower(), known_rates()
     if gpu not in rates:

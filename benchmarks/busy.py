@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dali_aesthetic.score.fast.backend import Backend
+from dali_aesthetic.score.backends.backend import Backend
 from dali_aesthetic.score.scorer import Scorer
 
 AHEAD = 3

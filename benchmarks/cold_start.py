@@ -26,9 +26,9 @@ from benchmarks.open_clip_model import saved_weights
 from benchmarks.record import Measured, Record
 from benchmarks.settings import Settings
 from benchmarks.throughput import fresh
-from dali_aesthetic.launch.scales import CALIBRATION
-from dali_aesthetic.launch.timing import TIMING
-from dali_aesthetic.score.fast.cache import LIBRARIES, VARIABLE
+from dali_aesthetic.launch.calibration_file import CALIBRATION
+from dali_aesthetic.score.backends.cache import LIBRARIES, VARIABLE
+from dali_aesthetic.timing import TIMING
 
 GPU_WAYS = (
     ("eager", "fp16"),

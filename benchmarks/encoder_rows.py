@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from benchmarks.synthetic import DEVICE, SPEC, head_bank, synthetic_images, tower_state
+from dali_aesthetic.score.backends import calibrate, folding, fused, fused_fp8, plain
+from dali_aesthetic.score.backends.backend import Backend, build_backend
+from dali_aesthetic.score.backends.calibration import Calibration
+from dali_aesthetic.score.backends.workspace import Workspace
 from dali_aesthetic.score.clip import VisionTower, normalize
-from dali_aesthetic.score.fast import compiled, float8_study, folding, fused, fused_fp8
-from dali_aesthetic.score.fast.backend import Backend, build_backend
-from dali_aesthetic.score.fast.calibration import Calibration
-from dali_aesthetic.score.fast.gate import Limits
-from dali_aesthetic.score.fast.workspace import Workspace
+from dali_aesthetic.score.gate import Limits
 
 Scorer = Callable[[Tensor], Tensor]
 """Pixels to scores [N, H]: uint8 [N, S, S, 3], or for eager models what `prepare` makes of them."""
@@ -81,7 +81,7 @@ def norm_passes(state: dict[str, Tensor], batch: int) -> Scorer:
 def tuned(state: dict[str, Tensor], batch: int) -> Scorer:
     """torch.compile with its products tuned."""
     return backend_scorer(
-        compiled.build(tower_of(state), head_bank(), DEVICE, "fp16", batch, "max-autotune-no-cudagraphs")
+        plain.build(tower_of(state), head_bank(), DEVICE, "fp16", batch, "max-autotune-no-cudagraphs")
     )
 
 
@@ -91,7 +91,7 @@ def calibration(outliers: bool) -> Calibration:
     anything = Limits(mean_error=math.inf, p99_error=math.inf, flips=math.inf)
     images = synthetic_images(512, seed=3), synthetic_images(64, seed=5)
     tower = tower_of(state_of(outliers))
-    return float8_study.calibrate(tower, head_bank(), DEVICE, *images, {}, anything, {})
+    return calibrate.calibrate(tower, head_bank(), DEVICE, *images, {}, anything, {})
 
 
 def float8(outliers: bool, batch: int, float16_products: tuple[str, ...] = ()) -> Scorer:
@@ -116,7 +116,7 @@ def makers(outliers: bool, batch: int, plain_batch: int) -> dict[str, tuple[Call
     rows["fused fp16, LayerNorm passes"] = (partial(norm_passes, state, batch), batch)
     for precision in ("fp16", "bf16"):
         rows[f"fused {precision}"] = (partial(by_name, state, "fused", precision, batch), batch)
-    for products in reversed(float8_study.LADDER):
+    for products in reversed(calibrate.LADDER):
         kept = f", {' and '.join(products)} fp16" if products else ""
         rows[f"fused fp8{kept}"] = (partial(float8, outliers, batch, products), batch)
     return rows

@@ -14,8 +14,8 @@ from benchmarks.result import read_record
 from benchmarks.settings import Settings
 from benchmarks.throughput import encoder_row, head_work, make_bench
 from benchmarks.timing import for_seconds, measure_rate
+from dali_aesthetic.score.backends.backend import resolve_backend
 from dali_aesthetic.score.clip import Normalize
-from dali_aesthetic.score.fast.backend import resolve_backend
 from dali_aesthetic.score.head import HeadBank
 from dali_aesthetic.score.spec import spec_of
 from dali_aesthetic.score.weights import load_head

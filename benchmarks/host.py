@@ -24,7 +24,7 @@ from benchmarks.timing import Work, measure_rate
 from dali_aesthetic.decode.batches import fill_batches
 from dali_aesthetic.decode.decoder import DaliDecoder
 from dali_aesthetic.decode.geometry import resize_steps
-from dali_aesthetic.decode.probe import Limits
+from dali_aesthetic.decode.headers import Limits
 from dali_aesthetic.run_shard import Rooms, run_shards
 from dali_aesthetic.score.scorer import Scorer
 from dali_aesthetic.shards.plan import plan_shards
@@ -32,7 +32,7 @@ from dali_aesthetic.shards.read import read_shards
 from dali_aesthetic.stats import RunStats
 from dali_aesthetic.threshold import Threshold
 from dali_aesthetic.types import EncodedBatch, ImageBatch, PendingScores, Route, ScoredBatch
-from dali_aesthetic.write.commit import ShardSink
+from dali_aesthetic.write.sink import ShardSink
 
 TARGET = 6600
 NUM_CORES = 2

@@ -17,9 +17,9 @@ from torch import Tensor
 from benchmarks.ceilings import copy_bandwidth, gemm_rate
 from benchmarks.record import Measured, Record
 from benchmarks.timing import for_seconds, measure_rate
+from dali_aesthetic.score.backends import folding
+from dali_aesthetic.score.backends.kernels import attention, class_block, embed, gemm, layernorm
 from dali_aesthetic.score.clip import LAYER_NORM_EPS
-from dali_aesthetic.score.fast import folding
-from dali_aesthetic.score.fast.kernels import attention, class_attention, embed, gemm, layernorm
 from dali_aesthetic.score.spec import TowerSpec
 
 FLOAT8 = torch.float8_e4m3fn
@@ -173,7 +173,7 @@ def _attention(at: _Shapes) -> Iterator[Kernel]:
     tokens, mixed = (at.noise(images * patches, width), at.noise(images, width)), torch.empty_like(asks)
     yield Kernel(
         "last block's attention",
-        lambda: class_attention.class_attention(asks, *tokens, mixed),
+        lambda: class_block.class_attention(asks, *tokens, mixed),
         4.0 * spec.heads * spec.tokens * width,
         2 * width * (spec.tokens + 2 * spec.heads),
     )

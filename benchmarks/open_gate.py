@@ -9,9 +9,9 @@ from __future__ import annotations
 from typing import Any
 
 from dali_aesthetic.config import Config, GateConfig
+from dali_aesthetic.launch.calibration_file import read_calibration
 from dali_aesthetic.launch.precision import prepare
-from dali_aesthetic.launch.scales import read_calibration
-from dali_aesthetic.score.fast.calibration import Trial
+from dali_aesthetic.score.backends.calibration import Trial
 from dali_aesthetic.shards.plan import plan_shards
 
 OPEN = {"max_mean_error": 9, "max_p99_error": 9, "max_flips": 2}

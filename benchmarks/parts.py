@@ -38,7 +38,7 @@ from benchmarks.throughput import (
 )
 from benchmarks.timing import Work
 from benchmarks.where import stage_table, verdict
-from dali_aesthetic.decode.probe import Limits
+from dali_aesthetic.decode.headers import Limits
 from dali_aesthetic.score.spec import spec_of
 
 Part = Callable[[Settings], None]
@@ -123,7 +123,7 @@ def ladder(settings: Settings) -> None:
 
 def kernels(settings: Settings) -> None:
     """Every kernel of the fused encoder by itself, against what bounds it. Needs a Hopper GPU and QuACK."""
-    from dali_aesthetic.score.fast.fused import refusal
+    from dali_aesthetic.score.backends.fused import refusal
 
     if reason := refusal(VIT_L_14, settings.chip, "fp8"):
         console.print(f"  the fused kernels can't run here, {reason}: nothing measured")

@@ -13,8 +13,8 @@ import torch
 from benchmarks.timing import Work, finish
 from dali_aesthetic.decode.batches import fill_batches
 from dali_aesthetic.decode.geometry import resize_steps
-from dali_aesthetic.decode.graph import Feed, build_pipeline
-from dali_aesthetic.decode.probe import Limits
+from dali_aesthetic.decode.headers import Limits
+from dali_aesthetic.decode.pipelines import Feed, build_pipeline
 from dali_aesthetic.overlap import cpu_count
 from dali_aesthetic.shards.plan import plan_shards
 from dali_aesthetic.shards.read import read_shards

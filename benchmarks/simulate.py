@@ -15,7 +15,7 @@ from typing import Any
 
 from benchmarks.cluster import Cluster, Outcome, simulate
 from benchmarks.record import typed_command
-from dali_aesthetic.plan import Rate
+from dali_aesthetic.cost import Rate
 
 WORKERS = (256, 1024, 4096, 8192, 16_384)
 QUICK_WORKERS = (16, 64, 256)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from benchmarks.roofline import VIT_L_14
 from dali_aesthetic.score.head import Head, HeadBank, head_from_state
-from dali_aesthetic.score.random_init import random_head_state, random_tower_state
+from dali_aesthetic.score.weights import random_head_state, random_tower_state
 
 SPEC = VIT_L_14
 DEVICE = torch.device("cuda")

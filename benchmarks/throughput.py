@@ -27,7 +27,7 @@ from dali_aesthetic.shards.read import read_shards
 from dali_aesthetic.stats import RunStats
 from dali_aesthetic.threshold import Threshold
 from dali_aesthetic.types import EncodedBatch, ImageBatch, ScoredBatch
-from dali_aesthetic.write.commit import ShardSink
+from dali_aesthetic.write.sink import ShardSink
 
 NOTHING = Threshold(raw=1e30)
 EVERYTHING = Threshold(raw=-1e30)

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dali_aesthetic.config import Config, ConfigError, DecodeConfig, ModelConfig
-    from dali_aesthetic.launch.engine import run
     from dali_aesthetic.launch.result import RunResult
+    from dali_aesthetic.launch.run import run
     from dali_aesthetic.library import ImageScorer, score_images
-    from dali_aesthetic.score.download import WeightsUnavailable
+    from dali_aesthetic.score.published import WeightsUnavailable
     from dali_aesthetic.threshold import Threshold
 
 # Streams that share a hardware queue run one after the other, and the driver makes 8 unless told otherwise

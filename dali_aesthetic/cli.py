@@ -10,8 +10,7 @@ import typer
 from rich.markup import escape
 
 from dali_aesthetic import __version__
-from dali_aesthetic.commands import check, compact, cut, look, page, stored
-from dali_aesthetic.commands.launch import Saying, run_with
+from dali_aesthetic.commands import compact, embeddings, inspect, report, scores, verify
 from dali_aesthetic.commands.options import (
     AsJson,
     ConfigFile,
@@ -44,6 +43,7 @@ from dali_aesthetic.commands.options import (
     threshold_fields,
 )
 from dali_aesthetic.commands.outcome import console, guarded
+from dali_aesthetic.commands.runner import Saying, run_with
 
 app = typer.Typer(
     help="Score image datasets by aesthetic quality and keep the good part.",
@@ -81,11 +81,11 @@ Examples:
 """
 
 
-app.add_typer(cut.commands)
-app.add_typer(look.commands)
-app.add_typer(stored.commands)
-app.add_typer(page.commands)
-app.add_typer(check.commands)
+app.add_typer(scores.commands)
+app.add_typer(inspect.commands)
+app.add_typer(embeddings.commands)
+app.add_typer(report.commands)
+app.add_typer(verify.commands)
 app.add_typer(compact.commands)
 
 
@@ -238,7 +238,7 @@ def plan(
     json: Annotated[bool, typer.Option("--json", help="All figures as JSON.")] = False,
 ) -> None:
     """Say how many hours and GPU-hours a run takes, what it costs, and what the storage must give."""
-    from dali_aesthetic.plan import make_plan
+    from dali_aesthetic.cost import make_plan
 
     def work() -> int:
         answer = make_plan(images, gpus, gpu, price, image_kb, keep)

@@ -20,8 +20,8 @@ from rich.console import Console
 
 from dali_aesthetic.config import Config, ConfigError, ModelConfig, at_home
 from dali_aesthetic.display import summary, watch_on
-from dali_aesthetic.launch.local import RunResult, run
-from dali_aesthetic.score.download import WeightsUnavailable
+from dali_aesthetic.launch.run import RunResult, run_local
+from dali_aesthetic.score.published import WeightsUnavailable
 from dali_aesthetic.threshold import Threshold
 
 NUM_SHARDS = 3
@@ -71,7 +71,7 @@ def run_demo(folder: Path, model_dir: Path | None, device: str, console: Console
 
 
 def _launch(config: Config, console: Console) -> RunResult:
-    return run(config, watch=partial(watch_on, console))
+    return run_local(config, watch=partial(watch_on, console))
 
 
 def _with_random_weights(config: Config, folder: Path) -> Config:

@@ -14,8 +14,8 @@ from PIL import Image
 
 from dali_aesthetic.config import Config, DecodeConfig, Device, ModelConfig
 from dali_aesthetic.decode.batches import fill_batches
+from dali_aesthetic.decode.headers import Limits
 from dali_aesthetic.decode.pillow import square_pixels, turned_upright
-from dali_aesthetic.decode.probe import Limits
 from dali_aesthetic.launch.worker import Worker, build_worker
 from dali_aesthetic.overlap import OneAtATime, ahead
 from dali_aesthetic.types import PendingScores, Sample, Shard, Status

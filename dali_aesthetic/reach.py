@@ -8,19 +8,23 @@ import re
 import socket
 from collections.abc import Generator, Iterator
 from contextlib import closing
+from dataclasses import dataclass
+from enum import StrEnum
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from fsspec.utils import glob_translate
 
-from dali_aesthetic.finding import Finding, Verdict
 from dali_aesthetic.shards.formats import extension
-from dali_aesthetic.shards.inputs import InputError, expand_braces
+from dali_aesthetic.shards.inputs import InputError
+from dali_aesthetic.shards.listing import expand_braces
 from dali_aesthetic.shards.plan import plan_shards
 from dali_aesthetic.stores.access import open_file
 from dali_aesthetic.stores.location import fixed_root, is_url, join, protocol
-from dali_aesthetic.stores.store import Store, store_of
+from dali_aesthetic.stores.open import store_of
+from dali_aesthetic.stores.store import Store
 from dali_aesthetic.types import Buffer
 
 _RAY_PORT = 6379
@@ -141,3 +145,29 @@ def reach_ray(address: str | None = None) -> Iterator[Finding]:
     except (OSError, ValueError) as error:
         fix = "start it (ray start --head), or correct or unset RAY_ADDRESS"
         yield Finding("ray", Verdict.FAIL, f"{version}; nothing answers at {address}: {error}", fix)
+
+
+# FOLDED dali_aesthetic/finding.py: What a check before a run found.
+
+
+class Verdict(StrEnum):
+    """How a check went. A warning doesn't stop a run; a failure does."""
+
+    OK = "ok"
+    WARN = "warn"
+    FAIL = "fail"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of the report. `fix` says what to do, and is empty where there is nothing to do."""
+
+    check: str
+    verdict: Verdict
+    detail: str
+    fix: str = ""
+
+
+def as_dict(finding: Finding) -> dict[str, Any]:
+    """For JSON."""
+    return {name: str(getattr(finding, name)) for name in ("check", "verdict", "detail", "fix")}

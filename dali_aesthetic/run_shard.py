@@ -13,18 +13,17 @@ import time
 from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
 
-from dali_aesthetic.collector import calm_collector
 from dali_aesthetic.decode.batches import fill_batches
 from dali_aesthetic.decode.decoder import DaliDecoder
-from dali_aesthetic.decode.probe import Limits
-from dali_aesthetic.overlap import ahead
+from dali_aesthetic.decode.headers import Limits
+from dali_aesthetic.overlap import ahead, calm_collector
 from dali_aesthetic.score.scorer import Scorer
-from dali_aesthetic.shards.buffer import DEFAULT_LIMITS, ReadLimits
+from dali_aesthetic.shards.opened import DEFAULT_LIMITS, ReadLimits
 from dali_aesthetic.shards.read import read_shards
 from dali_aesthetic.stats import RunStats
 from dali_aesthetic.threshold import preset_counts
 from dali_aesthetic.types import PendingScores, ScoredBatch, Shard, ShardReport
-from dali_aesthetic.write.commit import ShardSink
+from dali_aesthetic.write.sink import ShardSink
 
 BATCHES_IN_FLIGHT = 16
 """Batches alive at a time, at most: two in each queue, one in each hand, and those inside the decoder."""

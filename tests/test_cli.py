@@ -15,7 +15,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from dali_aesthetic.cli import app
-from dali_aesthetic.commands.launch import over_file
+from dali_aesthetic.commands.runner import over_file
 from dali_aesthetic.config import ModelConfig
 from dali_aesthetic.score import weights
 from dali_aesthetic.score.weights import ResolvedFile

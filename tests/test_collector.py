@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from dali_aesthetic.collector import ALLOCATIONS, calm_collector
+from dali_aesthetic.overlap import ALLOCATIONS, calm_collector
 
 
 class Node:

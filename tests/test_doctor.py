@@ -10,7 +10,7 @@ import torch
 from dali_aesthetic import doctor
 from dali_aesthetic.config import ModelConfig
 from dali_aesthetic.doctor import examine
-from dali_aesthetic.finding import Finding, Verdict
+from dali_aesthetic.reach import Finding, Verdict
 
 
 def findings(model: ModelConfig, output: Path | None = None) -> dict[str, list[Finding]]:

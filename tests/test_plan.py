@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from dali_aesthetic.config import ConfigError
-from dali_aesthetic.plan import Plan, known_rates, make_plan
+from dali_aesthetic.cost import Plan, known_rates, make_plan
 
 
 def plan(**change: object) -> Plan:

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from dali_aesthetic import reach
 from dali_aesthetic.cli import app
-from dali_aesthetic.finding import Finding, Verdict
+from dali_aesthetic.reach import Finding, Verdict
 from tests.stores.fixtures import bucket, s3_server
 from tests.stores.s3 import Bucket
 from tests.stores.servers import serving, web

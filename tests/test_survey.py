@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from dali_aesthetic.survey import survey
+from dali_aesthetic.inspect_input import survey
 from tests.conftest import jpeg, write_shard
 
 

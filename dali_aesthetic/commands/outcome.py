@@ -36,7 +36,7 @@ def guarded(verbose: bool, work: Callable[[], int]) -> NoReturn:
 
 
 def _exit_code(error: Exception) -> int:
-    from dali_aesthetic.score.download import WeightsUnavailable
+    from dali_aesthetic.score.published import WeightsUnavailable
 
     return WRONG_CONFIGURATION if isinstance(error, ValueError | WeightsUnavailable) else INCOMPLETE
 

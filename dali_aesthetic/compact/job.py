@@ -8,14 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dali_aesthetic.compact.index import missing_indexes, write_index, write_sizes
+from dali_aesthetic.compact.beside import check_uids, missing_indexes, write_index, write_sizes, write_subset
 from dali_aesthetic.compact.kept import Run, check_finished, read_run
 from dali_aesthetic.compact.pack import Packed, Packer, Size
-from dali_aesthetic.compact.subset import check_uids, write_subset
 from dali_aesthetic.config import ConfigError
 from dali_aesthetic.write.lock import claim
-from dali_aesthetic.write.output import clean_leftovers
-from dali_aesthetic.write.record import IDENTITY, write_run_record
+from dali_aesthetic.write.output import IDENTITY, clean_leftovers, write_run_record
 
 PACKED_FROM = "packed_from"
 """The field of `run.json`'s config that tells a packed folder, and the folder it was made of."""

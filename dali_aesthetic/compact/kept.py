@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dali_aesthetic.config import ConfigError
-from dali_aesthetic.shards.buffer import map_file
 from dali_aesthetic.shards.inputs import InputError
+from dali_aesthetic.shards.opened import map_file
 from dali_aesthetic.shards.plan import plan_shards
 from dali_aesthetic.shards.scan import TarDamage, scan_tar
 from dali_aesthetic.shards.tar import split_name
 from dali_aesthetic.types import Buffer
-from dali_aesthetic.write.output import committed_names
-from dali_aesthetic.write.record import IDENTITY, RUN_RECORD
+from dali_aesthetic.write.output import IDENTITY, RUN_RECORD, committed_names
+from dali_aesthetic.write.writers import END_MARKER
 
 
 class RunDamaged(ValueError):
@@ -180,3 +180,42 @@ def _samples(view: memoryview) -> Iterator[tuple[str, int, int]]:
 def _clean(key: str) -> str:
     """As in the scores, which hold UTF-8 only."""
     return key.encode("utf-8", "backslashreplace").decode()
+
+
+# FOLDED dali_aesthetic/compact/compare.py: A packed folder against the run that it was made of, byte for byte.
+
+
+_PIECE = 1 << 20
+
+
+def compare(packed: Path, names: Sequence[str], run: Path) -> str:
+    """What differs, or an empty string: all tars of one, end markers off, are all tars of the other."""
+    kept = [shard.name for shard in read_run(run).shards]
+    ours, theirs = _pieces(packed, names), _pieces(run, kept)
+    for one, other in zip_longest(_even(ours), _even(theirs), fillvalue=(b"", "")):
+        if one[0] != other[0]:
+            here, there = one[1] or "its end", other[1] or "its end"
+            return f"{packed} differs from {run}: what is in {here} is not what is in {there}"
+    return ""
+
+
+def _pieces(folder: Path, names: Sequence[str]) -> Iterator[tuple[bytes, str]]:
+    for name in names:
+        path = folder / "shards" / f"{name}.tar"
+        left = path.stat().st_size - len(END_MARKER)
+        with path.open("rb") as tar:
+            while left > 0 and (piece := tar.read(min(_PIECE, left))):
+                left -= len(piece)
+                yield piece, path.name
+
+
+def _even(pieces: Iterator[tuple[bytes, str]]) -> Iterator[tuple[bytes, str]]:
+    """The same bytes in pieces of one size, with the name of the file each ends in."""
+    rest, name = b"", ""
+    for piece, name in pieces:
+        rest += piece
+        while len(rest) >= _PIECE:
+            yield rest[:_PIECE], name
+            rest = rest[_PIECE:]
+    if rest:
+        yield rest, name

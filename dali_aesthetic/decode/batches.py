@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator
 
-from dali_aesthetic.decode.probe import Limits, probe
+from dali_aesthetic.decode.headers import Limits, probe
 from dali_aesthetic.types import EncodedBatch, ImageHeader, Route, Sample, ShardEnd, Status
 
 _OK, _NOBODY = Status.OK, Route.NOBODY

@@ -1,8 +1,7 @@
 """The reference decoder and transform, image by image, through Pillow.
 
 It serves what DALI can't or what the reference treats differently (palettes, alpha, 16 bits, GIF, AVIF,
-TIFF, ...), the samples of a batch that DALI refused, and the tests as the truth to compare with.
-"""
+TIFF, ...), the samples of a batch that DALI refused, and the tests as the truth to compare with."""
 
 from __future__ import annotations
 
@@ -16,11 +15,11 @@ from functools import cache
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageFile, ImageOps
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from dali_aesthetic.decode.geometry import Geometry
-from dali_aesthetic.decode.probe import GIANT_PIXELS, Limits
-from dali_aesthetic.types import Buffer
+from dali_aesthetic.decode.headers import GIANT_PIXELS, Limits
+from dali_aesthetic.types import Buffer, ImageHeader, Route, Status
 
 _PLUGINS = {
     "jpeg": "JPEG",
@@ -146,3 +145,37 @@ def _square(image: Image.Image, size: int) -> Image.Image:
     resized = image.resize((geometry.resized_width, geometry.resized_height), Image.Resampling.BICUBIC)
     left, top = geometry.left, geometry.top
     return resized.crop((left, top, left + size, top + size))
+
+
+# FOLDED dali_aesthetic/decode/rescue.py: What becomes of samples that DALI doesn't decode: Pillow, or a status with the reason.
+
+
+@dataclass(frozen=True, slots=True)
+class Rescued:
+    """A header as decoding left it, and the pixels (uint8 [S, S, 3]) where there are any."""
+
+    header: ImageHeader
+    pixels_SSC: npt.NDArray[np.uint8] | None
+
+
+def rescue(
+    image: Buffer, header: ImageHeader, image_size: int, limits: Limits, apply_exif: bool = False
+) -> Rescued:
+    """Decode by Pillow. Never raises for what the bytes are: the failure becomes the header's status."""
+    try:
+        decoded = decode_reference(image, image_size, limits, format=header.format, apply_exif=apply_exif)
+    except TooManyPixels as error:
+        return _failed(header, Status.TOO_LARGE, str(error))
+    except UnidentifiedImageError:
+        return _failed(header, Status.UNDECODABLE, f"{header.format}: Pillow finds no image in these bytes")
+    except MemoryError as error:
+        return _failed(header, Status.TOO_LARGE, f"{header.format}: out of memory ({error})")
+    except Exception as error:  # Pillow's plugins raise nearly every type for damaged data
+        status = Status.TRUNCATED if "truncated" in str(error).lower() else Status.UNDECODABLE
+        return _failed(header, status, f"{header.format}: {type(error).__name__}: {error}")
+    found = header._replace(width=decoded.width, height=decoded.height, route=Route.PILLOW)
+    return Rescued(found, decoded.pixels_SSC)
+
+
+def _failed(header: ImageHeader, status: Status, message: str) -> Rescued:
+    return Rescued(header._replace(route=Route.NOBODY, status=status, message=message[:500]), None)

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dali_aesthetic.shards.buffer import is_url
 from dali_aesthetic.shards.formats import IMAGE_RANK, extension
-from dali_aesthetic.shards.inputs import InputError, common_parent, expand_braces
-from dali_aesthetic.shards.listing import walk
+from dali_aesthetic.shards.inputs import InputError
+from dali_aesthetic.shards.listing import common_parent, expand_braces, walk
+from dali_aesthetic.shards.opened import is_url
 
 _IMAGES = "img_emb"
 _MARK_BYTES = 1 << 20

@@ -12,7 +12,7 @@ from PIL import Image
 
 from dali_aesthetic.config import DecodeConfig, Device, ModelConfig
 from dali_aesthetic.library import ImageScorer
-from dali_aesthetic.write.parquet import score_columns
+from dali_aesthetic.write.rows import score_columns
 
 
 class BatchScorer:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from dali_aesthetic.config import Config, DecodeConfig, ModelConfig
-from dali_aesthetic.decode.probe import Limits
+from dali_aesthetic.decode.headers import Limits
 from dali_aesthetic.launch.worker import Worker, build_worker, run_record
 from dali_aesthetic.run_shard import Rooms, run_shards
 from dali_aesthetic.score.head import HeadBank
@@ -25,8 +25,8 @@ from dali_aesthetic.shards.plan import plan_shards
 from dali_aesthetic.stats import RunStats
 from dali_aesthetic.threshold import Threshold
 from dali_aesthetic.types import Shard
-from dali_aesthetic.write.commit import ShardSink
 from dali_aesthetic.write.output import open_output
+from dali_aesthetic.write.sink import ShardSink
 
 try:
     from loguru import logger

@@ -18,19 +18,19 @@ from torch import Tensor
 
 from dali_aesthetic.config import Config, ConfigError, ModelConfig
 from dali_aesthetic.decode.batches import fill_batches
-from dali_aesthetic.launch.scales import CALIBRATION, read_calibration, write_calibration
+from dali_aesthetic.launch.calibration_file import CALIBRATION, read_calibration, write_calibration
 from dali_aesthetic.launch.worker import decoder_of, limits_of, model_reader, resolve_device
 from dali_aesthetic.overlap import beside
+from dali_aesthetic.score.backends.backend import import_libraries, resolve_backend, why_not_fused
+from dali_aesthetic.score.backends.calibration import Calibration, Choice
 from dali_aesthetic.score.build import ModelReader
-from dali_aesthetic.score.fast.backend import import_libraries, resolve_backend, why_not_fused
-from dali_aesthetic.score.fast.calibration import Calibration, Choice
-from dali_aesthetic.score.fast.gate import Limits as GateLimits
+from dali_aesthetic.score.gate import Limits as GateLimits
 from dali_aesthetic.score.spec import spec_of
 from dali_aesthetic.shards.read import read_shards
 from dali_aesthetic.stores.access import exists, read_bytes
 from dali_aesthetic.threshold import PRESETS
 from dali_aesthetic.types import Shard
-from dali_aesthetic.write.record import IDENTITY, RUN_RECORD
+from dali_aesthetic.write.output import IDENTITY, RUN_RECORD
 
 FEWEST_IMAGES = 48
 """Below this neither scales nor errors mean anything."""
@@ -173,7 +173,7 @@ def _calibrate(
     fewest = gate.calibration_images + gate.check_images if asked == "auto" else FEWEST_IMAGES
     if len(images_NHWC) < fewest:
         return _untried(config, f"{len(images_NHWC)} images could be decoded and it takes {fewest}")
-    from dali_aesthetic.score.fast.float8_study import calibrate
+    from dali_aesthetic.score.backends.calibrate import calibrate
 
     to_spare = len(images_NHWC) - gate.check_images
     first = min(gate.calibration_images, max(len(images_NHWC) // 3, to_spare))

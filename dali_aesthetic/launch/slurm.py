@@ -177,7 +177,7 @@ def for_task(config: Config, task: Task) -> Config:
 
 
 def _take_own_gpu(config: Config, task: Task) -> None:
-    from dali_aesthetic.launch.slots import VISIBLE, visible_gpus
+    from dali_aesthetic.launch.node.slots import VISIBLE, visible_gpus
 
     if config.device == "cpu" or not (there := visible_gpus()):
         return
@@ -190,7 +190,7 @@ def settling(output: str, task: Task) -> Iterator[None]:
     if task.is_alone or is_url(output):
         yield
         return
-    from dali_aesthetic.score.fast.cache import alone
+    from dali_aesthetic.score.backends.cache import alone
 
     Path(output).mkdir(parents=True, exist_ok=True)
     with alone(Path(output) / ".settling"):

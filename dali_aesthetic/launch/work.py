@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Generator, Iterable
 from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
 
 from dali_aesthetic.config import Config
-from dali_aesthetic.launch.memory import budget_bytes, memory_bytes
 from dali_aesthetic.launch.stall import stall_guard
-from dali_aesthetic.launch.timing import timed
 from dali_aesthetic.launch.worker import Worker
 from dali_aesthetic.run_shard import BATCHES_IN_FLIGHT, Rooms, run_shards
-from dali_aesthetic.shards.buffer import DEFAULT_LIMITS, ReadLimits
+from dali_aesthetic.shards.opened import DEFAULT_LIMITS, ReadLimits
 from dali_aesthetic.stats import RunStats
+from dali_aesthetic.timing import timed
 from dali_aesthetic.types import Shard, ShardReport
-from dali_aesthetic.write.commit import ShardSink
+from dali_aesthetic.write.sink import ShardSink
 
 
 def work_shards(
@@ -67,3 +68,31 @@ def _rooms(config: Config, worker: Worker, sink: ShardSink, memory_share: int) -
         scorer=worker.scorer,
         sink=sink,
     )
+
+
+# FOLDED dali_aesthetic/launch/memory.py: How much memory there is, and how much of it encoded images may take.
+
+
+_GIB = 1 << 30
+_DEFAULT_SHARE, _MOST_BY_DEFAULT = 4, 16 * _GIB
+_CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+
+
+def memory_bytes() -> int:
+    """The machine's memory, or its container's share."""
+    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min([physical, *map(_limit, _CGROUP_LIMITS)])
+
+
+def budget_bytes(budget_gb: float | None) -> int:
+    """What `memory_budget_gb` means; None is a quarter of the memory and at most 16 GiB."""
+    if budget_gb is not None:
+        return int(budget_gb * _GIB)
+    return min(memory_bytes() // _DEFAULT_SHARE, _MOST_BY_DEFAULT)
+
+
+def _limit(path: str) -> int:
+    try:
+        return int(Path(path).read_text())
+    except (OSError, ValueError):  # no such cgroup, or "max"
+        return 1 << 62

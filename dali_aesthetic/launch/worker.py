@@ -14,22 +14,22 @@ import torch
 import dali_aesthetic
 from dali_aesthetic.config import Config, ConfigError, ModelConfig
 from dali_aesthetic.decode.decoder import DaliDecoder
-from dali_aesthetic.decode.graph import import_dali
-from dali_aesthetic.decode.probe import Limits
-from dali_aesthetic.launch.scales import read_calibration
-from dali_aesthetic.launch.timing import process_age
+from dali_aesthetic.decode.headers import Limits
+from dali_aesthetic.decode.pipelines import import_dali
+from dali_aesthetic.launch.calibration_file import read_calibration
 from dali_aesthetic.overlap import beside, cpu_count
-from dali_aesthetic.score.build import Model, ModelReader, scorer_of
-from dali_aesthetic.score.fast.backend import (
+from dali_aesthetic.score.backends.backend import (
     choose_backend,
     default_batch,
     import_libraries,
     resolve_backend,
 )
-from dali_aesthetic.score.registry import OPENAI_SHA256
+from dali_aesthetic.score.build import Model, ModelReader, scorer_of
+from dali_aesthetic.score.published import OPENAI_SHA256
 from dali_aesthetic.score.scorer import Scorer
 from dali_aesthetic.score.spec import spec_of
-from dali_aesthetic.write.parquet import import_pandas
+from dali_aesthetic.timing import process_age
+from dali_aesthetic.write.rows import import_pandas
 
 _PACKAGES = ("torch", "nvidia-dali-cuda120", "nvidia-dali-cuda130", "open_clip_torch", "pillow", "pyarrow")
 

@@ -22,7 +22,7 @@ def observing(
     watches = [] if watch is None else [watch]
     with ExitStack() as stack:
         if wanted.metrics_port is not None:
-            from dali_aesthetic.observe.prometheus import serve_metrics
+            from dali_aesthetic.observe.metrics import serve_metrics
 
             endpoint = stack.enter_context(serve_metrics(wanted.metrics_host, wanted.metrics_port))
             say(f"metrics: {endpoint.url}")

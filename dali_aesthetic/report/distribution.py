@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
 
-from dali_aesthetic.report.grid import Grid, decimal
+from dali_aesthetic.report.rows import NothingToReport, ShardScores, check_column
 
 QUANTILES = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.999)
 
@@ -82,3 +86,146 @@ class Distribution:
         needed = [self.total - math.floor(share * self.total + 1e-9) for share in shares]
         last = [int(np.flatnonzero(at_least >= max(count, 1))[-1]) for count in needed]
         return [(share, decimal(self.grid.edges_E[i])) for share, i in zip(shares, last, strict=True)]
+
+
+# FOLDED dali_aesthetic/report/grid.py: The thresholds a reader can choose: decimal steps over the range of the scores, exact in float32.
+#
+# Every edge is the float32 nearest to a short decimal, which is what `--raw-threshold` makes of that decimal.
+# A count at an edge therefore is the count that a run with that threshold gets.
+
+
+MAX_STEPS = 800
+STEPS_PER_BAR = 10
+STEPS_PER_BAND = 50
+_WIDEST = 1e6
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """`edges_E` rise strictly; the first keeps every score, the last keeps none.
+
+    `step` is the distance of the regular edges; named cuts lie between them. `bars` and `bands` are every
+    tenth and every fiftieth of the regular ones, at least covering the range: subsets of `edges_E`.
+    """
+
+    edges_E: npt.NDArray[np.float32]
+    bars: npt.NDArray[np.float32]
+    bands: npt.NDArray[np.float32]
+    step: float
+
+    def index(self, cut: float) -> int:
+        """The edge nearest to `cut`; the edge itself where it is one."""
+        return int(np.abs(self.edges_E.astype(np.float64) - float(np.float32(cut))).argmin())
+
+
+def make_grid(low: float, high: float, cuts: Iterable[float] = ()) -> Grid:
+    """A grid over `low` to `high` (lowest and highest score), with the `cuts` as further edges.
+
+    Infinite ends are taken as a million. At most `MAX_STEPS` regular steps lie inside the range.
+    """
+    low, high = max(low, -_WIDEST), min(high, _WIDEST)
+    mantissa, exponent = _step((high - low) / MAX_STEPS, max(abs(low), abs(high)))
+    size = mantissa * 10.0**exponent
+    first = math.floor(low / size / STEPS_PER_BAND)
+    last = math.floor(high / size / STEPS_PER_BAND) + 1
+    # In float32 an edge may land on the highest score itself: one more, so that the last keeps none.
+    last += bool(_decimals([last * STEPS_PER_BAND], mantissa, exponent)[0] <= np.float32(high))
+
+    def every(steps: int) -> npt.NDArray[np.float32]:
+        count = STEPS_PER_BAND // steps
+        return _decimals(range(first * count, last * count + 1), mantissa * steps, exponent)
+
+    named = np.array(list(cuts), np.float32)
+    # Named cuts beyond the range would stretch the slider over thresholds that keep all or nothing.
+    inside = named[(named > every(1)[0]) & (named < every(1)[-1])]
+    edges = np.unique(np.concatenate([every(1), inside]))
+    return Grid(edges, np.unique(every(STEPS_PER_BAR)), np.unique(every(STEPS_PER_BAND)), size)
+
+
+def _step(wanted: float, magnitude: float) -> tuple[int, int]:
+    """Mantissa (1, 2 or 5) and decimal exponent of the first nice step from `wanted` up.
+
+    Never so fine that float32 can't tell neighbours apart at `magnitude`.
+    """
+    wanted = max(wanted, magnitude * 1e-6, 1e-9)
+    exponent = math.floor(math.log10(wanted))
+    for mantissa in (1, 2, 5):
+        if mantissa * 10.0**exponent >= wanted * (1 - 1e-9):
+            return mantissa, exponent
+    return 1, exponent + 1
+
+
+def _decimals(multiples: Iterable[int], mantissa: int, exponent: int) -> npt.NDArray[np.float32]:
+    """`k * mantissa * 10**exponent` for every k, each rounded once to double, as a decimal is when read."""
+    scale = 10 ** abs(exponent)
+    if exponent < 0:
+        return np.array([k * mantissa / scale for k in multiples], np.float64).astype(np.float32)
+    return np.array([k * mantissa * scale for k in multiples], np.float64).astype(np.float32)
+
+
+def decimal(value: np.float32 | float) -> float:
+    """The shortest decimal that reads back as this float32."""
+    return float(str(np.float32(value)))
+
+
+# FOLDED dali_aesthetic/report/groups.py: Keep rate by a column of the user's: which part of the data a threshold takes away.
+
+
+MOST_VALUES = 20
+MOST_DISTINCT = 100_000
+NOTHING, OTHERS = "(not set)", "(all others)"
+_MAX_TEXT = 120
+
+
+class Groups:
+    """Distributions of the scores by the most frequent values of a column, the others as one."""
+
+    def __init__(self, column: str, values: Sequence[str | None], grid: Grid) -> None:
+        self.column = column
+        self._values = list(values)
+        self._distributions = [Distribution(grid) for _ in range(len(self._values) + 1)]
+
+    def add(self, table: pa.Table, scores_R: npt.NDArray[np.float32]) -> None:
+        """Counts a shard's scores by the value of its rows."""
+        texts = _texts(table.column(self.column))
+        places = pc.index_in(texts, pa.array(self._values, pa.string()))
+        place_R = places.fill_null(len(self._values)).to_numpy()
+        for place in np.unique(place_R).tolist():
+            self._distributions[place].add(scores_R[place_R == place])
+
+    def distributions(self) -> list[tuple[str, Distribution]]:
+        """(value, distribution), the most frequent value first; those without any score are left out."""
+        names = [NOTHING if value is None else _short(value) for value in self._values]
+        pairs = zip([*names, OTHERS], self._distributions, strict=True)
+        return [(name, distribution) for name, distribution in pairs if distribution.total]
+
+
+def frequent_values(shards: Iterable[ShardScores], column: str) -> list[str | None]:
+    """The column's most frequent values, by number of samples.
+
+    Raises `NothingToReport` where no shard has the column or it tells nearly every sample from every other.
+    """
+    shards = list(shards)
+    check_column(shards, column)
+    counts: Counter[str | None] = Counter()
+    for shard in shards:
+        found = _texts(shard.read([column]).column(column)).value_counts()
+        counts.update(dict(zip(found.field(0).to_pylist(), found.field(1).to_pylist(), strict=True)))
+        if len(counts) > MOST_DISTINCT:
+            raise NothingToReport(
+                f"--by {column}: more than {MOST_DISTINCT:,} different values; give a column that groups"
+            )
+    ranked = sorted(counts.items(), key=lambda one: (-one[1], one[0] is None, one[0] or ""))
+    return [value for value, _ in ranked[:MOST_VALUES]]
+
+
+def _texts(column: pa.ChunkedArray) -> pa.Array:
+    """The values as strings, whatever type this shard's column has."""
+    joined = column.combine_chunks()
+    if isinstance(joined, pa.ChunkedArray):
+        joined = joined.chunk(0) if joined.num_chunks else pa.array([], column.type)
+    return joined.cast(pa.string())
+
+
+def _short(value: str) -> str:
+    return value if len(value) <= _MAX_TEXT else value[: _MAX_TEXT - 1] + "…"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from dali_aesthetic.report.badness import BadInputs
-from dali_aesthetic.report.distribution import Distribution
-from dali_aesthetic.report.grid import Grid, make_grid
-from dali_aesthetic.report.groups import Groups, frequent_values
-from dali_aesthetic.report.outliers import ShardFigures
-from dali_aesthetic.report.picks import Picks
+from dali_aesthetic.report.distribution import Distribution, Grid, Groups, frequent_values, make_grid
+from dali_aesthetic.report.pictures import Picks
 from dali_aesthetic.report.rows import (
     FIRST_HEAD,
     ShardScores,
@@ -27,6 +25,7 @@ from dali_aesthetic.report.rows import (
     score_range,
 )
 from dali_aesthetic.threshold import DEFAULT_PRESET, PRESETS
+from dali_aesthetic.types import Status
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,3 +141,156 @@ def _floats(column: pa.ChunkedArray) -> npt.NDArray[np.float32]:
     """As float32, NaN where null."""
     values: npt.NDArray[np.float32] = column.cast(pa.float32()).to_numpy(zero_copy_only=False)
     return np.where(np.isnan(values), np.float32(np.nan), values).astype(np.float32, copy=False)
+
+
+# FOLDED dali_aesthetic/report/badness.py: What could not be scored: how many samples by reason, and a few of each.
+
+
+EXAMPLES = 5
+NO_NUMBER = "no score"
+_MAX_TEXT = 300
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One sample that could not be scored."""
+
+    key: str
+    message: str
+    source: str
+
+
+class BadInputs:
+    """Counts samples by status and takes the first few of each reason."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self.examples: dict[str, list[Example]] = {}
+
+    @property
+    def total(self) -> int:
+        return self.counts.total()
+
+    def add(self, shard: ShardScores, table: pa.Table, scored_R: np.ndarray) -> int:
+        """Counts a shard's samples that have no score, and returns their number."""
+        rows = np.flatnonzero(~scored_R)
+        if not len(rows):
+            return 0
+        statuses = table.column("status").take(pa.array(rows)).cast(pa.string()).to_pylist()
+        reasons = [NO_NUMBER if status == Status.OK.value else status for status in statuses]
+        self.counts.update(reasons)
+        wanted: dict[int, str] = {}
+        for row, reason in zip(rows.tolist(), reasons, strict=True):
+            taken = len(self.examples.setdefault(reason, [])) + list(wanted.values()).count(reason)
+            if taken < EXAMPLES:
+                wanted[row] = reason
+        self._take(shard, wanted)
+        return len(rows)
+
+    def _take(self, shard: ShardScores, wanted: dict[int, str]) -> None:
+        if not wanted:
+            return
+        found = shard.read(["key", "error_message", "source_shard"], list(wanted)).to_pylist()
+        for row, reason in zip(found, wanted.values(), strict=True):
+            texts = (row["key"], row["error_message"], row["source_shard"])
+            self.examples[reason].append(Example(*(_short(text) for text in texts)))
+
+
+def _short(text: str | None) -> str:
+    text = text or ""
+    return text if len(text) <= _MAX_TEXT else text[: _MAX_TEXT - 1] + "…"
+
+
+# FOLDED dali_aesthetic/report/outliers.py: Shards that differ from the others in mean score, keep rate or share of bad samples.
+
+
+ODD_FROM = 3.5
+"""Robust z-score from which a shard is named (Iglewicz and Hoaglin's rule)."""
+FEWEST_SHARDS = 5
+"""Below this many shards there is no crowd to stand out from."""
+_MAD_TO_SIGMA = 1.4826
+
+
+@dataclass(frozen=True, slots=True)
+class ShardFigures:
+    """Sums of one shard; `spread` is the standard deviation of its scores (0 for fewer than two)."""
+
+    name: str
+    source: str
+    num_samples: int
+    num_scored: int
+    num_kept: int
+    mean: float
+    spread: float
+    damage: str = ""
+
+    @property
+    def keep_rate(self) -> float:
+        return self.num_kept / self.num_scored if self.num_scored else math.nan
+
+    @property
+    def bad_share(self) -> float:
+        return 1 - self.num_scored / self.num_samples if self.num_samples else math.nan
+
+
+@dataclass(frozen=True, slots=True)
+class Outlier:
+    """A shard, what is odd about it, and by how many robust standard deviations."""
+
+    shard: ShardFigures
+    what: str
+    value: float
+    typical: float
+    sigmas: float
+
+
+def find_outliers(shards: Sequence[ShardFigures], most: int = 10) -> list[Outlier]:
+    """The oddest shards first, at most `most`; each with its oddest figure.
+
+    A figure is odd where it is more than `ODD_FROM` times the crowd's scale (1.4826 times the median
+    absolute deviation, and no less than the shard's own sampling error) away from the median.
+    """
+    if len(shards) < FEWEST_SHARDS:
+        return []
+    measures = (
+        ("mean score", [s.mean for s in shards], [_error_of_mean(s) for s in shards]),
+        ("keep rate", [s.keep_rate for s in shards], _error_of_share(shards, "keep_rate", "num_scored")),
+        ("bad share", [s.bad_share for s in shards], _error_of_share(shards, "bad_share", "num_samples")),
+    )
+    oddest: dict[str, Outlier] = {}
+    for what, values, errors in measures:
+        for outlier in _odd(shards, what, np.array(values), np.array(errors)):
+            name = outlier.shard.name
+            if name not in oddest or abs(outlier.sigmas) > abs(oddest[name].sigmas):
+                oddest[name] = outlier
+    return sorted(oddest.values(), key=lambda outlier: -abs(outlier.sigmas))[:most]
+
+
+def _odd(
+    shards: Sequence[ShardFigures],
+    what: str,
+    values: npt.NDArray[np.float64],
+    errors: npt.NDArray[np.float64],
+) -> list[Outlier]:
+    if np.isnan(values).all():
+        return []
+    middle = float(np.nanmedian(values))
+    crowd = _MAD_TO_SIGMA * float(np.nanmedian(np.abs(values - middle)))
+    scale = np.maximum(np.maximum(crowd, errors), 1e-9)
+    sigmas = (values - middle) / scale
+    odd = np.flatnonzero(np.abs(sigmas) > ODD_FROM).tolist()
+    return [Outlier(shards[i], what, float(values[i]), middle, float(sigmas[i])) for i in odd]
+
+
+def _error_of_mean(shard: ShardFigures) -> float:
+    return shard.spread / math.sqrt(shard.num_scored) if shard.num_scored else math.nan
+
+
+def _error_of_share(shards: Sequence[ShardFigures], share: str, of: str) -> list[float]:
+    """The sampling error of each shard's share, were it the typical one (and that at least one sample)."""
+    shares = np.array([getattr(shard, share) for shard in shards])
+    if np.isnan(shares).all():
+        return [math.nan] * len(shards)
+    middle = float(np.nanmedian(shares))
+    sizes = [max(1, int(getattr(shard, of))) for shard in shards]
+    return [max(math.sqrt(middle * (1 - middle) / n), 1 / n) for n in sizes]

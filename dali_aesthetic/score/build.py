@@ -9,16 +9,16 @@ from pathlib import Path
 
 import torch
 
-from dali_aesthetic.score.clip import VisionTower
-from dali_aesthetic.score.fast.backend import (
+from dali_aesthetic.score.backends.backend import (
+    SlicedBackend,
     build_backend,
     choose_backend,
     default_batch,
     takes_any_size,
     warm_up,
 )
-from dali_aesthetic.score.fast.calibration import Calibration
-from dali_aesthetic.score.fast.slices import SlicedBackend
+from dali_aesthetic.score.backends.calibration import Calibration
+from dali_aesthetic.score.clip import VisionTower
 from dali_aesthetic.score.head import HeadBank
 from dali_aesthetic.score.scorer import Scorer
 from dali_aesthetic.score.spec import spec_of

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dali_aesthetic.score.fast.backend import Backend
+from dali_aesthetic.score.backends.backend import Backend
 from dali_aesthetic.types import ImageBatch, PendingScores, ScoredBatch
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import struct
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
-from dali_aesthetic.shards.buffer import DEFAULT_LIMITS, ReadLimits, TooManyBytes, read_file
-from dali_aesthetic.shards.formats import extension
-from dali_aesthetic.shards.images import ImageFiles, group_images
-from dali_aesthetic.shards.ustar import padding, tar_header
-from dali_aesthetic.shards.warn import Oddities
+from dali_aesthetic.shards.formats import IMAGE_RANK, extension
+from dali_aesthetic.shards.oddities import Oddities
+from dali_aesthetic.shards.opened import DEFAULT_LIMITS, ReadLimits, TooManyBytes, read_file
+from dali_aesthetic.shards.scan import BLOCK, checksum
 from dali_aesthetic.types import Buffer, Sample, Shard, ShardEnd, Status
 
 
@@ -61,3 +63,122 @@ def _add(entries: list[Buffer], root: str, files: ImageFiles, path: str, limits:
     if fill := padding(len(data)):
         entries.append(fill)
     return data
+
+
+# FOLDED dali_aesthetic/shards/images.py: Images of a folder: which sidecars are theirs, and the key each gets.
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFiles:
+    """One sample of a folder: paths below the root, and the webdataset key.
+
+    Images with the same `stem` (the key before it was made unique) are told apart by their extension.
+    """
+
+    key: str
+    stem: str
+    image: str
+    sidecars: tuple[str, ...]
+
+    def member(self, path: str) -> str:
+        """The tar member's name of one of its files: the key, then the file's own extension."""
+        suffix = path[len(_stem(self.image)) + 1 :]
+        return f"{self.key}.{_printable(suffix)}"
+
+
+def group_images(files: Iterable[str]) -> list[ImageFiles]:
+    """The samples among `files` (relative paths), sorted by key; files that go with no image are left out.
+
+    A sidecar has its image's name with another extension (`a.txt`) or added to it (`a.jpg.json`); one that
+    fits several images goes with each. Dots in a name would cut webdataset's key, so they become `_`; names
+    that would then share a key get their extension (`a_jpg`, `a_png`), and a number where that is not enough.
+    """
+    images: dict[str, list[str]] = defaultdict(list)
+    sidecars: dict[str, list[str]] = defaultdict(list)
+    for path in sorted(set(files)):
+        if extension(path) in IMAGE_RANK:
+            images[clean_key(_stem(path))].append(path)
+        elif extension(path):
+            sidecars[_stem(path)].append(path)
+    taken = {key for key, paths in images.items() if len(paths) == 1}
+    return [
+        ImageFiles(key, group, path, (*sidecars.get(_stem(path), ()), *sidecars.get(path, ())))
+        for group, paths in sorted(images.items())
+        for key, path in _unique(group, paths, taken)
+    ]
+
+
+def clean_key(stem: str) -> str:
+    """`stem` as a key: no dot in its last part, nothing unprintable, no part that climbs."""
+    folder, slash, name = stem.rpartition("/")
+    text = _printable(folder + slash + name.replace(".", "_"))
+    parts = [part if part.strip(".") else "_" * max(1, len(part)) for part in text.split("/")]
+    return "/".join(parts)
+
+
+def _printable(text: str) -> str:
+    return text if text.isprintable() else "".join(c if c.isprintable() else "_" for c in text)
+
+
+def _unique(group: str, paths: list[str], taken: set[str]) -> Iterator[tuple[str, str]]:
+    if len(paths) == 1:
+        yield group, paths[0]
+        return
+    for path in paths:
+        wanted = key = f"{group}_{extension(path)}"
+        number = 2
+        while key in taken:
+            key = f"{wanted}_{number}"
+            number += 1
+        taken.add(key)
+        yield key, path
+
+
+def _stem(path: str) -> str:
+    return path.rpartition(".")[0] if "." in path.rpartition("/")[2] else path
+
+
+# FOLDED dali_aesthetic/shards/ustar.py: Tar headers for files that never were in a tar: the same bytes for the same name and size.
+
+
+_HEADER = struct.Struct("100s8s8s8s12s12s8sc100s6s2s32s32s8s8s155s12x")
+_MAX_OCTAL_SIZE = 8**11 - 1
+
+
+def tar_header(name: str, size: int) -> bytes:
+    """The header blocks of a regular file: mode 0644, owner 0, no times, no user names.
+
+    A name that is not ASCII or longer than 100 bytes, and a size of 8 GiB or more, goes into a PAX header
+    before it, which every reader of the last twenty years understands.
+    """
+    records = {}
+    if not name.isascii() or len(name) > 100:
+        records["path"] = name
+    if size > _MAX_OCTAL_SIZE:
+        records["size"] = str(size)
+    short = name.encode("ascii", "replace")[:100]
+    header = _block(short, min(size, _MAX_OCTAL_SIZE), b"0")
+    if not records:
+        return header
+    content = b"".join(_record(key, value) for key, value in records.items())
+    return _block(b"././@PaxHeader", len(content), b"x") + content + padding(len(content)) + header
+
+
+def padding(size: int) -> bytes:
+    """The zero bytes between the end of `size` bytes of data and the next block."""
+    return bytes(-size % BLOCK)
+
+
+def _block(name: bytes, size: int, kind: bytes) -> bytes:
+    fields = [name, b"0000644\0", b"0000000\0", b"0000000\0", b"%011o\0" % size, b"00000000000\0"]
+    rest = [kind, b"", b"ustar\0", b"00", b"", b"", b"", b"", b""]
+    unsigned = _HEADER.pack(*fields, b"        ", *rest)
+    return _HEADER.pack(*fields, b"%06o\0 " % checksum(unsigned), *rest)
+
+
+def _record(key: str, value: str) -> bytes:
+    """`LENGTH KEY=VALUE\\n`, where the length counts its own digits."""
+    body = f" {key}={value}\n".encode()
+    length = len(body) + len(str(len(body)))
+    length = len(body) + len(str(length))
+    return str(length).encode() + body

@@ -3,31 +3,23 @@
 from __future__ import annotations
 
 import glob
-import io
-import math
 import os
 import posixpath
 import re
-from codecs import BOM_UTF8
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import filterfalse, islice, takewhile
+from itertools import filterfalse
 
-from braceexpand import braceexpand
 from fsspec.utils import glob_translate
 
-from dali_aesthetic.shards import outputs
-from dali_aesthetic.shards.errors import InputError as InputError
+from dali_aesthetic.shards import earlier_runs
 from dali_aesthetic.shards.formats import IMAGE_RANK, extension
-from dali_aesthetic.shards.listing import missing, walk
-from dali_aesthetic.shards.packed import PackedTexts
+from dali_aesthetic.shards.listing import InputError as InputError
+from dali_aesthetic.shards.listing import PackedTexts, _lines, common_parent, expand_braces, missing, walk
 from dali_aesthetic.stores.access import list_files, read_bytes
-from dali_aesthetic.stores.errors import StoreUnusable
 from dali_aesthetic.stores.location import fixed_root, is_url, parent
+from dali_aesthetic.stores.store import StoreUnusable
 
-MAX_BRACE_MEMBERS = 10_000_000
-_ENOUGH = MAX_BRACE_MEMBERS + 1
-_RANGE = re.compile(r"\{(-?\d+)\.\.(-?\d+)(?:\.\.-?\d+)?\}")
 _PLAIN_TAR = re.compile(r"[^*?\[{]*\.tar", re.IGNORECASE | re.DOTALL)
 _SHOWN = 5
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
@@ -104,11 +96,11 @@ def _folder(path: str, exclude: str) -> Located:
             compressed.append(name)
         else:
             others.append(name)
-    records = [name for name in others if name.endswith(outputs.RECORD)]
+    records = [name for name in others if name.endswith(earlier_runs.RECORD)]
     if images:
-        tars = list(filterfalse(outputs.written_by(records), tars))  # those were made of the images
+        tars = list(filterfalse(earlier_runs.written_by(records), tars))  # those were made of the images
     else:
-        tars = outputs.without_copies(path, tars, records)
+        tars = earlier_runs.without_copies(path, tars, records)
     if tars and images:
         raise InputError(
             f"{path} holds both {len(tars)} tars (like {tars[0]}) and "
@@ -135,16 +127,6 @@ def _list_file(path: str, exclude: str) -> Located:
         raise InputError(f"the list file {path} names no shard (all lines are blank or comments)")
     _check_exist([tar for tar in found.tars if not is_url(tar)], f"the list file {path}")
     return found
-
-
-def _lines(path: str, content: bytes) -> Iterator[str]:
-    # Editors on Windows put a byte order mark before the first line.
-    for raw in io.BytesIO(content.removeprefix(BOM_UTF8)):
-        line = raw.decode().strip()
-        if line[:1] == "@":
-            raise InputError(f"the list file {path} holds another list ({line}); write its lines into it")
-        if line and line[0] != "#":
-            yield line
 
 
 def _members(texts: Iterable[str], exclude: str, ordered: bool = False) -> Located:
@@ -186,21 +168,6 @@ def _braces(text: str, exclude: str) -> Located:
     return Located(root=fixed_root(text), tars=tars)
 
 
-def expand_braces(text: str) -> list[str]:
-    """The members of a brace pattern, in its order. Raises InputError where it is malformed or too large."""
-    # braceexpand makes whole ranges before its first member.
-    sizes = (abs(int(last) - int(first)) + 1 for first, last in _RANGE.findall(text))
-    try:
-        members = [] if math.prod(sizes) > MAX_BRACE_MEMBERS else list(islice(braceexpand(text), _ENOUGH))
-    except ValueError as error:
-        raise InputError(f"the pattern {text} is malformed ({error}); write {{00000..00123}}.tar") from error
-    if not 0 < len(members) < _ENOUGH:
-        raise InputError(f"the pattern {text} has over {MAX_BRACE_MEMBERS} members; give a glob instead")
-    if "{" in text and members == [text]:
-        raise InputError(f"the braces of {text} hold no range and no list; write {{00000..00123}}.tar")
-    return members
-
-
 def _glob(text: str, exclude: str) -> Located:
     found = sorted(glob.iglob(text, recursive=True))
     if exclude:
@@ -230,7 +197,7 @@ def _remote(text: str, exclude: str) -> Located:
         for name in list_files(root):
             count += 1
             url = f"{root}/{name}"
-            if name.endswith(outputs.RECORD) and not url.startswith(below):
+            if name.endswith(earlier_runs.RECORD) and not url.startswith(below):
                 records.append(name)
             if extension(name) == "tar" and not url.startswith(below) and (fits is None or fits.match(url)):
                 tars.append(url)
@@ -241,13 +208,6 @@ def _remote(text: str, exclude: str) -> Located:
     if not tars:
         raise InputError(f"{text} holds no .tar ({count} other files); a folder of images must be local")
     if fits is None and records:
-        names = outputs.without_copies(root, [url[len(root) + 1 :] for url in tars], records)
+        names = earlier_runs.without_copies(root, [url[len(root) + 1 :] for url in tars], records)
         tars = PackedTexts(f"{root}/{name}" for name in names)
     return Located(root=root, tars=tars)
-
-
-def common_parent(folders: Iterable[str]) -> str:
-    """The deepest folder that holds all `folders`; empty where they share none (two buckets)."""
-    absolute = {folder if is_url(folder) else os.path.abspath(folder) for folder in folders}
-    levels = zip(*(folder.split("/") for folder in absolute), strict=False)
-    return "/".join(level[0] for level in takewhile(lambda level: len(set(level)) == 1, levels))

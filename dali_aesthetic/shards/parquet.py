@@ -14,14 +14,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.utils import glob_translate
 
-from dali_aesthetic.shards import outputs
-from dali_aesthetic.shards.buffer import DEFAULT_LIMITS, ReadLimits, is_url
+from dali_aesthetic.shards import earlier_runs
 from dali_aesthetic.shards.formats import IMAGE_RANK, extension
-from dali_aesthetic.shards.inputs import InputError, common_parent, expand_braces
-from dali_aesthetic.shards.listing import walk
+from dali_aesthetic.shards.inputs import InputError
+from dali_aesthetic.shards.listing import common_parent, expand_braces, walk
+from dali_aesthetic.shards.opened import DEFAULT_LIMITS, ReadLimits, is_url
 from dali_aesthetic.stores.access import list_files, open_file
-from dali_aesthetic.stores.errors import StoreUnusable
 from dali_aesthetic.stores.location import fixed_root, parent
+from dali_aesthetic.stores.store import StoreUnusable
 from dali_aesthetic.types import Buffer, Sample, Shard, ShardEnd, Status
 
 _ROWS = 256
@@ -156,8 +156,8 @@ def _files(text: str, exclude: str) -> list[str]:
     if not is_url(text) and os.path.isdir(text):
         names = list(walk(text, exclude))
         below = [name for name in names if extension(name) == "parquet"]
-        records = [name for name in names if name.endswith(outputs.RECORD)]
-        taken = outputs.without_copies(text, below, records, "parquet")
+        records = [name for name in names if name.endswith(earlier_runs.RECORD)]
+        taken = earlier_runs.without_copies(text, below, records, "parquet")
         return [os.path.join(text, name) for name in taken]
     if os.path.isfile(text):
         return [text]  # its name may hold what a pattern would take for its own: `a[1].parquet`

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from dali_aesthetic.shards.buffer import is_url
-from dali_aesthetic.shards.images import ImageFiles, group_images
+from dali_aesthetic.shards.folder import ImageFiles, group_images
 from dali_aesthetic.shards.inputs import InputError, Located, locate, merge
-from dali_aesthetic.shards.packed import PackedTexts, TarShards
+from dali_aesthetic.shards.listing import PackedTexts, TarShards
+from dali_aesthetic.shards.opened import is_url
 from dali_aesthetic.shards.parquet import name_parquet, parquet_shards
 from dali_aesthetic.types import Shard
 

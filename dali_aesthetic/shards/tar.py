@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 
-from dali_aesthetic.shards.buffer import (
+from dali_aesthetic.shards.formats import HEAD_BYTES, IMAGE_RANK, KNOWN_SIDECARS, looks_like_image
+from dali_aesthetic.shards.oddities import Oddities
+from dali_aesthetic.shards.opened import (
     DEFAULT_LIMITS,
     READ_ERRORS,
     LocalFile,
@@ -15,11 +17,19 @@ from dali_aesthetic.shards.buffer import (
     has_changed,
     open_local,
 )
-from dali_aesthetic.shards.formats import HEAD_BYTES, IMAGE_RANK, KNOWN_SIDECARS, looks_like_image
-from dali_aesthetic.shards.resync import may_be_renamed, next_header, odd_end
-from dali_aesthetic.shards.scan import BLOCK, FILES, GLOBAL_HEADER, Member, TarDamage, parse_pax, scan_tar
-from dali_aesthetic.shards.warn import Oddities
-from dali_aesthetic.stores.stream import RemoteFile
+from dali_aesthetic.shards.scan import (
+    BLOCK,
+    FILES,
+    GLOBAL_HEADER,
+    Member,
+    TarDamage,
+    may_be_renamed,
+    next_header,
+    odd_end,
+    parse_pax,
+    scan_tar,
+)
+from dali_aesthetic.stores.read_ahead import RemoteFile
 from dali_aesthetic.types import Sample, Shard, ShardEnd, Status
 
 _MAX_GLOBAL_BYTES = 1 << 16

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from dali_aesthetic.stores.errors import NoConditions
 from dali_aesthetic.stores.location import is_url, join
+from dali_aesthetic.stores.open import store_of
 from dali_aesthetic.stores.retry import retried
-from dali_aesthetic.stores.store import ObjectInfo, Store, store_of
+from dali_aesthetic.stores.store import NoConditions, ObjectInfo, Store
 from dali_aesthetic.types import Buffer
 
 _STEP = 16 << 20
@@ -143,3 +145,28 @@ class _RemoteIO(io.RawIOBase):
         buffer[: len(data)] = data
         self._at = end
         return len(data)
+
+
+# FOLDED dali_aesthetic/stores/mirror.py: Some files of an output at a URL in a local folder, for what reads folders.
+
+
+@contextmanager
+def mirrored(folder: str, names: Iterable[str]) -> Iterator[Path]:
+    """A copy of the files `names` of the URL `folder`, gone at the end; a local folder is its own.
+
+    A file that isn't there is left out. Raises StoreError and PermissionError.
+    """
+    if not is_url(folder):
+        yield Path(folder)
+        return
+    with tempfile.TemporaryDirectory(prefix="dali-aesthetic-") as text:
+        root = Path(text)
+        for name in names:
+            try:
+                content = read_bytes(join(folder, name))
+            except FileNotFoundError:
+                continue
+            path = root / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        yield root

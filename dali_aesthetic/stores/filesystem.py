@@ -6,8 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from dali_aesthetic.stores.errors import NoConditions, StoreError
-from dali_aesthetic.stores.store import ObjectInfo
+from dali_aesthetic.stores.store import NoConditions, ObjectInfo, StoreError
 from dali_aesthetic.types import Buffer
 
 _TAGS = ("etag", "ETag", "md5Hash", "content_settings", "generation", "blob_id", "oid", "sha256", "sha")

@@ -24,10 +24,9 @@ from obstore.exceptions import (
 )
 from obstore.store import HTTPStore, S3Store
 
-from dali_aesthetic.stores.errors import NoConditions, NoRanges, ObjectChanged
 from dali_aesthetic.stores.retry import brief
 from dali_aesthetic.stores.s3_options import S3Options, s3_options
-from dali_aesthetic.stores.store import ObjectInfo, missing_package
+from dali_aesthetic.stores.store import NoConditions, NoRanges, ObjectChanged, ObjectInfo, missing_package
 from dali_aesthetic.types import Buffer
 
 T = TypeVar("T")

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from dali_aesthetic.stores.errors import LASTING, StoreError
+from dali_aesthetic.stores.store import LASTING, StoreError
 
 T = TypeVar("T")
 _SLICE_SECONDS = 0.1

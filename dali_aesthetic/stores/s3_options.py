@@ -10,7 +10,7 @@ from typing import Any
 
 import fsspec
 
-from dali_aesthetic.stores.errors import StoreUnusable
+from dali_aesthetic.stores.store import StoreUnusable
 
 _NAMES = {
     "key": "access_key_id",

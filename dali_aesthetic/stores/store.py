@@ -4,13 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
-import fsspec
-
-from dali_aesthetic.stores.errors import StoreUnusable
 from dali_aesthetic.types import Buffer
 
 EXTRAS = {
@@ -71,45 +67,38 @@ class Store(Protocol):
         """Removes an object; no error where there is none."""
 
 
-def store_of(url: str) -> tuple[Store, str]:
-    """The store of `url`, and the key in it. Raises StoreUnusable naming what is to be installed or set."""
-    scheme, _, rest = url.partition("://")
-    place, _, key = rest.partition("/")
-    return _store(scheme.lower(), place), key
-
-
-@lru_cache(maxsize=64)
-def _store(scheme: str, place: str) -> Store:
-    try:
-        if scheme in ("s3", "s3a"):
-            from dali_aesthetic.stores.objects import s3_store
-
-            return s3_store(place)
-        if scheme in ("http", "https"):
-            from dali_aesthetic.stores.objects import http_store
-
-            return http_store(f"{scheme}://{place}")
-        return _file_system(scheme, place)
-    except ImportError as error:
-        raise missing_package(scheme, error) from error
-
-
-def _file_system(scheme: str, place: str) -> Store:
-    from dali_aesthetic.stores.filesystem import FileSystemStore
-
-    options: dict[str, Any] = {"use_listings_cache": False}
-    try:
-        system = fsspec.filesystem(scheme, **options)
-    except TypeError:
-        system = fsspec.filesystem(scheme)
-    except ValueError as error:
-        known = ", ".join(f"{name}://" for name in sorted(EXTRAS))
-        raise StoreUnusable(f"{scheme}:// can't be opened ({error}); known are {known}") from error
-    return FileSystemStore(f"{scheme}://{place}", system, f"{scheme}://{place}/")
-
-
 def missing_package(scheme: str, error: Exception) -> StoreUnusable:
     """What to install for a scheme whose package can't be imported."""
     extra = EXTRAS.get(scheme)
     fix = f"pip install 'dali-aesthetic[{extra}]'" if extra else f"install the package of fsspec for {scheme}"
     return StoreUnusable(f"{scheme}:// needs a package that is missing ({error}): {fix}")
+
+
+# FOLDED dali_aesthetic/stores/errors.py: What can go wrong with a store, told apart by what to do about it.
+
+
+class StoreError(OSError):
+    """A store did not do what it was asked for, also not when asked again; the text says what and where."""
+
+
+class ObjectChanged(StoreError):
+    """An object is no longer the one that was opened; what was read of it must not be used."""
+
+
+class NoRanges(StoreError):
+    """The server sends whole objects only."""
+
+
+class NoConditions(StoreError):
+    """The store can't make a write depend on what is there."""
+
+
+class StoreUnusable(ValueError):
+    """A package or a setting that a store needs is missing or not understood; the text says which."""
+
+
+LASTING = (
+    *(FileNotFoundError, FileExistsError, PermissionError, NotImplementedError),
+    *(ObjectChanged, NoRanges, NoConditions, StoreUnusable, ImportError, TypeError),
+)
+"""Asking again would not help."""

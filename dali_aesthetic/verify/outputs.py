@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,17 +13,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dali_aesthetic.compact.compare import compare
 from dali_aesthetic.compact.job import PACKED_FROM
+from dali_aesthetic.compact.kept import compare
 from dali_aesthetic.config import ConfigError
-from dali_aesthetic.shards.buffer import DEFAULT_LIMITS, ReadLimits
+from dali_aesthetic.shards.opened import DEFAULT_LIMITS, ReadLimits
 from dali_aesthetic.shards.plan import plan_shards
 from dali_aesthetic.shards.read import read_shards
+from dali_aesthetic.stores.access import exists, list_files, mirrored
+from dali_aesthetic.stores.location import is_url, join
 from dali_aesthetic.types import Sample, Shard
 from dali_aesthetic.verify.shard import check_shard
-from dali_aesthetic.write.output import committed_names
-from dali_aesthetic.write.parquet_rows import taken
-from dali_aesthetic.write.record import IDENTITY, RUN_RECORD
+from dali_aesthetic.write.kept_rows import taken
+from dali_aesthetic.write.output import IDENTITY, RUN_RECORD, committed_names
 
 _END = bytes(1024)
 _ROWS = 1024
@@ -165,3 +166,44 @@ def _same_column(found: pa.ChunkedArray, expected: pa.ChunkedArray) -> bool:
         repr(found.slice(start, _ROWS).to_pylist()) == repr(expected.slice(start, _ROWS).to_pylist())
         for start in range(0, len(found), _ROWS)
     )
+
+
+# FOLDED dali_aesthetic/verify/location.py: `verify` of an output wherever it is: a folder as a whole, a URL shard by shard in a local copy.
+
+
+_KINDS = (
+    *("stats/{}.json", "scores/{}.parquet", "shards/{}.tar", "shards/{}.parquet"),
+    *("quarantine/{}.tar", "quarantine/{}.parquet"),
+)
+
+
+def verify_location(output: str, against_input: bool = False) -> Verdict:
+    """As `verify_output`. At a URL one shard at a time is downloaded, and of an output that was made by
+    `compact` nothing can be checked."""
+    if not is_url(output):
+        return verify_output(Path(output), against_input)
+    if not exists(join(output, RUN_RECORD)):
+        raise ConfigError(f"{output} is not the output of a run: it has no {RUN_RECORD}")
+    names = sorted(committed_names(output))
+    if not names:
+        raise ConfigError(f"{output} holds no committed shard")
+    verdicts = [_verify_shard(output, name, against_input) for name in names]
+    return Verdict(
+        num_shards=sum(one.num_shards for one in verdicts),
+        num_samples=sum(one.num_samples for one in verdicts),
+        num_kept=sum(one.num_kept for one in verdicts),
+        compared_with_input=all(one.compared_with_input for one in verdicts),
+        problems=tuple(problem for one in verdicts for problem in one.problems),
+        uncommitted=tuple(_uncommitted_location(output, set(names))),
+    )
+
+
+def _verify_shard(output: str, name: str, against_input: bool) -> Verdict:
+    wanted = [RUN_RECORD, *(kind.format(name) for kind in _KINDS)]
+    with mirrored(output, wanted) as root:
+        return verify_output(root, against_input)
+
+
+def _uncommitted_location(output: str, names: set[str]) -> Iterable[str]:
+    files = {name for folder in ("shards", "scores") for name in list_files(join(output, folder))}
+    return sorted({name.rpartition(".")[0] for name in files} - names)

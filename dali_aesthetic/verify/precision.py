@@ -19,7 +19,7 @@ from dali_aesthetic.decode.pillow import decode_reference
 from dali_aesthetic.launch.precision import prepare, preset_cuts
 from dali_aesthetic.launch.worker import Worker, build_worker, model_reader, resolve_device
 from dali_aesthetic.score.build import Model, ModelReader, scorer_of
-from dali_aesthetic.score.deviation import Deviation, Scores, deviation
+from dali_aesthetic.score.gate import Deviation, Scores, deviation
 from dali_aesthetic.score.scorer import Scorer
 from dali_aesthetic.shards.plan import plan_shards
 from dali_aesthetic.shards.read import read_shards

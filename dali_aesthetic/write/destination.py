@@ -16,7 +16,7 @@ from typing import Protocol, TypeVar
 from dali_aesthetic.overlap import Backlog
 from dali_aesthetic.stores.access import Uploader
 from dali_aesthetic.stores.location import is_url
-from dali_aesthetic.write.owner import Owner
+from dali_aesthetic.write.files import Owner
 
 T = TypeVar("T")
 _PREFIX = "dali-aesthetic-"

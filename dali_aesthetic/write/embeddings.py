@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from dali_aesthetic.types import Sample
 from dali_aesthetic.write.files import output_path, publish, write_temporary
-from dali_aesthetic.write.sidecar import SidecarColumns
+from dali_aesthetic.write.rows import SidecarColumns
 
 EMBEDDINGS = "embeddings"
 _COLUMNS = frozenset(("image_path", "source_shard", "source_offset"))

@@ -15,8 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from dali_aesthetic.stores.location import is_url
-from dali_aesthetic.write.files import naming
-from dali_aesthetic.write.owner import Owner
+from dali_aesthetic.write.files import Owner, naming
 from dali_aesthetic.write.remote_lock import claim_url
 
 LOCK = ".lock"

@@ -17,11 +17,11 @@ from dataclasses import dataclass, field
 
 from dali_aesthetic.overlap import every
 from dali_aesthetic.stores.access import read_bytes
-from dali_aesthetic.stores.errors import LASTING, NoConditions, ObjectChanged, StoreError
 from dali_aesthetic.stores.location import join
+from dali_aesthetic.stores.open import store_of
 from dali_aesthetic.stores.retry import retried
-from dali_aesthetic.stores.store import Store, store_of
-from dali_aesthetic.write.owner import Owner
+from dali_aesthetic.stores.store import LASTING, NoConditions, ObjectChanged, Store, StoreError
+from dali_aesthetic.write.files import Owner
 
 RENEW_SECONDS = 15.0
 STALE_SECONDS = 60.0

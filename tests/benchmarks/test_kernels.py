@@ -16,8 +16,8 @@ from benchmarks.result import read_result
 from benchmarks.roofline import VIT_L_14
 from benchmarks.settings import Settings
 from benchmarks.tables import blocks
-from dali_aesthetic.score.fast.kernels import class_attention, gemm
-from tests.score.fast import twins
+from dali_aesthetic.score.backends.kernels import class_block, gemm
+from tests.score.backends import twins
 
 CPU = torch.device("cpu")
 EVERY_KERNEL = {
@@ -33,7 +33,7 @@ EVERY_KERNEL = {
 def _on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     twins.install(monkeypatch)
     monkeypatch.setattr(gemm, "Gemm", twins.TorchGemm)
-    monkeypatch.setattr(class_attention, "class_attention", twins.class_attention)
+    monkeypatch.setattr(class_block, "class_attention", twins.class_attention)
 
 
 def test_every_kernel_is_measured_against_its_bound_and_shown(tmp_path: Path) -> None:

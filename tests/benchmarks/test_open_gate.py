@@ -7,7 +7,7 @@ import math
 import pytest
 
 from benchmarks.open_gate import _verdict
-from dali_aesthetic.score.fast.calibration import Trial
+from dali_aesthetic.score.backends.calibration import Trial
 
 
 def trial(mean: float = 0.005, p99: float = 0.02, flips: float = 0.004) -> Trial:

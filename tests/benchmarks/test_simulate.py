@@ -15,7 +15,7 @@ from benchmarks.cluster import Cluster, simulate
 from benchmarks.plots import write_plots
 from benchmarks.result import read_result
 from benchmarks.simulate import QUICK_WORKERS, Assumptions, cases, write_simulation
-from dali_aesthetic.plan import known_rates
+from dali_aesthetic.cost import known_rates
 
 PLAIN = Cluster(workers=8, shards=2000, shard_seconds=4.0, shard_gb=1.0)
 ROUGH = replace(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dali_aesthetic.compact.index import index_of
+from dali_aesthetic.compact.beside import index_of
 from dali_aesthetic.compact.job import Options, compact
 from dali_aesthetic.compact.pack import Size
 from dali_aesthetic.config import ConfigError

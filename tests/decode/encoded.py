@@ -14,7 +14,7 @@ from skimage import data
 
 from dali_aesthetic.decode.batches import fill_batches
 from dali_aesthetic.decode.decoder import DaliDecoder
-from dali_aesthetic.decode.probe import Limits
+from dali_aesthetic.decode.headers import Limits
 from dali_aesthetic.types import ImageBatch, Sample, Shard, ShardEnd, Status
 
 SIZE = 224

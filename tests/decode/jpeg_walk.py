@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from dali_aesthetic.decode.exif import UPRIGHT, orientation
+from dali_aesthetic.decode.jpeg import UPRIGHT, orientation
 from dali_aesthetic.types import Buffer, ImageHeader, Route, Status
 
 _WINDOWS = (4096, 65536)

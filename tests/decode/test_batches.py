@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dali_aesthetic.decode.batches import check, fill_batches
-from dali_aesthetic.decode.probe import Limits
+from dali_aesthetic.decode.headers import Limits
 from dali_aesthetic.types import EncodedBatch, Route, Sample, Shard, ShardEnd, Status
 from tests.decode.encoded import noise, sample, save
 

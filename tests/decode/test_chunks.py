@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dali_aesthetic.decode.chunks import Chunker
+from dali_aesthetic.decode.decoder import Chunker
 from dali_aesthetic.types import ImageHeader, Route
 
 

@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from dali_aesthetic.decode.headers import Limits
 from dali_aesthetic.decode.pillow import decode_reference
-from dali_aesthetic.decode.probe import Limits
 from dali_aesthetic.types import ImageHeader, Route, Status
 from tests.decode.corpus import Case, bombs, cases
 from tests.decode.encoded import DEVICES, SIZE, decode_with, decoder, mean_error, noise, pixels_by_row, save

@@ -10,8 +10,8 @@ from PIL import Image
 from skimage import data
 
 from dali_aesthetic.decode.batches import fill_batches
+from dali_aesthetic.decode.headers import Limits
 from dali_aesthetic.decode.pillow import decode_reference
-from dali_aesthetic.decode.probe import Limits
 from dali_aesthetic.types import ImageBatch, Route, Sample, ShardEnd, Status
 from tests.decode.damage import without_huffman_tables
 from tests.decode.encoded import (

@@ -10,10 +10,10 @@ from PIL import Image
 
 from dali_aesthetic.config import ConfigError
 from dali_aesthetic.decode.geometry import resize_steps
-from dali_aesthetic.decode.graph import build_pipeline, import_dali
 from dali_aesthetic.decode.handoff import to_torch
+from dali_aesthetic.decode.headers import Limits
 from dali_aesthetic.decode.pillow import decode_reference
-from dali_aesthetic.decode.probe import Limits
+from dali_aesthetic.decode.pipelines import build_pipeline, import_dali
 from tests.decode.encoded import SIZE, decode_with, decoder, mean_error, photo, pixels_by_row, save
 
 LIMITS = Limits(max_pixels=10**9, max_pixels_per_byte=10**9)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dali_aesthetic.decode import jpeg_header
+from dali_aesthetic.decode import jpeg as jpeg_header
 from dali_aesthetic.types import ImageHeader, Route, Status
 
 
@@ -161,8 +161,8 @@ def test_garbage_where_a_marker_belongs_is_undecodable() -> None:
 
 
 def test_an_end_before_the_first_scan_is_undecodable() -> None:
-    for jpeg in (b"\xff\xd8\xff\xd9\0\0", PLAIN[: scan_at(PLAIN)] + b"\xff\xd9\0\0"):
-        check(jpeg_header.read(jpeg), Status.UNDECODABLE, Route.NOBODY, (0, 0))
+    for broken in (b"\xff\xd8\xff\xd9\0\0", PLAIN[: scan_at(PLAIN)] + b"\xff\xd9\0\0"):
+        check(jpeg_header.read(broken), Status.UNDECODABLE, Route.NOBODY, (0, 0))
 
 
 def test_a_scan_without_a_frame_is_undecodable() -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from dali_aesthetic.decode import jpeg_header
+from dali_aesthetic.decode import jpeg as jpeg_header
 from tests.decode import jpeg_walk
 from tests.decode.corpus import cases
 from tests.decode.encoded import noise, save
@@ -47,8 +47,8 @@ def markers(jpeg: bytes) -> Iterator[int]:
 def test_on_the_whole_corpus() -> None:
     jpegs = [case.image for case in cases() if case.image is not None and case.image[:2] == b"\xff\xd8"]
     assert len(jpegs) > 100
-    for jpeg in jpegs:
-        same(jpeg)
+    for image in jpegs:
+        same(image)
 
 
 @pytest.mark.parametrize("name", SEEDS)

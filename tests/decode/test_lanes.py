@@ -10,8 +10,7 @@ import pytest
 from PIL import Image
 
 from dali_aesthetic.decode.geometry import resize_steps
-from dali_aesthetic.decode.graph import Feed, Source, build_pipeline
-from dali_aesthetic.decode.lanes import Lanes
+from dali_aesthetic.decode.pipelines import Feed, Lanes, Source, build_pipeline
 from tests.conftest import jpeg
 
 SIZE = 32

@@ -13,8 +13,8 @@ import pytest
 from PIL import Image, ImageFile, ImageOps
 
 from dali_aesthetic.decode import pillow
+from dali_aesthetic.decode.headers import Limits
 from dali_aesthetic.decode.pillow import TooManyPixels, decode_reference, square_pixels
-from dali_aesthetic.decode.probe import Limits
 from tests.decode.encoded import mean_error, noise, photo, save
 
 LIMITS = Limits()

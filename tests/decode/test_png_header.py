@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dali_aesthetic.decode import png_header
+from dali_aesthetic.decode import headers
 from dali_aesthetic.types import Route, Status
 
 
@@ -41,32 +41,32 @@ PLAIN = encode(noise("RGB"))
     ],
 )
 def test_modes_that_the_reference_resizes_differently_go_to_pillow(mode: str, route: Route) -> None:
-    header = png_header.read(encode(noise(mode)))
+    header = headers.read_png(encode(noise(mode)))
     assert (header.status, header.route, header.width, header.height) == (Status.OK, route, 40, 24)
 
 
 @pytest.mark.parametrize(("offset", "size"), [(16, "0x24"), (20, "40x0")])
 def test_a_size_of_zero_is_undecodable(offset: int, size: str) -> None:
-    header = png_header.read(PLAIN[:offset] + bytes(4) + PLAIN[offset + 4 :])
+    header = headers.read_png(PLAIN[:offset] + bytes(4) + PLAIN[offset + 4 :])
     assert (header.status, header.route) == (Status.UNDECODABLE, Route.NOBODY)
     assert size in header.message
 
 
 def test_another_first_chunk_is_undecodable() -> None:
-    header = png_header.read(PLAIN[:12] + b"iCCP" + PLAIN[16:])
+    header = headers.read_png(PLAIN[:12] + b"iCCP" + PLAIN[16:])
     assert (header.status, header.route) == (Status.UNDECODABLE, Route.NOBODY)
 
 
 def test_a_missing_end_is_truncated() -> None:
-    header = png_header.read(PLAIN[: PLAIN.index(b"IEND")])
+    header = headers.read_png(PLAIN[: PLAIN.index(b"IEND")])
     assert (header.status, header.width, header.height) == (Status.TRUNCATED, 40, 24)
 
 
 @pytest.mark.parametrize("behind", [bytes(100), b"<html>" * 2000])
 def test_what_follows_the_end_is_harmless(behind: bytes) -> None:
-    assert png_header.read(PLAIN + behind).status is Status.OK
+    assert headers.read_png(PLAIN + behind).status is Status.OK
 
 
 def test_a_cut_at_any_byte_is_truncated() -> None:
     for end in range(8, PLAIN.index(b"IEND") + 4):
-        assert png_header.read(memoryview(PLAIN)[:end]).status is Status.TRUNCATED, end
+        assert headers.read_png(memoryview(PLAIN)[:end]).status is Status.TRUNCATED, end

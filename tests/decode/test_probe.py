@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dali_aesthetic.decode.probe import Limits, probe
+from dali_aesthetic.decode.headers import Limits, probe
 from dali_aesthetic.types import Route, Status
 
 LIMITS = Limits()

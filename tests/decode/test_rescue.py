@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dali_aesthetic.decode import rescue as module
-from dali_aesthetic.decode.pillow import decode_reference
-from dali_aesthetic.decode.probe import Limits, probe
-from dali_aesthetic.decode.rescue import rescue
+from dali_aesthetic.decode import pillow as module
+from dali_aesthetic.decode.headers import Limits, probe
+from dali_aesthetic.decode.pillow import decode_reference, rescue
 from dali_aesthetic.types import ImageHeader, Route, Status
 from tests.decode.damage import without_huffman_tables
 from tests.decode.encoded import noise, photo, save

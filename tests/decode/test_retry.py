@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from dali_aesthetic.decode import retry as module
-from dali_aesthetic.decode.retry import PIECE, Retry
+from dali_aesthetic.decode import pipelines as module
+from dali_aesthetic.decode.pipelines import PIECE, Retry
 
 ROWS = list(range(100, 140))
 

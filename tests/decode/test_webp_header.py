@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dali_aesthetic.decode import webp_header
+from dali_aesthetic.decode import headers
 from dali_aesthetic.types import Route, Status
 
 
@@ -47,7 +47,7 @@ TAGGED = encode(noise(), exif=Image.Exif().tobytes() + bytes(8))
 )
 def test_size_and_route_of_each_kind(image: bytes, chunk: bytes, route: Route, orientation: int) -> None:
     assert image[12:16] == chunk
-    header = webp_header.read(memoryview(image))
+    header = headers.read_webp(memoryview(image))
     assert (header.status, header.route) == (Status.OK, route)
     assert (header.width, header.height, header.orientation) == (40, 24, orientation)
 
@@ -55,7 +55,7 @@ def test_size_and_route_of_each_kind(image: bytes, chunk: bytes, route: Route, o
 @pytest.mark.parametrize("image", [LOSSY, LOSSLESS, ICC])
 def test_a_cut_at_any_byte_is_truncated(image: bytes) -> None:
     for end in range(12, len(image)):
-        assert webp_header.read(image[:end]).status is Status.TRUNCATED, end
+        assert headers.read_webp(image[:end]).status is Status.TRUNCATED, end
 
 
 @pytest.mark.parametrize(
@@ -68,8 +68,8 @@ def test_a_cut_at_any_byte_is_truncated(image: bytes) -> None:
     ],
 )
 def test_damaged_first_chunks_are_undecodable(damaged: bytes) -> None:
-    assert webp_header.read(damaged).status is Status.UNDECODABLE
+    assert headers.read_webp(damaged).status is Status.UNDECODABLE
 
 
 def test_bytes_behind_the_riff_chunk_are_harmless() -> None:
-    assert webp_header.read(LOSSY + bytes(100)).status is Status.OK
+    assert headers.read_webp(LOSSY + bytes(100)).status is Status.OK

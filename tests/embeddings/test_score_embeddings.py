@@ -14,8 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 import dali_aesthetic.embeddings.score as module
-from dali_aesthetic.embeddings.matrix import BLOCK_ROWS, NotNormalized
-from dali_aesthetic.embeddings.score import score_embeddings
+from dali_aesthetic.embeddings.score import BLOCK_ROWS, NotNormalized, score_embeddings
 from dali_aesthetic.shards.inputs import InputError
 from dali_aesthetic.threshold import Threshold
 from dali_aesthetic.write import RunMismatch

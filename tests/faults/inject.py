@@ -26,14 +26,14 @@ import dali_aesthetic.decode.batches
 import dali_aesthetic.decode.decoder
 import dali_aesthetic.score.scorer
 import dali_aesthetic.shards.tar
-import dali_aesthetic.write.commit
+import dali_aesthetic.write.sink
 
 PLACES: dict[str, tuple[Any, str]] = {
     "reader": (dali_aesthetic.shards.tar._TarReader, "_take"),
     "check": (dali_aesthetic.decode.batches, "check"),
     "decoder": (dali_aesthetic.decode.decoder.DaliDecoder, "_finish"),
     "encoder": (dali_aesthetic.score.scorer._Launched, "_launch"),
-    "writer": (dali_aesthetic.write.commit.ShardSink, "write"),
+    "writer": (dali_aesthetic.write.sink.ShardSink, "write"),
     "rename": (os, "replace"),
     "link": (os, "link"),
     "sync": (os, "fsync"),
@@ -77,14 +77,14 @@ def _replace(owner: Any, name: str, act: Callable[[int, int], None], count: int,
 
 
 def _poison(name: str) -> None:
-    write = dali_aesthetic.write.commit.ShardSink.write
+    write = dali_aesthetic.write.sink.ShardSink.write
 
     def with_poison(sink: Any, batch: Any) -> Any:
         if any(sample.shard.name == name for sample in batch.encoded.samples):
             os.kill(os.getpid(), signal.SIGKILL)
         return write(sink, batch)
 
-    dali_aesthetic.write.commit.ShardSink.write = with_poison
+    dali_aesthetic.write.sink.ShardSink.write = with_poison
 
 
 def _raise(call: int, count: int) -> None:

@@ -19,8 +19,6 @@ import nvidia.dali.fn  # noqa: F401  imported here so that no run has to
 import open_clip
 import torch  # noqa: F401
 
-import dali_aesthetic.display
-import dali_aesthetic.launch.local  # noqa: F401
 from dali_aesthetic.cli import main as command_line
 from tests.faults.inject import install
 

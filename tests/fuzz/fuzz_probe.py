@@ -10,7 +10,7 @@ import sys
 import atheris
 
 with atheris.instrument_imports(include=["dali_aesthetic"]):
-    from dali_aesthetic.decode.probe import Limits, probe
+    from dali_aesthetic.decode.headers import Limits, probe
     from dali_aesthetic.types import Route, Status
 
 LIMITS = Limits()

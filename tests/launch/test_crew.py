@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from dali_aesthetic.config import Config
-from dali_aesthetic.launch import crew as crews
-from dali_aesthetic.launch.child import FIRST, Ready
-from dali_aesthetic.launch.crew import Crew
-from dali_aesthetic.launch.process import WorkerProcess
-from dali_aesthetic.launch.slots import Slot
+from dali_aesthetic.launch.node import crew as crews
+from dali_aesthetic.launch.node.child import FIRST, Ready
+from dali_aesthetic.launch.node.crew import Crew
+from dali_aesthetic.launch.node.process import WorkerProcess
+from dali_aesthetic.launch.node.slots import Slot
 from dali_aesthetic.stats import Tally
 from dali_aesthetic.types import Shard, ShardReport
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dali_aesthetic.launch.handout import Handout
+from dali_aesthetic.launch.node.crew import Handout
 from dali_aesthetic.types import Shard, ShardReport
 
 

@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 
-from dali_aesthetic.launch.process import _PRELOAD, WorkerProcess
+from dali_aesthetic.launch.node.process import _PRELOAD, WorkerProcess
 from dali_aesthetic.stats import Tally
 
 PRELOADED = """

@@ -22,11 +22,11 @@ import torch
 import yaml
 
 from dali_aesthetic.config import Config, ConfigError
-from dali_aesthetic.launch import local, ray_worker
-from dali_aesthetic.launch.engine import run
-from dali_aesthetic.launch.ray import MOST_SHARDS_A_TASK, tasks
-from dali_aesthetic.launch.ray_board import Board
-from dali_aesthetic.launch.ray_worker import TASK, Order, ShardWorker
+from dali_aesthetic.launch.cluster import actor
+from dali_aesthetic.launch.cluster.actor import TASK, Order, ShardWorker
+from dali_aesthetic.launch.cluster.board import Board
+from dali_aesthetic.launch.cluster.driver import MOST_SHARDS_A_TASK, tasks
+from dali_aesthetic.launch.run import run, run_local
 from dali_aesthetic.launch.signals import keeping_handlers
 from dali_aesthetic.overlap import every
 from dali_aesthetic.stats import RunStats, Tally
@@ -106,7 +106,7 @@ def one_thread() -> Iterator[None]:
 def test_an_actor_killed_in_mid_shard_costs_nothing_but_time(
     cluster: object, one_thread: None, source: Path, tmp_path: Path
 ) -> None:
-    one = local.run(config(source, tmp_path / "one"))
+    one = run_local(config(source, tmp_path / "one"))
     output = tmp_path / "ray"
     killer = Killer(output)
     result = run(config(source, output, engine="ray", workers=2), watch=killer.watch)
@@ -135,7 +135,7 @@ def test_actors_reach_a_bucket_that_only_the_command_knows_the_way_to(
     for name in ("00000", "00001"):
         bucket.put(f"in/{name}.tar", (source / f"{name}.tar").read_bytes())
     url = f"{bucket.url}/in/{{00000..00001}}.tar"
-    local.run(config(url, tmp_path / "one"))
+    run_local(config(url, tmp_path / "one"))
     result = run(config(url, f"{bucket.url}/out", engine="ray", workers=1))
     assert result.exit_code == 0, result.stats.failed
     objects = {key: content for key, content in bucket.snapshot("out").items() if key != ".lock"}
@@ -242,8 +242,8 @@ def test_a_shard_is_given_up_at_its_third_death_and_its_neighbours_are_not() -> 
 def test_who_takes_over_a_gpu_counts_on_from_who_died_on_it(monkeypatch: pytest.MonkeyPatch) -> None:
     board = Board()
     board.count("node GPU 0", Tally(num_samples=1000, seconds=60))
-    monkeypatch.setattr(ray_worker, "_name", lambda order: "node GPU 0")
-    monkeypatch.setattr(ray_worker, "_prepared", lambda order: (order.config, 1))
+    monkeypatch.setattr(actor, "_name", lambda order: "node GPU 0")
+    monkeypatch.setattr(actor, "_prepared", lambda order: (order.config, 1))
     monkeypatch.setattr(ShardWorker, "_build", lambda self, identity: None)
     monkeypatch.setattr(ShardWorker, "_tell", lambda self, what, *words: getattr(board, what)(*words))
     there = Order(

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from dali_aesthetic.config import Config, ConfigError
-from dali_aesthetic.launch.slots import find_slots, nearest_cpus, parse_cpus
+from dali_aesthetic.launch.node.slots import find_slots, nearest_cpus, parse_cpus
 from dali_aesthetic.overlap import cpu_count
 
 

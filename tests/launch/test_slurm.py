@@ -119,7 +119,7 @@ def test_a_task_has_its_share_of_the_threads(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_task_takes_one_gpu_of_those_it_sees(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dali_aesthetic.launch.slots.visible_gpus", lambda: ["4", "5"])
+    monkeypatch.setattr("dali_aesthetic.launch.node.slots.visible_gpus", lambda: ["4", "5"])
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5")
     for_task(config(device="auto"), Task(index=7, count=8, local_index=3, local_count=4))
     assert slurm.os.environ["CUDA_VISIBLE_DEVICES"] == "5"

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from dali_aesthetic.config import Config
-from dali_aesthetic.launch.local import run
-from dali_aesthetic.launch.timing import TIMING, process_age, timed
+from dali_aesthetic.launch.run import run_local
 from dali_aesthetic.stats import RunStats
+from dali_aesthetic.timing import TIMING, process_age, timed
 from dali_aesthetic.types import ShardReport
 
 DONE = ShardReport(name="a/b", source="b.tar", num_samples=7, num_kept=2)
@@ -45,7 +45,7 @@ def test_a_streams_first_line_tells_what_came_before(tmp_path: Path) -> None:
 
 def test_a_run_tells_where_its_first_seconds_went(shards_dir: Path, tmp_path: Path, tiny_model: Any) -> None:
     begun = time.perf_counter()
-    run(Config(input=(str(shards_dir),), output=str(tmp_path), device="cpu", model=tiny_model))
+    run_local(Config(input=(str(shards_dir),), output=str(tmp_path), device="cpu", model=tiny_model))
     took = time.perf_counter() - begun
     line = json.loads((tmp_path / TIMING).read_text().splitlines()[0])
     assert list(line["start"]) == ["before", "weights", "imports", "encoder", "first batch", "decoder"]

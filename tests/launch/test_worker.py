@@ -18,8 +18,8 @@ from dali_aesthetic.config import Config, ConfigError, ModelConfig
 from dali_aesthetic.launch import worker as workers
 from dali_aesthetic.launch.worker import build_worker, model_reader, resolve_device, run_record
 from dali_aesthetic.overlap import beside
-from dali_aesthetic.score.fast.backend import CPU_BATCH
-from dali_aesthetic.write.record import RunMismatch, write_run_record
+from dali_aesthetic.score.backends.backend import CPU_BATCH
+from dali_aesthetic.write.output import RunMismatch, write_run_record
 
 
 def test_auto_takes_the_gpu_where_there_is_one() -> None:

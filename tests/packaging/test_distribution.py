@@ -107,7 +107,7 @@ def test_it_starts_where_only_the_wheel_is(installed: Path, tmp_path: Path, argu
 
 def test_data_files_that_modules_read_are_in_the_wheel(installed: Path, tmp_path: Path) -> None:
     done = python(
-        *("-c", "import sys; sys.path.insert(0, sys.argv[1]); import dali_aesthetic.plan as p;"
+        *("-c", "import sys; sys.path.insert(0, sys.argv[1]); import dali_aesthetic.cost as p;"
           "print(p.make_plan(1e6, 1, 'h100', None, 100, 0.25).as_text())", installed),
         cwd=tmp_path,
     )  # fmt: skip

@@ -26,7 +26,7 @@ from dali_aesthetic.types import (
     ShardEnd,
     Status,
 )
-from dali_aesthetic.write.commit import ShardSink
+from dali_aesthetic.write.sink import ShardSink
 from tests.conftest import add_member
 
 GOOD = ImageHeader(format="jpeg", width=64, height=48, route=Route.DALI)

@@ -7,8 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from dali_aesthetic.report.distribution import Distribution
-from dali_aesthetic.report.grid import MAX_STEPS, Grid, decimal, make_grid
+from dali_aesthetic.report.distribution import MAX_STEPS, Distribution, Grid, decimal, make_grid
 from dali_aesthetic.threshold import PRESETS, Threshold
 
 RANGES = [

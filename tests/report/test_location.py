@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dali_aesthetic.report.location import report_at
+from dali_aesthetic.report.page import report_at
 from tests.report.outputs import Item, make_output
 from tests.stores.fixtures import bucket, s3_server
 from tests.stores.s3 import Bucket

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from dali_aesthetic.report.outliers import FEWEST_SHARDS, ShardFigures, find_outliers
+from dali_aesthetic.report.survey import FEWEST_SHARDS, ShardFigures, find_outliers
 
 
 def shard(name: str, mean: float = 5.0, kept: int = 500, bad: int = 10, size: int = 1000) -> ShardFigures:

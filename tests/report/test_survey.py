@@ -9,10 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dali_aesthetic.report.badness import EXAMPLES, NO_NUMBER
-from dali_aesthetic.report.groups import MOST_VALUES, NOTHING, OTHERS
+from dali_aesthetic.report.distribution import MOST_VALUES, NOTHING, OTHERS
 from dali_aesthetic.report.rows import NothingToReport
-from dali_aesthetic.report.survey import survey
+from dali_aesthetic.report.survey import EXAMPLES, NO_NUMBER, survey
 from dali_aesthetic.threshold import Threshold
 from dali_aesthetic.types import Status
 from tests.report.outputs import Item, default_record, make_output, scores_of
@@ -152,7 +151,7 @@ def test_a_column_that_is_not_there_is_refused_with_those_that_are(tmp_path: Pat
 
 
 def test_a_column_that_groups_nothing_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dali_aesthetic.report.groups.MOST_DISTINCT", 3)
+    monkeypatch.setattr("dali_aesthetic.report.distribution.MOST_DISTINCT", 3)
     output = make_output(tmp_path, {"0": items([4.0] * 5)})
     with pytest.raises(NothingToReport, match="different values"):
         survey(output, by="key")

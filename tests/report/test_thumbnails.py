@@ -14,12 +14,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from dali_aesthetic.report import thumbnails
-from dali_aesthetic.report.originals import Unreachable, image_at
-from dali_aesthetic.report.picks import Pick
+from dali_aesthetic.report import pictures
+from dali_aesthetic.report.pictures import SIDE, Pick, Thumbnails, Unreachable, image_at
 from dali_aesthetic.report.rows import committed_shards
 from dali_aesthetic.report.survey import survey
-from dali_aesthetic.report.thumbnails import SIDE, Thumbnails
 from tests.conftest import add_member
 from tests.report.outputs import Item, flat_jpeg, make_output
 
@@ -144,11 +142,11 @@ def test_a_picture_that_no_longer_decodes_is_left_out(tmp_path: Path) -> None:
 
 
 def test_the_total_size_is_bounded(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(thumbnails, "MAX_TOTAL_BYTES", 600)
-    pictures, picks = Thumbnails(output), picks_of(output)
-    pictures.make(picks)
-    assert 0 < len(pictures.of(picks)) < len(picks)
-    assert pictures.missing["left out to keep the page small"] == len(picks) - len(pictures.of(picks))
+    monkeypatch.setattr(pictures, "MAX_TOTAL_BYTES", 600)
+    drawn, picks = Thumbnails(output), picks_of(output)
+    drawn.make(picks)
+    assert 0 < len(drawn.of(picks)) < len(picks)
+    assert drawn.missing["left out to keep the page small"] == len(picks) - len(drawn.of(picks))
 
 
 def test_the_number_does_not_grow_with_the_data(tmp_path: Path) -> None:

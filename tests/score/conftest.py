@@ -12,11 +12,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from dali_aesthetic.score.backends.backend import Backend, build_backend
 from dali_aesthetic.score.clip import VisionTower
-from dali_aesthetic.score.fast.backend import Backend, build_backend
 from dali_aesthetic.score.head import Head, HeadBank, head_from_state
-from dali_aesthetic.score.random_init import random_head_state, random_tower_state
 from dali_aesthetic.score.spec import TowerSpec, spec_of
+from dali_aesthetic.score.weights import random_head_state, random_tower_state
 
 CPU = torch.device("cpu")
 

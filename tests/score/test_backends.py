@@ -11,15 +11,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from dali_aesthetic.score.fast import torchscript
-from dali_aesthetic.score.fast.backend import (
+from dali_aesthetic.score.backends import plain
+from dali_aesthetic.score.backends.backend import (
     Backend,
     choose_backend,
     default_batch,
     resolve_backend,
     why_not_fused,
 )
-from dali_aesthetic.score.fast.kernels import launchers
+from dali_aesthetic.score.backends.kernels import gemm
 from dali_aesthetic.score.spec import TowerSpec, spec_of
 
 MakeBackend = Callable[..., Backend]
@@ -81,18 +81,18 @@ def test_torchscript_equals_eager(make_backend: MakeBackend, pixels: Tensor) -> 
 @pytest.mark.filterwarnings("error")
 def test_torchscript_says_nothing_of_its_deprecation(make_backend: MakeBackend, tmp_path: Path) -> None:
     backend = make_backend("torchscript")
-    assert isinstance(backend, torchscript.TorchScriptBackend)
+    assert isinstance(backend, plain.TorchScriptBackend)
     backend.export(tmp_path / "scorer.pt", IDENTITY)
-    torchscript.load(tmp_path / "scorer.pt", backend.spec, backend.head_names, "fp32", IDENTITY, CPU)
+    plain.load(tmp_path / "scorer.pt", backend.spec, backend.head_names, "fp32", IDENTITY, CPU)
 
 
 def test_torchscript_file_round_trip(make_backend: MakeBackend, pixels: Tensor, tmp_path: Path) -> None:
     path = tmp_path / "scorer.pt"
     backend = make_backend("torchscript")
-    assert isinstance(backend, torchscript.TorchScriptBackend)
+    assert isinstance(backend, plain.TorchScriptBackend)
     backend.export(path, IDENTITY)
     assert [p.name for p in tmp_path.iterdir()] == ["scorer.pt"]
-    loaded = torchscript.load(path, backend.spec, ("h0", "h1"), "fp32", IDENTITY, CPU)
+    loaded = plain.load(path, backend.spec, ("h0", "h1"), "fp32", IDENTITY, CPU)
     assert torch.equal(loaded(pixels)[0], backend(pixels)[0])
     assert loaded.head_names == ("h0", "h1")
 
@@ -102,7 +102,7 @@ def test_torchscript_file_of_something_else_is_refused(
 ) -> None:
     path = tmp_path / "scorer.pt"
     backend = make_backend("torchscript")
-    assert isinstance(backend, torchscript.TorchScriptBackend)
+    assert isinstance(backend, plain.TorchScriptBackend)
     backend.export(path, IDENTITY)
     spec, names = backend.spec, backend.head_names
     for wanted, field in (
@@ -112,10 +112,10 @@ def test_torchscript_file_of_something_else_is_refused(
         ((spec, names, "fp32", {"weights": "1" * 64}), "identity"),
     ):
         with pytest.raises(ValueError, match=f"holds another scoring module: {field}"):
-            torchscript.load(path, *wanted, CPU)
+            plain.load(path, *wanted, CPU)
     path.write_bytes(b"no program")
     with pytest.raises(ValueError, match="is not an exported scoring module"):
-        torchscript.load(path, spec, names, "fp32", IDENTITY, CPU)
+        plain.load(path, spec, names, "fp32", IDENTITY, CPU)
 
 
 def test_auto_and_what_cannot_be() -> None:
@@ -180,7 +180,7 @@ class FakeGpu:
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self._patch = patch
         self.lacks()
-        patch.setattr(launchers, "refusal", str)
+        patch.setattr(gemm, "refusal_launchers", str)
 
     def lacks(self, *packages: str) -> None:
         self._patch.setattr(importlib.util, "find_spec", lambda name: None if name in packages else object())
@@ -250,7 +250,7 @@ def test_a_hopper_gpu_gets_the_triton_kernels_where_the_fused_can_not_run(
     gpu.lacks("quack", "triton")
     assert choose_backend("auto", "auto", CUDA, spec) == ("torchscript", "fp16")
     gpu.lacks()
-    monkeypatch.setattr(launchers, "refusal", lambda: "no compiler")
+    monkeypatch.setattr(gemm, "refusal_launchers", lambda: "no compiler")
     assert why_not_fused(spec, CUDA, "fp16") == "no compiler"
     assert choose_backend("auto", "auto", CUDA, spec) == ("torchscript", "fp16")
 
@@ -259,11 +259,11 @@ def test_triton_finds_a_compiler_by_name_or_on_the_path(monkeypatch: pytest.Monk
     monkeypatch.delenv("CC", raising=False)
     for there in ("gcc", "clang"):
         monkeypatch.setattr(shutil, "which", lambda name, there=there: there if name == there else None)
-        assert launchers.refusal() == ""
+        assert gemm.refusal_launchers() == ""
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    assert "C compiler (apt install gcc" in launchers.refusal()
+    assert "C compiler (apt install gcc" in gemm.refusal_launchers()
     monkeypatch.setenv("CC", "/opt/bin/cc")
-    assert launchers.refusal() == ""
+    assert gemm.refusal_launchers() == ""
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import torch
 
 from dali_aesthetic.score import build, weights
 from dali_aesthetic.score.build import ModelReader
-from dali_aesthetic.score.download import WeightsUnavailable
+from dali_aesthetic.score.published import WeightsUnavailable
 
 
 def reader(tiny: str, weights: str = "random:1", head: str = "random:1") -> ModelReader:
@@ -83,9 +83,9 @@ def test_a_file_that_is_here_is_not_opened_before_it_is_read(tmp_path: Path, tin
 
 
 def test_published_weights_are_fetched_by_the_check(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("dali_aesthetic.score.download.hub.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("dali_aesthetic.score.download._places", lambda file, model_dir: iter(()))
+    monkeypatch.setattr("dali_aesthetic.score.published.hub.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("dali_aesthetic.score.published._places", lambda file, model_dir: iter(()))
     with pytest.raises(WeightsUnavailable, match="ViT-B-32"):
         weights.fetch_tower("ViT-B-32", "openai", tmp_path)
-    monkeypatch.setattr("dali_aesthetic.score.download._places", lambda file, model_dir: iter([tmp_path]))
+    monkeypatch.setattr("dali_aesthetic.score.published._places", lambda file, model_dir: iter([tmp_path]))
     weights.fetch_tower("ViT-B-32", "openai", tmp_path)

@@ -19,7 +19,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPVisionConfig, CLIPVisionMode
 
 from dali_aesthetic.score.checkpoints import read_clip, read_tensors
 from dali_aesthetic.score.clip import VisionTower, normalize
-from dali_aesthetic.score.registry import OPENAI_SHA256
+from dali_aesthetic.score.published import OPENAI_SHA256
 from dali_aesthetic.score.spec import TowerSpec
 from dali_aesthetic.score.weights import load_tower
 

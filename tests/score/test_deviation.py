@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dali_aesthetic.score.deviation import deviation
+from dali_aesthetic.score.gate import deviation
 
 
 def test_errors_and_flips_are_counted() -> None:

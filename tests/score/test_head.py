@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from dali_aesthetic.score.checkpoints import read_tensors
 from dali_aesthetic.score.head import Head, HeadBank, HeadMLP, head_from_state
-from dali_aesthetic.score.random_init import random_head_state
-from dali_aesthetic.score.weights import load_head
+from dali_aesthetic.score.weights import load_head, random_head_state
 
 LAION_V2_RATINGS = [1.655, 2.359, 3.070, 3.672, 4.238, 4.701, 5.073, 5.365, 5.577, 5.747]
 LAION_V1_RATINGS = [-2.458, -0.138, 1.895, 3.585, 5.100, 6.470, 7.787, 9.048, 10.226, 11.304]

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from dali_aesthetic.score.backends.backend import Backend
 from dali_aesthetic.score.build import ModelReader, scorer_of
-from dali_aesthetic.score.fast.backend import Backend
 from dali_aesthetic.score.scorer import Scorer
 from dali_aesthetic.types import EncodedBatch, ImageBatch, ImageHeader, Route, Sample, Shard
 

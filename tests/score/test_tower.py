@@ -10,8 +10,8 @@ from torchvision.transforms.v2.functional import normalize as torchvision_normal
 
 from dali_aesthetic.score.checkpoints import from_open_clip
 from dali_aesthetic.score.clip import VisionTower, normalize
-from dali_aesthetic.score.random_init import random_tower_state
 from dali_aesthetic.score.spec import TowerSpec, spec_of
+from dali_aesthetic.score.weights import random_tower_state
 
 
 def _pixels(spec: TowerSpec, count: int) -> Tensor:

@@ -12,11 +12,16 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 
-from dali_aesthetic.score import download as downloads
-from dali_aesthetic.score.download import WeightsUnavailable, resolve
-from dali_aesthetic.score.random_init import random_head_state
-from dali_aesthetic.score.registry import LAION_V1, LAION_V2, OPENAI, PublishedFile
-from dali_aesthetic.score.weights import download, load_head, load_tower
+from dali_aesthetic.score import published as downloads
+from dali_aesthetic.score.published import (
+    LAION_V1,
+    LAION_V2,
+    OPENAI,
+    PublishedFile,
+    WeightsUnavailable,
+    resolve,
+)
+from dali_aesthetic.score.weights import download, load_head, load_tower, random_head_state
 
 CONTENT = b"weights"
 SHA256 = hashlib.sha256(CONTENT).hexdigest()

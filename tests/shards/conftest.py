@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dali_aesthetic.shards.local_file import LocalFile
+from dali_aesthetic.shards.opened import LocalFile
 
 
 @pytest.fixture(autouse=True)

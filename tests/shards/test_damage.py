@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from dali_aesthetic.shards.buffer import ReadLimits
+from dali_aesthetic.shards.opened import ReadLimits
 from dali_aesthetic.shards.read import read_shards
-from dali_aesthetic.shards.resync import next_header
-from dali_aesthetic.shards.scan import scan_tar
+from dali_aesthetic.shards.scan import next_header, scan_tar
 from dali_aesthetic.types import Sample, Shard, ShardEnd, Status
 from tests.shards.tar_factory import PNG, joined, pack, read_bytes, sample_members, unpack
 

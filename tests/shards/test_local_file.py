@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from dali_aesthetic.shards.buffer import TooManyBytes, open_local
-from dali_aesthetic.shards.local_file import FileShrank, LocalFile
+from dali_aesthetic.shards.opened import FileShrank, LocalFile, TooManyBytes, open_local
 from dali_aesthetic.shards.read import read_shards
 from dali_aesthetic.types import Sample, Shard, ShardEnd
 from tests.shards.tar_factory import pack, sample_members

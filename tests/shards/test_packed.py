@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dali_aesthetic.shards.packed import PackedTexts, TarShards
+from dali_aesthetic.shards.listing import PackedTexts, TarShards
 from dali_aesthetic.shards.plan import InputError, plan_shards
 from dali_aesthetic.types import Shard
 from dali_aesthetic.write.output import pending_shards

@@ -9,7 +9,7 @@ import fsspec
 import pytest
 
 from dali_aesthetic.shards import InputError, plan_shards, read_shards
-from dali_aesthetic.shards.inputs import expand_braces
+from dali_aesthetic.shards.listing import expand_braces
 from dali_aesthetic.types import Sample
 from tests.shards.tar_factory import JPEG, pack, sample_members
 

@@ -12,8 +12,7 @@ import pytest
 import webdataset
 
 from dali_aesthetic.shards import plan_shards
-from dali_aesthetic.shards.images import clean_key, group_images
-from dali_aesthetic.shards.ustar import padding, tar_header
+from dali_aesthetic.shards.folder import clean_key, group_images, padding, tar_header
 from dali_aesthetic.types import Shard, Status
 from tests.shards.tar_factory import JPEG, PNG, joined, read_one, unpack
 

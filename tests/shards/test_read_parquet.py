@@ -14,15 +14,15 @@ from PIL import Image
 
 from dali_aesthetic import Config, ImageScorer, ModelConfig, Threshold, run
 from dali_aesthetic.config import GuardConfig
-from dali_aesthetic.launch.refilter import filter_scored
+from dali_aesthetic.launch.filter import filter_scored
 from dali_aesthetic.shards import parquet
-from dali_aesthetic.shards.buffer import ReadLimits
 from dali_aesthetic.shards.inputs import InputError
+from dali_aesthetic.shards.opened import ReadLimits
 from dali_aesthetic.shards.parquet import image_column, read_parquet
 from dali_aesthetic.shards.plan import plan_shards
 from dali_aesthetic.types import Sample, ShardEnd, Status
 from dali_aesthetic.verify.outputs import verify_output
-from dali_aesthetic.write.parquet_rows import QUARANTINE_COLUMNS
+from dali_aesthetic.write.kept_rows import QUARANTINE_COLUMNS
 from tests.conftest import counting_file, jpeg, snapshot
 
 STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from dali_aesthetic.shards.ustar import tar_header
+from dali_aesthetic.shards.folder import tar_header
 from dali_aesthetic.types import Status
 from tests.shards.tar_factory import JPEG, PNG, pack, read_bytes
 

@@ -13,8 +13,8 @@ from dali_aesthetic.config import Config, ConfigError
 from dali_aesthetic.shards.plan import InputError, plan_shards
 from dali_aesthetic.stores import store
 from dali_aesthetic.stores.access import read_bytes
-from dali_aesthetic.stores.errors import StoreUnusable
 from dali_aesthetic.stores.s3_options import s3_options
+from dali_aesthetic.stores.store import StoreUnusable
 from tests.stores.s3 import ENVIRONMENT, Bucket
 
 

@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-from dali_aesthetic.stores.errors import ObjectChanged, StoreError
 from dali_aesthetic.stores.retry import Patience, retried
+from dali_aesthetic.stores.store import ObjectChanged, StoreError
 
 
 class Flaky:

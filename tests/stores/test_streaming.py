@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from dali_aesthetic.shards.buffer import ReadLimits
+from dali_aesthetic.shards.opened import ReadLimits
 from dali_aesthetic.shards.read import read_shards
-from dali_aesthetic.stores import retry, store, stream
+from dali_aesthetic.stores import read_ahead, retry, store
 from dali_aesthetic.stores.read_ahead import ReadAhead
 from dali_aesthetic.types import Sample, Shard, ShardEnd
 from tests.conftest import add_member
@@ -26,7 +26,7 @@ PART = 64 << 10
 @pytest.fixture(autouse=True)
 def _small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that a small tar has many, and samples lie across their borders."""
-    monkeypatch.setattr(stream, "PART_BYTES", PART)
+    monkeypatch.setattr(read_ahead, "PART_BYTES", PART)
     monkeypatch.setattr(retry.PATIENCE, "first", 0.01)
 
 
@@ -153,7 +153,7 @@ def test_faults_of_a_server_change_nothing(
 def test_a_cut_body_goes_on_at_the_byte_where_it_stopped(
     bucket: Bucket, s3_server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stream, "PART_BYTES", 8 << 20)
+    monkeypatch.setattr(read_ahead, "PART_BYTES", 8 << 20)
     content = make_tar(100)
     bucket.put("a.tar", content)
     faults = Faults(pattern="GET .*a.tar", plan={1: "cut"})

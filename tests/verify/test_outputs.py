@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from dali_aesthetic.cli import app
 from dali_aesthetic.config import ConfigError
-from dali_aesthetic.shards.buffer import DEFAULT_LIMITS, ReadLimits
+from dali_aesthetic.shards.opened import DEFAULT_LIMITS, ReadLimits
 from dali_aesthetic.types import Shard
 from dali_aesthetic.verify.outputs import _compare, _read_limits, verify_output
 from tests.write.scored import make_tar, run, shard_of

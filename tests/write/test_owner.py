@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 
-from dali_aesthetic.write.owner import Owner, _started
+from dali_aesthetic.write.files import Owner, _started
 
 
 def test_a_process_that_has_ended_is_dead_also_while_nobody_has_looked() -> None:

@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from dali_aesthetic.types import Sample, Shard
-from dali_aesthetic.write import parquet_rows
-from dali_aesthetic.write.parquet_rows import KeptRows, taken
+from dali_aesthetic.write import kept_rows
+from dali_aesthetic.write.kept_rows import KeptRows, taken
 from tests.conftest import counting_file
 
 HALF = 3 << 29
@@ -26,7 +26,7 @@ def test_a_row_group_is_not_held_whole(tmp_path: Path, monkeypatch: pytest.Monke
     source = tmp_path / "one.parquet"
     pq.write_table(table, source, use_dictionary=False)
     asked: list[int] = []
-    monkeypatch.setattr(parquet_rows, "open_file", counting_file(asked))
+    monkeypatch.setattr(kept_rows, "open_file", counting_file(asked))
     shard = Shard(index=0, name="one", kind="parquet", source=str(source))
     rows = [0, 1, 255, 256, 700, 1500, 2099]
     kept = KeptRows(tmp_path / "kept.parquet", str(source))

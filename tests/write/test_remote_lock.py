@@ -13,8 +13,8 @@ import fsspec
 import pytest
 
 from dali_aesthetic.write import remote_lock
+from dali_aesthetic.write.files import Owner
 from dali_aesthetic.write.lock import OutputBusy, claim
-from dali_aesthetic.write.owner import Owner
 from tests.stores.fixtures import bucket, s3_server
 from tests.stores.s3 import Bucket
 

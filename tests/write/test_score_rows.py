@@ -11,8 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from dali_aesthetic.types import Sample, Shard
-from dali_aesthetic.write.parquet import ScoreRows
-from dali_aesthetic.write.sidecar import MAX_COLUMNS, MAX_JSON_BYTES, SidecarColumns
+from dali_aesthetic.write.rows import MAX_COLUMNS, MAX_JSON_BYTES, ScoreRows, SidecarColumns
 from tests.write.scored import GOOD
 
 SHARD = Shard(index=0, name="s", kind="tar", source="in/s.tar")

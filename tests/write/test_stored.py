@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dali_aesthetic.write import stored
-from dali_aesthetic.write.stored import read_keys
+from dali_aesthetic.write import read_scores
+from dali_aesthetic.write.read_scores import read_keys
 
 
 def test_no_other_thread_touches_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -26,7 +26,7 @@ def test_no_other_thread_touches_the_file(tmp_path: Path, monkeypatch: pytest.Mo
             return super().read(size)
 
     content = (tmp_path / "rows.parquet").read_bytes()
-    monkeypatch.setattr(stored, "open_file", lambda location: Watched(content))
+    monkeypatch.setattr(read_scores, "open_file", lambda location: Watched(content))
     sources, keys, scores_R = read_keys(tmp_path, "rows")
     assert (sources, keys, scores_R.tolist()) == (["s.tar"], ["a"], [5.0])
     assert threads == {threading.get_ident()}

@@ -1,0 +1,127 @@
+"""What other readers want beside the tars: open_clip's `sizes.json`, DALI's index files."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from dali_aesthetic.config import ConfigError
+from dali_aesthetic.shards.opened import map_file
+from dali_aesthetic.shards.scan import scan_tar
+from dali_aesthetic.write.files import write_whole
+
+SIZES = "sizes.json"
+_VERSION = "v1.2"
+
+
+def write_sizes(shards: Path, counts: Mapping[str, int]) -> None:
+    """`shards/sizes.json`: samples by file name, as open_clip and webdataset's users keep it."""
+    content = json.dumps(dict(sorted(counts.items())), indent=0).encode() + b"\n"
+    write_whole(shards / SIZES, content)
+
+
+def write_index(tar: Path) -> None:
+    """`NAME.idx` beside `NAME.tar`, for `fn.readers.webdataset(index_paths=...)`: what `wds2idx` writes.
+
+    Raises ConfigError for member names that the format can't hold.
+    """
+    write_whole(tar.with_suffix(".idx"), index_of(tar).encode())
+
+
+def index_of(tar: Path) -> str:
+    """A line for each sample: extension, offset of the data, size and name of each of its members."""
+    samples: list[list[str]] = []
+    last = ""
+    for name, offset, size in _files(tar):
+        base, extension = _split(name)
+        if not base or base.endswith("/"):
+            continue
+        if any(letter.isspace() for letter in name):
+            raise ConfigError(
+                f"--index: {tar.name} has a member {name!r}; DALI's index has no names with spaces"
+            )
+        if base != last:
+            samples.append([])
+            last = base
+        samples[-1].append(f"{extension} {offset} {size} {name}")
+    return "".join(f"{line}\n" for line in (f"{_VERSION} {len(samples)}", *map(" ".join, samples)))
+
+
+def missing_indexes(shards: Path, names: Iterable[str]) -> Iterator[Path]:
+    """Tars of `names` without an index."""
+    tars = (shards / f"{name}.tar" for name in names)
+    return (tar for tar in tars if not tar.with_suffix(".idx").exists())
+
+
+def _files(tar: Path) -> Iterator[tuple[str, int, int]]:
+    for member in scan_tar(map_file(str(tar))):
+        if member.is_file:
+            yield member.name, member.data_offset, member.size
+
+
+def _split(name: str) -> tuple[str, str]:
+    """As `wds2idx` does: unlike webdataset it keeps the extension's capitals."""
+    dot = name.find(".", name.rfind("/") + 1)
+    return (name[:dot], name[dot + 1 :]) if dot >= 0 else ("", "")
+
+
+# FOLDED dali_aesthetic/compact/subset.py: DataComp's subset file: the uids of what was kept, for its resharder and its leaderboard.
+
+
+UID = "uid"
+DTYPE = np.dtype("u8,u8")
+_DIGITS = 32
+
+
+def check_uids(scores: Path) -> None:
+    """Raises ConfigError where the scores have no column `uid`: before anything is packed."""
+    schema = pq.read_schema(scores)
+    if UID not in schema.names or not pa.types.is_string(schema.field(UID).type):
+        raise ConfigError(
+            f"--subset-file needs a column {UID!r} of text in the scores, from the field of that name in the "
+            f"samples' json; {scores} has none"
+        )
+
+
+def write_subset(path: Path, scores: Iterable[Path]) -> int:
+    """Writes the uids of all rows of `scores` as a sorted .npy of dtype `u8,u8`; returns their number.
+
+    An uid is a hexadecimal number of up to 32 digits, its upper and lower 64 bits are the two fields. Raises
+    ConfigError for a row without one. Takes 16 bytes of memory for each.
+    """
+    parts = [_uids(one) for one in scores]
+    halves_N2 = np.concatenate([np.empty((0, 2), np.uint64), *parts])
+    order_N = np.lexsort((halves_N2[:, 1], halves_N2[:, 0]))
+    subset = np.ascontiguousarray(halves_N2[order_N]).view(DTYPE)[:, 0]
+    file = io.BytesIO()
+    np.save(file, subset)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, file.getbuffer())
+    return len(subset)
+
+
+def _uids(scores: Path) -> npt.NDArray[np.uint64]:
+    check_uids(scores)
+    column = pq.read_table(scores, columns=[UID]).column(0)
+    if column.null_count:
+        raise ConfigError(f"--subset-file: {column.null_count} samples of {scores} have no uid")
+    padded = pc.ascii_lpad(column, width=_DIGITS, padding="0")
+    text = "".join(padded.to_pylist())
+    try:
+        # fromhex passes over spaces, so that the length has to be right, too.
+        content = bytes.fromhex(text)
+        if len(text) != _DIGITS * len(padded) or len(content) * 2 != len(text):
+            raise ValueError("not 32 digits")
+    except ValueError as error:
+        raise ConfigError(
+            f"--subset-file: an uid in {scores} is no hexadecimal number of up to {_DIGITS} digits ({error})"
+        ) from None
+    return np.frombuffer(content, ">u8").astype(np.uint64).reshape(-1, 2)

@@ -1,0 +1,217 @@
+"""The header check: format, size and obvious damage of an image from its bytes, without decoding.
+
+A few microseconds an image. It decides who decodes (`Route`) and stops nearly all bad input before DALI
+sees it: one raising image costs its whole DALI batch a second decode, and in mixed mode a cut JPEG decodes
+without a word, so the end marker is looked for here. Formats are told by magic bytes, never by extension."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dali_aesthetic.decode import jpeg
+from dali_aesthetic.decode.jpeg import UNCLEAR, UPRIGHT
+from dali_aesthetic.types import Buffer, ImageHeader, Route, Status
+
+GIANT_PIXELS = 32_000_000
+"""Above this an image goes to Pillow, one at a time, so that it can't blow up DALI's batch buffers."""
+TINY_SIDE = 32
+"""An image whose short side is below this goes to Pillow: magnified so far, the border, where the two
+resamplers differ, is a large share of it."""
+BOMB_PIXELS = 16_000_000
+"""Below this a high ratio of pixels to bytes is harmless (a flat image), so it isn't looked at."""
+
+_PILLOW_MAGIC: tuple[tuple[bytes, str], ...] = (
+    (b"GIF8", "gif"),
+    (b"BM", "bmp"),
+    (b"II*\x00", "tiff"),
+    (b"MM\x00*", "tiff"),
+    (b"\x00\x00\x00\x0cjP  ", "jpeg2000"),
+    (b"\xff\x4f\xff\x51", "jpeg2000"),
+    (b"\x00\x00\x01\x00", "ico"),
+    (b"P4", "pnm"),
+    (b"P5", "pnm"),
+    (b"P6", "pnm"),
+)
+_KNOWN_MAGIC: tuple[tuple[bytes, str], ...] = (
+    (b"\xff\x0a", "jpegxl"),
+    (b"\x00\x00\x00\x0cJXL ", "jpegxl"),
+    (b"8BPS", "psd"),
+    (b"%PDF", "pdf"),
+    (b"\x1aE\xdf\xa3", "video"),
+)
+_AVIF_BRANDS = frozenset((b"avif", b"avis"))
+_HEIC_BRANDS = frozenset((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"))
+_TGA_FOOTER = b"TRUEVISION-XFILE.\x00"
+
+
+_OK = Status.OK  # looking up a member of an enum takes Python 3.11 as long as a call
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Caps on what is decoded at all; see `config.DecodeConfig` for their meaning."""
+
+    max_pixels: int = 200_000_000
+    max_pixels_per_byte: int = 1000
+
+    def objection(self, width: int, height: int, num_bytes: int) -> str:
+        """Why an image of this size in this many bytes is too large, or an empty string."""
+        pixels = width * height
+        if pixels > self.max_pixels:
+            return f"{width}x{height}: {pixels:,} pixels, the limit is {self.max_pixels:,}"
+        if pixels > BOMB_PIXELS and pixels > self.max_pixels_per_byte * num_bytes:
+            limit = self.max_pixels_per_byte
+            return (
+                f"{width}x{height}: {pixels:,} pixels in {num_bytes:,} bytes, the limit is {limit:,} a byte"
+            )
+        return ""
+
+
+def probe(image: Buffer, limits: Limits) -> ImageHeader:
+    """What the header says. Never raises: whatever the bytes are, the answer is a route or a status."""
+    data = bytes(image[:32])
+    if not data:
+        return _bad("", Status.EMPTY, "the image has no bytes")
+    if data.startswith(b"\xff\xd8"):
+        header = jpeg.read(image)
+    elif data.startswith(b"\x89PNG\r\n\x1a\n"):
+        header = read_png(image)
+    elif data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        header = read_webp(image)
+    else:
+        header = _other(image, data)
+    return _within(limits, header, len(image)) if header.status is _OK else header
+
+
+def _other(image: Buffer, data: bytes) -> ImageHeader:
+    """Formats that are only recognised: Pillow reads their sizes, and applies the limits then."""
+    name = _pillow_format(image, data)
+    if name:
+        return ImageHeader(format=name, width=0, height=0, route=Route.PILLOW, orientation=UNCLEAR)
+    name = _media(image) if data[4:8] == b"ftyp" else _by_magic(data, _KNOWN_MAGIC)
+    if name:
+        return _bad(name, Status.UNSUPPORTED, f"{name} is not supported: convert it to JPEG, PNG or WebP")
+    return _bad("", Status.UNDECODABLE, f"no image format begins with {data[:12]!r}")
+
+
+def _pillow_format(image: Buffer, data: bytes) -> str:
+    if data[4:8] == b"ftyp":
+        return "avif" if _AVIF_BRANDS & _brands(image) else ""
+    if name := _by_magic(data, _PILLOW_MAGIC):
+        return name
+    return "tga" if bytes(image[-18:]) == _TGA_FOOTER else ""
+
+
+def _by_magic(data: bytes, table: tuple[tuple[bytes, str], ...]) -> str:
+    return next((name for magic, name in table if data.startswith(magic)), "")
+
+
+def _media(image: Buffer) -> str:
+    return "heic" if _HEIC_BRANDS & _brands(image) else "video"
+
+
+def _brands(image: Buffer) -> set[bytes]:
+    """The brands that an ISO media file claims to follow: its own, then the compatible ones."""
+    box = bytes(image[: min(256, int.from_bytes(image[:4], "big"))])
+    return {box[8:12], *(box[i : i + 4] for i in range(16, len(box), 4))}
+
+
+def _within(limits: Limits, header: ImageHeader, num_bytes: int) -> ImageHeader:
+    width, height = header.width, header.height
+    if message := limits.objection(width, height, num_bytes):
+        return header._replace(route=Route.NOBODY, status=Status.TOO_LARGE, message=message)
+    extreme = width < TINY_SIDE or height < TINY_SIDE or width * height > GIANT_PIXELS
+    return header._replace(route=Route.PILLOW) if extreme and header.route is Route.DALI else header
+
+
+def _bad(name: str, status: Status, message: str) -> ImageHeader:
+    return ImageHeader(format=name, width=0, height=0, route=Route.NOBODY, status=status, message=message)
+
+
+# FOLDED dali_aesthetic/decode/png_header.py: PNG headers: IHDR and IEND (W3C PNG, sections 5 and 11).
+
+
+_GRAY, _RGB = 0, 2
+
+
+def read_png(image: Buffer) -> ImageHeader:
+    """The header of a PNG (bytes that begin with its signature), its route, or what is wrong with it."""
+    start = bytes(image[:33])
+    if len(start) < 33:
+        return _bad_png_header(Status.TRUNCATED, "PNG: ends within its header")
+    if start[12:16] != b"IHDR":
+        return _bad_png_header(Status.UNDECODABLE, "PNG: does not begin with IHDR")
+    width, height = int.from_bytes(start[16:20], "big"), int.from_bytes(start[20:24], "big")
+    if not (width and height):
+        return _bad_png_header(Status.UNDECODABLE, f"PNG: a size of {width}x{height}")
+    if b"IEND" not in bytes(image[-4096:]) and b"IEND" not in bytes(image):
+        return _bad_png_header(Status.TRUNCATED, "PNG: no IEND chunk", width, height)
+    # The reference resizes in the file's own mode and converts last: palettes (nearest neighbour),
+    # alpha, 1 bit and 16 bits come out differently from DALI, so Pillow decodes those.
+    bit_depth, colour_type = start[24], start[25]
+    plain = colour_type in (_GRAY, _RGB) and bit_depth == 8
+    return ImageHeader(
+        format="png",
+        width=width,
+        height=height,
+        route=Route.DALI if plain else Route.PILLOW,
+        orientation=UNCLEAR,  # eXIf and XMP may stand anywhere in the file
+    )
+
+
+def _bad_png_header(status: Status, message: str, width: int = 0, height: int = 0) -> ImageHeader:
+    return ImageHeader(
+        format="png", width=width, height=height, route=Route.NOBODY, status=status, message=message
+    )
+
+
+# FOLDED dali_aesthetic/decode/webp_header.py: WebP headers: RIFF size and the VP8, VP8L or VP8X chunk (RFC 9649).
+
+
+_ALPHA, _EXIF, _XMP, _ANIMATION = 0x10, 0x08, 0x04, 0x02
+
+
+def read_webp(image: Buffer) -> ImageHeader:
+    """The header of a WebP (bytes that begin with RIFF....WEBP), its route, or what is wrong with it."""
+    start = bytes(image[:30])
+    if len(start) < 25:
+        return _bad_webp_header(Status.TRUNCATED, "WebP: ends within its header")
+    size = _size(start)
+    if 8 + int.from_bytes(start[4:8], "little") > len(image):
+        width, height, _ = size or (0, 0, False)
+        return _bad_webp_header(Status.TRUNCATED, "WebP: shorter than its RIFF size", width, height)
+    if size is None:
+        return _bad_webp_header(Status.UNDECODABLE, f"WebP: its first chunk is {start[12:16]!r}, or damaged")
+    width, height, plain = size
+    if not (width and height):
+        return _bad_webp_header(Status.UNDECODABLE, f"WebP: a size of {width}x{height}")
+    tagged = start[12:16] == b"VP8X" and start[20] & (_EXIF | _XMP)
+    return ImageHeader(
+        format="webp",
+        width=width,
+        height=height,
+        route=Route.DALI if plain else Route.PILLOW,
+        orientation=UNCLEAR if tagged else UPRIGHT,
+    )
+
+
+def _size(start: bytes) -> tuple[int, int, bool] | None:
+    """Width, height, and whether DALI decodes it as the reference does (no alpha, no animation)."""
+    chunk = start[12:16]
+    if chunk == b"VP8 " and len(start) >= 30 and start[23:26] == b"\x9d\x01\x2a":
+        width = int.from_bytes(start[26:28], "little") & 0x3FFF
+        return width, int.from_bytes(start[28:30], "little") & 0x3FFF, True
+    if chunk == b"VP8L" and start[20] == 0x2F:
+        bits = int.from_bytes(start[21:25], "little")
+        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1, not bits >> 28 & 1
+    if chunk == b"VP8X" and len(start) >= 30:
+        width = int.from_bytes(start[24:27], "little") + 1
+        height = int.from_bytes(start[27:30], "little") + 1
+        return width, height, not start[20] & (_ALPHA | _ANIMATION)
+    return None
+
+
+def _bad_webp_header(status: Status, message: str, width: int = 0, height: int = 0) -> ImageHeader:
+    return ImageHeader(
+        format="webp", width=width, height=height, route=Route.NOBODY, status=status, message=message
+    )

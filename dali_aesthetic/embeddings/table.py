@@ -1,0 +1,141 @@
+"""Scores of stored embeddings: a run's own columns, with what is known of an image that isn't there.
+
+Shape legend: R rows, H heads.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from dali_aesthetic.types import ShardReport, Status
+from dali_aesthetic.write.files import output_path, write_whole
+from dali_aesthetic.write.rows import MOST_PIXELS, score_columns
+from dali_aesthetic.write.writers import ParquetStream
+
+CLASH_PREFIX = "metadata_"
+_KEYS = ("key", "image_path")
+"""Columns of the metadata that name a row, the best first; where none does, its number."""
+
+
+class EmbeddingScores:
+    """Writes `scores/NAME.parquet`, then `stats/NAME.json`, and only that one makes the file done.
+
+    Every column of the metadata passes through; one that has the name of a column of ours gets `metadata_`
+    before it, but for `key`, `width` and `height`, which fill ours.
+    """
+
+    def __init__(
+        self, output: Path, name: str, source: str, head_names: Sequence[str], fingerprint: str = ""
+    ) -> None:
+        """`fingerprint` tells `source` from another file of its name."""
+        self.name, self.source, self._fingerprint = name, source, fingerprint
+        self._score_names = score_columns(head_names)
+        self._scores = output_path(output / "scores", name, ".parquet")
+        self._stats = output_path(output / "stats", name, ".json")
+        self._stream: ParquetStream | None = None
+        self._statuses: Counter[str] = Counter()
+        self.num_rows = self.num_kept = 0
+
+    def add(
+        self,
+        scores_RH: npt.NDArray[np.float32],
+        kept_R: npt.NDArray[np.bool_],
+        problems: Mapping[int, tuple[Status, str]],
+        metadata: pa.Table | None,
+    ) -> None:
+        """Appends rows in order as one row group; `problems` is by row of this call."""
+        statuses = [Status.OK.value] * len(scores_RH)
+        messages: list[str | None] = [None] * len(scores_RH)
+        for row, (status, message) in problems.items():
+            statuses[row], messages[row] = status.value, message
+        table = self._table(scores_RH, kept_R, statuses, messages, metadata)
+        self._stream = self._stream or ParquetStream(self._scores, table.schema)
+        self._stream.add(table.cast(self._stream.schema))
+        self._statuses.update(statuses)
+        self.num_rows += len(scores_RH)
+        self.num_kept += int(np.count_nonzero(kept_R))
+
+    def _table(
+        self,
+        scores_RH: npt.NDArray[np.float32],
+        kept_R: npt.NDArray[np.bool_],
+        statuses: list[str],
+        messages: list[str | None],
+        metadata: pa.Table | None,
+    ) -> pa.Table:
+        rows, raw_R = len(scores_RH), scores_RH[:, 0]
+        given = {} if metadata is None else dict(zip(metadata.column_names, metadata.columns, strict=True))
+        offsets = pa.array(np.arange(self.num_rows, self.num_rows + rows), pa.int64())
+        named = [given[name].cast(pa.string()) for name in _KEYS if _is_text(given.get(name))]
+        if _is_text(given.get("key")):
+            del given["key"]  # `image_path` stays: it is clip-retrieval's column, whatever is in it
+        columns = {
+            "key": pc.coalesce(*named, offsets.cast(pa.string())),
+            "status": pa.array(statuses, pa.string()),
+            "error_message": pa.array(messages, pa.string()),
+            "width": _taken(given, "width", rows),
+            "height": _taken(given, "height", rows),
+            "format": pa.nulls(rows, pa.string()),
+            "aesthetic_score": pa.array(raw_R, pa.float32(), from_pandas=True),
+            "aesthetic_score_01": pa.array(
+                np.clip(raw_R / np.float32(10), 0, 1), pa.float32(), from_pandas=True
+            ),
+            "kept": pa.array(kept_R, pa.bool_()),
+            "source_shard": pa.repeat(pa.scalar(self.source), rows),
+            "source_offset": offsets,
+            "output_shard": pa.nulls(rows, pa.string()),
+        }
+        for head, name in enumerate(self._score_names[1:], start=1):
+            columns[name] = pa.array(scores_RH[:, head], pa.float32(), from_pandas=True)
+        for name, column in given.items():
+            while name in columns:
+                name = CLASH_PREFIX + name
+            columns[name] = column
+        return pa.table(columns)
+
+    def commit(self) -> ShardReport:
+        """Scores, then stats; a kill in between leaves the file of embeddings undone."""
+        if self._stream is None:
+            self.add(np.empty((0, len(self._score_names)), np.float32), np.empty(0, np.bool_), {}, None)
+            assert self._stream is not None
+        report = ShardReport(
+            name=self.name,
+            source=self.source,
+            num_samples=self.num_rows,
+            num_kept=self.num_kept,
+            fingerprint=self._fingerprint,
+            statuses={
+                status.value: self._statuses[status.value] for status in Status if self._statuses[status]
+            },
+        )
+        self._stream.finish()
+        self._stream.publish()
+        write_whole(self._stats, json.dumps(asdict(report), indent=2, sort_keys=True).encode() + b"\n")
+        return report
+
+    def abandon(self) -> None:
+        """Removes what isn't committed; also fine after `commit`."""
+        if self._stream is not None:
+            self._stream.abandon()
+
+
+def _is_text(column: pa.ChunkedArray | None) -> bool:
+    return column is not None and (pa.types.is_string(column.type) or pa.types.is_large_string(column.type))
+
+
+def _taken(given: dict[str, pa.ChunkedArray], name: str, rows: int) -> pa.Array | pa.ChunkedArray:
+    """A whole number of the metadata as our int32 column, taken out of `given`; null where it is none."""
+    if name in given and pa.types.is_integer(given[name].type):
+        sides = given.pop(name)
+        fits = pc.and_(pc.greater_equal(sides, 0), pc.less_equal(sides, MOST_PIXELS))
+        return pc.if_else(fits, sides, pa.scalar(None, sides.type)).cast(pa.int32())
+    return pa.nulls(rows, pa.int32())

@@ -1,0 +1,188 @@
+"""Cutting stored scores: the samples and their scores side by side, through the sink of a run. No GPU.
+
+What is written is what `run` with the same threshold would have written, byte for byte, since the same sink
+writes it from the same rows.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+
+import numpy as np
+
+from dali_aesthetic.config import Config
+from dali_aesthetic.launch.result import RunResult, Watch
+from dali_aesthetic.launch.run import run
+from dali_aesthetic.launch.worker import cut_identity
+from dali_aesthetic.overlap import ahead
+from dali_aesthetic.shards.opened import ReadLimits
+from dali_aesthetic.shards.plan import plan_shards
+from dali_aesthetic.shards.read import read_shards
+from dali_aesthetic.stats import RunStats
+from dali_aesthetic.threshold import preset_counts
+from dali_aesthetic.types import EncodedBatch, Sample, ScoredBatch, Shard, ShardEnd
+from dali_aesthetic.write.lock import claim
+from dali_aesthetic.write.output import committed_names, open_output
+from dali_aesthetic.write.read_scores import (
+    ScoresMismatch,
+    StoredScores,
+    read_fingerprint,
+    read_raw_scores,
+    read_scored_by,
+    read_scores,
+)
+from dali_aesthetic.write.sink import ShardSink
+
+_ROWS = 1024
+
+
+def filter_scored(config: Config, scores: str, *, watch: Watch | None = None) -> RunResult:
+    """Write the samples of `config.input` whose score in the folder `scores` is within the threshold.
+
+    Raises `ScoresMismatch` where the folder holds no scores, or those of another input; else as `run`. A
+    shard without committed scores is in the result's `stats.failed`.
+    """
+    scored_by = read_scored_by(scores)
+    config = _with_limits(config, scored_by)
+    shards = plan_shards(config.input, output=config.output, image_column=config.image_column)
+    if config.threshold.top is not None:
+        raw_scores = read_raw_scores(scores, _scored_names(scores, shards))
+        config = config.model_copy(update={"threshold": config.threshold.resolve_top(raw_scores)})
+    with claim(config.output):
+        todo = open_output(config.output, _record(config, scored_by), shards)
+        stats = RunStats()
+        with _sink(config, scored_by) as sink, (watch or _unwatched)(stats, len(todo)):
+            limits = ReadLimits.of(config.guard.max_member_mb, config.guard.max_tar_gb)
+            _write(todo, scores, sink, stats, limits)
+        stats.finish()
+    return RunResult(
+        stats=stats, num_shards=len(shards), num_skipped=len(shards) - len(todo), threshold=config.threshold
+    )
+
+
+def run_top(config: Config, *, watch: Watch | None = None) -> RunResult:
+    """`run` for a threshold that is a share: score everything into `OUTPUT/scored`, then cut that."""
+    scored = f"{config.output}/scored"
+    # Without `part_of` what the cut has written by then would be input for a second call.
+    half = {"output": scored, "part_of": config.output, "scores_only": True}
+    first = run(config.model_copy(update=half), watch=watch)
+    if first.exit_code:
+        return first
+    return filter_scored(config, scored, watch=watch)
+
+
+def _write(
+    shards: Sequence[Shard], scores: str, sink: ShardSink, stats: RunStats, limits: ReadLimits
+) -> None:
+    batches = ahead(_batches(shards, scores, sink.head_names, limits), 4, "storage")
+    stats.stages = [batches.times]
+    for batch in batches:
+        start = time.perf_counter()
+        stats.reports += sink.write(batch)
+        stats.wrote += time.perf_counter() - start
+        raw_R = batch.scores_RH[:, 0]
+        stats.add(batch.headers, int(sink.keep(raw_R).sum()), preset_counts(raw_R))
+    stats.reports += sink.flush()
+
+
+def _batches(
+    shards: Sequence[Shard], scores: str, head_names: tuple[str, ...], limits: ReadLimits
+) -> Iterator[ScoredBatch]:
+    done = committed_names(scores)
+    for shard in shards:
+        if shard.name not in done:
+            error = f"{scores} has no scores of it: run `score` again to complete them"
+            yield _batch([], None, 0, ShardEnd(shard=shard, error=error), len(head_names))
+            continue
+        # Keys and places are the same where an image was replaced; its file rarely has the size it had.
+        if shard.kind == "folder" and read_fingerprint(scores, shard.name) != shard.fingerprint:
+            raise _mismatch(shard, f"files of its shard {shard.name} came, went or have another size")
+        yield from _shard_batches(shard, read_scores(scores, shard.name, head_names), limits)
+
+
+def _shard_batches(shard: Shard, stored: StoredScores, limits: ReadLimits) -> Iterator[ScoredBatch]:
+    samples: list[Sample] = []
+    start, heads = 0, stored.scores_RH.shape[1]
+    for item in read_shards([shard], limits):
+        if isinstance(item, ShardEnd):
+            if not item.error and start + len(samples) != len(stored.keys):
+                raise _mismatch(
+                    shard, f"it has {start + len(samples)} samples, its scores {len(stored.keys)}"
+                )
+            yield _batch(samples, stored, start, item, heads)
+            return
+        _check_same(shard, item, stored, start + len(samples))
+        samples.append(item)
+        if len(samples) == _ROWS:
+            yield _batch(samples, stored, start, None, heads)
+            start, samples = start + len(samples), []
+
+
+def _batch(
+    samples: list[Sample], stored: StoredScores | None, start: int, end: ShardEnd | None, heads: int
+) -> ScoredBatch:
+    rows = slice(start, start + len(samples))
+    headers = tuple(stored.headers[rows]) if stored is not None else ()
+    scores_RH = stored.scores_RH[rows] if stored is not None else np.empty((0, heads), np.float32)
+    ended = (end,) if end is not None else ()
+    encoded = EncodedBatch(samples=tuple(samples), headers=headers, ended=ended)
+    return ScoredBatch(encoded=encoded, headers=headers, scores_RH=scores_RH)
+
+
+def _check_same(shard: Shard, sample: Sample, stored: StoredScores, row: int) -> None:
+    if row >= len(stored.keys):
+        raise _mismatch(shard, f"it has more samples than its {len(stored.keys)} scores")
+    if (sample.key, sample.offset) != (stored.keys[row], stored.offsets[row]):
+        there = f"{stored.keys[row]!r} at byte {stored.offsets[row]}"
+        raise _mismatch(
+            shard, f"sample {row} is {sample.key!r} at byte {sample.offset}, its scores have {there}"
+        )
+
+
+def _mismatch(shard: Shard, what: str) -> ScoresMismatch:
+    return ScoresMismatch(
+        f"{shard.source} is not what was scored: {what}. Give the --input that was scored, or score it again"
+    )
+
+
+def _scored_names(scores: str, shards: Sequence[Shard]) -> list[str]:
+    """The input's shards, all of them scored: a share of half of them would be another share."""
+    done = committed_names(scores)
+    missing = [shard.name for shard in shards if shard.name not in done]
+    if missing:
+        raise ScoresMismatch(
+            f"--keep-top needs every score, but {scores} lacks {len(missing)} shards (like {missing[0]}): "
+            "run `score` again to complete them"
+        )
+    return [shard.name for shard in shards]
+
+
+def _with_limits(config: Config, scored_by: dict[str, object]) -> Config:
+    """What was scored can be kept, and what was too large then has no json now: the limit is that of then."""
+    limit = scored_by.get("max_member_mb", config.guard.max_member_mb)
+    guard = config.guard.model_copy(update={"max_member_mb": limit})
+    return config.model_copy(update={"guard": guard})
+
+
+def _sink(config: Config, scored_by: dict[str, object]) -> ShardSink:
+    heads = scored_by["heads"]
+    assert isinstance(heads, list)
+    guard = config.guard
+    return ShardSink(
+        config.output,
+        [str(head) for head in heads],
+        config.threshold.keep,
+        max_bad_fraction=guard.max_bad_fraction,
+        quarantine=guard.quarantine,
+    )
+
+
+def _record(config: Config, scored_by: dict[str, object]) -> dict[str, object]:
+    identity = {"input": list(config.input), **cut_identity(config), "scored_by": scored_by}
+    return {"identity": identity, "config": config.model_dump(mode="json")}
+
+
+def _unwatched(stats: RunStats, num_shards: int) -> nullcontext[None]:
+    return nullcontext()

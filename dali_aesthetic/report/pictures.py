@@ -1,0 +1,350 @@
+"""Small pictures for the page: what the model saw of a sample, as a data URI. Number and size are bounded."""
+
+from __future__ import annotations
+
+import base64
+import heapq
+import io
+import warnings
+import zlib
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image, ImageOps
+
+from dali_aesthetic.report.distribution import Grid, decimal
+from dali_aesthetic.report.rows import ShardScores
+from dali_aesthetic.shards.formats import IMAGE_RANK, KNOWN_SIDECARS, extension, looks_like_image
+from dali_aesthetic.shards.opened import is_url
+from dali_aesthetic.shards.scan import Member, TarDamage, scan_tar
+from dali_aesthetic.shards.tar import read_tar, split_name
+from dali_aesthetic.stores.access import open_file
+from dali_aesthetic.types import Buffer, Sample, Shard
+
+SIDE = 144
+"""Pixels of a thumbnail's side."""
+MAX_TOTAL_BYTES = 4 << 20
+_MAX_PIXELS = 200_000_000
+_PLUGINS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "JPEG2000", "ICO", "PPM", "AVIF", "TGA")
+"""Pillow may try these only: others start foreign programs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Thumbnail:
+    """A picture of a sample with its key and score."""
+
+    key: str
+    score: float
+    uri: str
+
+
+class Thumbnails:
+    """Pictures of picked samples, and why some could not be had (`missing`: reason -> how many)."""
+
+    def __init__(self, output: Path, *, upright: bool = False) -> None:
+        self._output, self._upright = output, upright
+        self._made: dict[tuple[str, int], Thumbnail] = {}
+        self._bytes = 0
+        self._dead_roots: dict[str, str] = {}
+        self.missing: Counter[str] = Counter()
+
+    def make(self, picks: Iterable[Pick]) -> None:
+        """Reads and shrinks the pictures of `picks`, each once; the images are opened, never scored."""
+        by_shard: dict[str, list[Pick]] = defaultdict(list)
+        for pick in {(pick.shard.name, pick.row): pick for pick in picks}.values():
+            by_shard[pick.shard.name].append(pick)
+        for chosen in by_shard.values():
+            self._make_of_shard(chosen[0].shard, chosen)
+
+    def of(self, picks: Sequence[Pick]) -> list[Thumbnail]:
+        """Those of `picks` that could be made, in the same order."""
+        made = (self._made.get((pick.shard.name, pick.row)) for pick in picks)
+        return [thumbnail for thumbnail in made if thumbnail is not None]
+
+    def _make_of_shard(self, shard: ShardScores, picks: list[Pick]) -> None:
+        rows = shard.read(["key", "source_shard", "source_offset"], [pick.row for pick in picks]).to_pylist()
+        kept: list[tuple[Pick, dict[str, Any]]] = []
+        for pick, row in zip(picks, rows, strict=True):
+            # A kept sample from afar is nearer in its kept shard, and still there where the source is gone.
+            source = str(row["source_shard"])
+            if pick.kept and (is_remote(source) or not Path(source).is_file()):
+                kept.append((pick, row))
+            else:
+                self._add(pick, row, None)
+        if kept:
+            images = kept_images(self._output / "shards" / f"{shard.name}.tar", [r["key"] for _, r in kept])
+            for pick, row in kept:
+                self._add(pick, row, images.get(row["key"]))
+
+    def _source(self, row: dict[str, Any]) -> Buffer:
+        source = str(row["source_shard"])
+        root = source.rsplit("/", 1)[0]
+        if is_remote(source) and root in self._dead_roots:
+            raise Unreachable(self._dead_roots[root])
+        try:
+            return image_at(source, int(row["source_offset"] or 0), row["key"])
+        except Unreachable as error:
+            self._dead_roots[root] = str(error)
+            raise
+
+    def _add(self, pick: Pick, row: dict[str, Any], image: Buffer | None) -> None:
+        if self._bytes >= MAX_TOTAL_BYTES:
+            self.missing["left out to keep the page small"] += 1
+            return
+        try:
+            small = _shrink(image or self._source(row), self._upright)
+        except Unreachable as error:
+            self.missing[str(error)] += 1
+            return
+        except Exception as error:  # whatever a decoder raises: a picture less, not a report less
+            self.missing[f"could not be drawn: {type(error).__name__}"] += 1
+            return
+        self._bytes += len(small)
+        uri = "data:image/webp;base64," + base64.b64encode(small).decode()
+        self._made[pick.shard.name, pick.row] = Thumbnail(row["key"], pick.score, uri)
+
+
+def _shrink(data: Buffer, upright: bool) -> bytes:
+    """The centre square, which is what the model sees, `SIDE` pixels wide, as WebP."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with Image.open(io.BytesIO(data), formats=_PLUGINS) as image:
+            if image.width * image.height > _MAX_PIXELS:
+                raise ValueError("too many pixels")
+            image.draft("RGB", (2 * SIDE, 2 * SIDE))
+            turned = ImageOps.exif_transpose(image) if upright else image
+            square = ImageOps.fit(turned.convert("RGB"), (SIDE, SIDE), Image.Resampling.BICUBIC)
+    buffer = io.BytesIO()
+    square.save(buffer, "WEBP", quality=72)
+    return buffer.getvalue()
+
+
+# FOLDED dali_aesthetic/report/originals.py: The bytes of an image that was scored: from where it came, or from the shard that it was kept in.
+
+
+_WINDOWS = (1 << 20, 16 << 20, 128 << 20)
+"""How much of a tar is read from a sample's first header on, until its image is found whole."""
+_WITHOUT_IMAGES = ("npy", "npz")
+"""Stored embeddings: they were scored without their images."""
+
+
+class Unreachable(OSError):
+    """An image can't be had any more; says why."""
+
+
+def image_at(source: str, offset: int, key: str) -> Buffer:
+    """The image of the sample `key`: the file `source`, the sample at byte `offset` of the tar `source`, or
+    the row `offset` of the Parquet file `source`.
+
+    Raises `Unreachable` where the source can't be read or another sample is there now.
+    """
+    try:
+        if extension(source) in _WITHOUT_IMAGES:
+            raise Unreachable(f"{source} holds no images")
+        if extension(source) == "parquet":
+            return _or_unreachable(image_in_row(source, offset), source)
+        if extension(source) in IMAGE_RANK:
+            with open_file(source) as file:
+                return bytes(file.read())
+        return _image_in_tar(source, offset, key)
+    except Unreachable:
+        raise
+    except Exception as error:  # fsspec's file systems raise what their clients raise
+        raise Unreachable(f"{source} can't be read: {type(error).__name__}") from error
+
+
+def is_remote(source: str) -> bool:
+    """Whether reading it goes over a network."""
+    return is_url(source)
+
+
+def kept_images(tar: Path, keys: Iterable[str]) -> Mapping[str, Buffer]:
+    """The images of these keys in a kept shard; those not found are left out. Stops at the last one found."""
+    wanted = set(keys)
+    found: dict[str, Buffer] = {}
+    for sample in read_tar(Shard(index=0, name=tar.stem, kind="tar", source=str(tar))):
+        if not isinstance(sample, Sample):
+            break
+        if sample.key in wanted and sample.image is not None:
+            found.setdefault(sample.key, sample.image)
+        if len(found) == len(wanted):
+            break
+    return found
+
+
+def _image_in_tar(source: str, offset: int, key: str) -> Buffer:
+    with open_file(source) as file:
+        for window in _WINDOWS:
+            file.seek(offset)
+            data = file.read(window)
+            whole = len(data) < window
+            found, ended = _first_image(memoryview(data), key, source)
+            if found is not None and (ended or whole):
+                return found
+            if ended or whole:
+                break
+    return _or_unreachable(None, source)
+
+
+def _or_unreachable(image: Buffer | None, source: str) -> Buffer:
+    if image is None:
+        raise Unreachable(f"{source} has no image of the sample where it was scored")
+    return image
+
+
+def _first_image(view: memoryview, key: str, source: str) -> tuple[Buffer | None, bool]:
+    """The best image of the first sample of `view`, and whether the sample's end was seen."""
+    best: Member | None = None
+    best_rank = len(IMAGE_RANK) + 1
+    try:
+        for member in scan_tar(view):
+            here, suffix = split_name(member.name)
+            if member.is_file and here and here != key:
+                if best is None and member.header_offset == 0:
+                    raise Unreachable(f"{source} has another sample there now")
+                return _data(view, best), True
+            rank = _rank(view, member, suffix) if here else None
+            if rank is not None and rank < best_rank:
+                best, best_rank = member, rank
+    except TarDamage as damage:
+        # At the window's end it is no damage: a larger one may hold the rest.
+        return _data(view, best), not damage.reason.startswith("the tar ends inside")
+    return _data(view, best), False
+
+
+def _rank(view: memoryview, member: Member, suffix: str) -> int | None:
+    if not member.is_file or member.sparse or member.data_offset + member.size > len(view):
+        return None
+    if suffix in IMAGE_RANK:
+        return IMAGE_RANK[suffix]
+    unknown = suffix not in KNOWN_SIDECARS
+    start = view[member.data_offset : member.data_offset + member.size]
+    return len(IMAGE_RANK) if unknown and looks_like_image(start) else None
+
+
+def _data(view: memoryview, member: Member | None) -> Buffer | None:
+    return None if member is None else view[member.data_offset : member.data_offset + member.size]
+
+
+# FOLDED dali_aesthetic/report/parquet_images.py: One image out of a Parquet file with image bytes, by its row.
+
+
+_ROWS_AT_A_TIME = 64
+
+
+def image_in_row(source: str, row: int) -> Buffer | None:
+    """The first value of the row that starts as an image does, plain or in a `{bytes, path}` struct.
+
+    None where the row or an image in it is not there. Reads no more of the file than its row group up to
+    the row. Raises what the file system raises.
+    """
+    with open_file(source) as opened, pq.ParquetFile(opened) as file:
+        columns = [field.name for field in file.schema_arrow if _may_hold_bytes(field.type)]
+        for group in range(file.num_row_groups):
+            size = file.metadata.row_group(group).num_rows
+            if row < size:
+                return _image(file, group, row, columns)
+            row -= size
+    return None
+
+
+def _image(file: pq.ParquetFile, group: int, row: int, columns: list[str]) -> Buffer | None:
+    for batch in file.iter_batches(_ROWS_AT_A_TIME, row_groups=[group], columns=columns):
+        if row < len(batch):
+            values = (column[row].as_py() for column in batch.columns)
+            found = (value.get("bytes") if isinstance(value, dict) else value for value in values)
+            return next((one for one in found if one and looks_like_image(one)), None)
+        row -= len(batch)
+    return None
+
+
+def _may_hold_bytes(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind):
+        index = kind.get_field_index("bytes")
+        return index >= 0 and _may_hold_bytes(kind.field(index).type)
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
+# FOLDED dali_aesthetic/report/picks.py: Which samples the page shows: a few of every score band, evenly from all shards, and those at the cut.
+
+
+PER_BAND = 8
+AT_CUT = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Pick:
+    """One chosen sample: row `row` of its shard's scores."""
+
+    shard: ShardScores
+    row: int
+    score: float
+    kept: bool
+
+
+class Picks:
+    """Chooses while the shards pass by; what is chosen does not depend on their order or on the time."""
+
+    def __init__(self, grid: Grid, cut: float) -> None:
+        self._bands = grid.bands
+        self._cut = np.float32(cut)
+        self._by_band: list[list[tuple[float, int, Pick]]] = [[] for _ in range(len(self._bands) - 1)]
+        self._below: list[tuple[float, int, Pick]] = []
+        self._above: list[tuple[float, int, Pick]] = []
+        self._serial = 0
+
+    def add(
+        self, shard: ShardScores, scores_R: npt.NDArray[np.float32], kept_R: npt.NDArray[np.bool_]
+    ) -> None:
+        """Offers a shard's samples."""
+        luck_R = np.random.default_rng(zlib.crc32(shard.name.encode())).random(len(scores_R))
+        band_R = np.searchsorted(self._bands, scores_R, side="right") - 1
+        band_R[np.isnan(scores_R)] = -1
+        for band, chosen in enumerate(self._by_band):
+            self._offer(chosen, np.flatnonzero(band_R == band), luck_R, PER_BAND, shard, scores_R, kept_R)
+        gap_R = scores_R.astype(np.float64) - float(self._cut)
+        for chosen, rows in ((self._below, gap_R < 0), (self._above, gap_R >= 0)):
+            self._offer(chosen, np.flatnonzero(rows), np.abs(gap_R), AT_CUT, shard, scores_R, kept_R)
+
+    def _offer(
+        self,
+        chosen: list[tuple[float, int, Pick]],
+        rows: npt.NDArray[np.int64],
+        rank_R: npt.NDArray[np.float64],
+        most: int,
+        shard: ShardScores,
+        scores_R: npt.NDArray[np.float32],
+        kept_R: npt.NDArray[np.bool_],
+    ) -> None:
+        """Keeps the `most` lowest ranks in `chosen`, a heap with the highest rank on top."""
+        best = rows[np.argsort(rank_R[rows], kind="stable")[:most]]
+        for row in best.tolist():
+            rank = float(rank_R[row])
+            if len(chosen) >= most and rank >= -chosen[0][0]:
+                break
+            self._serial -= 1
+            pick = Pick(shard, row, decimal(scores_R[row]), bool(kept_R[row]))
+            (heapq.heappushpop if len(chosen) >= most else heapq.heappush)(
+                chosen, (-rank, self._serial, pick)
+            )
+
+    def bands(self) -> list[tuple[float, float, list[Pick]]]:
+        """(from, to, picks in rising order) for every band that has a score, the highest band first."""
+        edges = [decimal(edge) for edge in self._bands]
+        bands = zip(edges[:-1], edges[1:], self._by_band, strict=True)
+        return [(low, high, _rising(chosen)) for low, high, chosen in bands if chosen][::-1]
+
+    def at_cut(self) -> list[Pick]:
+        """The samples nearest to the cut on either side, in rising order."""
+        return _rising(self._below) + _rising(self._above)
+
+
+def _rising(chosen: list[tuple[float, int, Pick]]) -> list[Pick]:
+    return sorted((pick for _, _, pick in chosen), key=lambda pick: (pick.score, pick.shard.name, pick.row))

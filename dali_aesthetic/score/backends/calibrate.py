@@ -1,0 +1,173 @@
+"""From images to float8 scales, heads that go with them, and the verdict of the gate.
+
+What the rounded weights do to all images alike is taken out of the affine heads by a ridge regression on the
+calibration images.
+
+Shape legend: N images, R rows, K input channels of a product, D embedding, A affine heads.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dali_aesthetic.score.backends.calibration import Calibration, Choice, Seen, Statistics
+from dali_aesthetic.score.backends.class_stream import ClassStream
+from dali_aesthetic.score.backends.folding import fold_all_but_the_last
+from dali_aesthetic.score.backends.fused import DeferredNorms, FusedEncoder, NormPasses
+from dali_aesthetic.score.backends.fused_fp8 import Float8Blocks, refusal
+from dali_aesthetic.score.backends.workspace import Workspace
+from dali_aesthetic.score.clip import VisionTower
+from dali_aesthetic.score.gate import Candidate, Limits, Scores, try_in_turn
+from dali_aesthetic.score.head import HeadBank
+
+LADDER: tuple[tuple[str, ...], ...] = (
+    (),
+    ("proj",),
+    ("qkv", "proj"),
+    ("proj", "fc2"),
+    ("qkv", "proj", "fc2"),
+)
+"""What stays in float16, in the order in which the gate tries it: the cheapest first, by the measured times
+of the products alone. What each costs a whole run was not measured. After all of them bf16 is tried."""
+RIDGE = 1e-2
+"""Strength of the heads' correction, in units of the embeddings' mean variance."""
+_BATCH = 256
+
+
+def observe(encoder: FusedEncoder, images_NHWC: Tensor, work: Workspace) -> tuple[Statistics, Tensor]:
+    """What the patches' products of a float16 encoder with `NormPasses` see of these images, and its
+    embeddings."""
+    assert isinstance(encoder.middle, NormPasses)
+    seen: dict[tuple[int, str], Seen] = {}
+
+    def take(block: int, site: str, rows_RK: Tensor) -> None:
+        now = Seen.of(rows_RK)
+        if (block, site) in seen:
+            seen[block, site].add(now)
+        else:
+            seen[block, site] = now
+
+    encoder.middle.observe = take
+    embeddings = []
+    for start in range(0, len(images_NHWC), work.images):
+        part = images_NHWC[start : start + work.images]
+        here = work.first(len(part))
+        encoder.patchify(part, here)
+        embeddings.append(encoder.encode(here))
+    encoder.middle.observe = None
+    return seen, torch.cat(embeddings)
+
+
+def corrected_heads(heads: HeadBank, embeddings_ND: Tensor, reference_ND: Tensor) -> HeadBank:
+    """Heads that give these float8 embeddings the scores that their float16 ones get, as near as may be.
+
+    Ridge regression of the difference on the unit embeddings; heads that aren't affine stay as they are.
+    """
+    corrected = copy.deepcopy(heads)
+    count = len(heads.b_A)
+    if not count:
+        return corrected
+    unit_ND = F.normalize(embeddings_ND.double(), dim=-1)
+    reference = F.normalize(reference_ND.double(), dim=-1)
+    w_AD = heads.w_AD.double()
+    missing_NA = reference @ w_AD.T - unit_ND @ w_AD.T
+    mean_D, mean_A = unit_ND.mean(0), missing_NA.mean(0)
+    centred = unit_ND - mean_D
+    gram = centred.T @ centred
+    gram += RIDGE * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    change_DA = torch.linalg.solve(gram, centred.T @ (missing_NA - mean_A))
+    corrected.w_AD += change_DA.T.float()
+    corrected.b_A += (mean_A - mean_D @ change_DA).float()
+    return corrected
+
+
+class _Study:
+    """A float16 encoder that looks at images, and the float8 ones that are made from what it saw."""
+
+    def __init__(self, tower: VisionTower, heads: HeadBank, device: torch.device) -> None:
+        self.tower, self.heads = tower.float().to(device), heads.float().to(device)
+        self.blocks = fold_all_but_the_last(self.tower)
+        self.work = Workspace.make(tower.spec, _BATCH, device, torch.float16)
+        self.encoder = FusedEncoder(self.tower, NormPasses(self.blocks, torch.float16))
+        self.device = device
+
+    def embed(self, images_NHWC: Tensor) -> Tensor:
+        """Embeddings [N, D] of images on the device, by the encoder as it is now."""
+        parts = []
+        for part in torch.split(images_NHWC, self.work.images):
+            here = self.work.first(len(part))
+            self.encoder.patchify(part, here)
+            parts.append(self.encoder.encode(here))
+        return torch.cat(parts)
+
+    def scores(self, embeddings_ND: Tensor, heads: HeadBank) -> Scores:
+        """Of the first head, on the host."""
+        found: Scores = heads(embeddings_ND)[:, 0].cpu().numpy()
+        return found
+
+    def to_float8(self, statistics: Statistics, float16_products: Sequence[str]) -> None:
+        """From here on the encoder is a float8 one."""
+        rows = self.work.images * (self.tower.spec.tokens - 1)
+        self.encoder.middle = Float8Blocks(self.blocks, statistics, rows, self.device, float16_products)
+
+    def to_bfloat16(self) -> None:
+        """From here on the encoder is a bfloat16 one."""
+        dtype, spec = torch.bfloat16, self.tower.spec
+        self.work = Workspace.make(spec, self.work.images, self.device, dtype)
+        rows = self.work.images * (spec.tokens - 1)
+        self.encoder.middle = DeferredNorms(
+            self.blocks, rows, self.device, dtype, apart=ClassStream(self.blocks)
+        )
+
+
+@torch.inference_mode()
+def calibrate(
+    tower: VisionTower,
+    heads: HeadBank,
+    device: torch.device,
+    calibration_NHWC: Tensor,
+    check_NHWC: Tensor,
+    cuts: Mapping[str, float],
+    limits: Limits,
+    made_for: Mapping[str, Any],
+) -> Calibration:
+    """Statistics from the first images, and the fastest way that passes the gate on the others.
+
+    The images are uint8 [N, S, S, 3] on the device, the cuts raw scores of the first head. fp8 is tried as
+    `LADDER` says, then bf16; where none passes the choice is fp16. Raises ValueError where `refusal` gives a
+    reason.
+    """
+    if reason := refusal(tower.spec, device):
+        raise ValueError(f"precision fp8 can't run here: {reason}; use --precision fp16, or auto")
+    study = _Study(tower, heads, device)
+    statistics, reference_ND = observe(study.encoder, calibration_NHWC, study.work)
+    expected = study.scores(study.embed(check_NHWC), study.heads)
+    made: list[HeadBank] = []
+
+    def candidates() -> Iterator[Candidate]:
+        for products in LADDER:
+            study.to_float8(statistics, products)
+            made.append(corrected_heads(study.heads, study.embed(calibration_NHWC), reference_ND))
+            yield "fp8", products, lambda: study.scores(study.embed(check_NHWC), made[-1])
+        study.to_bfloat16()
+        yield "bf16", (), lambda: study.scores(study.embed(check_NHWC), study.heads)
+
+    trials = try_in_turn(expected, candidates(), cuts, limits)
+    last = trials[-1]
+    choice = Choice(
+        precision="fp16" if last.failed else last.precision,
+        made_for=made_for,
+        calibration_images=len(calibration_NHWC),
+        check_images=len(check_NHWC),
+        float16_products=() if last.failed else last.float16_products,
+        trials=trials,
+    )
+    if choice.precision != "fp8":
+        return Calibration(choice=choice)
+    return Calibration(choice=choice, statistics=statistics, w_AD=made[-1].w_AD, b_A=made[-1].b_A)

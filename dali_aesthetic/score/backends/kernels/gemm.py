@@ -1,0 +1,149 @@
+"""Matrix products on Hopper with the whole epilogue inside, by QuACK, with the tile shapes pinned.
+
+Shape legend: M rows, N output channels, K input channels."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dali_aesthetic.score.backends.cache import point_libraries_to_it
+
+QUACK_VERSION = "0.6.5"
+"""The version that the tiles below were measured with."""
+
+_FAST_ACCUMULATION = (("fp8_slow_accum", False),)
+"""Set on QuACK's kernel object before it is traced: no promotion of float8 partial sums to registers.
+
+QuACK has no argument for it. `fast_accumulation_is_settable` says whether the attribute still exists.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """How a product is cut: the tile of a cluster's block, the cluster, and who runs the epilogue.
+
+    With `pingpong`, two warp groups take turns, so that one's epilogue hides under the other's products.
+    """
+
+    m: int
+    n: int
+    cluster_m: int
+    cluster_n: int
+    pingpong: bool = False
+    swizzle: int = 8
+
+
+_DEFAULT = Tile(128, 256, 2, 1)
+_TILES: Mapping[tuple[int, int, int], Tile] = {
+    (3072, 1024, 2): Tile(192, 128, 1, 2, pingpong=True),
+    (1024, 1024, 2): Tile(192, 128, 1, 2, pingpong=True, swizzle=16),
+    (4096, 1024, 2): Tile(192, 128, 1, 2, pingpong=True, swizzle=16),
+    (1024, 4096, 2): Tile(192, 128, 1, 2, pingpong=True),
+    (3072, 1024, 1): Tile(192, 128, 1, 2, pingpong=True, swizzle=16),
+    (1024, 1024, 1): Tile(192, 128, 1, 2, pingpong=True),
+    (4096, 1024, 1): Tile(128, 128, 2, 1, pingpong=True),
+    (1024, 4096, 1): Tile(192, 128, 1, 2, pingpong=True),
+}
+"""The fastest inside the whole ViT-L/14 on an H100, by output and input channels and bytes of an input.
+
+Measured there because the chip is at its power limit: products alone rank otherwise.
+"""
+
+
+def tile_of(channels_out: int, channels_in: int, element_size: int) -> Tile:
+    """The pinned tile of a product; the default for shapes that were not measured."""
+    return _TILES.get((channels_out, channels_in, element_size), _DEFAULT)
+
+
+def refusal(device: torch.device) -> str:
+    """Why these products can't run on `device`; empty where they can."""
+    if device.type != "cuda":
+        return "it needs a Hopper GPU"
+    major, minor = torch.cuda.get_device_capability(device)
+    if major != 9:
+        return f"it needs a Hopper GPU (compute capability 9.0), not {major}.{minor}"
+    missing = [name for name in ("quack", "cutlass") if importlib.util.find_spec(name) is None]
+    if missing:
+        return f"it needs the package quack-kernels=={QUACK_VERSION} (pip install dali-aesthetic[hopper])"
+    return ""
+
+
+def import_epilogues() -> ModuleType:
+    """Our epilogues, and with them QuACK: a second, once."""
+    point_libraries_to_it()
+    return importlib.import_module(f"{__package__}.epilogues")
+
+
+def fast_accumulation_is_settable() -> bool:
+    """Whether QuACK's Hopper kernel still decides by the attribute that `_FAST_ACCUMULATION` sets."""
+    import_epilogues()
+    from cutlass import Float8E4M3FN, Float32
+    from quack.gemm_sm90 import GemmSm90
+
+    kernel = GemmSm90(Float32, Float8E4M3FN, (128, 256), (2, 1, 1))
+    return getattr(kernel, _FAST_ACCUMULATION[0][0], None) is True
+
+
+class Gemm:
+    """`out = epilogue(rows @ weight^T, ...)` with a fixed weight and fixed operands of its epilogue.
+
+    `weight` is contiguous [N, K]: float16 or bfloat16 for rows of the same dtype, float8_e4m3fn for
+    float8_e4m3fn rows. Vectors are float32 [N]; scalars are baked into the launch.
+    """
+
+    def __init__(
+        self, epilogue: str, weight_NK: Tensor, tile: Tile | None = None, **operands: Tensor | float
+    ) -> None:
+        self._epilogue = getattr(import_epilogues(), epilogue)
+        self._weight_KN = weight_NK.mT
+        self._operands: dict[str, Any] = {
+            name: value[None] if isinstance(value, Tensor) else value for name, value in operands.items()
+        }
+        self.channels_out, channels_in = weight_NK.shape
+        chosen = self.tile = tile or tile_of(self.channels_out, channels_in, weight_NK.element_size())
+        self._launch = {
+            "tile_M": chosen.m,
+            "tile_N": chosen.n,
+            "cluster_M": chosen.cluster_m,
+            "cluster_N": chosen.cluster_n,
+            "pingpong": chosen.pingpong,
+            "max_swizzle_size": chosen.swizzle,
+            "post_init_attrs": _FAST_ACCUMULATION if weight_NK.element_size() == 1 else (),
+            "b_kn": True,
+        }
+
+    def __call__(
+        self, rows_MK: Tensor, out_MN: Tensor, residual_MN: Tensor | None = None, **operands: Tensor
+    ) -> None:
+        """Writes `out`, which may be the residual itself: each element is read before it is written.
+
+        `operands` are those that change from call to call, vectors per row [1, M] and sinks.
+        """
+        self._epilogue.gemm(
+            rows_MK,
+            self._weight_KN,
+            out_MN,
+            residual_MN,
+            epi_args={**self._operands, **operands},
+            **self._launch,
+        )
+
+
+# FOLDED dali_aesthetic/score/fast/kernels/launchers.py: What Triton needs beside a GPU: it builds the code that launches a kernel with a C compiler.
+
+
+def refusal_launchers() -> str:
+    """Why no Triton kernel can be launched on this machine; empty where one can. Finds what Triton would."""
+    if os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang"):
+        return ""
+    return "Triton needs a C compiler (apt install gcc python3-dev)"

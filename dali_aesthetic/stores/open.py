@@ -1,0 +1,47 @@
+"""The store that a URL names."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import fsspec
+
+from dali_aesthetic.stores.store import EXTRAS, Store, StoreUnusable, missing_package
+
+
+def store_of(url: str) -> tuple[Store, str]:
+    """The store of `url`, and the key in it. Raises StoreUnusable naming what is to be installed or set."""
+    scheme, _, rest = url.partition("://")
+    place, _, key = rest.partition("/")
+    return _store(scheme.lower(), place), key
+
+
+@lru_cache(maxsize=64)
+def _store(scheme: str, place: str) -> Store:
+    try:
+        if scheme in ("s3", "s3a"):
+            from dali_aesthetic.stores.objects import s3_store
+
+            return s3_store(place)
+        if scheme in ("http", "https"):
+            from dali_aesthetic.stores.objects import http_store
+
+            return http_store(f"{scheme}://{place}")
+        return _file_system(scheme, place)
+    except ImportError as error:
+        raise missing_package(scheme, error) from error
+
+
+def _file_system(scheme: str, place: str) -> Store:
+    from dali_aesthetic.stores.filesystem import FileSystemStore
+
+    options: dict[str, Any] = {"use_listings_cache": False}
+    try:
+        system = fsspec.filesystem(scheme, **options)
+    except TypeError:
+        system = fsspec.filesystem(scheme)
+    except ValueError as error:
+        known = ", ".join(f"{name}://" for name in sorted(EXTRAS))
+        raise StoreUnusable(f"{scheme}:// can't be opened ({error}); known are {known}") from error
+    return FileSystemStore(f"{scheme}://{place}", system, f"{scheme}://{place}/")

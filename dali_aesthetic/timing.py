@@ -1,0 +1,212 @@
+"""`timing.jsonl`: how long each shard took and what bound it. For people, not for comparing outputs.
+
+A process's first line also has what came before: `start`, the seconds that it was there `before` and that
+building its parts took, and `first`, the seconds from the start of the loop to the first batch of each stage,
+scores and commit."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections import defaultdict
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from dali_aesthetic.stats import RunStats
+from dali_aesthetic.types import ShardReport
+
+TIMING = "timing.jsonl"
+
+
+def timed(
+    reports: Generator[ShardReport, None, None],
+    output: str | Path,
+    stats: RunStats,
+    start: Mapping[str, float] | None = None,
+) -> Generator[ShardReport, None, None]:
+    """Passes `reports` on, appends one line for each committed shard, and closes `reports` at the end.
+
+    `run` is when this process began, in seconds since 1970; `seconds` and `work` (by stage) count from then.
+    A line that can't be written is left out: a full disk fails the run elsewhere.
+    """
+    begun = time.time()
+    once = {"start": _rounded(start or {})}
+    with closing(reports):
+        for report in reports:
+            if not report.error:
+                first = once and {**once, "first": _rounded(stats.first_times())}
+                _append(Path(output) / TIMING, _line(report, stats, begun) | first)
+                once = {}
+            yield report
+
+
+def process_age() -> float:
+    """Seconds since this process began; 0 where the system doesn't say."""
+    try:
+        fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+        began = int(fields[19]) / os.sysconf("SC_CLK_TCK")  # since the system started
+        return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - began)
+    except (OSError, ValueError, IndexError, AttributeError):
+        return 0.0
+
+
+def _line(report: ShardReport, stats: RunStats, begun: float) -> dict[str, object]:
+    return {
+        "run": round(begun, 3),
+        "process": os.getpid(),
+        "name": report.name,
+        "samples": report.num_samples,
+        "kept": report.num_kept,
+        "seconds": round(stats.seconds, 3),
+        "work": _rounded(stats.work_times()),
+        "bound_by": stats.bound_by(),
+    }
+
+
+def _rounded(seconds: Mapping[str, float]) -> dict[str, float]:
+    return {name: round(value, 3) for name, value in seconds.items()}
+
+
+def _append(path: Path, line: dict[str, object]) -> None:
+    """One write to a file opened for appending, so that lines of several processes don't mix."""
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    except OSError:
+        return
+    with os.fdopen(descriptor, "wb", buffering=0) as file, suppress(OSError):
+        file.write((json.dumps(line) + "\n").encode())
+
+
+# FOLDED dali_aesthetic/report/timing.py: How fast the run was over time and what bound it, from the lines a launcher appends to `timing.jsonl`.
+
+
+TIMING_TIMING = "timing.jsonl"
+MOST_BINS = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """Throughput in time bins of `bin_seconds`, and each stage's share of the seconds worked.
+
+    Several processes add up; runs of the same output (after a kill) follow each other.
+    """
+
+    bin_seconds: float
+    rates: list[float]
+    bound_by: list[str]
+    shares: dict[str, float]
+    seconds: float
+    num_samples: int
+    num_runs: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Span:
+    """One committed shard: from the commit before it to its own."""
+
+    start: float
+    end: float
+    samples: int
+    work: dict[str, float]
+
+
+def read_speed(output: Path) -> Speed | None:
+    """What `timing.jsonl` tells; None where it is absent or tells nothing. Broken lines are passed over."""
+    lines = _lines(output / TIMING_TIMING)
+    if not lines:
+        return None
+    processes: dict[tuple[float, Any], list[dict[str, Any]]] = defaultdict(list)
+    for line in lines:
+        processes[float(line["run"]), line.get("process")].append(line)
+    spans = sorted((s for p in processes.values() for s in _spans(p)), key=lambda span: span.start)
+    return _speed(*_without_gaps(spans))
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    try:
+        texts = path.read_text("utf-8", "replace").splitlines()
+    except OSError:
+        return []
+    found = []
+    for text in texts:
+        try:
+            line = json.loads(text)
+            numbers = (line["seconds"], line["samples"], line["run"], *line["work"].values())
+            found += [line] if all(float(number) >= 0 for number in numbers) else []
+        except (ValueError, TypeError, KeyError, AttributeError):
+            continue
+    return found
+
+
+def _spans(lines: Sequence[dict[str, Any]]) -> list[_Span]:
+    """Of one process. Seconds and work are since its start: the differences are each shard's."""
+    spans = []
+    begun = float(lines[0]["run"])
+    before, worked = 0.0, dict.fromkeys(lines[0]["work"], 0.0)
+    for line in sorted(lines, key=lambda one: float(one["seconds"])):
+        now = {str(stage): float(seconds) for stage, seconds in line["work"].items()}
+        work = {stage: max(0.0, seconds - worked.get(stage, 0.0)) for stage, seconds in now.items()}
+        end = float(line["seconds"])
+        spans.append(_Span(begun + before, begun + end, int(line["samples"]), work))
+        before, worked = end, now
+    return spans
+
+
+def _without_gaps(spans: Sequence[_Span]) -> tuple[list[_Span], int]:
+    """The spans from second 0 on, without the time in which no process ran; and the number of runs."""
+    moved: list[_Span] = []
+    gaps, reached, num_runs = spans[0].start, spans[0].start, 1
+    for span in spans:
+        if span.start > reached:
+            gaps += span.start - reached
+            num_runs += 1
+        reached = max(reached, span.end)
+        moved.append(_Span(span.start - gaps, span.end - gaps, span.samples, span.work))
+    return moved, num_runs
+
+
+def _speed(spans: Sequence[_Span], num_runs: int) -> Speed | None:
+    seconds = max(span.end for span in spans)
+    if seconds <= 0:
+        return None
+    bins = min(MOST_BINS, len(spans))
+    edges = np.linspace(0, seconds, bins + 1)
+    samples_B = np.zeros(bins)
+    work_B: list[dict[str, float]] = [defaultdict(float) for _ in range(bins)]
+    total: dict[str, float] = defaultdict(float)
+    for span in spans:
+        share_B = _overlap(span, edges)
+        samples_B += span.samples * share_B
+        for stage, worked in span.work.items():
+            total[stage] += worked
+            for i in np.flatnonzero(share_B).tolist():
+                work_B[i][stage] += worked * share_B[i]
+    whole = sum(total.values()) or 1.0
+    return Speed(
+        bin_seconds=seconds / bins,
+        rates=(samples_B / (seconds / bins)).tolist(),
+        bound_by=[max(work, key=lambda stage: work[stage]) if work else "" for work in work_B],
+        shares={stage: worked / whole for stage, worked in total.items()},
+        seconds=seconds,
+        num_samples=sum(span.samples for span in spans),
+        num_runs=num_runs,
+    )
+
+
+def _overlap(span: _Span, edges: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """The share of the span that lies in each bin; adds up to 1."""
+    if span.end <= span.start:
+        share = np.zeros(len(edges) - 1)
+        place = int(np.searchsorted(edges, span.end, side="left")) - 1
+        share[min(max(place, 0), len(share) - 1)] = 1.0
+        return share
+    inside = np.minimum(edges[1:], span.end) - np.maximum(edges[:-1], span.start)
+    shares: npt.NDArray[np.float64] = np.maximum(inside, 0.0) / (span.end - span.start)
+    return shares

@@ -1,0 +1,143 @@
+"""Rows of a Parquet input, copied: those kept as they are, those that could not be scored with the reason."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dali_aesthetic.stores.access import open_file
+from dali_aesthetic.types import ImageHeader, Sample, Status
+from dali_aesthetic.write.writers import ParquetStream
+
+_ROWS, _READ_BYTES = 256, 8 << 20
+QUARANTINE_COLUMNS = ("quarantine_status", "quarantine_reason")
+
+
+class KeptRows:
+    """Notes which rows are kept and copies them from the input at the end, a row group at a time.
+
+    The schema with its metadata (Hugging Face's features) and the compression are the input's. A row group
+    without a kept row is left out.
+    """
+
+    def __init__(self, final: Path, source: str) -> None:
+        self.final, self.source = final, source
+        self.num_bytes = 0
+        self._rows: list[int] = []
+        self._stream: ParquetStream | None = None
+
+    def add(self, samples: Sequence[Sample]) -> None:
+        """Notes samples to keep, in input order."""
+        self._rows += [sample.offset for sample in samples]
+
+    def finish(self) -> None:
+        """Writes the file under a temporary name, synced to disk. Raises OSError where it can't be written or
+        the input became shorter."""
+        rows = np.array(self._rows, np.int64)
+        with open_file(self.source) as file:
+            source = pq.ParquetFile(file, pre_buffer=False, buffer_size=_READ_BYTES)
+            if len(rows) and rows[-1] >= source.metadata.num_rows:
+                raise OSError(
+                    f"{self.source} became shorter while it was read: run again when it is finished"
+                )
+            self._stream = ParquetStream(self.final, self._schema(source), **_compression(source))
+            start = done = 0
+            for group in range(source.num_row_groups):
+                end = start + source.metadata.row_group(group).num_rows
+                here = rows[(rows >= start) & (rows < end)] - start
+                if len(here):
+                    batches = source.iter_batches(_ROWS, row_groups=[group])
+                    self._stream.add(self._written(taken(batches, here, source.schema_arrow), done))
+                start, done = end, done + len(here)
+        self.num_bytes = self._stream.finish()
+
+    def _schema(self, source: pq.ParquetFile) -> pa.Schema:
+        return source.schema_arrow
+
+    def _written(self, table: pa.Table, start: int) -> pa.Table:
+        """What is written of a row group's noted rows, the first of which is the `start`th of all."""
+        return table
+
+    @property
+    def finals(self) -> tuple[Path, ...]:
+        """The names its files get."""
+        return (self.final,)
+
+    def publish(self) -> None:
+        """Gives the finished file its final name."""
+        if self._stream is not None:
+            self._stream.publish()
+
+    def abandon(self) -> None:
+        """Removes what was written; also fine after `publish`."""
+        if self._stream is not None:
+            self._stream.abandon()
+
+
+class BadRows(KeptRows):
+    """Copies rows that could not be scored, whole, with two more columns, `QUARANTINE_COLUMNS`.
+
+    They say what the scores say as `status` and `error_message`. The schema's metadata stays away: it
+    describes the input's columns only.
+    """
+
+    def __init__(self, final: Path, source: str) -> None:
+        super().__init__(final, source)
+        self._reasons: list[tuple[str, str]] = []
+
+    @property
+    def num_rows(self) -> int:
+        """The rows noted."""
+        return len(self._rows)
+
+    def add_bad(self, samples: Sequence[Sample], headers: Sequence[ImageHeader]) -> None:
+        """Notes samples with what is wrong with each, in input order."""
+        self.add(samples)
+        for sample, header in zip(samples, headers, strict=True):
+            worst = header if sample.status is Status.OK else sample
+            self._reasons.append((worst.status.value, worst.message))
+
+    def _schema(self, source: pq.ParquetFile) -> pa.Schema:
+        return self._written(source.schema_arrow.empty_table(), 0).schema
+
+    def _written(self, table: pa.Table, start: int) -> pa.Table:
+        reasons = self._reasons[start : start + len(table)]
+        for index, name in enumerate(QUARANTINE_COLUMNS):
+            while name in table.column_names:
+                name += "_"
+            table = table.append_column(name, pa.array([one[index] for one in reasons], pa.string()))
+        return table.replace_schema_metadata(None)
+
+
+def taken(batches: Iterable[pa.RecordBatch], rows: npt.NDArray[np.int64], schema: pa.Schema) -> pa.Table:
+    """The rows at these places of all batches, in ascending order.
+
+    Batch by batch: `Table.take` joins a column's pieces, which fails above 2 GiB of images.
+    """
+    pieces, start = [], 0
+    for batch in batches:
+        first, last = np.searchsorted(rows, [start, start + len(batch)])
+        if first < last:
+            pieces += _taken(batch, rows[first:last] - start)
+        start += len(batch)
+    return pa.Table.from_batches(pieces, schema)
+
+
+def _taken(batch: pa.RecordBatch, rows: npt.NDArray[np.int64]) -> list[pa.RecordBatch]:
+    try:
+        return [batch.take(pa.array(rows))]
+    except pa.ArrowNotImplementedError:  # string_view and binary_view can be sliced only
+        return [batch.slice(row, 1) for row in rows.tolist()]
+
+
+def _compression(source: pq.ParquetFile) -> dict[str, str]:
+    metadata = source.metadata
+    if not metadata.num_row_groups or not metadata.num_columns:
+        return {"compression": "snappy"}
+    codec = str(metadata.row_group(0).column(0).compression).lower()
+    return {"compression": "none" if codec == "uncompressed" else codec}

@@ -1,0 +1,114 @@
+"""Scores read back: what an earlier run found, as the sink takes it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from dali_aesthetic.stores.access import open_file, read_bytes
+from dali_aesthetic.stores.location import join
+from dali_aesthetic.types import ImageHeader, Route, Status
+from dali_aesthetic.write.output import IDENTITY, RUN_RECORD, committed_names
+from dali_aesthetic.write.rows import read_columns, score_columns
+
+_ROW_COLUMNS = ("key", "source_offset", "status", "error_message", "width", "height", "format")
+
+
+class ScoresMismatch(ValueError):
+    """A folder that holds no scores, or scores of another input."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredScores:
+    """One shard's rows in input order: `scores_RH` float32 [R, H], NaN where there is none."""
+
+    keys: Sequence[str]
+    offsets: Sequence[int]
+    headers: Sequence[ImageHeader]
+    scores_RH: npt.NDArray[np.float32]
+
+
+def read_identity(folder: str | Path) -> dict[str, Any]:
+    """What made the scores in `folder`: the identity of its `run.json`. Raises ScoresMismatch without one."""
+    path = join(folder, RUN_RECORD)
+    try:
+        identity: dict[str, Any] = json.loads(read_bytes(path))[IDENTITY]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ScoresMismatch(f"--scores {folder} holds no scores: {path} can't be read ({error})") from None
+    return identity
+
+
+def read_scored_by(folder: str | Path) -> dict[str, Any]:
+    """The identity of the run that made the scores in `folder`, also where `filter` has cut them since.
+
+    Raises ScoresMismatch where they are no run's, or of the kept samples alone.
+    """
+    identity = read_identity(folder)
+    scored_by: dict[str, Any] = identity.get("scored_by", identity)
+    if "heads" not in scored_by:
+        raise ScoresMismatch(
+            f"--scores {folder} was not written by `score`, `run` or `filter`: give such a one"
+        )
+    return scored_by
+
+
+def read_scores(folder: str | Path, name: str, head_names: Sequence[str]) -> StoredScores:
+    """The rows of the shard `name`. Raises OSError where they can't be read."""
+    columns = [*_ROW_COLUMNS, *score_columns(head_names)]
+    table = _table(folder, name, columns).to_pydict()
+    facts = zip(*(table[column] for column in _ROW_COLUMNS[2:]), strict=True)
+    scores = [np.array(table[column], np.float32) for column in columns[len(_ROW_COLUMNS) :]]
+    return StoredScores(
+        keys=table["key"],
+        offsets=table["source_offset"],
+        headers=[_header(*fact) for fact in facts],
+        scores_RH=np.stack(scores, axis=1),
+    )
+
+
+def read_fingerprint(folder: str | Path, name: str) -> str:
+    """Of which files, by name and size, a folder's shard was scored; empty for other kinds of input."""
+    stats = json.loads(read_bytes(join(folder, "stats", f"{name}.json")))
+    return str(stats.get("fingerprint", ""))
+
+
+def read_raw_scores(folder: str | Path, names: Iterable[str] | None = None) -> npt.NDArray[np.float32]:
+    """The first head's score of every sample of the shards `names` (all committed ones), NaN where none."""
+    chosen = sorted(committed_names(folder)) if names is None else names
+    parts = [
+        _table(folder, name, ["aesthetic_score"]).column(0).to_numpy().astype(np.float32) for name in chosen
+    ]
+    return np.concatenate([np.empty(0, np.float32), *parts])
+
+
+def read_keys(folder: str | Path, name: str) -> tuple[list[str], list[str], npt.NDArray[np.float32]]:
+    """Source shards, keys and the first head's scores of one shard's rows."""
+    columns = ["source_shard", "key", "aesthetic_score"]
+    table = _table(folder, name, columns)
+    raw_R = table.column(2).to_numpy().astype(np.float32)
+    return table.column(0).to_pylist(), table.column(1).to_pylist(), raw_R
+
+
+def _table(folder: str | Path, name: str, columns: list[str]) -> pa.Table:
+    with open_file(join(folder, "scores", f"{name}.parquet")) as file:
+        return read_columns(file, columns)
+
+
+def _header(
+    status: str, message: str | None, width: int | None, height: int | None, format: str | None
+) -> ImageHeader:
+    return ImageHeader(
+        format=format or "",
+        width=width or 0,
+        height=height or 0,
+        route=Route.NOBODY,
+        status=Status(status),
+        message=message or "",
+    )

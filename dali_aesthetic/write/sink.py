@@ -1,0 +1,296 @@
+"""The only definition of done: a shard's tar (and embeddings), then its scores, then its stats, each whole or
+not at all."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from functools import partial
+from itertools import groupby
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import numpy.typing as npt
+
+from dali_aesthetic.overlap import Backlog
+from dali_aesthetic.types import (
+    Buffer,
+    ImageHeader,
+    Sample,
+    ScoredBatch,
+    Shard,
+    ShardEnd,
+    ShardReport,
+    Status,
+)
+from dali_aesthetic.write.destination import Destination, destination
+from dali_aesthetic.write.embeddings import ShardEmbeddings
+from dali_aesthetic.write.files import output_path, publish, write_temporary, write_whole
+from dali_aesthetic.write.kept_rows import BadRows, KeptRows
+from dali_aesthetic.write.rows import ScoreRows, score_columns
+from dali_aesthetic.write.writers import ShardTarWriter
+
+FOLDERS = ("shards", "scores", "stats")
+QUARANTINE = "quarantine"
+JUDGED_FROM = 100
+"""Samples a shard must have for its share of bad ones to say anything."""
+Keep = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.bool_]]
+"""Which raw scores of the first head are good enough; NaN (not scored) never is."""
+
+
+class ShardSink:
+    """Takes scored batches in input order; commits each shard that has ended, in a thread of its own.
+
+    A context manager: leaving it waits for the commits under way and abandons what is open (its temporary
+    files are removed). Raises OSError naming the file where a write or a commit fails, at the next call; the
+    sink is then of no more use. `output` may be a URL: each object is then uploaded whole, the stats last.
+
+    A shard of `JUDGED_FROM` samples or more of which more than `max_bad_fraction` could not be scored is
+    reported as failed. With `quarantine` the entries of all such samples go to `quarantine/NAME.tar`, such
+    rows of a Parquet input to `NAME.parquet`. Without `images` there are scores and stats only, and nothing
+    counts as kept. With `embeddings` those of each batch are written.
+    """
+
+    def __init__(
+        self,
+        output: str | Path,
+        head_names: Sequence[str],
+        keep: Keep,
+        *,
+        images: bool = True,
+        max_bad_fraction: float = 1.0,
+        quarantine: bool = False,
+        embeddings: bool = False,
+    ) -> None:
+        self._destination = destination(output)
+        self.head_names = tuple(head_names)
+        score_columns(head_names)
+        self.keep = keep if images else _keep_nothing
+        self.images = images
+        self.max_bad_fraction, self.quarantine = max_bad_fraction, quarantine
+        self.embeddings = embeddings
+        self._open: dict[str, _OpenShard] = {}
+        self._commits: Backlog[ShardReport] = self._destination.backlog()
+        wanted = {"shards": images, "scores": True, "stats": True, QUARANTINE: quarantine}
+        for folder in (name for name, is_wanted in wanted.items() if is_wanted):
+            (self._destination.root / folder).mkdir(parents=True, exist_ok=True)
+
+    def write(self, batch: ScoredBatch) -> list[ShardReport]:
+        """Appends every row, streams the kept samples, has the ended shards committed (`error`: abandoned).
+
+        The reports are of the shards that were committed since, in input order; `flush` gives the last ones.
+        """
+        ok_R = np.fromiter(map(_is_ok, batch.encoded.samples, batch.headers), np.bool_)
+        # What no decoder vouches for has no score, whatever the model made of its place in the batch.
+        scores_RH = np.where(ok_R[:, None], batch.scores_RH, np.float32(np.nan))
+        kept_R = self.keep(scores_RH[:, 0]) & ~np.isnan(scores_RH[:, 0])
+        start = 0
+        for _, run in groupby(sample.shard.name for sample in batch.encoded.samples):
+            rows = slice(start, start + sum(1 for _ in run))
+            samples = batch.encoded.samples[rows]
+            opened = self._opened(samples[0].shard)
+            embeddings_RD = None if batch.embeddings_RD is None else batch.embeddings_RD[rows]
+            opened.add(samples, batch.headers[rows], scores_RH[rows], kept_R[rows], ok_R[rows], embeddings_RD)
+            start = rows.stop
+        ended = [report for end in batch.encoded.ended for report in self._commits.add(self._end(end))]
+        return ended + self._commits.take()
+
+    def flush(self) -> list[ShardReport]:
+        """Waits for every commit; the reports that `write` didn't give yet."""
+        return self._commits.take(leave=0)
+
+    def _opened(self, shard: Shard) -> _OpenShard:
+        if shard.name not in self._open:
+            self._open[shard.name] = _OpenShard(
+                self._destination,
+                shard,
+                self.head_names,
+                images=self.images,
+                quarantine=self.quarantine,
+                embeddings=self.embeddings,
+            )
+        return self._open[shard.name]
+
+    def _end(self, end: ShardEnd) -> Callable[[], ShardReport]:
+        """What is left to do for a shard: its commit, or to report why there is none."""
+        name = end.shard.name
+        objection = end.error
+        if not objection:
+            objection = self._opened(end.shard).objection(self.max_bad_fraction)
+        if not objection:
+            return partial(self._commit, self._open[name], end)
+        if (opened := self._open.pop(name, None)) is not None:
+            opened.abandon()
+        return partial(_failed, end, objection)
+
+    def _commit(self, opened: _OpenShard, end: ShardEnd) -> ShardReport:
+        try:
+            return opened.commit(end)
+        finally:
+            del self._open[end.shard.name]
+
+    def close(self) -> None:
+        """Abandons the shards still open; they are done again by the next run."""
+        self._destination.stop()
+        self._commits.cancel()
+        while self._open:
+            self._open.popitem()[1].abandon()
+        self._destination.close()
+
+    def __enter__(self) -> ShardSink:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                self.flush()
+        finally:
+            self.close()
+
+
+def _keep_nothing(raw_scores_R: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
+    return np.zeros(len(raw_scores_R), np.bool_)
+
+
+def _failed(end: ShardEnd, error: str) -> ShardReport:
+    return ShardReport(name=end.shard.name, source=end.shard.source, error=error, warnings=end.warnings)
+
+
+def _entries(samples: Sequence[Sample], wanted_R: npt.NDArray[np.bool_]) -> list[Buffer]:
+    return [entry for row in np.flatnonzero(wanted_R).tolist() for entry in samples[row].entries]
+
+
+def _is_ok(sample: Sample, header: ImageHeader) -> bool:
+    return sample.status is Status.OK and header.status is Status.OK
+
+
+class _OpenShard:
+    """A shard that is not committed: its tar under a temporary name, its rows in memory."""
+
+    def __init__(
+        self,
+        destination: Destination,
+        shard: Shard,
+        head_names: Sequence[str],
+        *,
+        images: bool,
+        quarantine: bool,
+        embeddings: bool,
+    ) -> None:
+        self.shard = shard
+        kind = ".parquet" if shard.kind == "parquet" else ".tar"
+        self.rows = ScoreRows(head_names, f"shards/{shard.name}{kind}")
+        self.num_samples = 0
+        self.num_kept = 0
+        self._destination = destination
+        output = destination.root
+        self._scores = output_path(output / "scores", shard.name, ".parquet")
+        self._stats = output_path(output / "stats", shard.name, ".json")
+        self._bad = output_path(output / QUARANTINE, shard.name, kind) if quarantine else None
+        self.quarantine: ShardTarWriter | BadRows | None = None
+        self.num_quarantined = 0
+        self.kept: ShardTarWriter | KeptRows | None = None
+        if images:
+            final = output_path(output / "shards", shard.name, kind)
+            parquet = shard.kind == "parquet"
+            self.kept = KeptRows(final, shard.source) if parquet else ShardTarWriter(final)
+        self.embeddings = ShardEmbeddings(output, shard.name) if embeddings else None
+
+    def add(
+        self,
+        samples: Sequence[Sample],
+        headers: Sequence[ImageHeader],
+        scores_RH: npt.NDArray[np.float32],
+        kept_R: npt.NDArray[np.bool_],
+        ok_R: npt.NDArray[np.bool_],
+        embeddings_RD: npt.NDArray[np.float16] | None,
+    ) -> None:
+        """Appends rows and streams the entries of those kept, and of those that could not be scored."""
+        if self.embeddings is not None and embeddings_RD is not None:
+            self.embeddings.add(samples, embeddings_RD, ok_R)
+        self.rows.add(samples, headers, scores_RH, kept_R)
+        if isinstance(self.kept, KeptRows):
+            self.kept.add([samples[row] for row in np.flatnonzero(kept_R).tolist()])
+        elif self.kept is not None:
+            self.kept.add(_entries(samples, kept_R))
+        if self._bad is not None and not ok_R.all():
+            bad = np.flatnonzero(~ok_R).tolist()
+            self._add_bad(self._bad, [samples[row] for row in bad], [headers[row] for row in bad])
+        self.num_samples += len(samples)
+        self.num_kept += int(np.count_nonzero(kept_R))
+
+    def _add_bad(self, final: Path, samples: Sequence[Sample], headers: Sequence[ImageHeader]) -> None:
+        """Copies what could not be scored: rows of a Parquet file, or tar entries where there are any."""
+        if self.shard.kind == "parquet":
+            rows = (
+                self.quarantine if isinstance(self.quarantine, BadRows) else BadRows(final, self.shard.source)
+            )
+            rows.add_bad(samples, headers)
+            self.quarantine, self.num_quarantined = rows, rows.num_rows
+        elif entries := [entry for sample in samples for entry in sample.entries]:
+            tar = self.quarantine if isinstance(self.quarantine, ShardTarWriter) else ShardTarWriter(final)
+            tar.add(entries)
+            self.quarantine = tar
+            self.num_quarantined += sum(bool(sample.entries) for sample in samples)
+
+    def objection(self, max_bad_fraction: float) -> str:
+        """Why the shard is garbage, or an empty string."""
+        statuses = self.rows.statuses()
+        num_bad = self.num_samples - statuses.pop(Status.OK.value, 0)
+        if self.num_samples < JUDGED_FROM or num_bad <= max_bad_fraction * self.num_samples:
+            return ""
+        reasons = ", ".join(f"{count} {status}" for status, count in statuses.items())
+        return (
+            f"{num_bad} of its {self.num_samples} samples are bad ({reasons}), more than --max-bad-fraction "
+            f"{max_bad_fraction:g} allows; nothing of it was written (1 would accept it)"
+        )
+
+    def commit(self, end: ShardEnd) -> ShardReport:
+        """Tars, embeddings, scores, stats, in this order; a kill in between leaves the shard undone.
+
+        What failed on the way leaves no temporary file.
+        """
+        try:
+            return self._commit(end)
+        finally:
+            self.abandon()
+
+    def _commit(self, end: ShardEnd) -> ShardReport:
+        scores = write_temporary(self._scores, memoryview(self.rows.to_parquet()))
+        try:
+            for part in self._parts():
+                part.finish()
+            for part in self._parts():
+                part.publish()
+        except BaseException:
+            scores.unlink(missing_ok=True)
+            raise
+        publish(scores, self._scores)
+        self._destination.deliver([final for part in self._parts() for final in part.finals] + [self._scores])
+        report = ShardReport(
+            name=self.shard.name,
+            source=self.shard.source,
+            num_samples=self.num_samples,
+            num_kept=self.num_kept,
+            statuses=self.rows.statuses(),
+            bytes_kept=0 if self.kept is None else self.kept.num_bytes,
+            num_quarantined=self.num_quarantined,
+            damage=end.damage,
+            warnings=(*end.warnings, *self.rows.warnings()),
+            fingerprint=self.shard.fingerprint,
+        )
+        write_whole(self._stats, json.dumps(asdict(report), indent=2, sort_keys=True).encode() + b"\n")
+        self._destination.deliver([self._stats])
+        return report
+
+    def abandon(self) -> None:
+        """Removes the temporary files; also fine after `commit`."""
+        for part in self._parts():
+            part.abandon()
+
+    def _parts(self) -> list[ShardTarWriter | KeptRows | ShardEmbeddings]:
+        return [part for part in (self.kept, self.quarantine, self.embeddings) if part is not None]

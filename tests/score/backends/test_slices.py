@@ -1,0 +1,72 @@
+"""Scores on the CPU are the same bits for any number of threads, batch size and place in the batch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dali_aesthetic.score.backends.backend import SLICE, Backend, SlicedBackend
+from dali_aesthetic.score.build import ModelReader, scorer_of
+
+
+def images(count: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (count, 224, 224, 3), dtype=torch.uint8, generator=generator)
+
+
+@pytest.mark.parametrize("backend", ["eager", "torchscript"])
+def test_bits_do_not_depend_on_threads_batch_size_or_place(backend: str) -> None:
+    model = ModelReader(
+        encoder="ViT-S-32-alt", weights="random:1", heads=["random:1"], model_dir=Path("nowhere")
+    ).take()
+    scorer = scorer_of(model, device=torch.device("cpu"), backend=backend, batch_size=3 * SLICE - 2)
+    sliced = scorer.backend
+    assert isinstance(sliced, SlicedBackend)
+    pixels, order = images(3 * SLICE - 2), torch.randperm(3 * SLICE - 2)
+    expected = sliced(pixels)[0].numpy()
+    for num_threads in (1, 3):  # beside the number of cores
+        other = SlicedBackend(sliced._backend, num_threads)
+        assert np.array_equal(other(pixels)[0].numpy(), expected)
+    assert np.array_equal(other(pixels[order])[0].numpy(), expected[order])
+    alone = np.concatenate([sliced(image[None])[0].numpy() for image in pixels[:2]])
+    assert np.array_equal(alone, expected[:2])
+    whole = sliced._backend(pixels)[0].numpy()
+    assert np.abs(whole - expected).max() < 1e-4, "the reference in one piece"
+
+
+def test_embeddings_come_along() -> None:
+    model = ModelReader(
+        encoder="ViT-S-32-alt", weights="random:1", heads=["random:1", "random:2"], model_dir=None
+    ).take()
+    scorer = scorer_of(model, device=torch.device("cpu"))
+    scores, embeddings = scorer.backend(images(SLICE + 1))
+    assert (scores.shape, embeddings.shape) == ((SLICE + 1, 2), (SLICE + 1, 256))
+
+
+def test_a_partial_batch_costs_no_more_than_its_slices_and_has_the_bits_of_a_full_one() -> None:
+    model = ModelReader(encoder="ViT-S-32-alt", weights="random:1", heads=["random:1"], model_dir=None).take()
+    scorer = scorer_of(model, device=torch.device("cpu"), batch_size=4 * SLICE)
+    sliced = scorer.backend
+    assert isinstance(sliced, SlicedBackend)
+    counted = _Counting(sliced._backend)
+    pixels = images(4 * SLICE)
+    full = scorer.score_pixels(pixels)
+    scorer.backend = SlicedBackend(counted, 2)
+    part = scorer.score_pixels(pixels[: SLICE + 1])
+    assert np.array_equal(part, full[: SLICE + 1])
+    assert counted.calls == 2
+
+
+class _Counting:
+    def __init__(self, backend: Backend) -> None:
+        self.name, self.precision = backend.name, backend.precision
+        self.spec, self.head_names = backend.spec, backend.head_names
+        self.calls = 0
+        self._backend = backend
+
+    def __call__(self, images_NHWC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        self.calls += 1
+        return self._backend(images_NHWC)
