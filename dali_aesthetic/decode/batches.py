@@ -1,4 +1,4 @@
-"""A stream of samples to batches of images that fill the encoder, across shard borders."""
+"""Batching: a stream of samples to batches that fill the encoder, across shard borders."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dali_aesthetic.types import EncodedBatch, ImageHeader, Route, Sample, Shard
 
 _OK, _NOBODY = Status.OK, Route.NOBODY
 _ROWS_PER_IMAGE = 4
-"""A batch also ends at this many rows per image, so that a run of bad samples can't grow without bound."""
+"""A batch also ends at this many rows per image, which bounds it in a run of bad samples."""
 
 
 def fill_batches(
@@ -22,12 +22,11 @@ def fill_batches(
 ) -> Iterator[EncodedBatch]:
     """Check each sample's header and group the stream into batches of `batch_size` decodable images.
 
-    A batch also ends before it would hold more than `max_bytes`; a larger sample is a batch of its own. Where
-    one is on its way, empty batches are put between, so that any `in_flight` batches in a row hold at most
-    `in_flight * max_bytes`, or one sample that alone has more. As many are alive at a time: what is empty
-    pushes out what came before it.
+    A batch also ends before it would hold more than `max_bytes`; a larger sample is a batch of its own. Empty
+    batches before a large one keep any `in_flight` consecutive batches within `in_flight * max_bytes`, or at
+    one sample that alone exceeds it: that many batches are alive at a time.
 
-    Bad samples travel along and take no place.
+    Bad samples travel along and take no slot of the batch.
     """
     batch, recent = _Open(), _Recent(in_flight - 1)
     for item in stream:

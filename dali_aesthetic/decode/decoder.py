@@ -1,8 +1,8 @@
-"""Batches of encoded images to batches of pixels: DALI for what it can, Pillow beside it for the rest.
+"""The decoder: batches of encoded images in, batches of pixels out, by DALI and, beside it, Pillow.
 
-Encoder batches go through DALI in chunks, bounded in images and in decoded bytes, so that a batch of large
-photos can't take all of the memory. A chunk that raises is redone without the images that DALI can't decode,
-and those go to Pillow: one bad image costs itself, never its neighbours."""
+A batch goes through DALI in chunks that are bounded in images and in decoded bytes, so large photos can't
+exhaust the memory. A chunk that raises is decoded again without the images that DALI can't decode, which go
+to Pillow: a bad image costs itself, never its neighbours."""
 
 from __future__ import annotations
 
@@ -31,13 +31,17 @@ _PLACEHOLDER = bytes.fromhex(
     "89504e470d0a1a0a0000000d49484452000000010000000108000000003a7e9b550000000a49444154789c6360000000"
     "02000148afa4710000000049454e44ae426082"
 )
-"""A PNG of one pixel, fed for a batch that has nothing for DALI, which takes no empty batch. Without it the
-source would read on to a batch that has: a long run of Pillow's images would be in memory all at once."""
+"""A PNG of one pixel, fed for a batch without an image for DALI, which takes no empty batch. Without it the
+source would read ahead to the next such batch, and a long run of Pillow's images would all be in memory."""
+
+
+_CALM = 32
+"""Chunks in a row that must pass before the chunks grow again."""
 
 
 @dataclass(slots=True)
 class _Job:
-    """One batch on its way: its rows in DALI chunks, and what Pillow is decoding of it meanwhile."""
+    """A batch in flight: its rows in DALI chunks, and the rows that Pillow decodes meanwhile."""
 
     batch: EncodedBatch
     headers: list[ImageHeader]
@@ -65,7 +69,7 @@ class DaliDecoder:
         self._limits, self._num_threads, self._apply_exif = limits, num_threads, apply_exif
         on_gpu = device.type == "cuda"
         chunk_images = min(batch_size, 256 if on_gpu else 64)
-        # A GPU decodes small chunks slowly and a chunk for nothing quickly; on a CPU it is the reverse.
+        # Small chunks are slow on a GPU, and repeating a chunk is cheap; on a CPU it is the reverse.
         self._chunker = Chunker(chunk_images, (2 << 30) if on_gpu else (512 << 20), 64 if on_gpu else 8)
         self._device_id = (device.index or 0) if on_gpu else None
         self._pillow = pool(num_threads, "pillow")
@@ -79,7 +83,7 @@ class DaliDecoder:
         self._retry = Retry(lambda source, most_images: self._build(source, most_images, 1))
 
     def decode(self, batches: Iterable[EncodedBatch]) -> Iterator[ImageBatch]:
-        """One `ImageBatch` a batch, in order. A failure of `batches` is raised after what came before it."""
+        """Yields an `ImageBatch` a batch, in order. An error of `batches` comes after the ones before it."""
         self._feeds, self._failure = self._feed(iter(batches)), None
         self._lanes.start()
         try:
@@ -108,7 +112,7 @@ class DaliDecoder:
         )
 
     def _next_feed(self) -> Feed:
-        """DALI's source: must not raise, so a failure upstream ends the feed and is kept for later."""
+        """DALI's source, which must not raise: an error upstream ends the feed and is raised later."""
         try:
             return next(self._feeds)
         except StopIteration:
@@ -136,7 +140,7 @@ class DaliDecoder:
         return _Job(batch=batch, headers=headers, chunks=chunks, pillow=pillow)
 
     def _routed(self, header: ImageHeader) -> ImageHeader:
-        """DALI needs the region before it decodes, hence an orientation that is known beforehand."""
+        """DALI needs the region, and so the orientation, before it decodes."""
         unclear = self._apply_exif and header.orientation == UNCLEAR and header.route is Route.DALI
         return header._replace(route=Route.PILLOW) if unclear else header
 
@@ -168,7 +172,7 @@ class DaliDecoder:
             self._chunker.passed()
 
     def _redo(self, job: _Job, rows: list[int]) -> None:
-        """Through DALI again without the images that it names, which go to Pillow for a second opinion."""
+        """Decode the rows again without the images that DALI names, which go to Pillow."""
         left = set(rows)
         for piece, images_NHWC in self._retry.decode(rows, lambda piece: self._feed_of(job.batch, piece)):
             job.parts_NHWC.append(images_NHWC)
@@ -215,17 +219,11 @@ def _image(batch: EncodedBatch, row: int) -> Buffer:
     return image
 
 
-# FOLDED dali_aesthetic/decode/chunks.py: How the images of a batch are divided among runs of the DALI graph.
-
-
-_CALM = 32
-
-
 class Chunker:
     """Divides batches into chunks, bounded in images and in decoded bytes.
 
-    One image that raises costs its whole chunk a second decode, so a chunk that failed halves the next
-    ones (not below `fewest_images`), and 32 good ones in a row double them again.
+    An image that raises costs its whole chunk a second decode, so a chunk that fails halves the size of the
+    next ones (down to `fewest_images`), and `_CALM` good ones in a row double it again.
     """
 
     def __init__(self, most_images: int, most_bytes: int, fewest_images: int) -> None:

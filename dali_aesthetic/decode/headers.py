@@ -1,24 +1,25 @@
 """The header check: format, size and obvious damage of an image from its bytes, without decoding.
 
-A few microseconds an image. It decides who decodes (`Route`) and stops nearly all bad input before DALI
-sees it: one raising image costs its whole DALI batch a second decode, and in mixed mode a cut JPEG decodes
-without a word, so the end marker is looked for here. Formats are told by magic bytes, never by extension."""
+It takes a few microseconds an image, chooses the decoder (`Route`) and stops nearly all bad input before
+DALI sees it. An image that raises in DALI costs its whole chunk a second decode, and the GPU decoder accepts
+truncated JPEGs silently, so the check also looks for the end marker. The format comes from magic bytes, never
+from the file's extension. PNG: W3C PNG, sections 5 and 11. WebP: RFC 9649."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from dali_aesthetic.decode import jpeg
-from dali_aesthetic.decode.jpeg import UNCLEAR, UPRIGHT
+from dali_aesthetic.decode.jpeg import UNCLEAR, UPRIGHT, refused
 from dali_aesthetic.types import Buffer, ImageHeader, Route, Status
 
 GIANT_PIXELS = 32_000_000
-"""Above this an image goes to Pillow, one at a time, so that it can't blow up DALI's batch buffers."""
+"""Larger images go to Pillow, one at a time, because they would overflow DALI's batch buffers."""
 TINY_SIDE = 32
-"""An image whose short side is below this goes to Pillow: magnified so far, the border, where the two
-resamplers differ, is a large share of it."""
+"""Images with a shorter side below this go to Pillow: the two resamplers differ at the border, which is a
+large share of an image that is magnified this much."""
 BOMB_PIXELS = 16_000_000
-"""Below this a high ratio of pixels to bytes is harmless (a flat image), so it isn't looked at."""
+"""The ratio of pixels to bytes is checked only above this: in a smaller image a high ratio is harmless."""
 
 _PILLOW_MAGIC: tuple[tuple[bytes, str], ...] = (
     (b"GIF8", "gif"),
@@ -42,6 +43,8 @@ _KNOWN_MAGIC: tuple[tuple[bytes, str], ...] = (
 _AVIF_BRANDS = frozenset((b"avif", b"avis"))
 _HEIC_BRANDS = frozenset((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"))
 _TGA_FOOTER = b"TRUEVISION-XFILE.\x00"
+_PNG_GRAY, _PNG_RGB = 0, 2
+_WEBP_ALPHA, _WEBP_EXIF, _WEBP_XMP, _WEBP_ANIMATION = 0x10, 0x08, 0x04, 0x02
 
 
 _OK = Status.OK  # looking up a member of an enum takes Python 3.11 as long as a call
@@ -68,10 +71,10 @@ class Limits:
 
 
 def probe(image: Buffer, limits: Limits) -> ImageHeader:
-    """What the header says. Never raises: whatever the bytes are, the answer is a route or a status."""
+    """The image's header, with the route it takes or the reason why it takes none. Never raises."""
     data = bytes(image[:32])
     if not data:
-        return _bad("", Status.EMPTY, "the image has no bytes")
+        return refused("", Status.EMPTY, "the image has no bytes")
     if data.startswith(b"\xff\xd8"):
         header = jpeg.read(image)
     elif data.startswith(b"\x89PNG\r\n\x1a\n"):
@@ -83,15 +86,80 @@ def probe(image: Buffer, limits: Limits) -> ImageHeader:
     return _within(limits, header, len(image)) if header.status is _OK else header
 
 
+def read_png(image: Buffer) -> ImageHeader:
+    """The header of a PNG (bytes that begin with its signature), its route, or what is wrong with it."""
+    start = bytes(image[:33])
+    if len(start) < 33:
+        return refused("png", Status.TRUNCATED, "PNG: ends within its header")
+    if start[12:16] != b"IHDR":
+        return refused("png", Status.UNDECODABLE, "PNG: does not begin with IHDR")
+    width, height = int.from_bytes(start[16:20], "big"), int.from_bytes(start[20:24], "big")
+    if not (width and height):
+        return refused("png", Status.UNDECODABLE, f"PNG: a size of {width}x{height}")
+    if b"IEND" not in bytes(image[-4096:]) and b"IEND" not in bytes(image):
+        return refused("png", Status.TRUNCATED, "PNG: no IEND chunk", width, height)
+    # The reference resizes in the file's own mode and converts last: palettes (nearest neighbour),
+    # alpha, 1 bit and 16 bits come out differently from DALI, so Pillow decodes those.
+    bit_depth, colour_type = start[24], start[25]
+    plain = colour_type in (_PNG_GRAY, _PNG_RGB) and bit_depth == 8
+    return ImageHeader(
+        format="png",
+        width=width,
+        height=height,
+        route=Route.DALI if plain else Route.PILLOW,
+        orientation=UNCLEAR,  # eXIf and XMP may stand anywhere in the file
+    )
+
+
+def read_webp(image: Buffer) -> ImageHeader:
+    """The header of a WebP (bytes that begin with RIFF....WEBP), its route, or what is wrong with it."""
+    start = bytes(image[:30])
+    if len(start) < 25:
+        return refused("webp", Status.TRUNCATED, "WebP: ends within its header")
+    size = _webp_size(start)
+    if 8 + int.from_bytes(start[4:8], "little") > len(image):
+        width, height, _ = size or (0, 0, False)
+        return refused("webp", Status.TRUNCATED, "WebP: shorter than its RIFF size", width, height)
+    if size is None:
+        return refused("webp", Status.UNDECODABLE, f"WebP: its first chunk is {start[12:16]!r}, or damaged")
+    width, height, plain = size
+    if not (width and height):
+        return refused("webp", Status.UNDECODABLE, f"WebP: a size of {width}x{height}")
+    tagged = start[12:16] == b"VP8X" and start[20] & (_WEBP_EXIF | _WEBP_XMP)
+    return ImageHeader(
+        format="webp",
+        width=width,
+        height=height,
+        route=Route.DALI if plain else Route.PILLOW,
+        orientation=UNCLEAR if tagged else UPRIGHT,
+    )
+
+
+def _webp_size(start: bytes) -> tuple[int, int, bool] | None:
+    """Width, height, and whether DALI decodes it as the reference does (no alpha, no animation)."""
+    chunk = start[12:16]
+    if chunk == b"VP8 " and len(start) >= 30 and start[23:26] == b"\x9d\x01\x2a":
+        width = int.from_bytes(start[26:28], "little") & 0x3FFF
+        return width, int.from_bytes(start[28:30], "little") & 0x3FFF, True
+    if chunk == b"VP8L" and start[20] == 0x2F:
+        bits = int.from_bytes(start[21:25], "little")
+        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1, not bits >> 28 & 1
+    if chunk == b"VP8X" and len(start) >= 30:
+        width = int.from_bytes(start[24:27], "little") + 1
+        height = int.from_bytes(start[27:30], "little") + 1
+        return width, height, not start[20] & (_WEBP_ALPHA | _WEBP_ANIMATION)
+    return None
+
+
 def _other(image: Buffer, data: bytes) -> ImageHeader:
-    """Formats that are only recognised: Pillow reads their sizes, and applies the limits then."""
+    """Formats that are recognised by magic bytes alone: Pillow reads their size and applies the limits."""
     name = _pillow_format(image, data)
     if name:
         return ImageHeader(format=name, width=0, height=0, route=Route.PILLOW, orientation=UNCLEAR)
     name = _media(image) if data[4:8] == b"ftyp" else _by_magic(data, _KNOWN_MAGIC)
     if name:
-        return _bad(name, Status.UNSUPPORTED, f"{name} is not supported: convert it to JPEG, PNG or WebP")
-    return _bad("", Status.UNDECODABLE, f"no image format begins with {data[:12]!r}")
+        return refused(name, Status.UNSUPPORTED, f"{name} is not supported: convert it to JPEG, PNG or WebP")
+    return refused("", Status.UNDECODABLE, f"no image format begins with {data[:12]!r}")
 
 
 def _pillow_format(image: Buffer, data: bytes) -> str:
@@ -122,96 +190,3 @@ def _within(limits: Limits, header: ImageHeader, num_bytes: int) -> ImageHeader:
         return header._replace(route=Route.NOBODY, status=Status.TOO_LARGE, message=message)
     extreme = width < TINY_SIDE or height < TINY_SIDE or width * height > GIANT_PIXELS
     return header._replace(route=Route.PILLOW) if extreme and header.route is Route.DALI else header
-
-
-def _bad(name: str, status: Status, message: str) -> ImageHeader:
-    return ImageHeader(format=name, width=0, height=0, route=Route.NOBODY, status=status, message=message)
-
-
-# FOLDED dali_aesthetic/decode/png_header.py: PNG headers: IHDR and IEND (W3C PNG, sections 5 and 11).
-
-
-_GRAY, _RGB = 0, 2
-
-
-def read_png(image: Buffer) -> ImageHeader:
-    """The header of a PNG (bytes that begin with its signature), its route, or what is wrong with it."""
-    start = bytes(image[:33])
-    if len(start) < 33:
-        return _bad_png_header(Status.TRUNCATED, "PNG: ends within its header")
-    if start[12:16] != b"IHDR":
-        return _bad_png_header(Status.UNDECODABLE, "PNG: does not begin with IHDR")
-    width, height = int.from_bytes(start[16:20], "big"), int.from_bytes(start[20:24], "big")
-    if not (width and height):
-        return _bad_png_header(Status.UNDECODABLE, f"PNG: a size of {width}x{height}")
-    if b"IEND" not in bytes(image[-4096:]) and b"IEND" not in bytes(image):
-        return _bad_png_header(Status.TRUNCATED, "PNG: no IEND chunk", width, height)
-    # The reference resizes in the file's own mode and converts last: palettes (nearest neighbour),
-    # alpha, 1 bit and 16 bits come out differently from DALI, so Pillow decodes those.
-    bit_depth, colour_type = start[24], start[25]
-    plain = colour_type in (_GRAY, _RGB) and bit_depth == 8
-    return ImageHeader(
-        format="png",
-        width=width,
-        height=height,
-        route=Route.DALI if plain else Route.PILLOW,
-        orientation=UNCLEAR,  # eXIf and XMP may stand anywhere in the file
-    )
-
-
-def _bad_png_header(status: Status, message: str, width: int = 0, height: int = 0) -> ImageHeader:
-    return ImageHeader(
-        format="png", width=width, height=height, route=Route.NOBODY, status=status, message=message
-    )
-
-
-# FOLDED dali_aesthetic/decode/webp_header.py: WebP headers: RIFF size and the VP8, VP8L or VP8X chunk (RFC 9649).
-
-
-_ALPHA, _EXIF, _XMP, _ANIMATION = 0x10, 0x08, 0x04, 0x02
-
-
-def read_webp(image: Buffer) -> ImageHeader:
-    """The header of a WebP (bytes that begin with RIFF....WEBP), its route, or what is wrong with it."""
-    start = bytes(image[:30])
-    if len(start) < 25:
-        return _bad_webp_header(Status.TRUNCATED, "WebP: ends within its header")
-    size = _size(start)
-    if 8 + int.from_bytes(start[4:8], "little") > len(image):
-        width, height, _ = size or (0, 0, False)
-        return _bad_webp_header(Status.TRUNCATED, "WebP: shorter than its RIFF size", width, height)
-    if size is None:
-        return _bad_webp_header(Status.UNDECODABLE, f"WebP: its first chunk is {start[12:16]!r}, or damaged")
-    width, height, plain = size
-    if not (width and height):
-        return _bad_webp_header(Status.UNDECODABLE, f"WebP: a size of {width}x{height}")
-    tagged = start[12:16] == b"VP8X" and start[20] & (_EXIF | _XMP)
-    return ImageHeader(
-        format="webp",
-        width=width,
-        height=height,
-        route=Route.DALI if plain else Route.PILLOW,
-        orientation=UNCLEAR if tagged else UPRIGHT,
-    )
-
-
-def _size(start: bytes) -> tuple[int, int, bool] | None:
-    """Width, height, and whether DALI decodes it as the reference does (no alpha, no animation)."""
-    chunk = start[12:16]
-    if chunk == b"VP8 " and len(start) >= 30 and start[23:26] == b"\x9d\x01\x2a":
-        width = int.from_bytes(start[26:28], "little") & 0x3FFF
-        return width, int.from_bytes(start[28:30], "little") & 0x3FFF, True
-    if chunk == b"VP8L" and start[20] == 0x2F:
-        bits = int.from_bytes(start[21:25], "little")
-        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1, not bits >> 28 & 1
-    if chunk == b"VP8X" and len(start) >= 30:
-        width = int.from_bytes(start[24:27], "little") + 1
-        height = int.from_bytes(start[27:30], "little") + 1
-        return width, height, not start[20] & (_ALPHA | _ANIMATION)
-    return None
-
-
-def _bad_webp_header(status: Status, message: str, width: int = 0, height: int = 0) -> ImageHeader:
-    return ImageHeader(
-        format="webp", width=width, height=height, route=Route.NOBODY, status=status, message=message
-    )

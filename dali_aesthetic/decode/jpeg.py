@@ -1,7 +1,7 @@
-"""JPEG headers: a walk over the markers up to the first scan (ITU-T T.81, annex B).
+"""JPEG headers: a walk over the markers up to the first scan (ITU-T T.81, annex B), and the EXIF orientation.
 
-Every image of a run comes by here, so that the common case is a jump a segment: one unpack, one look into a
-table. `tests/decode/jpeg_walk.py` is the walk as one would write it down first, and answers the same."""
+Every image of a run passes here, so the common case costs one unpack and one table lookup a segment.
+`tests/decode/jpeg_walk.py` is the straightforward walk; a test holds both to the same answers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dali_aesthetic.types import Buffer, ImageHeader, Route, Status
 
 _WINDOWS = (4096, 65536)
-"""Bytes looked at first: most files hold their headers in the first, those with EXIF in the second."""
+"""Bytes searched first: most files hold their headers in the first window, those with EXIF in the second."""
 _SOS, _EOI, _APP1, _APP14, _FILL = 0xDA, 0xD9, 0xE1, 0xEE, 0xFF
 _STANDALONE = frozenset({0x01, *range(0xD0, 0xD8)})
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
@@ -19,10 +19,14 @@ _DALI_FRAMES = frozenset({0xC0, 0xC1, 0xC2})
 """Baseline, extended sequential and progressive Huffman. The rest (lossless, arithmetic) goes to Pillow."""
 _TOLD = _FRAMES | _STANDALONE | {_SOS, _EOI, _APP1, _APP14, _FILL}
 _SKIPPED = bytes(word >= 0xFF00 and word & 0xFF not in _TOLD for word in range(1 << 16))
-"""1 for every two bytes that are the marker of a segment with nothing in it for us: tables, comments, ..."""
+"""1 for every marker (two bytes) of a segment that is skipped: tables, comments, ..."""
 _segment = struct.Struct(">HH").unpack_from
 _frame_fields = struct.Struct(">BHHB").unpack_from
 _NO_ADOBE = -1
+UPRIGHT, UNCLEAR = 1, 0
+"""EXIF orientations: 1 to 8, or unclear where parsers disagree."""
+_EXIF = b"Exif\0\0"
+_ORIENTATION_TAG, _SHORT = 0x0112, 3
 _DALI, _PILLOW, _OK = Route.DALI, Route.PILLOW, Status.OK
 
 
@@ -35,11 +39,11 @@ def read(image: Buffer) -> ImageHeader:
             return header
         if window >= len(image):
             break
-    return _bad(Status.TRUNCATED, "JPEG: the headers end before the first scan")
+    return refused("jpeg", Status.TRUNCATED, "JPEG: the headers end before the first scan")
 
 
 def _walk(image: Buffer, data: bytes) -> ImageHeader | None:
-    """None where `data` ends before the first scan."""
+    """The header, or None where `data` ends before the first scan."""
     position, last = 2, len(data) - 4
     frame = -1
     app1: list[bytes] = []
@@ -53,7 +57,7 @@ def _walk(image: Buffer, data: bytes) -> ImageHeader | None:
         if marker == _SOS and word > 0xFF00 and length > 1:
             return _judge(image, data, frame, app1, adobe, position)
         if word < 0xFF00:
-            return _bad(Status.UNDECODABLE, f"JPEG: no marker at byte {position}")
+            return refused("jpeg", Status.UNDECODABLE, f"JPEG: no marker at byte {position}")
         if marker == _FILL:
             position += 1
             continue
@@ -61,9 +65,11 @@ def _walk(image: Buffer, data: bytes) -> ImageHeader | None:
             position += 2
             continue
         if marker == _EOI:
-            return _bad(Status.UNDECODABLE, "JPEG: ends before its first scan")
+            return refused("jpeg", Status.UNDECODABLE, "JPEG: ends before its first scan")
         if length < 2:
-            return _bad(Status.UNDECODABLE, f"JPEG: a segment of length {length} at byte {position}")
+            return refused(
+                "jpeg", Status.UNDECODABLE, f"JPEG: a segment of length {length} at byte {position}"
+            )
         if marker in _FRAMES:
             frame = position
         elif marker == _APP1:
@@ -75,62 +81,58 @@ def _walk(image: Buffer, data: bytes) -> ImageHeader | None:
 
 
 def _judge(image: Buffer, data: bytes, frame: int, app1: list[bytes], adobe: int, scan: int) -> ImageHeader:
-    """What the frame header at `frame` (-1: none) says of an image whose first scan is at `scan`."""
+    """The header from the frame at `frame` (-1: none) of an image whose first scan is at `scan`."""
     if frame < 0 or _segment(data, frame)[1] < 8:
-        return _bad(Status.UNDECODABLE, "JPEG: a scan without a frame header")
+        return refused("jpeg", Status.UNDECODABLE, "JPEG: a scan without a frame header")
     precision, height, width, components = _frame_fields(data, frame + 4)
     if not (width and height):
-        return _bad(Status.UNDECODABLE, f"JPEG: a size of {width}x{height}")
+        return refused("jpeg", Status.UNDECODABLE, f"JPEG: a size of {width}x{height}")
     if precision != 8:
-        return _bad(Status.UNSUPPORTED, f"JPEG: {precision} bits a sample are not supported", width, height)
+        return refused(
+            "jpeg", Status.UNSUPPORTED, f"JPEG: {precision} bits a sample are not supported", width, height
+        )
     if not _has_end(image, scan):
-        return _bad(Status.TRUNCATED, "JPEG: no end marker after the scan", width, height)
+        return refused("jpeg", Status.TRUNCATED, "JPEG: no end marker after the scan", width, height)
     if components == 3:
         names = data[frame + 10 : frame + min(19, 2 + _segment(data, frame)[1]) : 3]
         plain = adobe != 0 and names != b"RGB"
     else:
-        # Four components are inks: the reference resizes these and converts last, DALI the other way round.
+        # Four components are CMYK: the reference resizes before it converts to RGB, DALI after.
         plain = components == 1
     route = _DALI if plain and data[frame + 1] in _DALI_FRAMES else _PILLOW
     return ImageHeader("jpeg", width, height, route, _OK, "", orientation(app1) if app1 else UPRIGHT)
 
 
 def _transform(app14: bytes) -> int:
-    """Adobe's colour transform; 0 is none. nvJPEG's hardware decoder takes RGB for YCbCr all the same."""
+    """Adobe's colour transform (0: none, which nvJPEG's hardware decoder ignores and reads as YCbCr)."""
     if app14[:5] != b"Adobe":
         return _NO_ADOBE
     return app14[11] if len(app14) > 11 else 0
 
 
 def _has_end(image: Buffer, scan: int) -> bool:
-    # Nearly always the last two bytes; trailing zeros or a page of HTML behind it are harmless.
+    # The end marker nearly always is the last two bytes. Trailing zeros or HTML behind it are harmless.
     tail = bytes(image[max(scan, len(image) - 256) :])
     return b"\xff\xd9" in tail or b"\xff\xd9" in bytes(image[scan:])
 
 
-def _bad(status: Status, message: str, width: int = 0, height: int = 0) -> ImageHeader:
+def refused(format: str, status: Status, message: str, width: int = 0, height: int = 0) -> ImageHeader:
+    """The header of an image that is not decoded, with the reason."""
     return ImageHeader(
-        format="jpeg", width=width, height=height, route=Route.NOBODY, status=status, message=message
+        format=format, width=width, height=height, route=Route.NOBODY, status=status, message=message
     )
 
 
-# FOLDED dali_aesthetic/decode/exif.py: The EXIF orientation of a JPEG, from its APP1 segments, as Pillow understands it.
-#
-# What isn't plain (two EXIF segments, a damaged directory, an orientation in XMP only) is answered with
-# `UNCLEAR`: parsers disagree about it, so that one of them must both read the tag and turn the pixels.
-
-
-UPRIGHT, UNCLEAR = 1, 0
-_EXIF = b"Exif\0\0"
-_ORIENTATION, _SHORT = 0x0112, 3
-
-
 def orientation(segments: Sequence[bytes]) -> int:
-    """1 to 8, or `UNCLEAR`. `segments` are the contents of the file's APP1 segments, in order."""
+    """The EXIF orientation, 1 to 8, from the contents of the file's APP1 segments, in order.
+
+    `UNCLEAR` for two EXIF segments, a damaged directory, or an orientation in XMP only: parsers disagree
+    about these, so one of them must both read the tag and turn the pixels.
+    """
     exif = [segment[len(_EXIF) :] for segment in segments if segment.startswith(_EXIF)]
     if len(exif) > 1:
         return UNCLEAR
-    found = _read(exif[0]) if exif else None
+    found = _tiff_orientation(exif[0]) if exif else None
     if found is not None:
         return found
     return UNCLEAR if any(b"tiff:Orientation" in segment for segment in segments) else UPRIGHT
@@ -141,7 +143,7 @@ def swaps_sides(orientation: int) -> bool:
     return orientation >= 5
 
 
-def _read(tiff: bytes) -> int | None:
+def _tiff_orientation(tiff: bytes) -> int | None:
     """The orientation in the first directory of `tiff`; None where it holds no such tag."""
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(tiff[:4])
     if order is None:
@@ -150,7 +152,7 @@ def _read(tiff: bytes) -> int | None:
         (start,) = struct.unpack_from(order + "I", tiff, 4)
         (count,) = struct.unpack_from(order + "H", tiff, start)
         entries = struct.iter_unpack(order + "HHIHH", tiff[start + 2 : start + 2 + 12 * count])
-        found = [(kind, number, value) for tag, kind, number, value, _ in entries if tag == _ORIENTATION]
+        found = [(kind, number, value) for tag, kind, number, value, _ in entries if tag == _ORIENTATION_TAG]
     except struct.error:
         return UNCLEAR
     if not found:

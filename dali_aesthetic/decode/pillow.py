@@ -1,7 +1,7 @@
-"""The reference decoder and transform, image by image, through Pillow.
+"""The reference decoder and transform through Pillow, one image at a time.
 
-It serves what DALI can't or what the reference treats differently (palettes, alpha, 16 bits, GIF, AVIF,
-TIFF, ...), the samples of a batch that DALI refused, and the tests as the truth to compare with."""
+It decodes what DALI can't, what the reference treats differently (palettes, alpha, 16 bits, GIF, AVIF, TIFF,
+...) and the samples that DALI refused. Tests compare the DALI path with it."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ _PLUGINS = {
     "avif": "AVIF",
     "tga": "TGA",
 }
-"""The header check's formats and Pillow's plugins for them. Nothing else may be tried: left to itself Pillow
-takes a PostScript file with a TGA footer for what it is, and has Ghostscript run it."""
+"""Pillow's plugin for each format of the header check. No other may be tried: Pillow alone would recognise a
+PostScript file with a TGA footer as PostScript and run Ghostscript on it."""
 _MAX_RESIZED_ASPECT = 16
 """Beyond this aspect ratio only the crop's region is resampled: the long side is never allocated."""
 _one_giant = threading.Lock()
 """Held while a giant is decoded, so that memory is bounded by one of them, not by the number of threads."""
 
-# Pillow's guard also warns at half of our limit, which is no news to anyone here.
+# Pillow's own guard warns at half of our limit; ours reports the image in its row.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
@@ -56,6 +56,37 @@ class Decoded:
     pixels_SSC: npt.NDArray[np.uint8]
     width: int
     height: int
+
+
+@dataclass(frozen=True, slots=True)
+class Rescued:
+    """A header as decoding left it, and the pixels (uint8 [S, S, 3]) where there are any."""
+
+    header: ImageHeader
+    pixels_SSC: npt.NDArray[np.uint8] | None
+
+
+def rescue(
+    image: Buffer, header: ImageHeader, image_size: int, limits: Limits, apply_exif: bool = False
+) -> Rescued:
+    """Decode by Pillow. Never raises for what the bytes are: the failure becomes the header's status."""
+    try:
+        decoded = decode_reference(image, image_size, limits, format=header.format, apply_exif=apply_exif)
+    except TooManyPixels as error:
+        return _failed(header, Status.TOO_LARGE, str(error))
+    except UnidentifiedImageError:
+        return _failed(header, Status.UNDECODABLE, f"{header.format}: Pillow finds no image in these bytes")
+    except MemoryError as error:
+        return _failed(header, Status.TOO_LARGE, f"{header.format}: out of memory ({error})")
+    except Exception as error:  # Pillow's plugins raise nearly every type for damaged data
+        status = Status.TRUNCATED if "truncated" in str(error).lower() else Status.UNDECODABLE
+        return _failed(header, status, f"{header.format}: {type(error).__name__}: {error}")
+    found = header._replace(width=decoded.width, height=decoded.height, route=Route.PILLOW)
+    return Rescued(found, decoded.pixels_SSC)
+
+
+def _failed(header: ImageHeader, status: Status, message: str) -> Rescued:
+    return Rescued(header._replace(route=Route.NOBODY, status=status, message=message[:500]), None)
 
 
 def decode_reference(
@@ -145,37 +176,3 @@ def _square(image: Image.Image, size: int) -> Image.Image:
     resized = image.resize((geometry.resized_width, geometry.resized_height), Image.Resampling.BICUBIC)
     left, top = geometry.left, geometry.top
     return resized.crop((left, top, left + size, top + size))
-
-
-# FOLDED dali_aesthetic/decode/rescue.py: What becomes of samples that DALI doesn't decode: Pillow, or a status with the reason.
-
-
-@dataclass(frozen=True, slots=True)
-class Rescued:
-    """A header as decoding left it, and the pixels (uint8 [S, S, 3]) where there are any."""
-
-    header: ImageHeader
-    pixels_SSC: npt.NDArray[np.uint8] | None
-
-
-def rescue(
-    image: Buffer, header: ImageHeader, image_size: int, limits: Limits, apply_exif: bool = False
-) -> Rescued:
-    """Decode by Pillow. Never raises for what the bytes are: the failure becomes the header's status."""
-    try:
-        decoded = decode_reference(image, image_size, limits, format=header.format, apply_exif=apply_exif)
-    except TooManyPixels as error:
-        return _failed(header, Status.TOO_LARGE, str(error))
-    except UnidentifiedImageError:
-        return _failed(header, Status.UNDECODABLE, f"{header.format}: Pillow finds no image in these bytes")
-    except MemoryError as error:
-        return _failed(header, Status.TOO_LARGE, f"{header.format}: out of memory ({error})")
-    except Exception as error:  # Pillow's plugins raise nearly every type for damaged data
-        status = Status.TRUNCATED if "truncated" in str(error).lower() else Status.UNDECODABLE
-        return _failed(header, status, f"{header.format}: {type(error).__name__}: {error}")
-    found = header._replace(width=decoded.width, height=decoded.height, route=Route.PILLOW)
-    return Rescued(found, decoded.pixels_SSC)
-
-
-def _failed(header: ImageHeader, status: Status, message: str) -> Rescued:
-    return Rescued(header._replace(route=Route.NOBODY, status=status, message=message[:500]), None)

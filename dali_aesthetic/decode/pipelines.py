@@ -1,11 +1,11 @@
-"""The DALI graph: encoded bytes and regions in, uint8 RGB squares out.
+"""DALI pipelines: the graph (encoded bytes and regions in, uint8 RGB squares out), its lanes, the retry.
 
-A region resize with the reference's integer geometry and uint8 output is about 0.15/255 from PIL on average
-(the usual `resize_shorter` + centre crop: 3.7/255), but up to 2.8 on line art: PIL also rounds to uint8, and
-clips, between its horizontal and its vertical pass. Doing the same in two resizes leaves 0.004/255, nearly
-every byte equal. It costs up to 15% of the decoding rate on a GPU, which has it to spare, and 60% on a CPU,
-where decoding is a hundredth of a ViT-L/14's time.
-EXIF orientation is ignored, as the reference does, unless asked for; `jpeg_fancy_upsampling=True` because the
+One region resize with the reference's integer geometry and uint8 output differs from PIL by 0.15/255 on
+average (`resize_shorter` + centre crop: 3.7/255), but by up to 2.8 on line art, because PIL rounds to uint8
+and clips between its horizontal and its vertical pass. Two resizes do the same and leave 0.004/255: nearly
+every byte is equal. They cost up to 15% of the decoding rate on a GPU, where decoding is not the bottleneck,
+and 60% on a CPU, where decoding takes a hundredth of a ViT-L/14's time.
+EXIF orientation is ignored, as in the reference, unless asked for. `jpeg_fancy_upsampling=True` because the
 hardware decoder otherwise replicates chroma."""
 
 from __future__ import annotations
@@ -28,9 +28,12 @@ Feed = tuple[Arrays, *tuple[npt.NDArray[np.float32], ...]]
 """A batch: encoded images (uint8 [bytes] each), then float32 [n, 2] arrays as `geometry.resize_steps` gives
 them: for both resizes their output size and their region's first and last corners, as (y, x) in pixels."""
 Source = Callable[[], Feed]
-"""Gives the next batch. Ends by StopIteration and raises nothing else: an exception here would surface out of
-turn, before batches that are already finished."""
+"""Returns the next batch, or raises StopIteration at the end. It raises nothing else: another exception would
+surface out of order, before batches that are already finished."""
 _NUM_REGIONS = 6
+PIECE = 16
+"""Images in a chunk that is decoded again."""
+_NAMED = re.compile(r"Failed to decode sample #(\d+)")
 
 
 def import_dali() -> None:
@@ -61,8 +64,8 @@ def build_pipeline(
 ) -> Any:
     """A built DALI pipeline, decoding on the GPU `device_id`, or on the CPU where that is None.
 
-    The dynamic executor is a must: with it a batch that raises takes its own place only and the pipeline
-    goes on, without it every later batch is lost. `no_copy` feeds views as they are; DALI holds a
+    The dynamic executor is required: with it a batch that raises loses only itself and the pipeline goes
+    on; without it every later batch is lost. `no_copy` feeds views as they are; DALI holds a
     reference to each until its batch is done. Output: uint8 [n, S, S, 3] (RGB). Raises as `import_dali` does.
     """
     import_dali()
@@ -101,19 +104,16 @@ def _decode(fn: Any, data: Any, output_type: Any, device_id: int | None, apply_e
     same = {"output_type": output_type, "adjust_orientation": apply_exif, "jpeg_fancy_upsampling": True}
     if device_id is None:
         return fn.decoders.image(data, device="cpu", **same)
-    # All that the hardware can decode goes there (load 1.0), so that an image's pixels don't depend on
-    # its place in a batch and the decoder takes no SM time from the encoder.
+    # Load 1.0 sends every image that the hardware supports there: the pixels don't depend on an image's
+    # place in the batch, and decoding takes no SM time from the encoder.
     return fn.decoders.image(data, device="mixed", hw_decoder_load=1.0, **same)
-
-
-# FOLDED dali_aesthetic/decode/lanes.py: Several DALI pipelines side by side, fed from one source and read in the order they were fed.
 
 
 class Lanes:
     """`num_lanes` pipelines over one `source`.
 
-    Beside a busy encoder a pipeline's short kernels wait for the long ones to end, and each pipeline decodes
-    one chunk at a time: a second one uses the same gaps again. `build` makes a pipeline over a source.
+    Beside a busy encoder a pipeline's short kernels wait for the encoder's long ones, and a pipeline decodes
+    one chunk at a time. A second pipeline fills the same gaps. `build` makes a pipeline over a source.
     """
 
     def __init__(self, source: Source, build: Callable[[Source], Any], num_lanes: int) -> None:
@@ -159,13 +159,6 @@ class Lanes:
         return feed
 
 
-# FOLDED dali_aesthetic/decode/retry.py: A second try through DALI for a chunk that raised: the images that don't decode, told from the rest.
-
-
-PIECE = 16
-_NAMED = re.compile(r"Failed to decode sample #(\d+)")
-
-
 class Retry:
     """Decodes rows in pieces, leaving out what DALI can't decode, through a pipeline of its own.
 
@@ -203,10 +196,10 @@ class Retry:
 
 
 def _smaller(piece: list[int], message: str) -> list[list[int]]:
-    """What is left of a piece that raised, the last part first: all but the row that `message` names.
+    """The rest of a piece that raised, the last part first: all but the row that `message` names.
 
-    It names none for a PNG that is cut and ended, say: then the halves, as the rows beside it must not change
-    decoders, and with them their pixels' last bits.
+    Where it names none (a PNG that is cut and has an end chunk), the halves: neighbours must stay with the
+    same decoder, or the last bits of their pixels change.
     """
     if len(piece) == 1:
         return []

@@ -11,7 +11,7 @@ from dali_aesthetic.decode import jpeg as jpeg_header
 from tests.decode import jpeg_walk
 from tests.decode.corpus import cases
 from tests.decode.encoded import noise, save
-from tests.decode.test_jpeg_header import segment, with_app1
+from tests.decode.test_jpeg import segment, with_app1
 
 EXIF = b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0"
 SEEDS = {

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dali_aesthetic.decode import headers
 from dali_aesthetic.decode.headers import Limits, probe
 from dali_aesthetic.types import Route, Status
 
@@ -148,3 +149,125 @@ def test_random_bytes_and_mutations_never_raise(seed: int) -> None:
 
 def test_one_byte_is_undecodable_whatever_it_is() -> None:
     assert {probe(bytes([value]), LIMITS).status for value in range(256)} == {Status.UNDECODABLE}
+
+
+def encode_png(image: Image.Image, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", **options)
+    return buffer.getvalue()
+
+
+def noise(mode: str = "RGB") -> Image.Image:
+    channels = 4 if mode == "RGBA" else 3
+    pixels = np.random.default_rng(0).integers(0, 256, (24, 40, channels), np.uint8)
+    if mode == "I;16":
+        return Image.fromarray(pixels[..., 0].astype(np.uint16) * 257)
+    return Image.fromarray(pixels).convert(mode)
+
+
+PLAIN_PNG = encode_png(noise("RGB"))
+
+
+@pytest.mark.parametrize(
+    ("mode", "route"),
+    [
+        ("RGB", Route.DALI),
+        ("L", Route.DALI),
+        ("P", Route.PILLOW),
+        ("1", Route.PILLOW),
+        ("LA", Route.PILLOW),
+        ("RGBA", Route.PILLOW),
+        ("I;16", Route.PILLOW),
+    ],
+)
+def test_modes_that_the_reference_resizes_differently_go_to_pillow(mode: str, route: Route) -> None:
+    header = headers.read_png(encode_png(noise(mode)))
+    assert (header.status, header.route, header.width, header.height) == (Status.OK, route, 40, 24)
+
+
+@pytest.mark.parametrize(("offset", "size"), [(16, "0x24"), (20, "40x0")])
+def test_a_size_of_zero_is_undecodable(offset: int, size: str) -> None:
+    header = headers.read_png(PLAIN_PNG[:offset] + bytes(4) + PLAIN_PNG[offset + 4 :])
+    assert (header.status, header.route) == (Status.UNDECODABLE, Route.NOBODY)
+    assert size in header.message
+
+
+def test_another_first_chunk_is_undecodable() -> None:
+    header = headers.read_png(PLAIN_PNG[:12] + b"iCCP" + PLAIN_PNG[16:])
+    assert (header.status, header.route) == (Status.UNDECODABLE, Route.NOBODY)
+
+
+def test_a_missing_end_is_truncated() -> None:
+    header = headers.read_png(PLAIN_PNG[: PLAIN_PNG.index(b"IEND")])
+    assert (header.status, header.width, header.height) == (Status.TRUNCATED, 40, 24)
+
+
+@pytest.mark.parametrize("behind", [bytes(100), b"<html>" * 2000])
+def test_what_follows_the_end_is_harmless(behind: bytes) -> None:
+    assert headers.read_png(PLAIN_PNG + behind).status is Status.OK
+
+
+def test_a_cut_at_any_byte_is_truncated() -> None:
+    for end in range(8, PLAIN_PNG.index(b"IEND") + 4):
+        assert headers.read_png(memoryview(PLAIN_PNG)[:end]).status is Status.TRUNCATED, end
+
+
+def encode_webp(image: Image.Image, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "WEBP", **options)
+    return buffer.getvalue()
+
+
+LOSSY, LOSSLESS = (
+    encode_webp(noise()),
+    encode_webp(noise(), lossless=True),
+)
+ICC = encode_webp(noise(), icc_profile=b"a profile")
+TAGGED = encode_webp(noise(), exif=Image.Exif().tobytes() + bytes(8))
+
+
+@pytest.mark.parametrize(
+    ("image", "chunk", "route", "orientation"),
+    [
+        (LOSSY, b"VP8 ", Route.DALI, 1),
+        (LOSSLESS, b"VP8L", Route.DALI, 1),
+        (ICC, b"VP8X", Route.DALI, 1),
+        (TAGGED, b"VP8X", Route.DALI, 0),
+        (encode_webp(noise("RGBA")), b"VP8X", Route.PILLOW, 1),
+        (encode_webp(noise("RGBA"), lossless=True), b"VP8L", Route.PILLOW, 1),
+        (
+            encode_webp(noise(), save_all=True, append_images=[noise().rotate(180)]),
+            b"VP8X",
+            Route.PILLOW,
+            1,
+        ),
+    ],
+)
+def test_size_and_route_of_each_kind(image: bytes, chunk: bytes, route: Route, orientation: int) -> None:
+    assert image[12:16] == chunk
+    header = headers.read_webp(memoryview(image))
+    assert (header.status, header.route) == (Status.OK, route)
+    assert (header.width, header.height, header.orientation) == (40, 24, orientation)
+
+
+@pytest.mark.parametrize("image", [LOSSY, LOSSLESS, ICC])
+def test_a_cut_at_any_byte_is_truncated_in_webp(image: bytes) -> None:
+    for end in range(12, len(image)):
+        assert headers.read_webp(image[:end]).status is Status.TRUNCATED, end
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        LOSSY[:12] + b"WHAT" + LOSSY[16:],
+        LOSSY[:23] + b"\0\0\0" + LOSSY[26:],
+        LOSSLESS[:20] + b"\0" + LOSSLESS[21:],
+        LOSSY[:26] + b"\0\0" + LOSSY[28:],
+    ],
+)
+def test_damaged_first_chunks_are_undecodable(damaged: bytes) -> None:
+    assert headers.read_webp(damaged).status is Status.UNDECODABLE
+
+
+def test_bytes_behind_the_riff_chunk_are_harmless() -> None:
+    assert headers.read_webp(LOSSY + bytes(100)).status is Status.OK
