@@ -1,4 +1,4 @@
-"""Whole objects and files by their location, each call retried; the same calls for local paths."""
+"""Whole files by location, local or remote: read, list, create, upload, mirror. Remote calls are retried."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def read_bytes(location: str | os.PathLike[str]) -> bytes:
 
 
 def read_whole(url: str, check: Callable[[int], None] = lambda size: None) -> Buffer:
-    """The content of an object; `check` may refuse its size (bytes) before it is downloaded."""
+    """The content of an object. `check` gets its size in bytes before the download and may raise."""
     store, key = store_of(url)
     info = _info(store, key)
     check(info.size)
@@ -58,7 +58,7 @@ def exists(location: str | os.PathLike[str]) -> bool:
 
 
 def list_files(folder: str | os.PathLike[str], suffix: str = "") -> Iterator[str]:
-    """Paths below `folder`, relative to it and with `/`, in one listing; none where it isn't there."""
+    """Paths below `folder`, relative to it, with `/`, from one listing; none for a missing folder."""
     text = os.fspath(folder)
     if is_url(text):
         store, prefix = store_of(text)
@@ -73,7 +73,7 @@ def list_files(folder: str | os.PathLike[str], suffix: str = "") -> Iterator[str
 
 
 def open_file(location: str | os.PathLike[str]) -> IO[bytes]:
-    """A file to read and seek in, for libraries that want one (Parquet)."""
+    """A seekable file object, for libraries that need one (Parquet)."""
     text = os.fspath(location)
     if not is_url(text):
         return open(text, "rb")
@@ -85,9 +85,9 @@ def open_file(location: str | os.PathLike[str]) -> IO[bytes]:
 
 
 def create(url: str, content: bytes) -> None:
-    """Makes an object unless there is one, which then stays.
+    """Makes an object unless there is one.
 
-    Where the store knows no conditions, the last of several who do so at the same time wins.
+    Without conditional writes the last of several concurrent callers wins.
     """
     store, key = store_of(url)
     try:
@@ -97,6 +97,28 @@ def create(url: str, content: bytes) -> None:
     except NoConditions:
         if not exists(url):
             retried(lambda: store.put(key, content), f"writing {url}")
+
+
+@contextmanager
+def mirrored(folder: str, names: Iterable[str]) -> Iterator[Path]:
+    """A temporary local copy of the files `names` of the URL `folder`; a local folder is used as it is.
+
+    Missing files are left out. Raises StoreError and PermissionError.
+    """
+    if not is_url(folder):
+        yield Path(folder)
+        return
+    with tempfile.TemporaryDirectory(prefix="dali-aesthetic-") as text:
+        root = Path(text)
+        for name in names:
+            try:
+                content = read_bytes(join(folder, name))
+            except FileNotFoundError:
+                continue
+            path = root / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        yield root
 
 
 class Uploader:
@@ -112,12 +134,12 @@ class Uploader:
         retried(lambda: store.put(key, content), f"writing {store.name}/{key}", lambda: self._stopped)
 
     def stop(self) -> None:
-        """What fails from here on is not tried again."""
+        """Ends all retries: a failure from here on is final."""
         self._stopped = True
 
 
 class _RemoteIO(io.RawIOBase):
-    """Reads of an object at any place."""
+    """Random access to an object."""
 
     def __init__(self, store: Store, key: str, info: ObjectInfo) -> None:
         self._store, self._key, self._info = store, key, info
@@ -145,28 +167,3 @@ class _RemoteIO(io.RawIOBase):
         buffer[: len(data)] = data
         self._at = end
         return len(data)
-
-
-# FOLDED dali_aesthetic/stores/mirror.py: Some files of an output at a URL in a local folder, for what reads folders.
-
-
-@contextmanager
-def mirrored(folder: str, names: Iterable[str]) -> Iterator[Path]:
-    """A copy of the files `names` of the URL `folder`, gone at the end; a local folder is its own.
-
-    A file that isn't there is left out. Raises StoreError and PermissionError.
-    """
-    if not is_url(folder):
-        yield Path(folder)
-        return
-    with tempfile.TemporaryDirectory(prefix="dali-aesthetic-") as text:
-        root = Path(text)
-        for name in names:
-            try:
-                content = read_bytes(join(folder, name))
-            except FileNotFoundError:
-                continue
-            path = root / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(content)
-        yield root

@@ -1,4 +1,4 @@
-"""Every other store that fsspec knows: `gs://`, `az://`, `hf://`, `memory://` and the rest."""
+"""All other stores, through fsspec: `gs://`, `az://`, `hf://`, `memory://` and the rest."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _PIECE = 8 << 20
 class FileSystemStore:
     """One bucket of an fsspec file system; keys are below `root`, which ends in `/`.
 
-    fsspec's reads depend on no condition, so a change is found by asking again (`ObjectInfo.is_guarded`).
+    fsspec has no conditional reads, so a change is found by a second look (`ObjectInfo.is_guarded`).
     """
 
     def __init__(self, name: str, system: Any, root: str) -> None:
@@ -35,7 +35,7 @@ class FileSystemStore:
         return ObjectInfo(size=int(found["size"]), tag=tag, is_guarded=False)
 
     def read(self, key: str, start: int, end: int, tag: str = "") -> Buffer:
-        """See `Store`; but for the tag, which can't be looked at here."""
+        """See `Store`; the tag can't be checked here."""
         data: bytes = self._system.cat_file(self._root + key, start=start, end=end)
         if len(data) != end - start:
             raise OSError(f"{self.name}/{key}: {len(data)} bytes came instead of {end - start}")
@@ -58,7 +58,7 @@ class FileSystemStore:
             yield name[self._below :], int(facts.get("size") or 0)
 
     def put(self, key: str, content: Path | bytes) -> None:
-        """See `Store`. An upload of fsspec's that fails leaves nothing visible on object stores."""
+        """See `Store`. A failed upload through fsspec leaves nothing visible on object stores."""
         size = content.stat().st_size if isinstance(content, Path) else len(content)
         if isinstance(content, Path):
             self._system.put_file(str(content), self._root + key)
@@ -68,7 +68,7 @@ class FileSystemStore:
             raise OSError(f"{self.name}/{key} has {there} bytes after {size} were sent")
 
     def create(self, key: str, content: bytes) -> None:
-        """See `Store`. Of the file systems that know `mode`, gcsfs makes it a condition of the server."""
+        """See `Store`. fsspec's `mode` is a server-side condition in gcsfs only, so it is not used."""
         raise NoConditions(f"{self.name} has no conditional writes through fsspec")
 
     def replace(self, key: str, content: bytes, tag: str) -> None:

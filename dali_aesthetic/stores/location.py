@@ -1,4 +1,4 @@
-"""Where a file or a folder is: a local path, or a URL of an object store."""
+"""Locations: local paths and URLs of object stores."""
 
 from __future__ import annotations
 
@@ -31,6 +31,6 @@ def parent(path: str) -> str:
 
 
 def fixed_root(pattern: str) -> str:
-    """The folders of a glob or brace pattern before its first special part; what is no pattern is itself."""
+    """The folder before the first special part of a glob or brace pattern; a plain path is itself."""
     special = _SPECIAL.search(pattern)
     return parent(pattern[: special.start()]) if special else pattern

@@ -1,7 +1,7 @@
 """S3 and HTTP servers through obstore (the object_store crate): half the CPU time of s3fs for the same bytes.
 
-Its own retries also resume a body that was cut off, at the byte where it stopped and only for the same ETag;
-those around each call (`retry.py`) come on top, with longer pauses.
+obstore's own retries also resume an interrupted body at the byte where it stopped, for the same ETag only.
+The retries around each call (`retry.py`) come on top, with longer pauses.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from dali_aesthetic.types import Buffer
 
 T = TypeVar("T")
 PART_BYTES = 16 << 20
-"""Of an upload in parts. S3 takes at most 10,000 of them: 160 GB."""
+"""Size of a part of an upload. S3 takes at most 10,000 parts: 160 GB."""
 _PARTS_AT_ONCE = 4
 _RETRIES: Any = {
     "max_retries": 3,
@@ -75,13 +75,13 @@ def _hint(options: S3Options) -> str:
 
 
 class ObstoreStore:
-    """A bucket or a web server. `hint` tells with which settings it is asked, for errors."""
+    """A bucket or a web server. `hint` names the settings in use, for errors."""
 
     def __init__(self, name: str, store: Any, *, is_web: bool = False, hint: str = "") -> None:
         self.name, self._store, self._is_web, self._hint = name, store, is_web, hint
 
     def info(self, key: str) -> ObjectInfo:
-        """See `Store`. A web server is asked for a byte: HEAD does not tell whether it knows ranges."""
+        """See `Store`. Requests one byte of a web server, since HEAD does not tell whether it has ranges."""
         if self._is_web:
             try:
                 found = self._ask(key, lambda: self._get(key, {"range": (0, 1)}).meta)
@@ -110,7 +110,7 @@ class ObstoreStore:
         yield from result.stream(min_chunk_size=1 << 20)
 
     def list(self, prefix: str) -> Iterator[tuple[str, int]]:
-        """See `Store`. A web server has no listing but its pages of links."""
+        """See `Store`. On a web server the links of its pages are the listing."""
         if self._is_web:
             yield from _linked(self.name, prefix)
             return
@@ -118,7 +118,7 @@ class ObstoreStore:
             yield from ((meta["path"], meta["size"]) for meta in found)
 
     def put(self, key: str, content: Path | bytes) -> None:
-        """See `Store`. Each part's SHA-256 is signed, so that S3 refuses one that changed on its way."""
+        """See `Store`. Each part's SHA-256 is signed, so S3 refuses a part that was corrupted in transit."""
         options = {"chunk_size": PART_BYTES, "max_concurrency": _PARTS_AT_ONCE}
         self._ask(key, lambda: obstore.put(self._store, key, content, **options))  # type: ignore[arg-type]
 
@@ -144,7 +144,7 @@ class ObstoreStore:
         return unquote(key) if self._is_web else key
 
     def _ask(self, key: str, call: Callable[[], T]) -> T:
-        """`call` with obstore's errors as those of `errors.py`."""
+        """The result of `call`; obstore's errors are translated to those of `store.py`."""
         where = f"{self.name}/{key}"
         try:
             return call()

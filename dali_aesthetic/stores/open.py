@@ -11,7 +11,7 @@ from dali_aesthetic.stores.store import EXTRAS, Store, StoreUnusable, missing_pa
 
 
 def store_of(url: str) -> tuple[Store, str]:
-    """The store of `url`, and the key in it. Raises StoreUnusable naming what is to be installed or set."""
+    """The store of `url` and the key in it. Raises StoreUnusable naming the missing package or setting."""
     scheme, _, rest = url.partition("://")
     place, _, key = rest.partition("/")
     return _store(scheme.lower(), place), key

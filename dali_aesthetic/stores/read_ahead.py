@@ -1,4 +1,6 @@
-"""Downloads ahead of the reader, across the borders of objects, and never more than a number of bytes."""
+"""Prefetch: objects are downloaded in parts ahead of a sequential reader, within a byte budget.
+
+`ReadAhead` crosses object borders; `RemoteFile` is one object, read front to back."""
 
 from __future__ import annotations
 
@@ -20,11 +22,17 @@ T = TypeVar("T")
 DEFAULT_BYTES = 256 << 20
 _CONNECTIONS = 16
 _OBJECTS, _UNKNOWN = 16, 4
+"""Objects looked ahead, and how many of them may have an unknown size."""
+PART_BYTES = 8 << 20
+_REREADS = 16
+_REREAD_BYTES = 1 << 20
+"""Re-read ranges before the released offset that are cached: their number, and the largest."""
+_MOST_BYTES = 64 << 20
 
 
 @dataclass(slots=True)
 class _Coming(Generic[T]):
-    """An item whose object was asked for: first its size, then, in parts, its bytes."""
+    """An item whose object is being prefetched: first its size, then its parts."""
 
     item: T
     url: str
@@ -33,10 +41,10 @@ class _Coming(Generic[T]):
 
 
 class ReadAhead:
-    """Downloads objects in the order of `over`, holding at most `max_bytes` that the reader is not done with.
+    """Downloads objects in the order of `over`, holding at most `max_bytes` that are not yet released.
 
-    One part of the object being read is downloaded even above that, so that the reader always goes on. Used
-    by one thread; a context manager that stops its downloads at the end.
+    One part of the object being read may exceed the budget, so the reader always makes progress. For use by
+    one thread. A context manager: leaving it stops the downloads.
     """
 
     def __init__(self, max_bytes: int = DEFAULT_BYTES) -> None:
@@ -50,9 +58,9 @@ class ReadAhead:
     def over(
         self, items: Iterable[T], url_of: Callable[[T], str]
     ) -> Iterator[tuple[T, Callable[[], RemoteFile] | None]]:
-        """Each item in order, and a call that opens its object; None where `url_of` gives no URL ("").
+        """Yields each item and a call that opens its object (None where `url_of` returns "").
 
-        Items are taken from `items` ahead of the reader only while there is room to download theirs. The
+        Items are taken from `items` ahead of the reader only while the budget has room for their objects. The
         call raises StoreError, FileNotFoundError or PermissionError.
         """
         iterator = iter(items)
@@ -85,7 +93,7 @@ class ReadAhead:
         return self.held >= self.max_bytes
 
     def fill(self) -> None:
-        """See `Budget`. Asks for a few sizes before there is room for the bytes: it takes a round trip."""
+        """See `Budget`. Requests a few sizes before there is room for the bytes: each is a round trip."""
         unknown = 0
         for index in range(_OBJECTS):
             if index == len(self._coming) and not self._more():
@@ -99,7 +107,7 @@ class ReadAhead:
                 return
 
     def _start_parts(self, coming: _Coming[object]) -> bool:
-        """Whether all of it is on its way, so that there may be room for what comes behind it."""
+        """Whether every part of it was started, so that the next object may start."""
         if coming.info is None or coming.info.exception() is not None:
             return True
         if coming.file is None:
@@ -129,12 +137,12 @@ class ReadAhead:
         return RemoteFile(store, key, info, self)
 
     def close(self) -> None:
-        """Gives up what is on its way."""
+        """Cancels the downloads."""
         self.stopped = True
         for coming in self._coming:
             if coming.file is not None:
                 coming.file.close()
-        # Not waited for: a request under way may have to run into its timeout.
+        # No waiting: a request in flight may have to run into its timeout.
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def __enter__(self) -> ReadAhead:
@@ -146,42 +154,32 @@ class ReadAhead:
         self.close()
 
 
-# FOLDED dali_aesthetic/stores/stream.py: One object read front to back in parts that are downloaded ahead of the reader.
-
-
-PART_BYTES = 8 << 20
-_OTHER_PLACES = 16
-_OTHER_BYTES = 1 << 20
-_MOST_BYTES = 64 << 20
-
-
 class Budget(Protocol):
-    """What a stream needs of those who share the downloads (`ReadAhead`)."""
+    """The budget and thread pool that a `RemoteFile` shares (`ReadAhead`)."""
 
     stopped: bool
     max_bytes: int
 
     def submit(self, call: Callable[[], Buffer]) -> Future[Buffer]:
-        """Has a thread make the call."""
+        """Runs the call in a thread."""
 
     def fill(self) -> None:
-        """Starts the downloads that there is room for."""
+        """Starts the downloads that fit the budget."""
 
     def take(self, num_bytes: int) -> None:
-        """Counts bytes that are held or on their way (negative: no longer)."""
+        """Adds to the bytes held or in flight (negative: released)."""
 
     def is_over(self) -> bool:
-        """Whether more is held than there is room for."""
+        """Whether the budget is used up."""
 
 
 class RemoteFile:
     """An object as a read-only sequence of bytes: `len(file)`, `file[start:end]` (a memoryview).
 
-    Made for one reader that goes forward and says what it has done with (`release`). Its parts are dropped
-    then; views of them keep the bytes alive. A place before that may still be read: it is asked for anew. All
-    of it is one version of the object: another ETag is an error. Every access may raise StoreError.
-
-    Of a server without ranges the whole object is one part.
+    For one reader that goes forward and releases what it has finished (`release`). Released parts are
+    dropped; views of them keep the bytes alive. Bytes before the released offset can still be read: they are
+    requested again. All parts are of one version: another ETag is an error. Every access may raise
+    StoreError. From a server without ranges the whole object is one part.
     """
 
     def __init__(self, store: Store, key: str, info: ObjectInfo, budget: Budget) -> None:
@@ -192,19 +190,19 @@ class RemoteFile:
         self._next = 0
         self._released = 0
         self._current, self._at, self._at_end = memoryview(b""), 0, 0
-        self._others: OrderedDict[tuple[int, int], memoryview] = OrderedDict()
+        self._rereads: OrderedDict[tuple[int, int], memoryview] = OrderedDict()
 
     def __len__(self) -> int:
         return self._info.size
 
     @property
     def has_ranges(self) -> bool:
-        """Whether it comes in parts; else it is in memory whole."""
+        """Whether it is read in parts; otherwise all of it is in memory."""
         return self._info.has_ranges
 
     def __getitem__(self, place: slice) -> memoryview:
         start, end = place.start, place.stop
-        # Nearly every slice lies in the part of the one before it: this is asked for every header.
+        # Called for every tar header, and nearly every slice lies in the current part.
         if end is None or start < self._at or end > self._at_end:
             start, end, _ = place.indices(len(self))
             if not self._go_to(start, end):
@@ -221,12 +219,12 @@ class RemoteFile:
         return True
 
     def _elsewhere(self, start: int, end: int) -> memoryview:
-        """Bytes of several parts, or of one that was released."""
+        """Bytes of several parts, or of a released one."""
         if start >= end:
             return memoryview(b"")
         first, last = start // self._part_bytes, (end - 1) // self._part_bytes
         if first < self._released:
-            return self._other_place(start, end)
+            return self._reread(start, end)
         return memoryview(b"".join(self._piece(part, start, end) for part in range(first, last + 1)))
 
     @property
@@ -247,12 +245,12 @@ class RemoteFile:
         return end - start
 
     def release(self, before: int) -> None:
-        """Drops the parts that end at or before the offset `before`; the current one stays at hand."""
+        """Drops the parts that end at or before the offset `before`, except the current one."""
         while (self._released + 1) * self._part_bytes <= before and self._released < self._next:
             self._drop(self._released)
 
     def finish(self) -> None:
-        """Behind the last read: raises ObjectChanged where a store without conditions has another version."""
+        """After the last read: without conditional reads, raises ObjectChanged for a new version."""
         if not self._info.is_guarded:
             now = retried(lambda: self._store.info(self._key), self.url, self._is_stopped)
             if (now.size, now.tag) != (self._info.size, self._info.tag):
@@ -264,13 +262,13 @@ class RemoteFile:
             self._parts[part].cancel()
             self._drop(part)
         self._current, self._at, self._at_end = memoryview(b""), 0, 0
-        self._others.clear()
+        self._rereads.clear()
 
     def _part(self, part: int) -> Buffer:
         if (part - self._next) * self._part_bytes > self._budget.max_bytes // 2:
             self._skip_to(part)
         while part >= self._next:
-            # What the reader waits for is fetched whatever is held; then the oldest parts make room.
+            # The part that the reader waits for always starts; over budget, the oldest parts are dropped.
             if self._budget.is_over() and self._released < self._next:
                 self._drop(self._released)
             self.start_next()
@@ -278,7 +276,7 @@ class RemoteFile:
         return self._parts[part].result()
 
     def _skip_to(self, part: int) -> None:
-        """Past a member too large to be held: if it is asked for after all, it is an other place."""
+        """Skips a member too large for the budget. Its bytes, if requested after all, are re-read."""
         while self._released < self._next:
             self._drop(self._released)
         self._next = self._released = part
@@ -295,17 +293,17 @@ class RemoteFile:
             self._budget.take(start - end)
         self._released = max(self._released, part + 1)
 
-    def _other_place(self, start: int, end: int) -> memoryview:
-        """Bytes before what was released: a header that holds for all samples, or a search behind damage."""
-        if found := self._others.get((start, end)):
-            self._others.move_to_end((start, end))
+    def _reread(self, start: int, end: int) -> memoryview:
+        """Bytes before the released offset: a header shared by all samples, or a search after damage."""
+        if found := self._rereads.get((start, end)):
+            self._rereads.move_to_end((start, end))
             return found
         steps = range(start, end, _MOST_BYTES)
         data = memoryview(b"".join(self._download(at, min(at + _MOST_BYTES, end)) for at in steps))
-        if end - start <= _OTHER_BYTES:
-            self._others[start, end] = data
-            if len(self._others) > _OTHER_PLACES:
-                self._others.popitem(last=False)
+        if end - start <= _REREAD_BYTES:
+            self._rereads[start, end] = data
+            if len(self._rereads) > _REREADS:
+                self._rereads.popitem(last=False)
         return data
 
     def _range(self, part: int) -> tuple[int, int]:

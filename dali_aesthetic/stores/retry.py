@@ -1,4 +1,4 @@
-"""Asking a store again: with growing pauses, up to a limit, and never for what will not get better."""
+"""Retries with exponential back-off and jitter; permanent errors are raised at once."""
 
 from __future__ import annotations
 
@@ -16,33 +16,33 @@ _SHOWN = 300
 
 
 @dataclass(slots=True)
-class Patience:
-    """How often and how long. The pause before attempt n+1 is random between half and all of
-    `first * 2**n` seconds, `most` seconds at the longest: many readers then don't come back as one."""
+class BackOff:
+    """A back-off policy: the pause before attempt n+1 is a random 50 to 100% of `first * 2**n` seconds, at
+    most `most`. The jitter keeps many readers from retrying at the same moment."""
 
     attempts: int = 8
     first: float = 0.25
     most: float = 20.0
 
     def pause(self, attempt: int) -> float:
-        """Seconds to wait behind the failed `attempt` (from 0)."""
+        """Seconds to wait after the failed `attempt` (from 0)."""
         return min(self.most, self.first * 2.0**attempt) * random.uniform(0.5, 1.0)
 
 
-PATIENCE = Patience()
+BACK_OFF = BackOff()
 
 
-def _go_on() -> bool:
+def _never() -> bool:
     return False
 
 
 def retried(
-    call: Callable[[], T], what: str, stopped: Callable[[], bool] = _go_on, patience: Patience = PATIENCE
+    call: Callable[[], T], what: str, stopped: Callable[[], bool] = _never, back_off: BackOff = BACK_OFF
 ) -> T:
-    """The result of `call`, repeated while it fails in a way that may pass.
+    """The result of `call`, retried after transient errors.
 
-    Raises what can't pass (`LASTING`) at once, and StoreError naming `what` after the last attempt, or where
-    `stopped` says that nobody waits for it any more.
+    Raises permanent errors (`LASTING`) at once, and StoreError naming `what` after the last attempt or once
+    `stopped()` is true.
     """
     attempt = 0
     while True:
@@ -52,10 +52,10 @@ def retried(
             raise
         except Exception as error:  # each store's client raises errors of its own
             attempt += 1
-            if attempt >= patience.attempts or stopped():
+            if attempt >= back_off.attempts or stopped():
                 times = "once" if attempt == 1 else f"{attempt} times"
                 raise StoreError(f"{what} failed {times}, at last with: {brief(error)}") from error
-        _sleep(patience.pause(attempt - 1), stopped)
+        _sleep(back_off.pause(attempt - 1), stopped)
 
 
 def brief(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""How to reach S3: fsspec's configuration and FSSPEC_S3_…, then AWS_…, then boto3's files and providers."""
+"""S3 settings: fsspec's configuration and FSSPEC_S3_…, then AWS_…, then boto3's files and providers."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ _NO_MATTER = frozenset(
         *("client_kwargs", "config_kwargs", "skip_instance_cache", "asynchronous", "protocol"),
     )
 )
-"""Settings of s3fs that don't change where and as whom it reads, and those read elsewhere here."""
+"""Settings of s3fs without effect on endpoint and identity, and settings that are read elsewhere."""
 
 
 @dataclass(frozen=True, slots=True)
 class S3Options:
-    """obstore's settings; `credentials` is a provider where they may expire, `source` says whose they are."""
+    """obstore's settings; `credentials` provides credentials that expire, `source` names their origin."""
 
     config: dict[str, Any]
     endpoint: str = ""
@@ -48,7 +48,7 @@ class S3Options:
 
 
 def s3_options() -> S3Options:
-    """Reads them anew. Raises StoreUnusable for a setting of fsspec's that would be without effect."""
+    """The current settings. Raises StoreUnusable for an fsspec setting that would have no effect."""
     given = {**fsspec.config.conf.get("s3a", {}), **fsspec.config.conf.get("s3", {})}
     config = _from_fsspec(given)
     config.setdefault("endpoint", _environment("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"))

@@ -1,6 +1,6 @@
-"""How a command was told to reach its stores, for its workers on other machines.
+"""Store settings of a command's process, carried to its workers on other machines.
 
-A worker of a cluster has the environment in which its node was started, not that of the command.
+A worker of a cluster has the environment of its node, not that of the command.
 """
 
 from __future__ import annotations
@@ -19,27 +19,27 @@ _NAMES = (
     *("GOOGLE_CLOUD_PROJECT", "STORAGE_EMULATOR_HOST"),
 )
 _PREFIX = "AZURE_STORAGE_"
-"""AWS_CONFIG_FILE and others that name a file stay behind: it is not there elsewhere."""
+"""Variables that name a file, such as AWS_CONFIG_FILE, are not carried: the file is not there."""
 
 
 @dataclass(frozen=True, slots=True)
 class StoreSettings:
-    """Environment variables and fsspec's configuration. Secrets: kept out of `repr`, and so of logs."""
+    """Environment variables and fsspec's configuration. They hold secrets, so `repr` leaves them out."""
 
     environment: dict[str, str] = field(default_factory=dict, repr=False)
     fsspec: dict[str, Any] = field(default_factory=dict, repr=False)
 
     @classmethod
     def here(cls) -> StoreSettings:
-        """Those of this process."""
+        """The settings of this process."""
         names = [*_IDENTITY, *_NAMES, *(name for name in os.environ if name.startswith(_PREFIX))]
         return cls(
             {name: os.environ[name] for name in names if name in os.environ}, deepcopy(fsspec.config.conf)
         )
 
     def take_over(self) -> None:
-        """Make them this process's own, before its first store is opened. What they don't name stays."""
-        if _IDENTITY[0] in self.environment:  # half of one identity and half of another is none
+        """Apply them to this process, before its first store is opened. Other settings stay."""
+        if _IDENTITY[0] in self.environment:  # never mix parts of two identities
             for name in _IDENTITY:
                 os.environ.pop(name, None)
         os.environ.update(self.environment)

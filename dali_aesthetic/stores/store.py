@@ -1,4 +1,4 @@
-"""What a store can do, whichever it is, and which one a URL means."""
+"""The interface of a store, and its errors, which differ by what the caller can do about them."""
 
 from __future__ import annotations
 
@@ -16,15 +16,42 @@ EXTRAS = {
     **dict.fromkeys(("az", "abfs", "abfss", "adl"), "azure"),
     "hf": "hf",
 }
-"""The extra of this package that brings what a protocol needs."""
+"""URL scheme -> the extra of this package that installs its client."""
+
+
+class StoreError(OSError):
+    """A request failed, also after retries. The text names the request and the object."""
+
+
+class ObjectChanged(StoreError):
+    """The object changed after it was opened. Bytes read from it must not be used."""
+
+
+class NoRanges(StoreError):
+    """The server sends whole objects only."""
+
+
+class NoConditions(StoreError):
+    """The store has no conditional writes."""
+
+
+class StoreUnusable(ValueError):
+    """A package or setting that a store needs is missing or invalid. The text names it."""
+
+
+LASTING = (
+    *(FileNotFoundError, FileExistsError, PermissionError, NotImplementedError),
+    *(ObjectChanged, NoRanges, NoConditions, StoreUnusable, ImportError, TypeError),
+)
+"""Errors that are never retried."""
 
 
 @dataclass(frozen=True, slots=True)
 class ObjectInfo:
-    """An object as it is now: its bytes, and a tag that another content would not have ("" if unknown).
+    """The size of an object in bytes and a tag that changes with its content ("" if unknown).
 
-    `has_ranges` is False where the server sends it only whole. `is_guarded` says that `read` itself notices
-    another tag; else one has to ask again behind the last read.
+    `has_ranges` is False where the server sends only whole objects. `is_guarded` says that `read` itself
+    detects a changed tag; otherwise the caller checks again after the last read.
     """
 
     size: int
@@ -36,8 +63,8 @@ class ObjectInfo:
 class Store(Protocol):
     """One bucket, container, dataset or server. A key is the path below it.
 
-    Every call is one attempt. Raises FileNotFoundError, PermissionError and the errors of `errors.py`, and
-    whatever the client raises for what may pass.
+    Every call is one attempt. Raises FileNotFoundError, PermissionError, the errors above, and the client's
+    own errors for transient failures.
     """
 
     name: str
@@ -58,7 +85,7 @@ class Store(Protocol):
         """Makes an object, whole or not at all, in place of what is there."""
 
     def create(self, key: str, content: bytes) -> None:
-        """Makes an object. Raises FileExistsError where there is one, NoConditions where it can't know."""
+        """Makes an object. Raises FileExistsError where there is one, NoConditions without such writes."""
 
     def replace(self, key: str, content: bytes, tag: str) -> None:
         """Puts `content` in place of the version `tag`. Raises ObjectChanged where another one is there."""
@@ -68,37 +95,7 @@ class Store(Protocol):
 
 
 def missing_package(scheme: str, error: Exception) -> StoreUnusable:
-    """What to install for a scheme whose package can't be imported."""
+    """The error for a scheme whose client can't be imported, with the package to install."""
     extra = EXTRAS.get(scheme)
     fix = f"pip install 'dali-aesthetic[{extra}]'" if extra else f"install the package of fsspec for {scheme}"
     return StoreUnusable(f"{scheme}:// needs a package that is missing ({error}): {fix}")
-
-
-# FOLDED dali_aesthetic/stores/errors.py: What can go wrong with a store, told apart by what to do about it.
-
-
-class StoreError(OSError):
-    """A store did not do what it was asked for, also not when asked again; the text says what and where."""
-
-
-class ObjectChanged(StoreError):
-    """An object is no longer the one that was opened; what was read of it must not be used."""
-
-
-class NoRanges(StoreError):
-    """The server sends whole objects only."""
-
-
-class NoConditions(StoreError):
-    """The store can't make a write depend on what is there."""
-
-
-class StoreUnusable(ValueError):
-    """A package or a setting that a store needs is missing or not understood; the text says which."""
-
-
-LASTING = (
-    *(FileNotFoundError, FileExistsError, PermissionError, NotImplementedError),
-    *(ObjectChanged, NoRanges, NoConditions, StoreUnusable, ImportError, TypeError),
-)
-"""Asking again would not help."""

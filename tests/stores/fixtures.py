@@ -8,7 +8,7 @@ from uuid import uuid4
 import pytest
 from moto.server import ThreadedMotoServer
 
-from dali_aesthetic.stores import retry, store
+from dali_aesthetic.stores import open, retry
 from tests.stores.s3 import ENVIRONMENT, Bucket
 
 
@@ -28,6 +28,6 @@ def bucket(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Bucket:
     for name, value in ENVIRONMENT.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server)
-    monkeypatch.setattr(retry.PATIENCE, "first", 0.01)
-    store._store.cache_clear()
+    monkeypatch.setattr(retry.BACK_OFF, "first", 0.01)
+    open._store.cache_clear()
     return Bucket.create(s3_server, f"bucket-{uuid4().hex[:12]}")

@@ -75,10 +75,10 @@ def test_a_list_may_be_an_object_and_name_any_place(filled: Bucket, tmp_path: Pa
 def test_a_folder_takes_one_listing(filled: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
     faults = Faults()
     with proxy(filled.endpoint, faults) as url:
-        from dali_aesthetic.stores import store
+        from dali_aesthetic.stores import open
 
         monkeypatch.setenv("AWS_ENDPOINT_URL", url)
-        store._store.cache_clear()
+        open._store.cache_clear()
         assert len(plan_shards(f"{filled.url}/d/")) == 3
     assert len(faults.log) == 1
 

@@ -11,7 +11,7 @@ import pytest
 
 from dali_aesthetic.config import Config, ConfigError
 from dali_aesthetic.shards.plan import InputError, plan_shards
-from dali_aesthetic.stores import store
+from dali_aesthetic.stores import open
 from dali_aesthetic.stores.access import read_bytes
 from dali_aesthetic.stores.s3_options import s3_options
 from dali_aesthetic.stores.store import StoreUnusable
@@ -31,7 +31,7 @@ def _clean(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("AWS_EC2_METADATA_DISABLED", "AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
         monkeypatch.setenv(name, ENVIRONMENT[name])
     monkeypatch.setattr(fsspec.config, "conf", {})
-    store._store.cache_clear()
+    open._store.cache_clear()
 
 
 def test_fsspecs_configuration_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,7 +79,7 @@ def test_a_profile_gives_credentials_region_and_endpoint(
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_CONFIG_FILE", str(config))
     monkeypatch.setenv("AWS_PROFILE", "cluster")
-    store._store.cache_clear()
+    open._store.cache_clear()
     assert read_bytes(f"{bucket.url}/a") == b"content"
 
 

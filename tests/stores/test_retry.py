@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from dali_aesthetic.stores.retry import Patience, retried
+from dali_aesthetic.stores.retry import BackOff, retried
 from dali_aesthetic.stores.store import ObjectChanged, StoreError
 
 
@@ -21,19 +21,19 @@ class Flaky:
         return "done"
 
 
-QUICK = Patience(attempts=4, first=0.001)
+QUICK = BackOff(attempts=4, first=0.001)
 
 
 def test_what_may_pass_is_asked_again() -> None:
     flaky = Flaky(3, OSError("connection reset"))
-    assert retried(flaky, "reading x", patience=QUICK) == "done"
+    assert retried(flaky, "reading x", back_off=QUICK) == "done"
     assert flaky.calls == 4
 
 
 def test_the_last_attempts_error_is_told_with_what_was_tried() -> None:
     flaky = Flaky(9, RuntimeError("503 SlowDown\n\nDebug source:\nlong"))
     with pytest.raises(StoreError, match=r"^reading x failed 4 times, at last with: 503 SlowDown$"):
-        retried(flaky, "reading x", patience=QUICK)
+        retried(flaky, "reading x", back_off=QUICK)
     assert flaky.calls == 4
 
 
@@ -41,12 +41,12 @@ def test_the_last_attempts_error_is_told_with_what_was_tried() -> None:
 def test_what_does_not_pass_is_not_asked_again(error: Exception) -> None:
     flaky = Flaky(9, error)
     with pytest.raises(type(error)):
-        retried(flaky, "reading x", patience=QUICK)
+        retried(flaky, "reading x", back_off=QUICK)
     assert flaky.calls == 1
 
 
 def test_pauses_grow_up_to_their_limit() -> None:
-    patience = Patience(first=1.0, most=10.0)
+    patience = BackOff(first=1.0, most=10.0)
     for attempt, most in enumerate((1, 2, 4, 8, 10, 10)):
         assert most / 2 <= patience.pause(attempt) <= most
 
@@ -55,6 +55,6 @@ def test_nobody_waits_for_what_was_stopped() -> None:
     begun = time.monotonic()
     flaky = Flaky(9, OSError("down"))
     with pytest.raises(StoreError):
-        retried(flaky, "reading x", lambda: True, Patience(first=30.0))
+        retried(flaky, "reading x", lambda: True, BackOff(first=30.0))
     assert time.monotonic() - begun < 5
     assert flaky.calls == 1

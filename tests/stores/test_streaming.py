@@ -13,7 +13,7 @@ import pytest
 
 from dali_aesthetic.shards.opened import ReadLimits
 from dali_aesthetic.shards.read import read_shards
-from dali_aesthetic.stores import read_ahead, retry, store
+from dali_aesthetic.stores import open, read_ahead, retry
 from dali_aesthetic.stores.read_ahead import ReadAhead
 from dali_aesthetic.types import Sample, Shard, ShardEnd
 from tests.conftest import add_member
@@ -27,14 +27,14 @@ PART = 64 << 10
 def _small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that a small tar has many, and samples lie across their borders."""
     monkeypatch.setattr(read_ahead, "PART_BYTES", PART)
-    monkeypatch.setattr(retry.PATIENCE, "first", 0.01)
+    monkeypatch.setattr(retry.BACK_OFF, "first", 0.01)
 
 
 @pytest.fixture(autouse=True)
 def _fresh_stores() -> Iterator[None]:
-    store._store.cache_clear()
+    open._store.cache_clear()
     yield
-    store._store.cache_clear()
+    open._store.cache_clear()
 
 
 def make_tar(
@@ -122,7 +122,7 @@ def test_the_next_object_is_downloaded_while_one_is_read(bucket: Bucket, s3_serv
         bucket.put(f"{name}.tar", make_tar(3))
     with proxy(s3_server, faults) as url, pytest.MonkeyPatch.context() as patch:
         patch.setenv("AWS_ENDPOINT_URL", url)
-        store._store.cache_clear()
+        open._store.cache_clear()
         samples = read_shards([tar_shard(f"{bucket.url}/{name}.tar") for name in "abc"])
         while not isinstance(next(samples), ShardEnd):
             pass
@@ -144,7 +144,7 @@ def test_faults_of_a_server_change_nothing(
     faults = Faults(pattern="a.tar", every={3: fault})
     with proxy(s3_server, faults) as url:
         monkeypatch.setenv("AWS_ENDPOINT_URL", url)
-        store._store.cache_clear()
+        open._store.cache_clear()
         got = read_facts([f"{bucket.url}/a.tar"])
     assert len(faults.injected) > 3
     assert got == local_facts([content], tmp_path)
@@ -159,7 +159,7 @@ def test_a_cut_body_goes_on_at_the_byte_where_it_stopped(
     faults = Faults(pattern="GET .*a.tar", plan={1: "cut"})
     with proxy(s3_server, faults) as url:
         monkeypatch.setenv("AWS_ENDPOINT_URL", url)
-        store._store.cache_clear()
+        open._store.cache_clear()
         got = read_facts([f"{bucket.url}/a.tar"])
     assert got[-1] == ("", "", ())
     ranges = [asked for method, _, asked in faults.log if method == "GET"]
@@ -173,19 +173,19 @@ def test_a_slow_link_is_waited_for(
     bucket.put("a.tar", content)
     with proxy(s3_server, Faults(bytes_per_second=200_000)) as url:
         monkeypatch.setenv("AWS_ENDPOINT_URL", url)
-        store._store.cache_clear()
+        open._store.cache_clear()
         assert read_facts([f"{bucket.url}/a.tar"]) == local_facts([content], tmp_path)
 
 
 def test_a_shard_that_stays_unreadable_fails_and_the_others_go_on(
     bucket: Bucket, s3_server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(retry.PATIENCE, "attempts", 2)
+    monkeypatch.setattr(retry.BACK_OFF, "attempts", 2)
     for name in "abc":
         bucket.put(f"{name}.tar", make_tar(5))
     with proxy(s3_server, Faults(pattern="GET .*b.tar", every={1: "500"})) as url:
         monkeypatch.setenv("AWS_ENDPOINT_URL", url)
-        store._store.cache_clear()
+        open._store.cache_clear()
         got = read_facts([f"{bucket.url}/{name}.tar" for name in ("a", "b", "gone", "c")])
     ends = [str(one[1]) for one in got if len(one) == 3]
     assert [bool(error) for error in ends] == [False, True, True, False]

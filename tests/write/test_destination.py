@@ -39,7 +39,7 @@ def shards(tmp_path: Path) -> list[Shard]:
 def _places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     (tmp_path / "tmp").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
-    monkeypatch.setattr(retry.PATIENCE, "first", 0.001)
+    monkeypatch.setattr(retry.BACK_OFF, "first", 0.001)
     yield
     fsspec.filesystem("memory").store.clear()
 
