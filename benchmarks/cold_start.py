@@ -33,13 +33,12 @@ from dali_aesthetic.timing import TIMING
 GPU_WAYS = (
     ("eager", "fp16"),
     ("torchscript", "fp16"),
-    ("export", "fp16"),
     ("compile", "fp16"),
     ("fused", "fp16"),
     ("fused", "fp8"),
 )
 QUICK_GPU_WAYS = (("fused", "fp16"), ("fused", "fp8"), ("torchscript", "fp16"))
-CPU_WAYS = (("eager", "fp32"), ("torchscript", "fp32"), ("export", "fp32"))
+CPU_WAYS = (("eager", "fp32"), ("torchscript", "fp32"))
 BOUND_S = 300
 
 

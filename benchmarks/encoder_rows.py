@@ -17,7 +17,7 @@ from dali_aesthetic.score.backends.backend import Backend, build_backend
 from dali_aesthetic.score.backends.calibration import Calibration
 from dali_aesthetic.score.backends.workspace import Workspace
 from dali_aesthetic.score.clip import VisionTower, normalize
-from dali_aesthetic.score.gate import Limits
+from dali_aesthetic.score.gate import GateLimits
 
 Scorer = Callable[[Tensor], Tensor]
 """Pixels to scores [N, H]: uint8 [N, S, S, 3], or for eager models what `prepare` makes of them."""
@@ -81,14 +81,16 @@ def norm_passes(state: dict[str, Tensor], batch: int) -> Scorer:
 def tuned(state: dict[str, Tensor], batch: int) -> Scorer:
     """torch.compile with its products tuned."""
     return backend_scorer(
-        plain.build(tower_of(state), head_bank(), DEVICE, "fp16", batch, "max-autotune-no-cudagraphs")
+        plain.build_compiled(
+            tower_of(state), head_bank(), DEVICE, "fp16", batch, "max-autotune-no-cudagraphs"
+        )
     )
 
 
 @cache
 def calibration(outliers: bool) -> Calibration:
     """Scales from images of their own; no gate."""
-    anything = Limits(mean_error=math.inf, p99_error=math.inf, flips=math.inf)
+    anything = GateLimits(mean_error=math.inf, p99_error=math.inf, flips=math.inf)
     images = synthetic_images(512, seed=3), synthetic_images(64, seed=5)
     tower = tower_of(state_of(outliers))
     return calibrate.calibrate(tower, head_bank(), DEVICE, *images, {}, anything, {})
@@ -110,7 +112,7 @@ def makers(outliers: bool, batch: int, plain_batch: int) -> dict[str, tuple[Call
         "open_clip eager fp16": (lambda: open_clip_eager("fp16"), plain_batch),
         "eager fp16": (lambda: eager(state), plain_batch),
     }
-    for name in ("torchscript", "compile", "export", "triton"):
+    for name in ("torchscript", "compile", "triton"):
         rows[f"{name} fp16"] = (partial(by_name, state, name, "fp16", plain_batch), plain_batch)
     rows["compile fp16, tuned"] = (partial(tuned, state, plain_batch), plain_batch)
     rows["fused fp16, LayerNorm passes"] = (partial(norm_passes, state, batch), batch)

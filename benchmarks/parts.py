@@ -123,9 +123,9 @@ def ladder(settings: Settings) -> None:
 
 def kernels(settings: Settings) -> None:
     """Every kernel of the fused encoder by itself, against what bounds it. Needs a Hopper GPU and QuACK."""
-    from dali_aesthetic.score.backends.fused import refusal
+    from dali_aesthetic.score.backends.fits import why_not_fused
 
-    if reason := refusal(VIT_L_14, settings.chip, "fp8"):
+    if reason := why_not_fused(VIT_L_14, settings.chip, "fp8"):
         console.print(f"  the fused kernels can't run here, {reason}: nothing measured")
         return
     from benchmarks.kernels import measure_kernels

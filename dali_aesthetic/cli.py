@@ -120,7 +120,7 @@ def run(
     precision: Precision = None,
     backend: Annotated[
         str | None,
-        typer.Option(help="auto, eager, torchscript, compile, export, triton or fused. (default: auto)"),
+        typer.Option(help="auto, eager, torchscript, compile, triton or fused. (default: auto)"),
     ] = None,
     batch_size: Annotated[
         int | None, typer.Option(help="Images encoded at a time. (default: what suits the backend)")

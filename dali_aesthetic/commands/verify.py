@@ -46,7 +46,7 @@ def verify(
         int | None, typer.Option(min=1, help="Images to measure the precision on, 1000 if not given.")
     ] = None,
     backend: Annotated[
-        str | None, typer.Option(help="auto, eager, torchscript, compile, export, triton or fused.")
+        str | None, typer.Option(help="auto, eager, torchscript, compile, triton or fused.")
     ] = None,
     device: Device = None,
     encoder: Encoder = None,

@@ -21,10 +21,11 @@ from dali_aesthetic.decode.batches import fill_batches
 from dali_aesthetic.launch.calibration_file import CALIBRATION, read_calibration, write_calibration
 from dali_aesthetic.launch.worker import decoder_of, limits_of, model_reader, resolve_device
 from dali_aesthetic.overlap import beside
-from dali_aesthetic.score.backends.backend import import_libraries, resolve_backend, why_not_fused
+from dali_aesthetic.score.backends.backend import import_libraries
 from dali_aesthetic.score.backends.calibration import Calibration, Choice
+from dali_aesthetic.score.backends.fits import resolve_backend, why_not_fused
 from dali_aesthetic.score.build import ModelReader
-from dali_aesthetic.score.gate import Limits as GateLimits
+from dali_aesthetic.score.gate import GateLimits
 from dali_aesthetic.score.spec import spec_of
 from dali_aesthetic.shards.read import read_shards
 from dali_aesthetic.stores.access import exists, read_bytes

@@ -6,9 +6,10 @@ needs no talk between hosts; what is committed is skipped, so a rerun may have a
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -190,10 +191,11 @@ def settling(output: str, task: Task) -> Iterator[None]:
     if task.is_alone or is_url(output):
         yield
         return
-    from dali_aesthetic.score.backends.cache import alone
-
     Path(output).mkdir(parents=True, exist_ok=True)
-    with alone(Path(output) / ".settling"):
+    path = Path(output) / ".settling.lock"
+    with path.open("a") as stream:
+        with suppress(OSError):  # a file system without locks: the work is done twice, with the same result
+            fcntl.flock(stream, fcntl.LOCK_EX)
         yield
-    # Who still waits holds on to the file that is gone, and finds what was settled.
-    (Path(output) / ".settling.lock").unlink(missing_ok=True)
+    # Tasks that still wait hold the unlinked file open, and find what was settled.
+    path.unlink(missing_ok=True)

@@ -18,12 +18,8 @@ from dali_aesthetic.decode.headers import Limits
 from dali_aesthetic.decode.pipelines import import_dali
 from dali_aesthetic.launch.calibration_file import read_calibration
 from dali_aesthetic.overlap import beside, cpu_count
-from dali_aesthetic.score.backends.backend import (
-    choose_backend,
-    default_batch,
-    import_libraries,
-    resolve_backend,
-)
+from dali_aesthetic.score.backends.backend import import_libraries
+from dali_aesthetic.score.backends.fits import choose_backend, default_batch, resolve_backend
 from dali_aesthetic.score.build import Model, ModelReader, scorer_of
 from dali_aesthetic.score.published import OPENAI_SHA256
 from dali_aesthetic.score.scorer import Scorer

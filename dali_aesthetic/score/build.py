@@ -9,15 +9,9 @@ from pathlib import Path
 
 import torch
 
-from dali_aesthetic.score.backends.backend import (
-    SlicedBackend,
-    build_backend,
-    choose_backend,
-    default_batch,
-    takes_any_size,
-    warm_up,
-)
+from dali_aesthetic.score.backends.backend import SlicedBackend, build_backend, warm_up
 from dali_aesthetic.score.backends.calibration import Calibration
+from dali_aesthetic.score.backends.fits import BACKENDS, choose_backend, default_batch
 from dali_aesthetic.score.clip import VisionTower
 from dali_aesthetic.score.head import HeadBank
 from dali_aesthetic.score.scorer import Scorer
@@ -110,7 +104,7 @@ def scorer_of(
     lap("encoder")
     warm_up(built, device, batch_size)
     lap("first batch")
-    sliced = device.type == "cpu" and takes_any_size(backend)
+    sliced = device.type == "cpu" and BACKENDS[backend].any_size
     if sliced:
         built = SlicedBackend(built, torch.get_num_threads())
     return Scorer(built, device, batch_size, keep_embeddings, padded=not sliced)

@@ -1,4 +1,7 @@
-"""How far the scores of one path are from those of another, and what that changes about what is kept."""
+"""The gate before a lower precision: score errors and changed decisions against those of float16.
+
+A precision passes on the user's own images or is not used.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ class Deviation:
     """Absolute differences of raw scores over `num_images`, and decisions that change.
 
     `flips` and `kept` are numbers of images by the name of the cut: those that only one of the two keeps,
-    and those the reference keeps. NaN where a score is none.
+    and those that the reference keeps. Errors are NaN where a score is.
     """
 
     num_images: int
@@ -57,14 +60,11 @@ def deviation(ours_N: Scores, reference_N: Scores, cuts: Mapping[str, float]) ->
     )
 
 
-# FOLDED dali_aesthetic/score/fast/gate.py: The gate before a lower precision: its scores on the user's own images against those of float16.
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """What a precision may do: errors on the head's own scale, and the share of decisions changed at a cut.
+class GateLimits:
+    """Limits of score errors, on the head's own scale, and of the share of decisions changed at a cut.
 
-    The errors may be as large as the limits; the flips must be fewer.
+    Errors may be as large as their limits; flips must be fewer than theirs.
     """
 
     mean_error: float = 0.02
@@ -72,7 +72,7 @@ class Limits:
     flips: float = 0.01
 
     def exceeded_by(self, found: Deviation) -> str:
-        """The limits that `found` is over, for a person; empty where it passes. NaN never passes."""
+        """The exceeded limits in words; empty where `found` passes. NaN never passes."""
         over = []
         if not found.mean_error <= self.mean_error:
             over.append(f"mean error {found.mean_error:.4f}, limit {self.mean_error:g}")
@@ -86,13 +86,13 @@ class Limits:
 
 
 Candidate = tuple[str, tuple[str, ...], Callable[[], Scores]]
-"""Precision, products that stay in float16, and what makes and scores it: asked where those before failed."""
+"""Precision, products that stay in float16, and a function that scores with them, called only if needed."""
 
 
 def try_in_turn(
-    reference_N: Scores, candidates: Iterable[Candidate], cuts: Mapping[str, float], limits: Limits
+    reference_N: Scores, candidates: Iterable[Candidate], cuts: Mapping[str, float], limits: GateLimits
 ) -> tuple[Trial, ...]:
-    """Each candidate in turn until one passes: then it is the last, and its `failed` is empty."""
+    """Tries the candidates until one passes: it is the last of the trials, and its `failed` is empty."""
     trials: list[Trial] = []
     for precision, products, scores in candidates:
         found = deviation(scores(), reference_N, cuts)
@@ -102,7 +102,7 @@ def try_in_turn(
     return tuple(trials)
 
 
-def _trial(precision: str, products: tuple[str, ...], found: Deviation, limits: Limits) -> Trial:
+def _trial(precision: str, products: tuple[str, ...], found: Deviation, limits: GateLimits) -> Trial:
     return Trial(
         precision=precision,
         float16_products=products,

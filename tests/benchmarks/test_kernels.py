@@ -16,6 +16,7 @@ from benchmarks.result import read_result
 from benchmarks.roofline import VIT_L_14
 from benchmarks.settings import Settings
 from benchmarks.tables import blocks
+from dali_aesthetic.score.backends import fits
 from dali_aesthetic.score.backends.kernels import class_block, gemm
 from tests.score.backends import twins
 
@@ -73,7 +74,7 @@ def test_the_slower_of_products_and_memory_is_the_bound() -> None:
 def test_without_the_kernels_it_says_why_and_writes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(gemm, "refusal", lambda device: "it needs a Hopper GPU")
+    monkeypatch.setattr(fits, "why_not_quack", lambda device: "it needs a Hopper GPU")
     monkeypatch.setattr(kernels, "measure_kernels", None)
     parts.kernels(Settings(device="cpu", results=tmp_path))
     assert "it needs a Hopper GPU" in capsys.readouterr().out

@@ -16,7 +16,8 @@ from dali_aesthetic.config import Config
 from dali_aesthetic.launch import precision
 from dali_aesthetic.launch.calibration_file import CALIBRATION
 from dali_aesthetic.launch.run import run_local
-from dali_aesthetic.score.backends import calibrate, fused
+from dali_aesthetic.score.backends import calibrate
+from dali_aesthetic.score.backends.fits import why_not_fused
 from dali_aesthetic.score.spec import spec_of
 from tests.conftest import jpeg, snapshot, write_shard
 from tests.launch import float8
@@ -34,7 +35,7 @@ def _needs_hopper(tmp_path_factory: pytest.TempPathFactory) -> None:
         pytest.skip("no GPU")
     folder = tmp_path_factory.mktemp("configs")
     float8.add_encoder(ENCODER, folder, embed_dim=768, image_size=224, layers=3, width=1024, patch_size=14)
-    if reason := fused.refusal(spec_of(ENCODER), torch.device("cuda"), "fp8"):
+    if reason := why_not_fused(spec_of(ENCODER), torch.device("cuda"), "fp8"):
         pytest.skip(reason)
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import time
+from pathlib import Path
+
 import pytest
 
 from dali_aesthetic.config import Config, ConfigError
 from dali_aesthetic.launch import slurm
-from dali_aesthetic.launch.slurm import ALONE, Task, current_task, for_task
+from dali_aesthetic.launch.slurm import ALONE, Task, current_task, for_task, settling
 from dali_aesthetic.types import Shard
 
 SRUN = {
@@ -140,3 +144,24 @@ def test_what_several_tasks_cannot_do_is_refused(values: dict[str, object], says
 def test_one_task_a_host_may_have_all_of_its_gpus() -> None:
     several = config(launch={"workers": 2})
     assert for_task(several, Task(index=0, count=4, local_count=1)) == several
+
+
+def _settle(output: Path, index: int, log: Path) -> None:
+    with settling(str(output), Task(index=index, count=3)):
+        with log.open("a") as stream:
+            stream.write("in ")
+        time.sleep(0.2)
+        with log.open("a") as stream:
+            stream.write("out ")
+
+
+def test_one_task_at_a_time_settles_the_precision(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    log = tmp_path / "log"
+    processes = [context.Process(target=_settle, args=(tmp_path / "out", index, log)) for index in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert log.read_text() == "in out " * 3
+    assert list((tmp_path / "out").iterdir()) == []

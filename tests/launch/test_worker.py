@@ -18,7 +18,7 @@ from dali_aesthetic.config import Config, ConfigError, ModelConfig
 from dali_aesthetic.launch import worker as workers
 from dali_aesthetic.launch.worker import build_worker, model_reader, resolve_device, run_record
 from dali_aesthetic.overlap import beside
-from dali_aesthetic.score.backends.backend import CPU_BATCH
+from dali_aesthetic.score.backends.fits import CPU_BATCH
 from dali_aesthetic.write.output import RunMismatch, write_run_record
 
 

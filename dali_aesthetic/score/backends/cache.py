@@ -1,16 +1,13 @@
-"""One folder for what is compiled once and used by every later run: kernels, and exported models.
+"""The folder where Triton, QuACK and Inductor keep what they compiled, for every later run.
 
 QuACK and Inductor lock their own entries and Triton renames them into place, so the eight processes of a node
-share the folder and none compiles what another has. Nothing is tuned at run time: tiles are pinned.
+share the folder and each kernel is compiled once. Nothing is tuned at run time: tiles are pinned.
 """
 
 from __future__ import annotations
 
-import fcntl
 import os
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 
 VARIABLE = "DALI_AESTHETIC_CACHE"
@@ -19,14 +16,14 @@ LIBRARIES = {
     "QUACK_CACHE_DIR": "quack",
     "TORCHINDUCTOR_CACHE_DIR": "inductor",
 }
-"""The variable that moves each library's cache, and the folder it gets below ours."""
+"""The environment variable of each library's cache, and its subfolder of `cache_folder`."""
 
 
 def cache_folder() -> Path:
-    """`$DALI_AESTHETIC_CACHE`, else `dali_aesthetic` below `$XDG_CACHE_HOME` or `~/.cache`; made.
+    """`$DALI_AESTHETIC_CACHE`, else `dali_aesthetic` below `$XDG_CACHE_HOME` or `~/.cache`; created.
 
-    Where that can't be written (a container without a home), a folder of this user's below the temporary one.
-    Raises OSError where the folder that `$DALI_AESTHETIC_CACHE` names can't be made.
+    Where that is not writable (a container without a home), a folder of this user's in the temporary folder.
+    Raises OSError where the folder that `$DALI_AESTHETIC_CACHE` names can't be created.
     """
     if named := os.environ.get(VARIABLE):
         folder = Path(named).expanduser()
@@ -44,20 +41,11 @@ def cache_folder() -> Path:
     return folder
 
 
-def point_libraries_to_it() -> None:
-    """Have the libraries keep their caches below `cache_folder`, but for those the user has placed elsewhere.
+def use_cache_folder() -> None:
+    """Sets the libraries' cache variables to subfolders of `cache_folder`, unless the user has set them.
 
-    Called before they are imported: QuACK reads its variable then, the others at each use.
+    Call it before QuACK is imported, which reads its variable then; the others read theirs at each use.
     """
     folder = cache_folder()
     for variable, name in LIBRARIES.items():
         os.environ.setdefault(variable, str(folder / name))
-
-
-@contextmanager
-def alone(path: Path) -> Iterator[None]:
-    """Holds `path`.lock, waiting for whoever has it; without one on a file system that has no locks."""
-    with path.with_name(f"{path.name}.lock").open("a") as stream:
-        with suppress(OSError):  # without a lock: twice the work, and the same result
-            fcntl.flock(stream, fcntl.LOCK_EX)
-        yield

@@ -1,7 +1,7 @@
-"""From images to float8 scales, heads that go with them, and the verdict of the gate.
+"""From images to float8 statistics, corrected heads and the choice of the gate.
 
-What the rounded weights do to all images alike is taken out of the affine heads by a ridge regression on the
-calibration images.
+The error that rounded weights cause in all images alike is removed from the affine heads, by a ridge
+regression on the calibration images.
 
 Shape legend: N images, R rows, K input channels of a product, D embedding, A affine heads.
 """
@@ -16,14 +16,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dali_aesthetic.score.backends.calibration import Calibration, Choice, Seen, Statistics
+from dali_aesthetic.score.backends.calibration import Calibration, Choice, InputStatistics, Statistics
 from dali_aesthetic.score.backends.class_stream import ClassStream
+from dali_aesthetic.score.backends.fits import why_not_fused
 from dali_aesthetic.score.backends.folding import fold_all_but_the_last
 from dali_aesthetic.score.backends.fused import DeferredNorms, FusedEncoder, NormPasses
-from dali_aesthetic.score.backends.fused_fp8 import Float8Blocks, refusal
+from dali_aesthetic.score.backends.fused_fp8 import Float8Blocks
 from dali_aesthetic.score.backends.workspace import Workspace
 from dali_aesthetic.score.clip import VisionTower
-from dali_aesthetic.score.gate import Candidate, Limits, Scores, try_in_turn
+from dali_aesthetic.score.gate import Candidate, GateLimits, Scores, try_in_turn
 from dali_aesthetic.score.head import HeadBank
 
 LADDER: tuple[tuple[str, ...], ...] = (
@@ -33,41 +34,41 @@ LADDER: tuple[tuple[str, ...], ...] = (
     ("proj", "fc2"),
     ("qkv", "proj", "fc2"),
 )
-"""What stays in float16, in the order in which the gate tries it: the cheapest first, by the measured times
-of the products alone. What each costs a whole run was not measured. After all of them bf16 is tried."""
+"""Products that stay in float16, in the order in which the gate tries them: cheapest first, by the products'
+own times (the cost to a whole run was not measured). After all of them it tries bf16."""
 RIDGE = 1e-2
 """Strength of the heads' correction, in units of the embeddings' mean variance."""
 _BATCH = 256
 
 
 def observe(encoder: FusedEncoder, images_NHWC: Tensor, work: Workspace) -> tuple[Statistics, Tensor]:
-    """What the patches' products of a float16 encoder with `NormPasses` see of these images, and its
-    embeddings."""
-    assert isinstance(encoder.middle, NormPasses)
-    seen: dict[tuple[int, str], Seen] = {}
+    """Statistics of the inputs of the patches' products in a float16 encoder with `NormPasses`, and the
+    embeddings [N, D] of the images."""
+    assert isinstance(encoder.trunk, NormPasses)
+    seen: dict[tuple[int, str], InputStatistics] = {}
 
     def take(block: int, site: str, rows_RK: Tensor) -> None:
-        now = Seen.of(rows_RK)
+        now = InputStatistics.of(rows_RK)
         if (block, site) in seen:
             seen[block, site].add(now)
         else:
             seen[block, site] = now
 
-    encoder.middle.observe = take
+    encoder.trunk.observe = take
     embeddings = []
     for start in range(0, len(images_NHWC), work.images):
         part = images_NHWC[start : start + work.images]
         here = work.first(len(part))
         encoder.patchify(part, here)
         embeddings.append(encoder.encode(here))
-    encoder.middle.observe = None
+    encoder.trunk.observe = None
     return seen, torch.cat(embeddings)
 
 
 def corrected_heads(heads: HeadBank, embeddings_ND: Tensor, reference_ND: Tensor) -> HeadBank:
-    """Heads that give these float8 embeddings the scores that their float16 ones get, as near as may be.
+    """Heads that give float8 embeddings scores as close as possible to those of the float16 ones.
 
-    Ridge regression of the difference on the unit embeddings; heads that aren't affine stay as they are.
+    By ridge regression of the difference on the unit embeddings; heads that aren't affine are unchanged.
     """
     corrected = copy.deepcopy(heads)
     count = len(heads.b_A)
@@ -87,8 +88,8 @@ def corrected_heads(heads: HeadBank, embeddings_ND: Tensor, reference_ND: Tensor
     return corrected
 
 
-class _Study:
-    """A float16 encoder that looks at images, and the float8 ones that are made from what it saw."""
+class _TrialEncoder:
+    """A float16 encoder, which can be changed to float8 or bfloat16 for a trial."""
 
     def __init__(self, tower: VisionTower, heads: HeadBank, device: torch.device) -> None:
         self.tower, self.heads = tower.float().to(device), heads.float().to(device)
@@ -98,7 +99,7 @@ class _Study:
         self.device = device
 
     def embed(self, images_NHWC: Tensor) -> Tensor:
-        """Embeddings [N, D] of images on the device, by the encoder as it is now."""
+        """Embeddings [N, D] of images on the device, in the present precision."""
         parts = []
         for part in torch.split(images_NHWC, self.work.images):
             here = self.work.first(len(part))
@@ -107,21 +108,21 @@ class _Study:
         return torch.cat(parts)
 
     def scores(self, embeddings_ND: Tensor, heads: HeadBank) -> Scores:
-        """Of the first head, on the host."""
+        """Scores of the first head, on the host."""
         found: Scores = heads(embeddings_ND)[:, 0].cpu().numpy()
         return found
 
     def to_float8(self, statistics: Statistics, float16_products: Sequence[str]) -> None:
-        """From here on the encoder is a float8 one."""
+        """Changes the encoder to float8."""
         rows = self.work.images * (self.tower.spec.tokens - 1)
-        self.encoder.middle = Float8Blocks(self.blocks, statistics, rows, self.device, float16_products)
+        self.encoder.trunk = Float8Blocks(self.blocks, statistics, rows, self.device, float16_products)
 
     def to_bfloat16(self) -> None:
-        """From here on the encoder is a bfloat16 one."""
+        """Changes the encoder to bfloat16."""
         dtype, spec = torch.bfloat16, self.tower.spec
         self.work = Workspace.make(spec, self.work.images, self.device, dtype)
         rows = self.work.images * (spec.tokens - 1)
-        self.encoder.middle = DeferredNorms(
+        self.encoder.trunk = DeferredNorms(
             self.blocks, rows, self.device, dtype, apart=ClassStream(self.blocks)
         )
 
@@ -134,29 +135,29 @@ def calibrate(
     calibration_NHWC: Tensor,
     check_NHWC: Tensor,
     cuts: Mapping[str, float],
-    limits: Limits,
+    limits: GateLimits,
     made_for: Mapping[str, Any],
 ) -> Calibration:
-    """Statistics from the first images, and the fastest way that passes the gate on the others.
+    """Statistics from the calibration images, and the fastest precision that passes the gate on the others.
 
     The images are uint8 [N, S, S, 3] on the device, the cuts raw scores of the first head. fp8 is tried as
-    `LADDER` says, then bf16; where none passes the choice is fp16. Raises ValueError where `refusal` gives a
-    reason.
+    `LADDER` says, then bf16; where none passes the choice is fp16. Raises ValueError where fp8
+    can't run.
     """
-    if reason := refusal(tower.spec, device):
+    if reason := why_not_fused(tower.spec, device, "fp8"):
         raise ValueError(f"precision fp8 can't run here: {reason}; use --precision fp16, or auto")
-    study = _Study(tower, heads, device)
-    statistics, reference_ND = observe(study.encoder, calibration_NHWC, study.work)
-    expected = study.scores(study.embed(check_NHWC), study.heads)
+    trial = _TrialEncoder(tower, heads, device)
+    statistics, reference_ND = observe(trial.encoder, calibration_NHWC, trial.work)
+    expected = trial.scores(trial.embed(check_NHWC), trial.heads)
     made: list[HeadBank] = []
 
     def candidates() -> Iterator[Candidate]:
         for products in LADDER:
-            study.to_float8(statistics, products)
-            made.append(corrected_heads(study.heads, study.embed(calibration_NHWC), reference_ND))
-            yield "fp8", products, lambda: study.scores(study.embed(check_NHWC), made[-1])
-        study.to_bfloat16()
-        yield "bf16", (), lambda: study.scores(study.embed(check_NHWC), study.heads)
+            trial.to_float8(statistics, products)
+            made.append(corrected_heads(trial.heads, trial.embed(calibration_NHWC), reference_ND))
+            yield "fp8", products, lambda: trial.scores(trial.embed(check_NHWC), made[-1])
+        trial.to_bfloat16()
+        yield "bf16", (), lambda: trial.scores(trial.embed(check_NHWC), trial.heads)
 
     trials = try_in_turn(expected, candidates(), cuts, limits)
     last = trials[-1]

@@ -1,7 +1,7 @@
-"""What float8 needs to know of a run's images, and what the gate found: one file that all workers load.
+"""The calibration of a run: float8 statistics and the gate's choice, in one file for all workers.
 
 A safetensors file: the statistics of every product's input and the corrected heads as tensors, the choice
-with its trials as JSON in the header. A run that fell back keeps its choice in such a file without tensors.
+with its trials as JSON in the header. A run that fell back stores its choice without tensors.
 
 Shape legend: R rows, K input channels of a product, D embedding, A affine heads.
 """
@@ -27,8 +27,8 @@ _FORMAT = 2
 
 
 @dataclass(slots=True)
-class Seen:
-    """What went into one product: per channel the sum, the least and the largest, float32 [K]."""
+class InputStatistics:
+    """Statistics of the input of a product: per channel the sum, minimum and maximum, float32 [K]."""
 
     rows: int
     total_K: Tensor
@@ -36,21 +36,22 @@ class Seen:
     largest_K: Tensor
 
     @classmethod
-    def of(cls, rows_RK: Tensor) -> Seen:
+    def of(cls, rows_RK: Tensor) -> InputStatistics:
         """The statistics of a float16 batch."""
         least, largest = torch.aminmax(rows_RK, dim=0)
         return cls(len(rows_RK), rows_RK.sum(0, dtype=torch.float32), least.float(), largest.float())
 
-    def add(self, other: Seen) -> None:
-        """Takes another batch's in."""
+    def add(self, other: InputStatistics) -> None:
+        """Includes the statistics of another batch."""
         self.rows += other.rows
         self.total_K += other.total_K
         self.least_K = torch.minimum(self.least_K, other.least_K)
         self.largest_K = torch.maximum(self.largest_K, other.largest_K)
 
-    def to(self, device: torch.device) -> Seen:
+    def to(self, device: torch.device) -> InputStatistics:
         """The same on `device`."""
-        return Seen(self.rows, self.total_K.to(device), self.least_K.to(device), self.largest_K.to(device))
+        parts = self.total_K, self.least_K, self.largest_K
+        return InputStatistics(self.rows, *(part.to(device) for part in parts))
 
     @property
     def centre_K(self) -> Tensor:
@@ -63,17 +64,17 @@ class Seen:
         return float(torch.maximum(self.largest_K - self.centre_K, self.centre_K - self.least_K).max())
 
 
-Statistics = Mapping[tuple[int, str], Seen]
+Statistics = Mapping[tuple[int, str], InputStatistics]
 """By block and product."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trial:
-    """One faster way against float16, on images that it was not calibrated on.
+    """A faster precision compared with float16, on images that it was not calibrated on.
 
     `precision` is fp8 or bf16, `float16_products` are those of `SITES` that stay in float16 with fp8. Errors
     are differences of the first head's raw scores, `flips` the share of images that change sides by the name
-    of the cut. `failed` says which limits it is over; empty where it passed.
+    of the cut. `failed` names the exceeded limits; empty where it passed.
     """
 
     precision: str = "fp8"
@@ -87,11 +88,11 @@ class Trial:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
-    """What the gate decided: `precision` is fp8, bf16 or fp16.
+    """The decision of the gate: `precision` is fp8, bf16 or fp16.
 
-    `float16_products` are what of fp8 stays in float16, `made_for` the options it holds for, `weights` the
-    sha256 of the tower's file and each head's (the name of random ones); `reason` says why fp8 was not even
-    tried.
+    `float16_products` stay in float16 with fp8. `made_for` are the options that it is valid for, `weights`
+    the sha256 of the tower's file and of each head's (the name of random ones). `reason` says why fp8 was
+    not tried at all.
     """
 
     precision: str
@@ -104,21 +105,21 @@ class Choice:
     weights: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON, which has no NaN: an error that is none is None."""
+        """For JSON, which has no NaN: an error that is NaN becomes None."""
         plain: dict[str, Any] = json.loads(json.dumps(asdict(self)), parse_constant=lambda _: None)
         if not self.weights:
-            del plain["weights"]  # a file from before they were noted keeps its hash, which a resume asks for
+            del plain["weights"]  # an older file without them keeps its hash, which a resume compares
         return plain
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """What `as_dict` gave, perhaps through JSON."""
+        """The inverse of `as_dict`, also after JSON."""
         trials = [Trial(**_filled(trial)) for trial in values["trials"]]
         weights = tuple(values.get("weights", ()))
         return cls(**{**_filled(values), "trials": tuple(trials), "weights": weights})
 
     def describe(self) -> str:
-        """One line for a person: what was chosen, and on what grounds."""
+        """The choice and its grounds, in one line."""
         if self.reason:
             return f"{self.precision}: fp8 was not tried, {self.reason}"
         last = self.trials[-1]
@@ -141,7 +142,7 @@ class Choice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Calibration:
-    """The choice and, where it is fp8, what the scales are made from and the heads that go with them."""
+    """The choice and, where it is fp8, the statistics that scales are made from and the corrected heads."""
 
     choice: Choice
     statistics: Statistics = field(default_factory=dict)
@@ -149,7 +150,7 @@ class Calibration:
     b_A: Tensor = field(default_factory=lambda: torch.empty(0))
 
     def to_bytes(self) -> bytes:
-        """The file; the same content gives the same bytes."""
+        """The content of the file; equal calibrations give equal bytes."""
         tensors = {"heads.w_AD": self.w_AD.cpu().contiguous(), "heads.b_A": self.b_A.cpu().contiguous()}
         rows = {}
         for (block, site), seen in self.statistics.items():
@@ -162,7 +163,7 @@ class Calibration:
 
     @classmethod
     def from_bytes(cls, content: bytes) -> Self:
-        """What `to_bytes` gave. Raises ValueError for anything else."""
+        """The inverse of `to_bytes`. Raises ValueError for anything else."""
         try:
             tensors = safetensors.torch.load(content)
             length = int.from_bytes(content[:8], "little")
@@ -170,7 +171,7 @@ class Calibration:
             if header["format"] != _FORMAT:
                 raise ValueError(f"it has format {header['format']}, this version reads {_FORMAT}")
             statistics = {
-                _site(name): Seen(
+                _site(name): InputStatistics(
                     rows, *(tensors[f"{name}.{part}"] for part in ("total_K", "least_K", "largest_K"))
                 )
                 for name, rows in header["rows"].items()
@@ -182,12 +183,12 @@ class Calibration:
 
     @property
     def sha256(self) -> str:
-        """Of the file."""
+        """The sha256 of the file, in hex."""
         return hashlib.sha256(self.to_bytes()).hexdigest()
 
 
 def _filled(values: Mapping[str, Any]) -> dict[str, Any]:
-    """What JSON can't say put back: NaN, and tuples."""
+    """Restores NaN and tuples, which JSON lacks."""
     full = {name: float("nan") if value is None else value for name, value in values.items()}
     return {**full, "float16_products": tuple(values["float16_products"])}
 

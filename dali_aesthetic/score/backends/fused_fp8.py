@@ -1,12 +1,12 @@
-"""The fused tower with float8 products of patches: e4m3 weights and activations, a float16 residual stream.
+"""The fused tower with float8 products for patches: e4m3 weights and activations, a float16 residual stream.
 
-Every scale is static. A normalised row can't exceed the square root of its width; attention outputs and
-hidden values are measured on calibration images and given headroom. Activations are centred before they
-are rounded (what is subtracted comes back in the bias that follows, exactly), because e4m3's error is
-relative. The heads are corrected for what rounding does to all images alike (`float8_study.py`). Class
-tokens (`class_stream.py`), patch embedding, last block and projection stay float16.
+Weights have a scale per output channel, activations one static scale a product. A normalised row can't exceed
+the square root of its width; attention outputs and hidden values are measured on calibration images and given
+headroom. Activations are centred before they are rounded, because e4m3's error is relative; the centre comes
+back exactly, in the bias that follows. The heads are corrected for the rounding error that all images share
+(`calibrate.py`). Class tokens (`class_stream.py`), patch embedding, last block and projection stay float16.
 
-Shape legend: R rows, W width, K input channels of a product."""
+Shape legend: R rows, W width, N output and K input channels of a product."""
 
 from __future__ import annotations
 
@@ -19,55 +19,61 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from dali_aesthetic.score.backends import folding, fused
-from dali_aesthetic.score.backends.calibration import SITES, Calibration, Seen, Statistics
+from dali_aesthetic.score.backends import folding
+from dali_aesthetic.score.backends.calibration import SITES, Calibration, InputStatistics, Statistics
 from dali_aesthetic.score.backends.class_stream import ClassStream
 from dali_aesthetic.score.backends.folding import FoldedBlock
 from dali_aesthetic.score.backends.fused import FusedBackend, FusedEncoder
+from dali_aesthetic.score.backends.kernels import attention, layernorm
 from dali_aesthetic.score.backends.kernels.gemm import Gemm
 from dali_aesthetic.score.backends.workspace import Workspace
 from dali_aesthetic.score.clip import LAYER_NORM_EPS, VisionTower
 from dali_aesthetic.score.head import HeadBank
 from dali_aesthetic.score.spec import TowerSpec
 
+LARGEST = 448.0
+"""The largest float8_e4m3fn."""
 _FLOAT8 = torch.float8_e4m3fn
 
 
-def refusal(spec: TowerSpec, device: torch.device) -> str:
-    """Why this backend can't run `spec` on `device`; empty where it can."""
-    return fused.refusal(spec, device, "fp16")
+def build(
+    tower: VisionTower,
+    heads: HeadBank,
+    device: torch.device,
+    batch_size: int,
+    calibration: Calibration,
+) -> FusedBackend:
+    """A fused float8 backend with these scales.
+
+    Raises ValueError for the calibration of another tower or other heads.
+    """
+    tower, heads = tower.float().to(device), heads.float().to(device)
+    blocks = folding.fold_all_but_the_last(tower)
+    _check_fits(calibration, tower.spec, heads)
+    statistics = {key: seen.to(device) for key, seen in calibration.statistics.items()}
+    rows = batch_size * (tower.spec.tokens - 1)
+    with torch.inference_mode():
+        products = calibration.choice.float16_products
+        trunk = Float8Blocks(blocks, statistics, rows, device, products)
+        encoder = FusedEncoder(tower, trunk)
+    corrected = copy.deepcopy(heads)
+    corrected.w_AD, corrected.b_A = calibration.w_AD.to(device), calibration.b_A.to(device)
+    work = Workspace.make(tower.spec, batch_size, device, torch.float16)
+    return FusedBackend(encoder, corrected, work, "fp8")
 
 
-@dataclass(frozen=True, slots=True)
-class _Input:
-    """How a product's input is rounded: `(x - centre) * scale`."""
-
-    centre_K: Tensor
-    scale: float
-    offset_K: Tensor
-
-    @classmethod
-    def of(cls, centre_K: Tensor, scale: float) -> _Input:
-        """With the offset that goes with them: `x * scale + offset`."""
-        return cls(centre_K, scale, -centre_K * scale)
-
-    @classmethod
-    def normalized(cls, seen: Seen) -> _Input:
-        """For a LayerNorm's output, which is bounded."""
-        bound = math.sqrt(len(seen.total_K)) + float(seen.centre_K.abs().max())
-        return cls.of(seen.centre_K, LARGEST / bound)
-
-    @classmethod
-    def calibrated(cls, seen: Seen, centred: bool) -> _Input:
-        """For anything else."""
-        if centred:
-            return cls.of(seen.centre_K, calibrated_scale(seen.peak))
-        peak = float(torch.maximum(seen.largest_K, -seen.least_K).max())
-        return cls.of(torch.zeros_like(seen.total_K), calibrated_scale(peak))
+def _check_fits(calibration: Calibration, spec: TowerSpec, heads: HeadBank) -> None:
+    if calibration.choice.precision != "fp8":
+        raise ValueError(f"the calibration has no scales: its choice was {calibration.choice.describe()}")
+    wide = {"qkv": spec.width, "proj": spec.width, "fc1": spec.width, "fc2": spec.mlp_width}
+    wanted = {(block, site): wide[site] for block in range(spec.layers - 1) for site in SITES}
+    found = {key: len(seen.total_K) for key, seen in calibration.statistics.items()}
+    if found != wanted or calibration.w_AD.shape != heads.w_AD.shape:
+        raise ValueError(f"the calibration was made for another encoder than {spec.name}, or for other heads")
 
 
 class Float8Blocks:
-    """See `fused.Middle`. Patches' products are in float8, but for `float16_products` (qkv, proj, fc2)."""
+    """The `fused.Trunk` with patches' products in float8, except `float16_products` (of qkv, proj, fc2)."""
 
     wants_normed = False
 
@@ -92,49 +98,47 @@ class Float8Blocks:
             self._hidden_RF = torch.empty(rows, hidden, device=device, dtype=_FLOAT8)
 
     def __call__(self, work: Workspace) -> None:
-        from dali_aesthetic.score.backends.kernels.layernorm import normalize_rows
-
         h, class_NW = work.split(work.tokens_RW)
         rows, width = h.shape
         narrow, wide = self._narrow_RW[:rows], work.normed_RW[:rows]
         normed = wide if self._wide_qkv else narrow
         attended = wide if self._wide_proj else narrow
         for index, block in enumerate(self._blocks):
-            normalize_rows(h, normed, LAYER_NORM_EPS, block.qkv_in.scale, block.qkv_in.offset_K)
+            layernorm.normalize_rows(h, normed, LAYER_NORM_EPS, block.qkv_in.scale, block.qkv_in.offset_K)
             block.qkv(normed, packed := work.scratch(rows, 3 * width))
             self._apart(index, class_NW, partial(self._attend, packed, attended, block.proj_in.scale))
             block.proj(attended, h, h)
-            normalize_rows(h, narrow, LAYER_NORM_EPS, block.fc1_in.scale, block.fc1_in.offset_K)
+            layernorm.normalize_rows(h, narrow, LAYER_NORM_EPS, block.fc1_in.scale, block.fc1_in.offset_K)
             hidden = self._hidden_RF
             hidden = work.scratch(rows, block.fc1.channels_out) if hidden is None else hidden[:rows]
             block.fc1(narrow, hidden)
             block.fc2(hidden, h, h)
-        normalize_rows(work.tokens_RW, work.normed_RW, LAYER_NORM_EPS)
+        layernorm.normalize_rows(work.tokens_RW, work.normed_RW, LAYER_NORM_EPS)
 
     def _attend(
         self, packed: Tensor, attended: Tensor, scale: float, qkv_class: Tensor, attended_class: Tensor
     ) -> None:
-        from dali_aesthetic.score.backends.kernels.attention import attend
-
-        attend(packed, qkv_class, attended, attended_class, self._heads, scale)
+        attention.attend(packed, qkv_class, attended, attended_class, self._heads, scale)
 
 
 class _Float8Block:
-    """One block's products, with the centres folded into the biases."""
+    """The products of a block, with the centres folded into the biases."""
 
     def __init__(
         self, block: FoldedBlock, statistics: Statistics, index: int, float16_products: Sequence[str]
     ) -> None:
         seen = {site: statistics[index, site] for site in SITES}
-        as_it_is = {site: _Input.of(torch.zeros_like(seen[site].total_K), 1.0) for site in float16_products}
-        self.qkv_in = as_it_is.get("qkv") or _Input.normalized(seen["qkv"])
-        self.fc1_in = _Input.normalized(seen["fc1"])
-        self.proj_in = as_it_is.get("proj") or _Input.calibrated(seen["proj"], centred=True)
+        unchanged = {
+            site: _Quantizer.of(torch.zeros_like(seen[site].total_K), 1.0) for site in float16_products
+        }
+        self.qkv_in = unchanged.get("qkv") or _Quantizer.normalized(seen["qkv"])
+        self.fc1_in = _Quantizer.normalized(seen["fc1"])
+        self.proj_in = unchanged.get("proj") or _Quantizer.calibrated(seen["proj"], centred=True)
         # Not centred: most hidden values are near zero, where e4m3 is finest.
-        fc2_in = as_it_is.get("fc2") or _Input.calibrated(seen["fc2"], centred=False)
+        fc2_in = unchanged.get("fc2") or _Quantizer.calibrated(seen["fc2"], centred=False)
         qkv_centre, proj_centre = self.qkv_in.centre_K.double(), self.proj_in.centre_K.double()
-        # Values are centred by their bias, as the attention's weights add up to one; keys need no bias, but
-        # then must lack the same everywhere.
+        # Values are centred by their bias, as attention weights add up to one. Keys need no bias, but then
+        # the class tokens' keys must lack the same: `shifts`.
         self.shifts = (block.k @ qkv_centre, proj_centre)
         q_bias, v_bias = block.q_bias + block.q @ qkv_centre, block.v @ qkv_centre - proj_centre
         qkv_bias = torch.cat([q_bias, torch.zeros_like(v_bias), v_bias])
@@ -158,7 +162,7 @@ class _Float8Block:
 
 
 def _gemm(
-    epilogue: str, weight_NK: Tensor, bias_N: Tensor, given: _Input, out_scale: float | None = None
+    epilogue: str, weight_NK: Tensor, bias_N: Tensor, given: _Quantizer, out_scale: float | None = None
 ) -> Gemm:
     quantized, scale_N = quantize_weight(weight_NK)
     operands: dict[str, Tensor | float] = {"b": bias_N.float(), "s": scale_N / given.scale}
@@ -167,51 +171,31 @@ def _gemm(
     return Gemm(epilogue, quantized, None, **operands)
 
 
-def build(
-    tower: VisionTower,
-    heads: HeadBank,
-    device: torch.device,
-    batch_size: int,
-    calibration: Calibration,
-) -> FusedBackend:
-    """A fused float8 backend with these scales.
+@dataclass(frozen=True, slots=True)
+class _Quantizer:
+    """Rounds a product's input to float8 as `(x - centre) * scale`, computed as `x * scale + offset`."""
 
-    Raises ValueError where `refusal` gives a reason, and for the calibration of another tower or other heads.
-    """
-    if reason := refusal(tower.spec, device):
-        raise ValueError(f"precision fp8 can't run here: {reason}; use --precision fp16, or auto")
-    tower, heads = tower.float().to(device), heads.float().to(device)
-    blocks = folding.fold_all_but_the_last(tower)
-    _check_fits(calibration, tower.spec, heads)
-    statistics = {key: seen.to(device) for key, seen in calibration.statistics.items()}
-    rows = batch_size * (tower.spec.tokens - 1)
-    with torch.inference_mode():
-        products = calibration.choice.float16_products
-        middle = Float8Blocks(blocks, statistics, rows, device, products)
-        encoder = FusedEncoder(tower, middle)
-    corrected = copy.deepcopy(heads)
-    corrected.w_AD, corrected.b_A = calibration.w_AD.to(device), calibration.b_A.to(device)
-    work = Workspace.make(tower.spec, batch_size, device, torch.float16)
-    return FusedBackend(encoder, corrected, work, "fp8")
+    centre_K: Tensor
+    scale: float
+    offset_K: Tensor
 
+    @classmethod
+    def of(cls, centre_K: Tensor, scale: float) -> _Quantizer:
+        return cls(centre_K, scale, -centre_K * scale)
 
-def _check_fits(calibration: Calibration, spec: TowerSpec, heads: HeadBank) -> None:
-    if calibration.choice.precision != "fp8":
-        raise ValueError(f"the calibration has no scales: its choice was {calibration.choice.describe()}")
-    wide = {"qkv": spec.width, "proj": spec.width, "fc1": spec.width, "fc2": spec.mlp_width}
-    wanted = {(block, site): wide[site] for block in range(spec.layers - 1) for site in SITES}
-    found = {key: len(seen.total_K) for key, seen in calibration.statistics.items()}
-    if found != wanted or calibration.w_AD.shape != heads.w_AD.shape:
-        raise ValueError(f"the calibration was made for another encoder than {spec.name}, or for other heads")
+    @classmethod
+    def normalized(cls, seen: InputStatistics) -> _Quantizer:
+        """For a LayerNorm's output, which is bounded."""
+        bound = math.sqrt(len(seen.total_K)) + float(seen.centre_K.abs().max())
+        return cls.of(seen.centre_K, LARGEST / bound)
 
-
-# FOLDED dali_aesthetic/score/fast/kernels/float8.py: Weights and scales for float8_e4m3fn products: weights per output channel, inputs by one static scale.
-#
-# Shape legend: N output channels, K input channels.
-
-
-LARGEST = 448.0
-"""The largest float8_e4m3fn."""
+    @classmethod
+    def calibrated(cls, seen: InputStatistics, centred: bool) -> _Quantizer:
+        """For any other input, whose range was measured."""
+        if centred:
+            return cls.of(seen.centre_K, calibrated_scale(seen.peak))
+        peak = float(torch.maximum(seen.largest_K, -seen.least_K).max())
+        return cls.of(torch.zeros_like(seen.total_K), calibrated_scale(peak))
 
 
 def quantize_weight(weight_NK: Tensor) -> tuple[Tensor, Tensor]:
@@ -221,7 +205,7 @@ def quantize_weight(weight_NK: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def calibrated_scale(peak: float, headroom: float = 2.0) -> float:
-    """What an input is multiplied with whose calibration samples reached `peak`.
+    """The factor of an input whose calibration samples reached `peak`.
 
     Headroom costs almost no precision: e4m3 has 15 binades.
     """

@@ -90,7 +90,7 @@ def float8_encoder(tower: VisionTower) -> tuple[fused.FusedEncoder, Workspace, T
     work = Workspace.make(SPEC, 4, DEVICE, torch.float16)
     encoder = fused.FusedEncoder(tower, fused.NormPasses(blocks, torch.float16))
     calibration, reference = calibrate.observe(encoder, pixels(12, seed=1), work)
-    encoder.middle = fused_fp8.Float8Blocks(blocks, calibration, 4 * (SPEC.tokens - 1), DEVICE)
+    encoder.trunk = fused_fp8.Float8Blocks(blocks, calibration, 4 * (SPEC.tokens - 1), DEVICE)
     return encoder, work, reference
 
 

@@ -12,10 +12,11 @@ pytest.importorskip("triton")
 
 from dali_aesthetic.score.backends import calibrate, fused, fused_fp8
 from dali_aesthetic.score.backends.calibration import Calibration
+from dali_aesthetic.score.backends.fits import why_not_fused
 from dali_aesthetic.score.backends.kernels import gemm
 from dali_aesthetic.score.backends.kernels.gemm import Gemm
 from dali_aesthetic.score.clip import VisionTower, normalize
-from dali_aesthetic.score.gate import Limits
+from dali_aesthetic.score.gate import GateLimits
 from dali_aesthetic.score.head import Head, HeadBank, head_from_state
 from dali_aesthetic.score.spec import TowerSpec
 from dali_aesthetic.score.weights import random_head_state, random_tower_state
@@ -26,8 +27,8 @@ SPEC = TowerSpec(
     embed_dim=768, quick_gelu=True,
 )  # fmt: skip
 BATCHES = [1, 7, 255, 256, 257, 1019]
-REFUSAL = fused.refusal(SPEC, DEVICE, "fp16") if torch.cuda.is_available() else "there is no GPU"
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(bool(REFUSAL), reason=REFUSAL)]
+REASON = why_not_fused(SPEC, DEVICE, "fp16") if torch.cuda.is_available() else "there is no GPU"
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(bool(REASON), reason=REASON)]
 
 
 def tower() -> VisionTower:
@@ -80,10 +81,10 @@ def test_a_replayed_graph_repeats_bit_for_bit(backend: fused.FusedBackend) -> No
 
 @pytest.fixture(scope="module")
 def calibration() -> Calibration:
-    return calibrated(Limits(mean_error=9, p99_error=9, flips=2))
+    return calibrated(GateLimits(mean_error=9, p99_error=9, flips=2))
 
 
-def calibrated(limits: Limits) -> Calibration:
+def calibrated(limits: GateLimits) -> Calibration:
     images = pixels(512, seed=9), pixels(256, seed=10)
     return calibrate.calibrate(tower(), heads(), DEVICE, *images, {"standard": 5.0}, limits, {})
 
@@ -115,7 +116,7 @@ def test_float8_repeats_bit_for_bit_also_from_its_file(
 
 
 def test_every_step_of_the_gates_ladder_runs_and_brings_the_scores_nearer() -> None:
-    choice = calibrated(Limits(mean_error=0)).choice
+    choice = calibrated(GateLimits(mean_error=0)).choice
     assert choice.precision == "fp16"
     errors = [trial.mean_error for trial in choice.trials]
     assert [trial.precision for trial in choice.trials] == ["fp8"] * len(calibrate.LADDER) + ["bf16"]
@@ -203,11 +204,3 @@ def test_float8_products_saturate() -> None:
     out = torch.empty(256, 1024, device=DEVICE, dtype=torch.float8_e4m3fn)
     Gemm("scaled_linear_quick_gelu", weight, b=one, s=one, q=1.0)(x, out)
     assert bool((out.float() == 448).all())
-
-
-def test_a_tower_it_can_not_run_is_refused_with_the_reason() -> None:
-    assert "QuickGELU" in fused.refusal(dataclasses.replace(SPEC, quick_gelu=False), DEVICE, "fp16")
-    assert "power of two" in fused.refusal(dataclasses.replace(SPEC, image_size=336), DEVICE, "fp16")
-    assert "fp32" in fused.refusal(SPEC, DEVICE, "fp32")
-    assert fused.refusal(SPEC, DEVICE, "fp8") == ""
-    assert "Hopper" in fused.refusal(SPEC, torch.device("cpu"), "fp16")

@@ -84,12 +84,6 @@ def test_attention_repeats_bit_for_bit() -> None:
         assert all(map(torch.equal, first, again))
 
 
-def test_attention_says_which_towers_it_refuses() -> None:
-    assert attention.refusal(256, 64) == ""
-    assert "49" in attention.refusal(49, 64)
-    assert "80" in attention.refusal(256, 80)
-
-
 @pytest.mark.gpu
 @pytest.mark.skipif(not GPU, reason="float8 stores need a GPU")
 def test_attention_saturates_float8() -> None:

@@ -10,8 +10,8 @@ from torch import Tensor
 
 pytest.importorskip("triton")
 
-from dali_aesthetic.score.backends import triton_tower
-from dali_aesthetic.score.backends.backend import build_backend, resolve_backend
+from dali_aesthetic.score.backends.backend import build_backend
+from dali_aesthetic.score.backends.fits import why_not_triton
 from dali_aesthetic.score.backends.fused import FusedBackend
 from dali_aesthetic.score.clip import VisionTower
 from dali_aesthetic.score.head import Head, HeadBank, head_from_state
@@ -49,7 +49,6 @@ def pixels(count: int, size: int) -> Tensor:
 @pytest.fixture
 def on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     twins.install(monkeypatch)
-    monkeypatch.setattr(triton_tower, "refusal", lambda spec, device: "")
 
 
 @pytest.mark.usefixtures("on_a_cpu")
@@ -83,25 +82,6 @@ def test_biases_that_pile_up_are_all_added() -> None:
     torch.testing.assert_close(found, expected, atol=5e-3, rtol=5e-3)
 
 
-def test_it_has_one_precision() -> None:
-    assert resolve_backend("triton", "auto", CUDA) == ("triton", "fp16")
-    with pytest.raises(ValueError, match="backend triton has no precision 'bf16'"):
-        resolve_backend("triton", "bf16", CUDA)
-
-
-def test_gpus_and_towers_that_it_can_not_run_are_refused_with_the_reason(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    assert "NVIDIA GPU" in triton_tower.refusal(SPEC, CPU)
-    with pytest.raises(ValueError, match="backend triton can't run here: it needs an NVIDIA GPU"):
-        triton_tower.build(tower(SPEC), heads(SPEC), CPU, "fp16", 4)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
-    assert "not 7.5" in triton_tower.refusal(SPEC, CUDA)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 9))
-    assert triton_tower.refusal(SPEC, CUDA) == ""
-    assert "power of two" in triton_tower.refusal(replace(SPEC, image_size=56), CUDA)
-
-
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU compiles them itself")
 @pytest.mark.parametrize("capability", SHARED_BYTES)
 def test_its_attention_compiles_for_gpus_that_are_not_here(capability: int) -> None:
@@ -131,7 +111,7 @@ def test_on_a_gpu(images: int, quick_gelu: bool) -> None:
     spec = replace(
         SPEC, image_size=224, patch_size=14, width=1024, heads=16, mlp_width=4096, quick_gelu=quick_gelu
     )
-    if reason := triton_tower.refusal(spec, CUDA):
+    if reason := why_not_triton(spec, CUDA):
         pytest.skip(reason)
     batch = pixels(images, 224).cuda()
     expected = build_backend("eager", tower(spec), heads(spec), CUDA, "fp32", 64)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dali_aesthetic.score.backends import backend, class_stream, fused, fused_fp8
+from dali_aesthetic.score.backends import class_stream, fits, fused, fused_fp8
 from dali_aesthetic.score.backends.folding import PIXEL_OFFSET, PIXEL_STEP
 from dali_aesthetic.score.backends.kernels import attention, class_block, embed, gemm, layernorm
 from dali_aesthetic.score.spec import TowerSpec
@@ -147,8 +147,9 @@ def install(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(embed, "patchify", patchify)
     patch.setattr(embed, "assemble", assemble)
     patch.setattr(class_block, "class_attention", class_attention)
-    patch.setattr(gemm, "refusal", lambda device: "")
-    patch.setattr(backend, "_check_device", lambda precision, device: None)
+    patch.setattr(fits, "why_not_quack", lambda device: "")
+    patch.setattr(fits, "why_not_triton", lambda spec, device: "")
+    patch.setattr(fits, "_check_device", lambda backend, precision, device: None)
 
 
 def products(patch: pytest.MonkeyPatch) -> None:

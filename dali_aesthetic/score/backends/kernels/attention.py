@@ -59,15 +59,6 @@ def attend(
     )
 
 
-def refusal(patches: int, size: int) -> str:
-    """Why this kernel can't take towers of so many patches and head size; empty where it can."""
-    if patches & (patches - 1) or not 16 <= patches <= 256:
-        return f"its attention kernel takes 16 to 256 patches, a power of two, not {patches}"
-    if size not in (16, 32, 64, 128):
-        return f"its attention kernel takes heads of 16, 32, 64 or 128, not {size}"
-    return ""
-
-
 @triton.jit  # type: ignore[untyped-decorator,unused-ignore]
 def _patch_queries(
     q: tl.tensor, k: tl.tensor, v: tl.tensor, k_class: tl.tensor, v_class: tl.tensor

@@ -1,6 +1,11 @@
 """The last block, for the class token only, in float16: plain torch on [N, W] and one kernel.
 
-Shape legend: N images, R patches of them all, W width, H heads, S = W / H, D embedding."""
+Only the class token has a query, so keys and values are never computed: `q.k = q.(Wk x) = (Wk^T q).x` and
+`sum p v = Wv (sum p x)`. The two weights are applied to one row a head instead of to every token, and what
+is left is a weighted mean of the normalised tokens themselves.
+
+Shape legend: N images, P patches of an image (a power of two), R = N * P rows, W width, H heads, S = W / H.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +19,7 @@ from dali_aesthetic.score.backends.folding import FoldedBlock
 
 
 class ClassBlock:
-    """A block whose keys and values are never made; see `class_attention`."""
+    """The class token's way through a block; the other tokens are only read."""
 
     def __init__(self, folded: FoldedBlock, quick_gelu: bool) -> None:
         self._quick_gelu = quick_gelu
@@ -27,7 +32,7 @@ class ClassBlock:
         self._fc2, self._fc2_bias = folded.fc2.half(), folded.fc2_bias.half()
 
     def __call__(self, class_NW: Tensor, normed_RW: Tensor, normed_class_NW: Tensor, eps: float) -> Tensor:
-        """The class token [N, W] after the block, from the residual stream's and all tokens normalised."""
+        """The class token [N, W] after the block, given the one before it and all tokens normalised."""
         images, width = normed_class_NW.shape
         q_NHS = F.linear(normed_class_NW, self._q, self._q_bias).view(images, len(self._k_HSW), -1)
         asks_NHW = torch.bmm(q_NHS.transpose(0, 1), self._k_HSW).transpose(0, 1).contiguous()
@@ -39,14 +44,6 @@ class ClassBlock:
         hidden = F.linear(F.layer_norm(class_NW, (width,), eps=eps), self._fc1, self._fc1_bias)
         hidden = hidden * torch.sigmoid(1.702 * hidden) if self._quick_gelu else F.gelu(hidden)
         return class_NW + F.linear(hidden, self._fc2, self._fc2_bias)
-
-
-# FOLDED dali_aesthetic/score/fast/kernels/class_attention.py: The last block's attention: only the class token asks, so keys and values are never made.
-#
-# `q.k = q.(Wk x) = (Wk^T q).x` and `sum p v = Wv (sum p x)`: the two weights are applied to one row a head
-# instead of to every token, and what is left is a weighted mean of the normalised tokens themselves.
-#
-# Shape legend: N images, H heads, P patches (a power of two), W width.
 
 
 def class_attention(asks_NHW: Tensor, patches_RW: Tensor, class_NW: Tensor, out_NHW: Tensor) -> None:

@@ -5,21 +5,14 @@ Shape legend: M rows, N output channels, K input channels."""
 from __future__ import annotations
 
 import importlib
-import importlib.util
-import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from dali_aesthetic.score.backends.cache import point_libraries_to_it
-
-QUACK_VERSION = "0.6.5"
-"""The version that the tiles below were measured with."""
+from dali_aesthetic.score.backends.cache import use_cache_folder
 
 _FAST_ACCUMULATION = (("fp8_slow_accum", False),)
 """Set on QuACK's kernel object before it is traced: no promotion of float8 partial sums to registers.
@@ -65,22 +58,9 @@ def tile_of(channels_out: int, channels_in: int, element_size: int) -> Tile:
     return _TILES.get((channels_out, channels_in, element_size), _DEFAULT)
 
 
-def refusal(device: torch.device) -> str:
-    """Why these products can't run on `device`; empty where they can."""
-    if device.type != "cuda":
-        return "it needs a Hopper GPU"
-    major, minor = torch.cuda.get_device_capability(device)
-    if major != 9:
-        return f"it needs a Hopper GPU (compute capability 9.0), not {major}.{minor}"
-    missing = [name for name in ("quack", "cutlass") if importlib.util.find_spec(name) is None]
-    if missing:
-        return f"it needs the package quack-kernels=={QUACK_VERSION} (pip install dali-aesthetic[hopper])"
-    return ""
-
-
 def import_epilogues() -> ModuleType:
-    """Our epilogues, and with them QuACK: a second, once."""
-    point_libraries_to_it()
+    """The module of the epilogues. Its first import brings QuACK, Dynamo and Inductor: seconds."""
+    use_cache_folder()
     return importlib.import_module(f"{__package__}.epilogues")
 
 
@@ -137,13 +117,3 @@ class Gemm:
             epi_args={**self._operands, **operands},
             **self._launch,
         )
-
-
-# FOLDED dali_aesthetic/score/fast/kernels/launchers.py: What Triton needs beside a GPU: it builds the code that launches a kernel with a C compiler.
-
-
-def refusal_launchers() -> str:
-    """Why no Triton kernel can be launched on this machine; empty where one can. Finds what Triton would."""
-    if os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang"):
-        return ""
-    return "Triton needs a C compiler (apt install gcc python3-dev)"

@@ -19,14 +19,14 @@ from dali_aesthetic.score.backends import calibrate, fused, fused_fp8
 from dali_aesthetic.score.backends.backend import build_backend
 from dali_aesthetic.score.backends.calibration import Calibration
 from dali_aesthetic.score.clip import Block, VisionTower, normalize
-from dali_aesthetic.score.gate import Limits
+from dali_aesthetic.score.gate import GateLimits
 from dali_aesthetic.score.head import Head, HeadBank, head_from_state
 from dali_aesthetic.score.weights import random_head_state, random_tower_state
 from tests.score.backends import twins
 
 CPU = torch.device("cpu")
 SPEC = twins.SPEC
-ANY = Limits(mean_error=9, p99_error=9, flips=2)
+ANY = GateLimits(mean_error=9, p99_error=9, flips=2)
 CUTS = {"standard": 5.0, "high": 6.0}
 MADE_FOR = {"input": ["a.tar"]}
 
@@ -60,7 +60,7 @@ def photos(count: int, seed: int) -> Tensor:
 
 
 def calibrated(
-    change: Mapping[str, Any] = {}, limits: Limits = ANY, check: Tensor | None = None
+    change: Mapping[str, Any] = {}, limits: GateLimits = ANY, check: Tensor | None = None
 ) -> Calibration:
     return calibrate.calibrate(
         tower(change),
@@ -129,7 +129,7 @@ def test_a_calibration_of_another_tower_or_other_heads_is_refused() -> None:
 
 
 def test_over_the_limit_it_falls_back_and_says_what_it_tried() -> None:
-    calibration = calibrated(limits=Limits(mean_error=1e-6))
+    calibration = calibrated(limits=GateLimits(mean_error=1e-6))
     choice = calibration.choice
     assert choice.precision == "fp16"
     tried = [(trial.precision, trial.float16_products) for trial in choice.trials]
@@ -141,7 +141,7 @@ def test_over_the_limit_it_falls_back_and_says_what_it_tried() -> None:
 
 
 def test_bf16_is_taken_where_fp8_is_over_its_limits_and_bf16_is_not() -> None:
-    calibration = calibrated(limits=Limits(mean_error=0.003, p99_error=9, flips=2))
+    calibration = calibrated(limits=GateLimits(mean_error=0.003, p99_error=9, flips=2))
     choice = calibration.choice
     assert choice.precision == "bf16", choice.describe()
     assert "bf16 instead of fp8, which is over its limits (mean error" in choice.describe()
@@ -160,11 +160,11 @@ def test_products_in_float16_bring_scores_nearer_and_are_taken_where_needed(
 ) -> None:
     # With fewer blocks what rounding does to patches hardly reaches the class token.
     monkeypatch.setattr(sys.modules[__name__], "SPEC", replace(SPEC, layers=6))
-    trials = calibrated(limits=Limits(mean_error=1e-6)).choice.trials
+    trials = calibrated(limits=GateLimits(mean_error=1e-6)).choice.trials
     errors = {trial.float16_products: trial.mean_error for trial in trials if trial.precision == "fp8"}
     assert errors["qkv", "proj", "fc2"] < errors["qkv", "proj"] < 0.6 * errors["proj",]
     between = (errors["qkv", "proj"] + min(errors["proj",], errors[()])) / 2
-    calibration = calibrated(limits=Limits(mean_error=between, p99_error=9, flips=2))
+    calibration = calibrated(limits=GateLimits(mean_error=between, p99_error=9, flips=2))
     assert calibration.choice.precision == "fp8"
     assert calibration.choice.float16_products == ("qkv", "proj")
     assert "qkv and proj in fp16" in calibration.choice.describe()
@@ -188,7 +188,7 @@ def test_huge_channels_and_hard_neurons_pass_where_scales_can_hold_them() -> Non
         "blocks.1.ln_2.weight": scaled(8, 9),
         "blocks.1.fc1.weight": scaled(8, 11),
     }
-    calibration = calibrated(change, Limits(mean_error=0.05, p99_error=0.2, flips=0.1))
+    calibration = calibrated(change, GateLimits(mean_error=0.05, p99_error=0.2, flips=0.1))
     assert calibration.choice.precision == "fp8", calibration.choice.describe()
     images = photos(64, seed=7)
     off = scores("fp8", images, calibration, **change) - scores("fp16", images, **change)
@@ -212,7 +212,7 @@ def test_a_neuron_that_no_single_scale_can_hold_keeps_its_product_in_float16(
 ) -> None:
     """The tower is the same function; what is left of the other neurons' e4m3 bits is not enough."""
     monkeypatch.setattr(sys.modules[__name__], "SPEC", replace(SPEC, layers=6))
-    limits = Limits(mean_error=0.035, p99_error=0.2, flips=0.1)
+    limits = GateLimits(mean_error=0.035, p99_error=0.2, flips=0.1)
     assert calibrated(limits=limits).choice.float16_products == ()
     choice = calibrated(hard_neurons(2e4), limits).choice
     assert choice.float16_products == ("proj", "fc2"), choice.describe()
@@ -226,7 +226,7 @@ def test_rare_tokens_that_calibration_did_not_see_are_caught() -> None:
     marked[::3, 8:16, 8:16] = 0
     marked[::3, 8:16:2, 8:16:2] = 255
     change = neuron_for(marked[0], torch.cat([plain, photos(64, seed=1)]))
-    limits = Limits(mean_error=0.05, p99_error=0.2, flips=0.1)
+    limits = GateLimits(mean_error=0.05, p99_error=0.2, flips=0.1)
     assert calibrated(change, limits, plain).choice.float16_products == ()
     choice = calibrated(change, limits, marked).choice
     assert "p99 error" in choice.trials[0].failed, choice.describe()
