@@ -44,8 +44,8 @@ _HOMES = {
     "ModelConfig": "config",
     "RunResult": "launch.result",
     "Threshold": "threshold",
-    "WeightsUnavailable": "score.download",
-    "run": "launch.engine",
+    "WeightsUnavailable": "score.published",
+    "run": "launch.run",
     "score_images": "library",
 }
 

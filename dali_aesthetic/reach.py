@@ -1,10 +1,8 @@
-"""What a run needs beyond this machine, asked for once, impatiently: inputs, a store to write to, Ray."""
+"""Checks of what a run needs beyond this machine: inputs, a store to write to, Ray. Nothing is retried."""
 
 from __future__ import annotations
 
-import glob
 import os
-import re
 import socket
 from collections.abc import Generator, Iterator
 from contextlib import closing
@@ -12,17 +10,15 @@ from dataclasses import dataclass
 from enum import StrEnum
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
-from fsspec.utils import glob_translate
-
+from dali_aesthetic.embeddings.files import find_embeddings, holds_embeddings
 from dali_aesthetic.shards.formats import extension
-from dali_aesthetic.shards.inputs import InputError
-from dali_aesthetic.shards.listing import expand_braces
+from dali_aesthetic.shards.listing import InputError, expand_braces
 from dali_aesthetic.shards.plan import plan_shards
+from dali_aesthetic.shards.resolve import matcher
 from dali_aesthetic.stores.access import open_file
-from dali_aesthetic.stores.location import fixed_root, is_url, join, protocol
+from dali_aesthetic.stores.location import is_url, join, protocol
 from dali_aesthetic.stores.open import store_of
 from dali_aesthetic.stores.store import Store
 from dali_aesthetic.types import Buffer
@@ -31,13 +27,30 @@ _RAY_PORT = 6379
 _RAY_CLUSTER = Path("/tmp/ray/ray_current_cluster")
 _SECONDS = 3.0
 _BLOCK = 512
-_SHARDS = ("tar", "parquet")
+
+
+class Verdict(StrEnum):
+    """The outcome of a check. A warning doesn't stop a run; a failure does."""
+
+    OK = "ok"
+    WARN = "warn"
+    FAIL = "fail"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of the report. `fix` says what to do; it is empty where there is nothing to do."""
+
+    check: str
+    verdict: Verdict
+    detail: str
+    fix: str = ""
 
 
 def reach_input(location: str) -> Iterator[Finding]:
-    """Whether an input is there and can be read: one listing and one small read."""
+    """Checks that an input is there and can be read, with one listing and one small read."""
     try:
-        detail, fix = _remote(location) if _is_remote(location) else _planned(location)
+        detail, fix = _remote(location) if _is_remote(location) else _local(location)
     except Exception as error:  # each store's client has errors of its own
         fix = "check the location, the credentials and the network; `inspect` reads a little of it"
         yield Finding("input", Verdict.FAIL, f"{location}: {error or type(error).__name__}", fix)
@@ -49,41 +62,57 @@ def _is_remote(location: str) -> bool:
     return is_url(location) and not location.startswith("@")
 
 
-def _planned(location: str) -> tuple[str, str]:
-    shards = plan_shards([location])
-    count = f"{len(shards):,} {shards[0].kind} {'shards' if len(shards) > 1 else 'shard'}"
-    first = shards[0].source
+def _local(location: str) -> tuple[str, str]:
+    if holds_embeddings([location]):
+        files = find_embeddings(location)
+        _check_readable(files[0].path)
+        return f"{_counted(len(files), '.npy file')} of embeddings", ""
+    shards = plan_shards(location)
+    count, first = _counted(len(shards), f"{shards[0].kind} shard"), shards[0].source
     if is_url(first):  # of a list file
         detail, fix = _read_a_little(first)
         return f"{count}; {detail}", fix
-    if shards[0].kind != "folder":  # there a file that can't be read is a row, no failure
-        with open_file(first) as file:
-            file.read(_BLOCK)
+    if shards[0].kind != "folder":  # an image that can't be read is a row, not a failure
+        _check_readable(first)
     return count, ""
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'s' if number > 1 else ''}"
+
+
+def _check_readable(path: str) -> None:
+    with open_file(path) as file:
+        file.read(_BLOCK)
 
 
 def _remote(url: str) -> tuple[str, str]:
     first = (expand_braces(url)[0] if "{" in url else url).rstrip("/")
-    if glob.has_magic(first) or extension(first) not in _SHARDS:
+    if matcher(first)[0] != first or extension(first) not in ("tar", "parquet"):
         first = _first_listed(first)
     return _read_a_little(first)
 
 
 def _first_listed(url: str) -> str:
-    """The first shard below a folder or of a pattern, as far as a listing has to be read for it."""
-    store, key = store_of(url)
-    fits = re.compile(glob_translate(key)) if glob.has_magic(key) else None
-    wanted = "parquet" if extension(key) == "parquet" else "tar"
+    """The first tar of a folder or glob, where the listing ends; without one the first Parquet file."""
+    root, fits = matcher(url)
+    store, key = store_of(root)
     has_sizes = protocol(url) not in ("http", "https")  # a web server's page of links has none
-    for name, size in store.list(fixed_root(key)):
-        is_there = size > 0 or not has_sizes
-        if is_there and extension(name) == wanted and (fits is None or fits.match(name)):
-            return join(store.name, name)
-    raise InputError(f"it holds no .{wanted}")
+    likely = "parquet" if extension(url) == "parquet" else "tar"
+    second = ""
+    for name, size in store.list(key):
+        found = join(store.name, name)
+        if (size > 0 or not has_sizes) and fits(found):
+            if extension(name) == likely:
+                return found
+            second = second or (found if extension(name) == "parquet" else "")
+    if not second:
+        raise InputError("it holds no .tar and no .parquet")
+    return second
 
 
 def _read_a_little(url: str) -> tuple[str, str]:
-    """What the first bytes of an object say, and what to do where it comes only whole."""
+    """Reads the first bytes of an object. Returns the result, and the fix where it can only be read whole."""
     store, key = store_of(url)
     info = store.info(key)
     if info.has_ranges:
@@ -103,7 +132,7 @@ def _started(store: Store, key: str) -> Generator[Buffer, None, None]:
 
 
 def reach_output(url: str) -> Iterator[Finding]:
-    """Whether objects can be made and removed below a URL: makes one and removes it."""
+    """Checks that objects can be written and deleted below a URL: writes one and deletes it."""
     probe = join(url, f".doctor-{os.getpid()}")
     try:
         store, key = store_of(probe)
@@ -117,9 +146,9 @@ def reach_output(url: str) -> Iterator[Finding]:
 
 
 def reach_ray(address: str | None = None) -> Iterator[Finding]:
-    """Whether Ray is installed and the cluster that a run would join answers.
+    """Checks that Ray is installed and that the cluster which a run would join answers.
 
-    `address` is RAY_ADDRESS where it is None; without one it is the cluster that runs on this machine.
+    `address` None is RAY_ADDRESS, and without that the cluster that runs on this machine.
     """
     try:
         version = metadata.version("ray")
@@ -145,29 +174,3 @@ def reach_ray(address: str | None = None) -> Iterator[Finding]:
     except (OSError, ValueError) as error:
         fix = "start it (ray start --head), or correct or unset RAY_ADDRESS"
         yield Finding("ray", Verdict.FAIL, f"{version}; nothing answers at {address}: {error}", fix)
-
-
-# FOLDED dali_aesthetic/finding.py: What a check before a run found.
-
-
-class Verdict(StrEnum):
-    """How a check went. A warning doesn't stop a run; a failure does."""
-
-    OK = "ok"
-    WARN = "warn"
-    FAIL = "fail"
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One line of the report. `fix` says what to do, and is empty where there is nothing to do."""
-
-    check: str
-    verdict: Verdict
-    detail: str
-    fix: str = ""
-
-
-def as_dict(finding: Finding) -> dict[str, Any]:
-    """For JSON."""
-    return {name: str(getattr(finding, name)) for name in ("check", "verdict", "detail", "fix")}

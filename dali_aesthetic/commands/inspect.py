@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
@@ -70,7 +71,7 @@ def doctor(
     def work() -> int:
         from dali_aesthetic.config import Config, merge
         from dali_aesthetic.doctor import examine
-        from dali_aesthetic.reach import Verdict, as_dict
+        from dali_aesthetic.reach import Verdict
 
         model = {"encoder": encoder, "weights": weights, "heads": head, "model_dir": model_dir}
         base = {"input": "-", "output": "-", "device": device}
@@ -78,10 +79,10 @@ def doctor(
         with_ray = config.launch.engine == "ray"
         findings = list(examine(config.model, config.device, output, input or (), with_ray))
         if as_json:
-            typer.echo(json.dumps([as_dict(finding) for finding in findings], indent=2))
+            typer.echo(json.dumps([asdict(finding) for finding in findings], indent=2))
         else:
             for finding in findings:
-                console.print(_line(as_dict(finding)), soft_wrap=True)
+                console.print(_line(asdict(finding)), soft_wrap=True)
         return 1 if any(finding.verdict is Verdict.FAIL for finding in findings) else 0
 
     guarded(False, work)

@@ -97,7 +97,7 @@ def score(
 ) -> None:
     """Score every sample and write no images: cut the scores later with `filter`, as often as you like."""
     inputs = [*(input or []), *(more_input or [])]
-    if inputs and all(holds_embeddings(one) for one in inputs):
+    if holds_embeddings(inputs):
         model = {"encoder": encoder, "model_dir": model_dir}
         unread = {
             "--config": config, "--weights": weights, "--device": device, "--engine": engine, "--gpus": gpus,

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dali_aesthetic.config import ConfigError
-from dali_aesthetic.shards.inputs import InputError
+from dali_aesthetic.shards.listing import InputError
 from dali_aesthetic.shards.opened import map_file
 from dali_aesthetic.shards.plan import plan_shards
 from dali_aesthetic.shards.scan import TarDamage, scan_tar

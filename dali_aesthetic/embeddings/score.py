@@ -23,7 +23,7 @@ from dali_aesthetic.embeddings.files import EmbeddingFile, find_embeddings, fing
 from dali_aesthetic.embeddings.table import EmbeddingScores
 from dali_aesthetic.score.head import HeadBank
 from dali_aesthetic.score.weights import ResolvedFile, load_head
-from dali_aesthetic.shards.inputs import InputError
+from dali_aesthetic.shards.listing import InputError
 from dali_aesthetic.stores.location import is_url
 from dali_aesthetic.threshold import Threshold
 from dali_aesthetic.types import ShardReport, Status

@@ -1,8 +1,13 @@
-"""What is an image: by extension for listing and choosing, by magic bytes where no extension helps."""
+"""File kinds: by extension for listing and choosing, by magic bytes where no extension helps."""
 
 from __future__ import annotations
 
+from typing import Literal
+
 from dali_aesthetic.types import Buffer
+
+Kind = Literal["tar", "folder", "parquet", "embeddings"]
+"""The kind of an input; `folder` is image files, each of which is a sample."""
 
 IMAGE_EXTENSIONS = (
     *("jpg", "jpeg", "png", "webp"),
@@ -12,12 +17,20 @@ IMAGE_EXTENSIONS = (
 """In order of preference where a sample has several; the first four are open_clip's."""
 
 IMAGE_RANK = {extension: rank for rank, extension in enumerate(IMAGE_EXTENSIONS)}
+KINDS: dict[str, Kind] = {
+    "tar": "tar",
+    "parquet": "parquet",
+    "npy": "embeddings",
+    **dict.fromkeys(IMAGE_EXTENSIONS, "folder"),
+}
+"""The kind of input that a file of each extension is."""
+COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 KNOWN_SIDECARS = frozenset(
     ("json", "txt", "caption", "cls", "cls2", "npy", "npz", "pyd", "pkl", "pth", "pt", "xml", "html", "csv")
 )
 
 HEAD_BYTES = 12
-"""How much of a file `looks_like_image` looks at."""
+"""The number of bytes that `looks_like_image` reads."""
 
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP  ")
 

@@ -14,7 +14,6 @@ from dali_aesthetic.stores.read_ahead import DEFAULT_BYTES, RemoteFile
 from dali_aesthetic.stores.store import LASTING, StoreError
 from dali_aesthetic.types import Buffer
 
-__all__ = ["DEFAULT_LIMITS", "LocalFile", "ReadLimits", "TooManyBytes", "View", "has_changed", "is_url"]
 READ_ERRORS = (StoreError, OSError, *LASTING)
 """What reading a `View` may raise."""
 

@@ -7,18 +7,22 @@ import os
 import posixpath
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
+from operator import eq
 from pathlib import Path
+from typing import Literal, overload
 
-import numpy as np
+import pyarrow as pa
 
 from dali_aesthetic.shards.folder import ImageFiles, group_images
-from dali_aesthetic.shards.inputs import InputError, Located, locate, merge
-from dali_aesthetic.shards.listing import PackedTexts, TarShards
-from dali_aesthetic.shards.opened import is_url
-from dali_aesthetic.shards.parquet import name_parquet, parquet_shards
+from dali_aesthetic.shards.formats import IMAGE_RANK, extension
+from dali_aesthetic.shards.listing import InputError
+from dali_aesthetic.shards.resolve import Found, resolve, texts_of
+from dali_aesthetic.stores.location import is_url
 from dali_aesthetic.types import Shard
 
-__all__ = ["InputError", "plan_shards"]
+__all__ = ["FileShards", "InputError", "plan_shards"]
+FileKind = Literal["tar", "parquet"]
+_AT_A_TIME = 1 << 14
 
 
 def plan_shards(
@@ -28,26 +32,74 @@ def plan_shards(
     output: str | Path = "",
     image_column: str = "",
 ) -> Sequence[Shard]:
-    """Lists the shards of `inputs`: a tar, a glob, a brace pattern, a folder of tars, `@list.txt`, several of
-    these (as a shell makes of an unquoted pattern), or one folder of images, cut into `samples_per_shard`;
-    or Parquet files with images, in the column `image_column` or one found by type and name.
+    """Lists the shards of `inputs`: tars, Parquet files or images, as files, globs, brace patterns, folders,
+    URLs of these or `@list.txt`; several inputs must be of one kind.
 
-    Tars are sorted by name, those of a list file stay in its order. Folders below `output` are not input.
-    Raises InputError where there is nothing to do or two shards would share a name. A million tars take some
-    90 MB; each `Shard` of them is made when it is asked for.
+    Each tar and each Parquet file is a shard; they are sorted by name, those of a list file stay in its
+    order. Images are cut into shards of `samples_per_shard`. Of Parquet, `image_column` holds the images;
+    where it is empty each file's is found by type and name. Folders below `output` are not input.
+
+    Raises InputError where there is nothing to do, the kinds differ, or two shards would share a name. A
+    million tars take some 90 MB: a `Shard` is made when it is asked for.
     """
-    texts = [str(inputs)] if isinstance(inputs, str | Path) else [str(text) for text in inputs]
-    if not texts:
-        raise InputError("no input; give a tar, a pattern, a folder or @list.txt")
+    texts = texts_of(inputs)
     _check_output(texts, str(output))
-    if name_parquet(texts):
-        return parquet_shards(texts, image_column, str(output))
-    if image_column:
+    found = resolve(texts, str(output))
+    if image_column and found.kind != "parquet":
         raise InputError(f"--image-column {image_column} is for Parquet, and {', '.join(texts)} is none")
-    found = [locate(text, str(output)) for text in texts]
-    if len(found) == 1 and found[0].image_folder:
-        return _image_shards(found[0], samples_per_shard)
-    return _tar_shards(found[0] if len(found) == 1 else merge(found, any(item.ordered for item in found)))
+    if found.kind == "embeddings":
+        raise InputError(
+            f"{found.files[0]} holds embeddings, not images: `score` and `score-embeddings` score them; where "
+            "Parquet beside them holds images, give it as a pattern (FOLDER/**/*.parquet)"
+        )
+    if found.kind == "folder":
+        return _image_shards(found, samples_per_shard)
+    return _file_shards(found, found.kind or "tar", image_column)
+
+
+class FileShards(Sequence[Shard]):
+    """Shards of a file each, in order; a `Shard` is made when it is asked for. `name` gives its name.
+
+    Equal to any sequence of equal shards.
+    """
+
+    def __init__(
+        self, sources: Iterable[str], name: Callable[[str], str], kind: FileKind = "tar", column: str = ""
+    ) -> None:
+        # Strings of Python would take twice the memory. Bytes, because a local path need not be UTF-8.
+        self._sources = pa.array([os.fsencode(source) for source in sources], pa.large_binary())
+        self._name, self._kind, self._column = name, kind, column
+
+    def __len__(self) -> int:
+        return len(self._sources)
+
+    @overload
+    def __getitem__(self, place: int) -> Shard: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[Shard]: ...
+    def __getitem__(self, place: int | slice) -> Shard | list[Shard]:
+        if isinstance(place, slice):
+            return [self[index] for index in range(*place.indices(len(self)))]
+        index = range(len(self))[place]
+        return self._shard(index, self._sources[index].as_py())
+
+    def __iter__(self) -> Iterator[Shard]:
+        for start in range(0, len(self), _AT_A_TIME):
+            for index, source in enumerate(self._sources.slice(start, _AT_A_TIME).to_pylist(), start):
+                yield self._shard(index, source)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and len(self) == len(other) and all(map(eq, self, other))
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self[:3]}, {len(self)} in all)"
+
+    def _shard(self, index: int, path: bytes) -> Shard:
+        source = os.fsdecode(path)
+        name = self._name(source)
+        return Shard(index=index, name=name, kind=self._kind, source=source, column=self._column)
 
 
 def _check_output(texts: Sequence[str], output: str) -> None:
@@ -57,40 +109,39 @@ def _check_output(texts: Sequence[str], output: str) -> None:
             raise InputError(f"--output {output} is the input itself; give a folder of its own or below it")
 
 
-def _tar_shards(found: Located) -> TarShards:
-    name = partial(_name, root=found.root)
-    sources = found.tars
-    if not found.ordered and not _are_sorted(map(name, sources)):
-        sources = PackedTexts(sorted(sources, key=lambda source: (name(source), source)))
-    # Strings would take ten times the memory of their hashes; equal ones are looked at again.
-    hashes = np.fromiter((hash(name(source)) for source in sources), np.int64, len(sources))
-    if len(np.unique(hashes)) < len(hashes):
-        _check_names(sources, name)
-    return TarShards(sources, name)
+def _file_shards(found: Found, kind: FileKind, column: str) -> FileShards:
+    name = partial(shard_name, root=found.root)
+    named = [(name(source), source) for source in found.files]
+    if not found.ordered:
+        named.sort()
+    check_names(named)
+    return FileShards((source for _, source in named), name, kind, column)
 
 
-def _are_sorted(names: Iterable[str]) -> bool:
-    before = ""
-    for name in names:
-        if name < before:
-            return False
-        before = name
-    return True
-
-
-def _check_names(sources: Iterable[str], name_of: Callable[[str], str]) -> None:
+def check_names(named: Sequence[tuple[str, str]]) -> None:
+    """Raises InputError for two files of the same name, given as (name, path)."""
+    if len({name for name, _ in named}) == len(named):
+        return
     owners: dict[str, str] = {}
-    for source in sources:
-        name = name_of(source)
+    for name, source in named:
         if name in owners:
             other = owners[name]
-            problem = "is given twice" if other == source else f"and {other} would both be named {name!r}"
-            raise InputError(f"{source} {problem}; remove or rename one of them")
+            same = os.path.abspath(other) == os.path.abspath(source)
+            problem = "is given twice" if same else f"and {source} would both be named {name!r}"
+            raise InputError(f"{other} {problem}; remove or rename one of them")
         owners[name] = source
 
 
-def _name(source: str, root: str) -> str:
-    """The tar's path below the root without `.tar`. Raises InputError for one that isn't below it."""
+def shard_name(source: str, root: str) -> str:
+    """The file's path below the root without its extension. Raises InputError for one that isn't below it."""
+    name = _below(source, root).rpartition(".")[0]
+    if name.isprintable() and "\\" not in name:
+        return name
+    return "".join(letter if letter.isprintable() and letter != "\\" else "_" for letter in name)
+
+
+def _below(source: str, root: str) -> str:
+    """The file's path relative to the root. Raises InputError for one that isn't below it."""
     prefix = root if root.endswith("/") or not root else root + "/"
     if source.startswith(prefix):
         relative = source[len(prefix) :]
@@ -102,25 +153,24 @@ def _name(source: str, root: str) -> str:
         relative = posixpath.normpath(relative.removeprefix("/"))
         if ".." in relative.split("/"):
             raise InputError(f"{source} does not lie below {root or 'the current folder'}; give its own path")
-    name = relative[: -len(".tar")]
-    if name.isprintable() and "\\" not in name:
-        return name
-    return "".join(letter if letter.isprintable() and letter != "\\" else "_" for letter in name)
+    return relative
 
 
-def _image_shards(found: Located, samples_per_shard: int) -> list[Shard]:
+def _image_shards(found: Found, samples_per_shard: int) -> list[Shard]:
     if samples_per_shard < 1:
         raise InputError(f"samples_per_shard is {samples_per_shard}; give at least 1")
+    paths = [_below(file, found.root) for file in found.files]
+    check_names([(path, path) for path in paths if extension(path) in IMAGE_RANK])
     return [
         Shard(
             index=index,
             name=f"{index:05d}",
             kind="folder",
-            source=found.image_folder,
+            source=found.root,
             files=files,
-            fingerprint=_fingerprint(found.image_folder, files),
+            fingerprint=_fingerprint(found.root, files),
         )
-        for index, files in enumerate(_cut(group_images(found.images), samples_per_shard))
+        for index, files in enumerate(_cut(group_images(paths), samples_per_shard))
     ]
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from dali_aesthetic.shards.folder import read_folder
-from dali_aesthetic.shards.opened import DEFAULT_LIMITS, ReadLimits, is_url
+from dali_aesthetic.shards.opened import DEFAULT_LIMITS, ReadLimits
 from dali_aesthetic.shards.parquet import read_parquet
 from dali_aesthetic.shards.tar import read_tar
+from dali_aesthetic.stores.location import is_url
 from dali_aesthetic.stores.read_ahead import ReadAhead
 from dali_aesthetic.types import Sample, Shard, ShardEnd
 

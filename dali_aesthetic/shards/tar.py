@@ -6,7 +6,6 @@ from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 
 from dali_aesthetic.shards.formats import HEAD_BYTES, IMAGE_RANK, KNOWN_SIDECARS, looks_like_image
-from dali_aesthetic.shards.oddities import Oddities
 from dali_aesthetic.shards.opened import (
     DEFAULT_LIMITS,
     READ_ERRORS,
@@ -34,6 +33,7 @@ from dali_aesthetic.types import Sample, Shard, ShardEnd, Status
 
 _MAX_GLOBAL_BYTES = 1 << 16
 _DAMAGES_SHOWN = 3
+_EXAMPLES_SHOWN = 3
 _OK = Status.OK
 
 
@@ -78,6 +78,27 @@ def split_name(name: str) -> tuple[str, str]:
     start = name.rfind("/") + 1
     dot = name.find(".", start)
     return (name[:dot], name[dot + 1 :].lower()) if dot > start else ("", "")
+
+
+class Oddities:
+    """Oddities of a shard that lost nothing: counts by kind in order of appearance, with first examples."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, tuple[int, list[str]]] = {}
+
+    def add(self, kind: str, example: str) -> None:
+        """Counts one oddity; `example` is the name it concerns, or empty."""
+        count, examples = self._found.get(kind, (0, []))
+        if example and len(examples) < _EXAMPLES_SHOWN:
+            examples.append(example[:200])
+        self._found[kind] = (count + 1, examples)
+
+    def warnings(self) -> tuple[str, ...]:
+        """One line a kind: `KIND: COUNT (first: …)`."""
+        return tuple(
+            f"{kind}: {count}" + (f" (first: {', '.join(map(repr, examples))})" if examples else "")
+            for kind, (count, examples) in self._found.items()
+        )
 
 
 @dataclass(slots=True)

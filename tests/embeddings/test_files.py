@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from dali_aesthetic.embeddings.files import find_embeddings, holds_embeddings
-from dali_aesthetic.shards.inputs import InputError
+from dali_aesthetic.shards.listing import InputError
 
 
 def _npy(path: Path) -> Path:

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 import dali_aesthetic.embeddings.score as module
 from dali_aesthetic.embeddings.score import BLOCK_ROWS, NotNormalized, score_embeddings
-from dali_aesthetic.shards.inputs import InputError
+from dali_aesthetic.shards.listing import InputError
 from dali_aesthetic.threshold import Threshold
 from dali_aesthetic.write import RunMismatch
 from dali_aesthetic.write.output import OutputMismatch

@@ -146,14 +146,6 @@ def test_compressed_tars_are_refused(tmp_path: Path, name: str) -> None:
             plan_shards(str(text))
 
 
-def test_an_image_or_several_folders_of_images_are_refused(tmp_path: Path) -> None:
-    touch(tmp_path, "a/1.jpg", "b/2.jpg")
-    with pytest.raises(InputError, match="give the folder"):
-        plan_shards(str(tmp_path / "a/1.jpg"))
-    with pytest.raises(InputError, match="folder of images beside other inputs"):
-        plan_shards([str(tmp_path / "a"), str(tmp_path / "b")])
-
-
 def test_the_output_below_the_input_is_not_input(tars: Path) -> None:
     touch(tars, "out/shards/00000.tar")
     assert "out/shards/00000" in [s.name for s in plan_shards(str(tars))]

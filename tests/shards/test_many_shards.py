@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from dali_aesthetic.shards.listing import PackedTexts, TarShards
-from dali_aesthetic.shards.plan import InputError, plan_shards
+from dali_aesthetic.shards import InputError, plan_shards
+from dali_aesthetic.shards.plan import FileShards
 from dali_aesthetic.types import Shard
 from dali_aesthetic.write.output import pending_shards
 
@@ -24,16 +24,16 @@ def listed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_texts_are_the_list_they_were_made_of() -> None:
     texts = ["", "a", "grün/\u4e2d.tar", "\udcff broken", "a"]
-    packed = PackedTexts(texts)
-    assert list(packed) == texts
-    assert [packed[index] for index in range(-5, 5)] == texts * 2
-    assert packed[1:4] == texts[1:4]
+    shards = FileShards(texts, str)
+    assert [shard.source for shard in shards] == texts
+    assert [shards[index].source for index in range(-5, 5)] == texts * 2
+    assert [shard.source for shard in shards[1:4]] == texts[1:4]
     with pytest.raises(IndexError):
-        packed[5]
+        shards[5]
 
 
 def test_shards_are_the_list_they_stand_for() -> None:
-    shards = TarShards(PackedTexts(["x/a.tar", "x/b.tar", "x/c.tar"]), lambda source: source[2:-4])
+    shards = FileShards(["x/a.tar", "x/b.tar", "x/c.tar"], lambda source: source[2:-4])
     expected = [
         Shard(index=index, name=name, kind="tar", source=f"x/{name}.tar") for index, name in enumerate("abc")
     ]

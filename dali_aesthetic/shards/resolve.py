@@ -1,0 +1,329 @@
+"""The files that an input text names, and the kind of what was found.
+
+A text is a file, a folder, a glob, a brace pattern, a URL of these, or `@list.txt` with one of them a line.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import filterfalse, groupby
+from pathlib import Path
+
+from fsspec.utils import glob_translate
+
+from dali_aesthetic.config import at_home
+from dali_aesthetic.shards import earlier_runs
+from dali_aesthetic.shards.formats import COMPRESSED, KINDS, Kind, extension
+from dali_aesthetic.shards.listing import (
+    InputError,
+    common_parent,
+    expand_braces,
+    list_lines,
+    missing,
+    walk,
+)
+from dali_aesthetic.stores.access import list_files
+from dali_aesthetic.stores.location import fixed_root, is_url, parent
+from dali_aesthetic.stores.store import StoreUnusable
+
+_PLAIN = re.compile(r"[^*?\[{]*\.(\w+)", re.DOTALL)
+_SHOWN = 5
+_NOUN: dict[Kind, str] = {
+    "tar": "a tar",
+    "folder": "an image",
+    "parquet": "a Parquet file",
+    "embeddings": "a .npy of embeddings",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """Files of one kind; shards are named by their paths below `root`. `kind` is None where `files` is empty.
+
+    Of images `files` holds the sidecars too, unless `images_only`. `ordered` files keep their order.
+    """
+
+    root: str
+    kind: Kind | None = None
+    files: Sequence[str] = ()
+    images_only: bool = False
+    ordered: bool = False
+
+
+def texts_of(inputs: str | Path | Sequence[str | Path]) -> list[str]:
+    """`inputs` as texts, a leading `~/` as the home folder."""
+    given = [inputs] if isinstance(inputs, str | Path) else inputs
+    return [at_home(str(text)) for text in given]
+
+
+def resolve(texts: Sequence[str], exclude: str = "", wanted: Kind | None = None) -> Found:
+    """The files that `texts` name together; folders below `exclude` (the output) are not looked into.
+
+    Of a folder of several kinds `wanted` is taken; without it Parquet and `.npy` beside tars or images are
+    their metadata, and so is Parquet beside embeddings. Raises InputError where nothing is found, where the
+    kinds differ or are not `wanted`, and for images and embeddings at a URL.
+    """
+    if not texts:
+        raise InputError("no input; give a tar, a pattern, a folder or @list.txt")
+    found = _merge([_resolve(text, exclude, wanted) for text in texts])
+    if found.kind is None:
+        raise InputError(f"{', '.join(texts)}: nothing there but the output {exclude}")
+    if wanted and found.kind != wanted:
+        raise InputError(f"{found.files[0]} is {_NOUN[found.kind]}; give {_NOUN[wanted]} or a folder of them")
+    if found.kind == "tar":
+        return found
+    if found.kind != "parquet" and (url := next(filter(is_url, found.files), "")):
+        raise InputError(f"{url} is {_NOUN[found.kind]}, which must be local; download it")
+    if found.kind == "folder":
+        beside = _beside(found.files) if found.images_only else ()
+        return replace(found, files=[*found.files, *beside], images_only=False)
+    return replace(found, root=_parent_of_all(found.files))
+
+
+def kind_of_first(texts: Sequence[str]) -> Kind | None:
+    """The kind of the first of `texts`, by its name where that tells; None where it can't be found.
+
+    `resolve` makes sure that the others are of the same kind.
+    """
+    try:
+        text = next(iter(texts), "")
+        if text.startswith("@"):
+            text = next(list_lines(text[1:]), "")
+        if is_url(text) or not os.path.isdir(text):
+            kind = KINDS.get(extension(text))
+            if kind or is_url(text):
+                return kind
+        return resolve([text]).kind
+    except (InputError, OSError):
+        return None
+
+
+def matcher(url: str) -> tuple[str, Callable[[str], bool]]:
+    """Where a folder or glob at a URL is to be listed, and whether it holds a URL from there."""
+    url = url.rstrip("/")
+    if not glob.has_magic(url):
+        return url, lambda _: True
+    fits = re.compile(glob_translate(url)).match
+    return fixed_root(url), lambda one: fits(one) is not None
+
+
+def _resolve(text: str, exclude: str, wanted: Kind | None) -> Found:
+    if text.startswith("@"):
+        return _list_file(text[1:], exclude, wanted)
+    if not text:
+        raise InputError("an empty input; give a tar, a pattern, a folder or @list.txt")
+    if is_url(text):
+        return (_braces if "{" in text else _remote)(text, exclude, wanted)
+    if os.path.isdir(text):
+        return _folder(text, exclude, wanted)
+    if os.path.isfile(text):
+        return _file(text)
+    if "{" in text:
+        return _braces(text, exclude, wanted)
+    if glob.has_magic(text):
+        return _glob(text, exclude, wanted)
+    raise InputError(f"{text} does not exist{_current_folder(text)}")
+
+
+def _merge(found: Sequence[Found]) -> Found:
+    """Several as one, named from their common parent. Raises InputError where their kinds differ."""
+    if len(found) == 1:
+        return found[0]
+    first = next((one for one in found if one.kind), None)
+    if first is None:
+        return Found("")
+    for other in found:
+        if first.kind and other.kind and other.kind != first.kind:
+            raise InputError(
+                f"{first.files[0]} is {_NOUN[first.kind]}, and {other.files[0]} {_NOUN[other.kind]}; "
+                "the inputs of a run are of one kind: give each kind to a run of its own"
+            )
+    return Found(
+        root=common_parent(one.root for one in found),
+        kind=first.kind,
+        files=[file for one in found for file in one.files],
+        images_only=any(one.images_only for one in found),
+        ordered=any(one.ordered for one in found),
+    )
+
+
+def _members(texts: Iterable[str], exclude: str, wanted: Kind | None) -> Found:
+    """What many texts name; a file with a known extension is not looked for."""
+    parts = []
+    for kind, group in groupby(texts, _plain_kind):
+        if kind is None:
+            parts += [_resolve(text, exclude, wanted) for text in group]
+        else:
+            files = list(group)
+            parts.append(Found(_parent_of_all(files), kind, files, images_only=kind == "folder"))
+    return _merge(parts)
+
+
+def _plain_kind(text: str) -> Kind | None:
+    """The kind of a text that names one file with a known extension."""
+    match = _PLAIN.fullmatch(text)
+    return KINDS.get(match[1].lower()) if match else None
+
+
+def _parent_of_all(files: Iterable[str]) -> str:
+    in_folders = {file.rpartition("/")[0]: file for file in files}
+    return common_parent(map(parent, in_folders.values()))
+
+
+def _list_file(path: str, exclude: str, wanted: Kind | None) -> Found:
+    found = _members(list_lines(path), exclude, wanted)
+    if not found.files:
+        raise InputError(f"the list file {path} names no file (all lines are blank or comments)")
+    _check_exist(found.files, f"the list file {path}")
+    return replace(found, ordered=True)
+
+
+def _braces(text: str, exclude: str, wanted: Kind | None) -> Found:
+    members = expand_braces(text)
+    _check_exist([member for member in members if not glob.has_magic(member)], f"the pattern {text}")
+    return replace(_members(members, exclude, wanted), root=fixed_root(text))
+
+
+def _glob(text: str, exclude: str, wanted: Kind | None) -> Found:
+    found = sorted(glob.iglob(text, recursive=True))
+    if not found:
+        raise InputError(f"the pattern {text} matches nothing{_current_folder(text)}")
+    if exclude:
+        below = os.path.join(os.path.abspath(exclude), "")
+        found = [path for path in found if not os.path.join(os.path.abspath(path), "").startswith(below)]
+    return replace(_members(found, exclude, wanted), root=fixed_root(text))
+
+
+def _check_exist(paths: Sequence[str], what: str) -> None:
+    """Raises InputError naming the first local `paths` that don't exist."""
+    if absent := missing(filterfalse(is_url, paths)):
+        shown = ", ".join(absent[:_SHOWN]) + (", …" if len(absent) > _SHOWN else "")
+        raise InputError(
+            f"{what}: {len(absent)} of its {len(paths)} files do not exist: {shown}"
+            f"{_current_folder(absent[0])}"
+        )
+
+
+def _current_folder(path: str) -> str:
+    return "" if os.path.isabs(path) else f" (looked for in {os.getcwd()})"
+
+
+def _file(path: str) -> Found:
+    if kind := KINDS.get(extension(path)):
+        return Found(os.path.dirname(path), kind, (path,), images_only=kind == "folder")
+    _check_not_compressed(path)
+    raise InputError(
+        f"{path} is neither a .tar nor a folder, an image, a .parquet or a .npy; "
+        f"a list of paths is given as @{path}"
+    )
+
+
+def _check_not_compressed(path: str) -> None:
+    if path.lower().endswith(COMPRESSED):
+        raise InputError(f"{path} is compressed, so samples can't be copied from it; decompress it first")
+
+
+def _beside(images: Iterable[str]) -> Iterator[str]:
+    """The other files in the folders of `images`, among which their sidecars are."""
+    for folder in {os.path.dirname(image) for image in images}:
+        with os.scandir(folder or ".") as entries:
+            for entry in entries:
+                of_its_own = KINDS.get(extension(entry.name)) in ("folder", "tar")
+                if not entry.name.startswith(".") and not of_its_own and not entry.is_dir():
+                    yield os.path.join(folder, entry.name)
+
+
+def _folder(path: str, exclude: str, wanted: Kind | None) -> Found:
+    there = _by_kind(walk(path, exclude))
+    records = [name for name in there[""] if name.endswith(earlier_runs.RECORD)]
+    is_written = earlier_runs.written_by(records)
+    tars, images = there["tar"], there["folder"]
+    if images:
+        there["tar"] = tars = list(filterfalse(is_written, tars))  # those were made of the images
+    if tars and images and not wanted:
+        raise InputError(
+            f"{path} holds both {len(tars)} tars (like {tars[0]}) and "
+            f"{len(images)} images (like {images[0]}); "
+            f"give the tars as a pattern ({os.path.join(path, '**', '*.tar')}) or a folder of one kind"
+        )
+    kind = wanted or _kind_among(there, is_written)
+    names = there[kind] if kind else []
+    if kind == "folder":
+        names = names + there["parquet"] + there["embeddings"] + there[""]
+    elif kind == "embeddings":
+        names = _of_images(path, names)
+    elif kind:
+        names = earlier_runs.without_copies(path, names, records, kind)
+    if not names:
+        missed = f".npy of {wanted}" if wanted else ".tar, no .parquet and no image file"
+        compressed = there["compressed"]
+        hint = f"; it has compressed tars (like {compressed[0]}): decompress them first" if compressed else ""
+        raise InputError(
+            f"nothing to do in {path}: no {missed} in it or below ({len(there[''])} other files){hint}"
+        )
+    return Found(path, kind, [os.path.join(path, name) for name in sorted(names)])
+
+
+def _by_kind(names: Iterable[str]) -> dict[str, list[str]]:
+    """`names` by their kind, by `compressed`, and by the empty text for all others."""
+    there = defaultdict[str, list[str]](list)
+    for name in names:
+        kind = KINDS.get(extension(name)) or ("compressed" if name.lower().endswith(COMPRESSED) else "")
+        there[kind].append(name)
+    return there
+
+
+def _kind_among(there: dict[str, list[str]], is_written: Callable[[str], bool]) -> Kind | None:
+    """The kind that a folder's files make of it; `is_written` tells files of earlier runs."""
+    if there["tar"]:
+        return "tar"
+    if there["folder"]:
+        return "folder"
+    kinds: tuple[Kind, ...] = ("embeddings", "parquet")
+    own = (kind for kind in kinds if not all(map(is_written, there[kind])))
+    return next(own, None) or next((kind for kind in kinds if there[kind]), None)
+
+
+def _of_images(folder: str, names: list[str]) -> list[str]:
+    """In clip-retrieval's and LAION's layouts the `.npy` in folders `img_emb`; elsewhere all."""
+    if os.path.basename(os.path.normpath(folder)) == "img_emb":
+        return names
+    return [name for name in names if "img_emb" in name.split("/")[:-1]] or names
+
+
+def _remote(text: str, exclude: str, wanted: Kind | None) -> Found:
+    """A file, a glob or a folder at a URL, in at most one listing of its store."""
+    if wanted == "embeddings":
+        raise InputError(f"{text}: embeddings are mapped into memory, so they must be local; download them")
+    if kind := _plain_kind(text):
+        return Found(parent(text), kind, (text,))
+    _check_not_compressed(text)
+    text = text.rstrip("/")
+    root, fits = matcher(text)
+    below = exclude.rstrip("/") + "/" if exclude else "\0"
+    try:
+        names = list(list_files(root))
+    except StoreUnusable as error:
+        raise InputError(str(error)) from error
+    except Exception as error:  # each file system has errors of its own
+        raise InputError(f"{text} can't be listed: {error}") from error
+    own = [name for name in names if not f"{root}/{name}".startswith(below) and fits(f"{root}/{name}")]
+    there = _by_kind(own)
+    records = [name for name in there[""] if name.endswith(earlier_runs.RECORD)]
+    kind = _kind_among(there, earlier_runs.written_by(records))
+    if kind is None:
+        raise InputError(
+            f"{text} holds no .tar and no .parquet ({len(names)} other files); images must be local"
+        )
+    if kind in ("folder", "embeddings"):
+        hint = f", or give the Parquet as a pattern ({root}/**/*.parquet)" if there["parquet"] else ""
+        raise InputError(
+            f"{text} holds {_NOUN[kind]} ({there[kind][0]}), which must be local: download the files{hint}"
+        )
+    found = there[kind] if root != text else earlier_runs.without_copies(root, there[kind], records, kind)
+    return Found(root, kind, [f"{root}/{name}" for name in found])
