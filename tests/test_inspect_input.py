@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -44,6 +46,22 @@ def test_a_folder_of_images_is_an_input_too(tmp_path: Path, photos: list[Image.I
     photos[1].save(tmp_path / "b.webp")
     found = survey([str(tmp_path)], max_shards=1)
     assert found.formats == {"png": 1, "webp": 1}
+
+
+def test_a_list_of_parquet_is_an_input(tmp_path: Path) -> None:
+    image = jpeg(Image.new("RGB", (64, 48)))
+    pq.write_table(pa.table({"image": [image, image]}), tmp_path / "a.parquet")
+    (tmp_path / "list.txt").write_text(f"# one file\n{tmp_path}/a.parquet\n")
+    found = survey([f"@{tmp_path}/list.txt"], max_shards=1)
+    assert (found.samples_per_shard, found.formats) == ({"a": 2}, {"jpeg": 2})
+
+
+@pytest.mark.parametrize("text", ["a.png", "*.png"])
+def test_images_are_an_input(tmp_path: Path, text: str) -> None:
+    Image.new("RGB", (64, 48)).save(tmp_path / "a.png")
+    Image.new("RGB", (64, 48)).save(tmp_path / "b.webp")
+    found = survey([str(tmp_path / text)], max_shards=1)
+    assert (found.samples_per_shard, found.formats) == ({"00000": 1}, {"png": 1})
 
 
 def test_nothing_is_an_error(tmp_path: Path) -> None:

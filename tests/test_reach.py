@@ -66,6 +66,23 @@ def test_of_a_bucket_a_shard_is_read_and_not_what_lies_beside_it(bucket: Bucket)
         assert one(reach.reach_input(f"{bucket.url}/{place}")).verdict is Verdict.FAIL
 
 
+def test_a_folder_of_parquet_in_a_bucket_is_read(bucket: Bucket) -> None:
+    for name in ("README.md", "a.parquet", "b.parquet"):
+        bucket.put(f"p/{name}", b"x" * 700)
+    found = one(reach.reach_input(f"{bucket.url}/p/"))
+    assert (found.verdict, "p/a.parquet: 700 bytes" in found.detail) == (Verdict.OK, True)
+
+
+def test_embeddings_and_lists_of_parquet_are_counted(tmp_path: Path) -> None:
+    for name in ("a.npy", "b.npy", "c.parquet"):
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "list.txt").write_text(f"# one\n{tmp_path}/c.parquet\n")
+    found = one(reach.reach_input(f"{tmp_path}/*.npy"))
+    assert (found.verdict, "2 .npy files of embeddings" in found.detail) == (Verdict.OK, True)
+    found = one(reach.reach_input(f"@{tmp_path}/list.txt"))
+    assert (found.verdict, "1 parquet shard" in found.detail) == (Verdict.OK, True)
+
+
 @pytest.mark.parametrize("place", ["in", "in/none.tar", "in/*.tar"])
 def test_an_input_that_is_not_in_the_bucket_fails(bucket: Bucket, place: str) -> None:
     found = one(reach.reach_input(f"{bucket.url}/{place}"))

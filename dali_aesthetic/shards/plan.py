@@ -49,8 +49,8 @@ def plan_shards(
         raise InputError(f"--image-column {image_column} is for Parquet, and {', '.join(texts)} is none")
     if found.kind == "embeddings":
         raise InputError(
-            f"{found.files[0]} holds embeddings, not images: `score` and `score-embeddings` score them; where "
-            "Parquet beside them holds images, give it as a pattern (FOLDER/**/*.parquet)"
+            f"{found.files[0]} holds embeddings, not images: `score` and `score-embeddings` score them. "
+            "Where Parquet beside them holds images, give it as a pattern (FOLDER/**/*.parquet)"
         )
     if found.kind == "folder":
         return _image_shards(found, samples_per_shard)

@@ -63,6 +63,26 @@ def test_plain_files_patterns_and_lists(tmp_path: Path) -> None:
     assert all(not file.metadata for file in find_embeddings(tmp_path))
 
 
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_a_list_may_hold_comments_and_a_byte_order_mark(tmp_path: Path, mark: str) -> None:
+    path = _npy(tmp_path / "a.npy")
+    (tmp_path / "list.txt").write_text(f"{mark}# made on Windows\n\n{path}\n")
+    for text in (f"@{tmp_path}/list.txt", str(path)):
+        assert holds_embeddings([text])
+        assert [file.path for file in find_embeddings(text)] == [str(path)]
+
+
+def test_embeddings_beside_images_are_taken_where_they_are_asked_for(tmp_path: Path) -> None:
+    path = _npy(tmp_path / "a.npy")
+    path.with_name("a.jpg").write_bytes(b"x")
+    assert not holds_embeddings([str(tmp_path)])
+    assert [file.name for file in find_embeddings(tmp_path)] == ["a"]
+    with pytest.raises(InputError, match=r"a\.jpg is an image; give a \.npy of embeddings"):
+        find_embeddings(tmp_path / "a.jpg")
+    with pytest.raises(InputError, match=r"a\.jpg is an image, and .*a\.npy a \.npy of embeddings"):
+        find_embeddings(tmp_path / "a.*")
+
+
 def test_what_cannot_be_is_said(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     path = _npy(tmp_path / "img_emb/img_emb_1.npy")

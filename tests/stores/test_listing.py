@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -87,3 +88,40 @@ def test_a_web_folder_is_listed_by_its_links() -> None:
     page = b'<html><a href="a.tar">a</a> <a href="b.tar">b</a></html>'
     with web({"/d/": page, "/d": page, "/d/a.tar": b"x", "/d/b.tar": b"x"}) as url:
         assert names(f"{url}/d/") == [("a", f"{url}/d/a.tar"), ("b", f"{url}/d/b.tar")]
+
+
+@pytest.mark.parametrize("slash", ["", "/"])
+def test_a_folder_of_parquet_is_taken_in_one_listing(bucket: Bucket, slash: str) -> None:
+    for key in ("p/a.parquet", "p/x/b.parquet", "p/README.md"):
+        bucket.put(key, b"")
+    root = f"{bucket.url}/p"
+    assert names(root + slash) == [("a", f"{root}/a.parquet"), ("x/b", f"{root}/x/b.parquet")]
+    assert {shard.kind for shard in plan_shards(root)} == {"parquet"}
+    bucket.put("p/0.tar", b"")
+    assert [name for name, _ in names(root)] == ["0"], "beside tars Parquet is their metadata"
+
+
+def test_what_a_run_kept_of_a_folder_of_parquet_is_no_input(bucket: Bucket) -> None:
+    for key in ("p/a.parquet", "p/kept/shards/a.parquet", "p/kept/scores/a.parquet"):
+        bucket.put(key, b"")
+    bucket.put("p/kept/run.json", json.dumps({"identity": {"input": [f"{bucket.url}/p/"]}}).encode())
+    assert [name for name, _ in names(f"{bucket.url}/p")] == ["a"]
+    bucket.put("p/kept/run.json", b"{}")
+    with pytest.raises(InputError, match="what a run kept of another input"):
+        plan_shards(f"{bucket.url}/p")
+
+
+def test_a_list_of_parquet_may_be_an_object(bucket: Bucket) -> None:
+    bucket.put("p/b.parquet", b"")
+    bucket.put("list.txt", f"\ufeff# Parquet\n{bucket.url}/p/a.parquet\n{bucket.url}/p/b*\n".encode())
+    assert [name for name, _ in names(f"@{bucket.url}/list.txt")] == ["a", "b"]
+
+
+@pytest.mark.parametrize("name", ["photo.jpg", "img_emb_0.npy"])
+def test_a_folder_of_images_or_embeddings_must_be_local(bucket: Bucket, name: str) -> None:
+    bucket.put(f"d/{name}", b"")
+    bucket.put("d/metadata.parquet", b"")
+    hint = rf"{name}\), which must be local: .*\(s3://.*/d/\*\*/\*\.parquet\)"
+    with pytest.raises(InputError, match=hint):
+        plan_shards(f"{bucket.url}/d/")
+    assert [name for name, _ in names(f"{bucket.url}/d/**/*.parquet")] == ["metadata"]
