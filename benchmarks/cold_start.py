@@ -26,9 +26,8 @@ from benchmarks.open_clip_model import saved_weights
 from benchmarks.record import Measured, Record
 from benchmarks.settings import Settings
 from benchmarks.throughput import fresh
-from dali_aesthetic.launch.calibration_file import CALIBRATION
+from dali_aesthetic.layout import CALIBRATION, TIMING
 from dali_aesthetic.score.backends.cache import LIBRARIES, VARIABLE
-from dali_aesthetic.timing import TIMING
 
 GPU_WAYS = (
     ("eager", "fp16"),

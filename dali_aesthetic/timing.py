@@ -19,10 +19,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from dali_aesthetic.layout import TIMING
 from dali_aesthetic.stats import RunStats
 from dali_aesthetic.types import ShardReport
-
-TIMING = "timing.jsonl"
 
 
 def timed(
@@ -87,7 +86,6 @@ def _append(path: Path, line: dict[str, object]) -> None:
 # FOLDED dali_aesthetic/report/timing.py: How fast the run was over time and what bound it, from the lines a launcher appends to `timing.jsonl`.
 
 
-TIMING_TIMING = "timing.jsonl"
 MOST_BINS = 60
 
 
@@ -119,7 +117,7 @@ class _Span:
 
 def read_speed(output: Path) -> Speed | None:
     """What `timing.jsonl` tells; None where it is absent or tells nothing. Broken lines are passed over."""
-    lines = _lines(output / TIMING_TIMING)
+    lines = _lines(output / TIMING)
     if not lines:
         return None
     processes: dict[tuple[float, Any], list[dict[str, Any]]] = defaultdict(list)

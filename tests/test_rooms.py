@@ -67,12 +67,16 @@ def test_rooms_import_only_what_they_may(path: Path) -> None:
         allowed = FOREIGN.get(top)
         assert allowed is None or here in allowed, f"{here} must not import {top}"
         if top == "dali_aesthetic" and rest and here in ROOMS:
-            assert rest[0] in {here, "types", "config", "overlap", "stores"}, f"{here} must not import {name}"
+            assert rest[0] in {here, "types", "config", "layout", "overlap", "stores"}, (
+                f"{here} must not import {name}"
+            )
         if top == "dali_aesthetic" and rest and here == "report":
-            allowed = {"report", "types", "threshold", "config", "shards", "stores"}
+            allowed = {"report", "types", "threshold", "timing", "config", "layout", "shards", "stores"}
             assert rest[0] in allowed, f"{name} in {here}"
         if top == "dali_aesthetic" and rest and here == "stores":
             assert rest[0] in {"stores", "types", "overlap"}, f"{name} in {here}"
+        if top == "dali_aesthetic" and rest and here == "layout":
+            assert rest[0] in {"types", "stores"}, f"{name} in {here}"
         if here in ("types", "overlap"):
             assert top != "dali_aesthetic" or name == "dali_aesthetic.types", f"{here} must not import {name}"
 

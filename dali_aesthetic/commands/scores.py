@@ -47,8 +47,8 @@ from dali_aesthetic.commands.outcome import WRONG_CONFIGURATION, fail, guarded
 from dali_aesthetic.commands.runner import Saying, filter_with, run_with
 from dali_aesthetic.config import Config
 from dali_aesthetic.embeddings.files import holds_embeddings
-from dali_aesthetic.write.output import committed_names
-from dali_aesthetic.write.read_scores import read_identity, read_keys, read_raw_scores
+from dali_aesthetic.layout import committed_names
+from dali_aesthetic.write.read_scores import read_keys, read_raw_scores, scores_record
 
 commands = typer.Typer()
 Scores = Annotated[str, typer.Option("--scores", help="Folder that `score` (or `run`) wrote.")]
@@ -198,7 +198,7 @@ def selected(scores: str, fields: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
     Raises `ConfigError` for a threshold that can't be, `ScoresMismatch` for a folder without scores.
     """
-    read_identity(scores)
+    scores_record(scores)
     threshold = Config.build({"input": "-", "output": "-", "threshold": fields}).threshold
     if threshold.top is not None:
         threshold = threshold.resolve_top(read_raw_scores(scores))

@@ -12,11 +12,10 @@ from dali_aesthetic.compact.beside import check_uids, missing_indexes, write_ind
 from dali_aesthetic.compact.kept import Run, check_finished, read_run
 from dali_aesthetic.compact.pack import Packed, Packer, Size
 from dali_aesthetic.config import ConfigError
+from dali_aesthetic.layout import CONFIG, IDENTITY, PACKED_FROM, SHARDS, TAR, scores_file
 from dali_aesthetic.write.lock import claim
-from dali_aesthetic.write.output import IDENTITY, clean_leftovers, write_run_record
+from dali_aesthetic.write.output import clean_leftovers, write_run_record
 
-PACKED_FROM = "packed_from"
-"""The field of `run.json`'s config that tells a packed folder, and the folder it was made of."""
 DEFAULT_SIZE = Size(samples=10_000)
 
 
@@ -83,7 +82,7 @@ def _check(run: Run, options: Options) -> None:
         check_finished(run)
     first = next((shard for shard in run.shards if shard.num_kept), None)
     if options.subset_file is not None and first is not None:
-        check_uids(run.folder / "scores" / f"{first.name}.parquet")
+        check_uids(run.folder / scores_file(first.name))
 
 
 def _record(run: Run, options: Options) -> dict[str, Any]:
@@ -91,17 +90,17 @@ def _record(run: Run, options: Options) -> dict[str, Any]:
     return {
         **run.record,
         IDENTITY: {"packed": {**size, "kept": run.digest()}, "run": run.record[IDENTITY]},
-        "config": {PACKED_FROM: str(options.run), **size},
+        CONFIG: {PACKED_FROM: str(options.run), **size},
     }
 
 
 def _finish(packed: list[Packed], options: Options) -> None:
-    shards, names = options.output / "shards", [shard.name for shard in packed]
+    shards, names = options.output / SHARDS, [shard.name for shard in packed]
     shards.mkdir(exist_ok=True)
-    write_sizes(shards, {f"{shard.name}.tar": shard.num_samples for shard in packed})
+    write_sizes(shards, {f"{shard.name}{TAR}": shard.num_samples for shard in packed})
     if options.index:
         for tar in missing_indexes(shards, names):
             write_index(tar)
     if options.subset_file is not None:
-        scores = (options.output / "scores" / f"{name}.parquet" for name in names)
+        scores = (options.output / scores_file(name) for name in names)
         write_subset(options.subset_file, scores)

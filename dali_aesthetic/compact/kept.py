@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, zip_longest
@@ -14,14 +13,26 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dali_aesthetic.config import ConfigError
+from dali_aesthetic.layout import (
+    CONFIG,
+    PARQUET,
+    TAR_END,
+    BadStats,
+    committed_names,
+    holds_embeddings,
+    holds_scores_only,
+    read_record,
+    read_stats,
+    scores_file,
+    shard_file,
+    stats_file,
+)
 from dali_aesthetic.shards.listing import InputError
 from dali_aesthetic.shards.opened import map_file
 from dali_aesthetic.shards.plan import plan_shards
 from dali_aesthetic.shards.scan import TarDamage, scan_tar
 from dali_aesthetic.shards.tar import split_name
 from dali_aesthetic.types import Buffer
-from dali_aesthetic.write.output import IDENTITY, RUN_RECORD, committed_names
-from dali_aesthetic.write.writers import END_MARKER
 
 
 class RunDamaged(ValueError):
@@ -83,22 +94,15 @@ class KeptSamples:
 
 
 def read_run(folder: Path) -> Run:
-    """Raises ConfigError where `folder` holds no run, or one that wrote no tars."""
-    try:
-        record = json.loads((folder / RUN_RECORD).read_bytes())
-        embeddings = record[IDENTITY].get("input_kind") == "embeddings"
-        scores_only = not embeddings and record["config"].get("scores_only")
-    except (FileNotFoundError, NotADirectoryError):
-        raise ConfigError(f"{folder} is not the output of a run: it has no {RUN_RECORD}") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(f"{folder / RUN_RECORD} can't be read: {error!r}") from None
-    if embeddings:
+    """Raises NotARun where `folder` holds no run, and ConfigError for a run that wrote no tars."""
+    record = read_record(folder)
+    if holds_embeddings(record):
         raise ConfigError(f"{folder} holds scores of stored embeddings: there is no image to pack")
-    if scores_only:
+    if holds_scores_only(record):
         raise ConfigError(f"{folder} holds scores only: cut them with `filter` first, then pack its output")
     shards = tuple(_facts(folder, name) for name in sorted(committed_names(folder)))
     for shard in shards:
-        if (folder / "shards" / f"{shard.name}.parquet").exists():
+        if (folder / shard_file(shard.name, PARQUET)).exists():
             raise ConfigError(
                 f"{folder} holds Parquet shards (like {shard.name}.parquet); only tars are packed: Parquet "
                 "readers take the folder as one table"
@@ -108,7 +112,7 @@ def read_run(folder: Path) -> Run:
 
 def check_finished(run: Run) -> None:
     """Raises ConfigError where shards of the run's input are not committed, or its input is gone."""
-    config = run.record["config"]
+    config = run.record.get(CONFIG, {})
     try:
         planned = plan_shards(
             config["input"], output=run.folder, image_column=str(config.get("image_column", ""))
@@ -129,9 +133,9 @@ def check_finished(run: Run) -> None:
 
 def read_kept(run: Run, shard: KeptShard) -> KeptSamples:
     """Raises RunDamaged where tar, stats and scores disagree, and OSError where one can't be read."""
-    path = run.folder / "shards" / f"{shard.name}.tar"
+    path = run.folder / shard_file(shard.name)
     view = map_file(str(path))
-    scores = pq.read_table(run.folder / "scores" / f"{shard.name}.parquet")
+    scores = pq.read_table(run.folder / scores_file(shard.name))
     rows = scores.filter(scores.column("kept"))
     counted = [(key, sum(1 for _ in same)) for key, same in groupby(rows.column("key").to_pylist())]
     try:
@@ -152,12 +156,13 @@ def read_kept(run: Run, shard: KeptShard) -> KeptSamples:
 
 
 def _facts(folder: Path, name: str) -> KeptShard:
-    path = folder / "stats" / f"{name}.json"
     try:
-        stats = json.loads(path.read_bytes())
+        stats = read_stats(folder, name)
         return KeptShard(name, int(stats["num_kept"]), int(stats["bytes_kept"]))
+    except BadStats as error:
+        raise RunDamaged(str(error)) from None
     except (ValueError, KeyError, TypeError) as error:
-        raise RunDamaged(f"{path} can't be read: {error!r}") from None
+        raise RunDamaged(f"{folder / stats_file(name)} can't be read: {error!r}") from None
 
 
 def _samples(view: memoryview) -> Iterator[tuple[str, int, int]]:
@@ -201,8 +206,8 @@ def compare(packed: Path, names: Sequence[str], run: Path) -> str:
 
 def _pieces(folder: Path, names: Sequence[str]) -> Iterator[tuple[bytes, str]]:
     for name in names:
-        path = folder / "shards" / f"{name}.tar"
-        left = path.stat().st_size - len(END_MARKER)
+        path = folder / shard_file(name)
+        left = path.stat().st_size - len(TAR_END)
         with path.open("rb") as tar:
             while left > 0 and (piece := tar.read(min(_PIECE, left))):
                 left -= len(piece)

@@ -12,9 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dali_aesthetic.compact.kept import KeptSamples, Run, Unit, read_kept
+from dali_aesthetic.layout import TAR_END, read_stats, scores_file, shard_file, stats_file
 from dali_aesthetic.types import ShardReport, Status
 from dali_aesthetic.write.files import output_path, publish, write_temporary, write_whole
-from dali_aesthetic.write.writers import COMPRESSION, END_MARKER, ShardTarWriter
+from dali_aesthetic.write.writers import COMPRESSION, ShardTarWriter
 
 _LEAST_DIGITS = 5
 _DOUBLED = "members that came twice in one sample"
@@ -30,7 +31,7 @@ class Size:
     def holds(self, num_samples: int, num_bytes: int) -> bool:
         """Whether so many samples, and a tar of so many bytes, are within it."""
         return (self.samples is None or num_samples <= self.samples) and (
-            self.bytes is None or num_bytes + len(END_MARKER) <= self.bytes
+            self.bytes is None or num_bytes + len(TAR_END) <= self.bytes
         )
 
 
@@ -83,13 +84,13 @@ class Packer:
 
     def _committed(self, name: str, begin: Position) -> dict[str, Any] | None:
         try:
-            stats: dict[str, Any] = json.loads((self.output / "stats" / f"{name}.json").read_bytes())
+            stats = read_stats(self.output, name)
         except FileNotFoundError:
             return None
         return stats if stats.get("begin") == self._noted(begin) else None
 
     def _write(self, name: str, begin: Position) -> dict[str, Any]:
-        tar = ShardTarWriter(output_path(self.output / "shards", name, ".tar"))
+        tar = ShardTarWriter(output_path(self.output, shard_file(name)))
         try:
             tables, next_one, doubled = self._fill(tar, begin)
             return self._commit(name, tar, tables, begin, next_one, doubled)
@@ -130,8 +131,8 @@ class Packer:
         doubled: Sequence[str],
     ) -> dict[str, Any]:
         """Tar, scores, stats, in this order; a kill in between leaves the shard undone."""
-        rows = merge_rows(tables, f"shards/{name}.tar")
-        scores = output_path(self.output / "scores", name, ".parquet")
+        rows = merge_rows(tables, shard_file(name))
+        scores = output_path(self.output, scores_file(name))
         temporary = write_temporary(scores, memoryview(to_parquet(rows)))
         try:
             tar.finish()
@@ -155,7 +156,7 @@ class Packer:
         }
         stats: dict[str, Any] = {**asdict(report), **places}
         content = json.dumps(stats, indent=2, sort_keys=True).encode() + b"\n"
-        write_whole(output_path(self.output / "stats", name, ".json"), content)
+        write_whole(output_path(self.output, stats_file(name)), content)
         return stats
 
     def _read(self, shard: int) -> KeptSamples:

@@ -4,7 +4,6 @@ Shape legend: R rows of a block, H heads."""
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +20,7 @@ import torch
 import dali_aesthetic
 from dali_aesthetic.embeddings.files import EmbeddingFile, find_embeddings, fingerprint
 from dali_aesthetic.embeddings.table import EmbeddingScores
+from dali_aesthetic.layout import EMBEDDINGS, IDENTITY, committed_names, read_stats
 from dali_aesthetic.score.head import HeadBank
 from dali_aesthetic.score.weights import ResolvedFile, load_head
 from dali_aesthetic.shards.listing import InputError
@@ -28,7 +28,7 @@ from dali_aesthetic.stores.location import is_url
 from dali_aesthetic.threshold import Threshold
 from dali_aesthetic.types import ShardReport, Status
 from dali_aesthetic.write.lock import claim
-from dali_aesthetic.write.output import OutputMismatch, clean_leftovers, committed_names, write_run_record
+from dali_aesthetic.write.output import OutputMismatch, clean_leftovers, write_run_record
 
 GROUP_BLOCKS = 128
 """Blocks in a row group of the scores: 65,536 rows."""
@@ -110,7 +110,7 @@ def score_embeddings(
 
 def _check_same(root: Path, file: EmbeddingFile) -> None:
     """Raises OutputMismatch where the scores of that name were made of something else."""
-    stats = json.loads((root / "stats" / f"{file.name}.json").read_bytes())
+    stats = read_stats(root, file.name)
     mark, source = stats.get("fingerprint"), stats.get("source")
     same = mark == fingerprint(file) if mark else os.path.realpath(str(source)) == os.path.realpath(file.path)
     if not same:
@@ -142,7 +142,7 @@ def _record(
 ) -> dict[str, Any]:
     upper = threshold.upper_raw
     identity = {
-        "input_kind": "embeddings",
+        "input_kind": EMBEDDINGS,
         "min_raw": threshold.min_raw,
         **({"max_raw": upper} if upper < float("inf") else {}),
         "encoder": encoder,
@@ -152,7 +152,7 @@ def _record(
     }
     versions = {"dali_aesthetic": dali_aesthetic.__version__, "torch": torch.__version__}
     return {
-        "identity": identity,
+        IDENTITY: identity,
         "input": [file.path for file in files],
         "weights": [{key: str(value) for key, value in asdict(file).items()} for file in weights],
         "environment": versions,

@@ -16,6 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from dali_aesthetic.layout import scores_file, stats_file
 from dali_aesthetic.types import ShardReport, Status
 from dali_aesthetic.write.files import output_path, write_whole
 from dali_aesthetic.write.rows import MOST_PIXELS, score_columns
@@ -39,8 +40,8 @@ class EmbeddingScores:
         """`fingerprint` tells `source` from another file of its name."""
         self.name, self.source, self._fingerprint = name, source, fingerprint
         self._score_names = score_columns(head_names)
-        self._scores = output_path(output / "scores", name, ".parquet")
-        self._stats = output_path(output / "stats", name, ".json")
+        self._scores = output_path(output, scores_file(name))
+        self._stats = output_path(output, stats_file(name))
         self._stream: ParquetStream | None = None
         self._statuses: Counter[str] = Counter()
         self.num_rows = self.num_kept = 0

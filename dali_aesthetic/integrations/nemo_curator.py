@@ -7,7 +7,6 @@ LAION's "5+", about a quarter of LAION-2B-en, is 5.0.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import torch
 from dali_aesthetic.config import Config, DecodeConfig, ModelConfig
 from dali_aesthetic.decode.headers import Limits
 from dali_aesthetic.launch.worker import Worker, build_worker, run_record
+from dali_aesthetic.layout import read_stats, shard_file
 from dali_aesthetic.run_shard import Rooms, run_shards
 from dali_aesthetic.score.head import HeadBank
 from dali_aesthetic.score.weights import download, load_head
@@ -148,7 +148,7 @@ class AestheticShardStage(ProcessingStage):  # type: ignore[misc]
 
     def _num_kept(self, shard: Shard) -> int:
         """From the committed report, which also tells whether another input had the name before."""
-        report = json.loads((Path(self.output_dir) / "stats" / f"{shard.name}.json").read_bytes())
+        report = read_stats(self.output_dir, shard.name)
         if report["source"] != shard.source:
             raise ValueError(
                 f"{shard.source} and {report['source']} would both be {shard.name} in {self.output_dir}; "
@@ -157,7 +157,7 @@ class AestheticShardStage(ProcessingStage):  # type: ignore[misc]
         return int(report["num_kept"])
 
     def _output_of(self, shard: Shard) -> str:
-        return str(Path(self.output_dir) / "shards" / f"{shard.name}.tar")
+        return str(Path(self.output_dir) / shard_file(shard.name))
 
 
 @dataclass

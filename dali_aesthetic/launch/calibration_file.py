@@ -5,13 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from dali_aesthetic.config import ConfigError
+from dali_aesthetic.layout import CALIBRATION
 from dali_aesthetic.score.backends.calibration import Calibration
 from dali_aesthetic.stores.access import Uploader, read_bytes
 from dali_aesthetic.stores.location import is_url
 from dali_aesthetic.write.files import write_whole
 from dali_aesthetic.write.output import write_once
-
-CALIBRATION = "calibration.safetensors"
 
 
 def read_calibration(location: str) -> Calibration:

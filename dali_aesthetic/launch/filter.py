@@ -16,6 +16,7 @@ from dali_aesthetic.config import Config
 from dali_aesthetic.launch.result import RunResult, Watch
 from dali_aesthetic.launch.run import run
 from dali_aesthetic.launch.worker import cut_identity
+from dali_aesthetic.layout import CONFIG, IDENTITY, SCORED, committed_names
 from dali_aesthetic.overlap import ahead
 from dali_aesthetic.shards.opened import ReadLimits
 from dali_aesthetic.shards.plan import plan_shards
@@ -24,7 +25,7 @@ from dali_aesthetic.stats import RunStats
 from dali_aesthetic.threshold import preset_counts
 from dali_aesthetic.types import EncodedBatch, Sample, ScoredBatch, Shard, ShardEnd
 from dali_aesthetic.write.lock import claim
-from dali_aesthetic.write.output import committed_names, open_output
+from dali_aesthetic.write.output import open_output
 from dali_aesthetic.write.read_scores import (
     ScoresMismatch,
     StoredScores,
@@ -64,7 +65,7 @@ def filter_scored(config: Config, scores: str, *, watch: Watch | None = None) ->
 
 def run_top(config: Config, *, watch: Watch | None = None) -> RunResult:
     """`run` for a threshold that is a share: score everything into `OUTPUT/scored`, then cut that."""
-    scored = f"{config.output}/scored"
+    scored = f"{config.output}/{SCORED}"
     # Without `part_of` what the cut has written by then would be input for a second call.
     half = {"output": scored, "part_of": config.output, "scores_only": True}
     first = run(config.model_copy(update=half), watch=watch)
@@ -181,7 +182,7 @@ def _sink(config: Config, scored_by: dict[str, object]) -> ShardSink:
 
 def _record(config: Config, scored_by: dict[str, object]) -> dict[str, object]:
     identity = {"input": list(config.input), **cut_identity(config), "scored_by": scored_by}
-    return {"identity": identity, "config": config.model_dump(mode="json")}
+    return {IDENTITY: identity, CONFIG: config.model_dump(mode="json")}
 
 
 def _unwatched(stats: RunStats, num_shards: int) -> nullcontext[None]:

@@ -6,7 +6,6 @@ those of the first start.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,8 +17,9 @@ from torch import Tensor
 
 from dali_aesthetic.config import Config, ConfigError, ModelConfig
 from dali_aesthetic.decode.batches import fill_batches
-from dali_aesthetic.launch.calibration_file import CALIBRATION, read_calibration, write_calibration
+from dali_aesthetic.launch.calibration_file import read_calibration, write_calibration
 from dali_aesthetic.launch.worker import decoder_of, limits_of, model_reader, resolve_device
+from dali_aesthetic.layout import CALIBRATION, IDENTITY, RECORD, NotARun, read_record
 from dali_aesthetic.overlap import beside
 from dali_aesthetic.score.backends.backend import import_libraries
 from dali_aesthetic.score.backends.calibration import Calibration, Choice
@@ -28,10 +28,9 @@ from dali_aesthetic.score.build import ModelReader
 from dali_aesthetic.score.gate import GateLimits
 from dali_aesthetic.score.spec import spec_of
 from dali_aesthetic.shards.read import read_shards
-from dali_aesthetic.stores.access import exists, read_bytes
+from dali_aesthetic.stores.access import exists
 from dali_aesthetic.threshold import PRESETS
 from dali_aesthetic.types import Shard
-from dali_aesthetic.write.output import IDENTITY, RUN_RECORD
 
 FEWEST_IMAGES = 48
 """Below this neither scales nor errors mean anything."""
@@ -100,7 +99,7 @@ def _is_of_this_run(location: str, config: Config) -> bool:
     """Whether its scales may be used. Raises ConfigError where another run was begun with it."""
     there, now = read_calibration(location).choice.made_for, _made_for(config)
     differing = [name for name in sorted({*there, *now}) if there.get(name) != now.get(name)]
-    if differing and exists(f"{config.output}/{RUN_RECORD}"):
+    if differing and exists(f"{config.output}/{RECORD}"):
         listed = "; ".join(f"{name}: {there.get(name)} there, {now.get(name)} now" for name in differing)
         raise ConfigError(
             f"{location} was made for another run: {listed}. Give the same options again, or another output "
@@ -111,13 +110,10 @@ def _is_of_this_run(location: str, config: Config) -> bool:
 
 def _recorded_model(config: Config) -> ModelConfig | None:
     """What a run that was begun without a calibration took, so that `auto` takes it again."""
-    record = f"{config.output}/{RUN_RECORD}"
-    if not exists(record):
-        return None
     try:
-        identity = json.loads(read_bytes(record))[IDENTITY]
+        identity = read_record(config.output)[IDENTITY]
         took = {"backend": identity["backend"], "precision": identity["precision"]}
-    except (ValueError, KeyError, TypeError):
+    except (NotARun, KeyError):
         return None  # whoever claims the output says what is wrong with its record
     if config.model.precision == "fp8" or took["precision"] == "fp8":
         raise ConfigError(

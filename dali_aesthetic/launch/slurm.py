@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dali_aesthetic.config import Config, ConfigError
+from dali_aesthetic.layout import SETTLING
 from dali_aesthetic.stores.location import is_url
 from dali_aesthetic.types import Shard
 
@@ -192,7 +193,7 @@ def settling(output: str, task: Task) -> Iterator[None]:
         yield
         return
     Path(output).mkdir(parents=True, exist_ok=True)
-    path = Path(output) / ".settling.lock"
+    path = Path(output) / SETTLING
     with path.open("a") as stream:
         with suppress(OSError):  # a file system without locks: the work is done twice, with the same result
             fcntl.flock(stream, fcntl.LOCK_EX)

@@ -18,16 +18,24 @@ import yaml
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
+from dali_aesthetic.layout import (
+    CONFIG,
+    RECORD,
+    REPORT,
+    committed_names,
+    scored_by,
+    scores_file,
+    stats_file,
+)
 from dali_aesthetic.report.distribution import Distribution, decimal
 from dali_aesthetic.report.pictures import Thumbnails
-from dali_aesthetic.report.rows import FIRST_HEAD, recorded_heads, scored_by
+from dali_aesthetic.report.rows import FIRST_HEAD, recorded_heads
 from dali_aesthetic.report.survey import FEWEST_SHARDS, Outlier, ShardFigures, Survey, find_outliers, survey
-from dali_aesthetic.stores.access import Uploader, list_files, mirrored
+from dali_aesthetic.stores.access import Uploader, mirrored
 from dali_aesthetic.stores.location import is_url, join
 from dali_aesthetic.threshold import PRESETS, RAW_PER_UNIT
 from dali_aesthetic.timing import Speed, read_speed
 
-REPORT = "report.html"
 NONE = "-"
 
 
@@ -89,7 +97,7 @@ def _values(output: Path, found: Survey) -> dict[str, Any]:
         "damaged": [shard for shard in found.shards if shard.damage],
         "speed": speed,
         "random_weights": _random_weights(found.record),
-        "config": yaml.safe_dump(found.record.get("config", {}), sort_keys=False, allow_unicode=True),
+        "config": yaml.safe_dump(found.record.get(CONFIG, {}), sort_keys=False, allow_unicode=True),
         **_pictures(output, found),
     }
 
@@ -122,7 +130,7 @@ def _heads(found: Survey) -> list[str]:
 
 def _random_weights(record: dict[str, Any]) -> bool:
     """Whether any part of the model was random: then the scores mean nothing."""
-    model = record.get("config", {}).get("model", {})
+    model = record.get(CONFIG, {}).get("model", {})
     files = [file.get("name") for file in scored_by(record).get("weights", [])]
     used = [model.get("weights"), *(model.get("heads") or []), *files]
     return any(str(name).partition(":")[0] == "random" for name in used)
@@ -285,9 +293,8 @@ def report_at(output: str, html: Path | None = None, by: str | None = None) -> s
     """
     if not is_url(output):
         return str(write_report(output, html=html, by=by))
-    folders = ("stats", "scores")
-    names = [f"{folder}/{name}" for folder in folders for name in list_files(join(output, folder))]
-    with mirrored(output, ["run.json", *names]) as root:
+    files = (file(name) for name in sorted(committed_names(output)) for file in (stats_file, scores_file))
+    with mirrored(output, [RECORD, *files]) as root:
         # The copy's own name is a temporary one, another each time.
         page = write_report(root, html=html, by=by, title=output.rstrip("/").rpartition("/")[2])
         if html is not None:

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image, ImageOps
 
+from dali_aesthetic.layout import shard_file
 from dali_aesthetic.report.distribution import Grid, decimal
 from dali_aesthetic.report.rows import ShardScores
 from dali_aesthetic.shards.formats import IMAGE_RANK, KNOWN_SIDECARS, extension, looks_like_image
@@ -79,7 +80,7 @@ class Thumbnails:
             else:
                 self._add(pick, row, None)
         if kept:
-            images = kept_images(self._output / "shards" / f"{shard.name}.tar", [r["key"] for _, r in kept])
+            images = kept_images(self._output / shard_file(shard.name), [r["key"] for _, r in kept])
             for pick, row in kept:
                 self._add(pick, row, images.get(row["key"]))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,8 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from dali_aesthetic.layout import BadStats, committed_names, read_stats, scored_by, scores_file
 
 FIRST_HEAD = "aesthetic_score"
 NORMALISED = "aesthetic_score_01"
@@ -43,38 +44,18 @@ class ShardScores:
 
 def committed_shards(output: Path) -> list[ShardScores]:
     """The committed shards in the order of their names. Raises `NothingToReport` where there is none."""
-    root = output / "stats"
-    names = sorted(
-        path.relative_to(root).with_suffix("").as_posix()
-        for path in root.rglob("*.json")
-        if not path.name.startswith(".")
-    )
-    shards = [
-        ShardScores(name, output / "scores" / f"{name}.parquet", _json(root / f"{name}.json"))
-        for name in names
-    ]
+    try:
+        shards = [
+            ShardScores(name, output / scores_file(name), read_stats(output, name))
+            for name in sorted(committed_names(output))
+        ]
+    except BadStats as error:
+        raise NothingToReport(str(error)) from None
     if not shards:
         raise NothingToReport(f"{output} holds no committed shard: give the output folder of a run")
     if missing := [shard.path for shard in shards if not shard.path.is_file()]:
         raise NothingToReport(f"{len(missing)} score files are missing, such as {missing[0]}")
     return shards
-
-
-def run_record(output: Path) -> dict[str, Any]:
-    """The run's record; empty where there is none that can be read."""
-    try:
-        record = _json(output / "run.json")
-    except (OSError, NothingToReport):
-        return {}
-    return record
-
-
-def scored_by(record: dict[str, Any]) -> dict[str, Any]:
-    """The identity of the run that scored, also where `filter` or `compact` made the output from its own."""
-    identity: dict[str, Any] = record.get("identity", {})
-    while isinstance(before := identity.get("run", identity.get("scored_by")), dict):
-        identity = before
-    return identity
 
 
 def recorded_heads(record: dict[str, Any]) -> list[str]:
@@ -122,13 +103,3 @@ def score_range(shards: Iterable[ShardScores], column: str) -> tuple[float, floa
                 lows.append(statistics.min)
                 highs.append(statistics.max)
     return (float(min(lows)), float(max(highs))) if lows else None
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise NothingToReport(f"{path} can't be read: {error}") from error
-    if not isinstance(found, dict):
-        raise NothingToReport(f"{path} holds no record")
-    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from dali_aesthetic.layout import NotARun, cut_of, read_record
 from dali_aesthetic.report.distribution import Distribution, Grid, Groups, frequent_values, make_grid
 from dali_aesthetic.report.pictures import Picks
 from dali_aesthetic.report.rows import (
@@ -21,7 +23,6 @@ from dali_aesthetic.report.rows import (
     committed_shards,
     head_columns,
     recorded_heads,
-    run_record,
     score_range,
 )
 from dali_aesthetic.threshold import DEFAULT_PRESET, PRESETS
@@ -64,9 +65,10 @@ def survey(output: Path, by: str | None = None) -> Survey:
     Raises `NothingToReport` where there are none, or no such column.
     """
     shards = committed_shards(output)
-    record = run_record(output)
-    cut = run_cut(record)
-    upper = _number(record, "max_raw")
+    record: dict[str, Any] = {}
+    with contextlib.suppress(NotARun, OSError):
+        record = read_record(output)
+    cut, upper = run_cut(record)
     columns = head_columns(shards, recorded_heads(record))
     grids = _grids(shards, columns, [cut] if upper is None else [cut, upper])
     found = Survey(
@@ -84,15 +86,10 @@ def survey(output: Path, by: str | None = None) -> Survey:
     return found
 
 
-def run_cut(record: dict[str, Any]) -> float:
-    """The run's own threshold on the raw scale; the default preset's where the record does not tell."""
-    cut = _number(record, "min_raw")
-    return PRESETS[DEFAULT_PRESET].raw if cut is None else cut
-
-
-def _number(record: dict[str, Any], name: str) -> float | None:
-    value = record.get("identity", {}).get(name)
-    return float(value) if isinstance(value, int | float) else None
+def run_cut(record: dict[str, Any]) -> tuple[float, float | None]:
+    """The run's own bounds on the raw scale; the default preset's where the record does not tell."""
+    lower, upper = cut_of(record) or (PRESETS[DEFAULT_PRESET].raw, math.inf)
+    return lower, upper if upper < math.inf else None
 
 
 def _grids(shards: Sequence[ShardScores], columns: Sequence[str], cuts: list[float]) -> dict[str, Grid]:

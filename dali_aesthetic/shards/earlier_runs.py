@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Callable, Iterable, Sequence
 
+from dali_aesthetic.layout import FOLDERS, IDENTITY, RECORD, NotARun, packed_from, read_record
 from dali_aesthetic.shards.formats import KINDS, extension
 from dali_aesthetic.shards.listing import InputError
-from dali_aesthetic.stores.access import read_bytes
 from dali_aesthetic.stores.location import fixed_root, is_url, parent
 
-RECORD = "/run.json"
-"""The end of the path of an output's record below an input. With its slash, because the input itself may be
-an output."""
 _LOG = logging.getLogger(__name__)
-_FOLDERS = ("shards", "quarantine", "scores", "embeddings")
-"""The folders of an output that hold tars, Parquet and `.npy`."""
 _SHOWN = 3
 
 
 def written_by(records: Iterable[str]) -> Callable[[str], bool]:
     """Tells whether a path belongs to an output with one of `records`; all are relative to the input."""
-    folders = tuple(f"{record[: -len(RECORD)]}/{folder}/" for record in records for folder in _FOLDERS)
+    folders = tuple(f"{_output(record)}/{folder}/" for record in records for folder in FOLDERS)
     return lambda path: path.startswith(folders)
+
+
+def is_record(path: str) -> bool:
+    """Whether a path below an input is a run record's. The input's own is not: an output may be an input."""
+    return path.endswith(f"/{RECORD}")
+
+
+def _output(record: str) -> str:
+    return record.removesuffix(f"/{RECORD}")
 
 
 def without_copies(root: str, paths: list[str], records: Sequence[str], suffix: str) -> list[str]:
@@ -49,10 +52,10 @@ def without_copies(root: str, paths: list[str], records: Sequence[str], suffix: 
 def _has_read(root: str, record: str) -> bool:
     """Whether the record names `root` or a part of it as the run's input, or as what a compact packed."""
     try:
-        content = json.loads(read_bytes(f"{root.rstrip('/')}/{record}"))
-        texts = content["identity"].get("input") or [content["config"]["packed_from"]]
+        content = read_record(f"{root.rstrip('/')}/{_output(record)}")
+        texts = content[IDENTITY].get("input") or [packed_from(content)]
         return all(_is_below(_place(text), root) for text in texts)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, NotARun, KeyError, TypeError, AttributeError):
         return False
 
 
@@ -79,5 +82,5 @@ def _refusal(root: str, num_own: int, runs: Sequence[str], suffix: str) -> str:
 
 
 def _shown(root: str, runs: Sequence[str]) -> str:
-    shown = [f"{root.rstrip('/')}/{run[: -len(RECORD)]}" for run in runs[:_SHOWN]]
+    shown = [f"{root.rstrip('/')}/{_output(run)}" for run in runs[:_SHOWN]]
     return ", ".join(shown) + (", …" if len(runs) > _SHOWN else "")

@@ -240,7 +240,7 @@ def _beside(images: Iterable[str]) -> Iterator[str]:
 
 def _folder(path: str, exclude: str, wanted: Kind | None) -> Found:
     there = _by_kind(walk(path, exclude))
-    records = [name for name in there[""] if name.endswith(earlier_runs.RECORD)]
+    records = [name for name in there[""] if earlier_runs.is_record(name)]
     is_written = earlier_runs.written_by(records)
     tars, images = there["tar"], there["folder"]
     if images:
@@ -314,7 +314,7 @@ def _remote(text: str, exclude: str, wanted: Kind | None) -> Found:
         raise InputError(f"{text} can't be listed: {error}") from error
     own = [name for name in names if not f"{root}/{name}".startswith(below) and fits(f"{root}/{name}")]
     there = _by_kind(own)
-    records = [name for name in there[""] if name.endswith(earlier_runs.RECORD)]
+    records = [name for name in there[""] if earlier_runs.is_record(name)]
     kind = _kind_among(there, earlier_runs.written_by(records))
     if kind is None:
         raise InputError(

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,20 +12,34 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dali_aesthetic.compact.job import PACKED_FROM
 from dali_aesthetic.compact.kept import compare
 from dali_aesthetic.config import ConfigError
+from dali_aesthetic.layout import (
+    CONFIG,
+    PARQUET,
+    RECORD,
+    TAR_END,
+    NotARun,
+    committed_names,
+    cut_of,
+    holds_scores_only,
+    packed_from,
+    read_record,
+    read_stats,
+    scores_file,
+    shard_file,
+    shard_files,
+    uncommitted_names,
+)
 from dali_aesthetic.shards.opened import DEFAULT_LIMITS, ReadLimits
 from dali_aesthetic.shards.plan import plan_shards
 from dali_aesthetic.shards.read import read_shards
-from dali_aesthetic.stores.access import exists, list_files, mirrored
-from dali_aesthetic.stores.location import is_url, join
+from dali_aesthetic.stores.access import mirrored
+from dali_aesthetic.stores.location import is_url
 from dali_aesthetic.types import Sample, Shard
 from dali_aesthetic.verify.shard import check_shard
 from dali_aesthetic.write.kept_rows import taken
-from dali_aesthetic.write.output import IDENTITY, RUN_RECORD, committed_names
 
-_END = bytes(1024)
 _ROWS = 1024
 
 
@@ -53,68 +66,36 @@ def verify_output(output: Path, against_input: bool = False) -> Verdict:
     """Checks all of `output`; with `against_input` also every kept byte against the run's own input, for a
     packed folder against the run it was made of.
 
-    Raises ConfigError where `output` holds no run, and InputError where its input is gone.
+    Raises NotARun or ConfigError where `output` holds nothing to check, InputError where its input is gone.
     """
-    record = _record_of(output)
-    config = record["config"]
+    record = read_record(output)
     names = sorted(committed_names(output))
     if not names:
         raise ConfigError(f"{output} holds no committed shard")
-    scores_only = bool(config.get("scores_only"))
-    cut = _cut_of(record)
+    scores_only, cut = holds_scores_only(record), cut_of(record)
     problems = [(name, text) for name in names for text in check_shard(output, name, scores_only, cut)]
     against_input = against_input and not scores_only
     broken = {name for name, _ in problems}
     whole = [name for name in names if name not in broken]
-    if against_input and PACKED_FROM in config:
-        if difference := compare(output, names, Path(config[PACKED_FROM])):
+    if against_input and (run := packed_from(record)) is not None:
+        if difference := compare(output, names, Path(run)):
             problems.append(("all shards", difference))
     elif against_input:
-        problems += _check_bytes(output, config, whole)
-    stats = [json.loads((output / "stats" / f"{name}.json").read_bytes()) for name in whole]
+        problems += _check_bytes(output, record.get(CONFIG, {}), whole)
+    stats = [read_stats(output, name) for name in whole]
     return Verdict(
         num_shards=len(names),
         num_samples=sum(one["num_samples"] for one in stats),
         num_kept=sum(one["num_kept"] for one in stats),
         compared_with_input=against_input,
         problems=tuple(problems),
-        uncommitted=tuple(_uncommitted(output, set(names))),
+        uncommitted=tuple(uncommitted_names(output)),
     )
 
 
-def _record_of(output: Path) -> dict[str, Any]:
-    try:
-        record: dict[str, Any] = json.loads((output / RUN_RECORD).read_bytes())
-        if record.get(IDENTITY, {}).get("input_kind") == "embeddings":
-            return {**record, "config": {"scores_only": True}}
-        record["config"].keys()
-    except (FileNotFoundError, NotADirectoryError):
-        raise ConfigError(f"{output} is not the output of a run: it has no {RUN_RECORD}") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(f"{output / RUN_RECORD} can't be read: {error}") from None
-    return record
-
-
-def _cut_of(record: dict[str, Any]) -> tuple[float, float] | None:
-    """The bounds on the raw score, of a packed folder those of its run; None where nothing was cut."""
-    identity = record.get(IDENTITY, {})
-    while "run" in identity:
-        identity = identity["run"]
-    lower = identity.get("min_raw")
-    return None if lower is None else (lower, identity.get("max_raw", math.inf))
-
-
-def _uncommitted(output: Path, names: set[str]) -> list[str]:
-    found = {
-        str(path.relative_to(output / folder).with_suffix(""))
-        for folder in ("shards", "scores")
-        for path in (output / folder).rglob("[!.]*.*")
-        if path.suffix in (".tar", ".parquet")
-    }
-    return sorted(found - names)
-
-
 def _check_bytes(output: Path, config: dict[str, Any], names: list[str]) -> Iterator[tuple[str, str]]:
+    if "input" not in config:
+        raise NotARun(f"{output / RECORD} doesn't name an input to compare with")
     shards = {shard.name: shard for shard in plan_shards(config["input"], output=output)}
     limits = _read_limits(config.get("guard", {}))
     for name in names:
@@ -131,16 +112,16 @@ def _read_limits(guard: dict[str, Any]) -> ReadLimits:
 
 def _compare(output: Path, shard: Shard, limits: ReadLimits = DEFAULT_LIMITS) -> str:
     """Where the shard's tar differs from the kept samples of its input, as they are there now."""
-    table = pq.read_table(output / "scores" / f"{shard.name}.parquet", columns=["kept", "key"])
+    table = pq.read_table(output / scores_file(shard.name), columns=["kept", "key"])
     kept, keys = table.column("kept").to_pylist(), table.column("key").to_pylist()
-    if (rows := output / "shards" / f"{shard.name}.parquet").exists():
+    if (rows := output / shard_file(shard.name, PARQUET)).exists():
         source, found = pq.read_table(shard.source), pq.read_table(rows)
         expected = taken(source.to_batches(), np.flatnonzero(kept), source.schema)
         same = len(source) == len(kept) and _same(found, expected)
         return "" if same else f"its rows differ from the kept ones of {shard.source}"
     samples = (item for item in read_shards([shard], limits) if isinstance(item, Sample))
     row = -1
-    with (output / "shards" / f"{shard.name}.tar").open("rb") as tar:
+    with (output / shard_file(shard.name)).open("rb") as tar:
         for row, sample in enumerate(samples):
             if row >= len(keys):
                 return "its input has more samples than its scores"
@@ -151,7 +132,7 @@ def _compare(output: Path, shard: Shard, limits: ReadLimits = DEFAULT_LIMITS) ->
                     return f"sample {sample.key!r} differs from its input in {shard.source}"
         if row + 1 < len(keys):
             return f"its input has {row + 1} samples, its scores have {len(keys)}"
-        return "" if tar.read() == _END else "its tar goes on behind the last kept sample"
+        return "" if tar.read() == TAR_END else "its tar goes on behind the last kept sample"
 
 
 def _same(found: pa.Table, expected: pa.Table) -> bool:
@@ -168,22 +149,12 @@ def _same_column(found: pa.ChunkedArray, expected: pa.ChunkedArray) -> bool:
     )
 
 
-# FOLDED dali_aesthetic/verify/location.py: `verify` of an output wherever it is: a folder as a whole, a URL shard by shard in a local copy.
-
-
-_KINDS = (
-    *("stats/{}.json", "scores/{}.parquet", "shards/{}.tar", "shards/{}.parquet"),
-    *("quarantine/{}.tar", "quarantine/{}.parquet"),
-)
-
-
 def verify_location(output: str, against_input: bool = False) -> Verdict:
     """As `verify_output`. At a URL one shard at a time is downloaded, and of an output that was made by
     `compact` nothing can be checked."""
     if not is_url(output):
         return verify_output(Path(output), against_input)
-    if not exists(join(output, RUN_RECORD)):
-        raise ConfigError(f"{output} is not the output of a run: it has no {RUN_RECORD}")
+    read_record(output)
     names = sorted(committed_names(output))
     if not names:
         raise ConfigError(f"{output} holds no committed shard")
@@ -194,16 +165,10 @@ def verify_location(output: str, against_input: bool = False) -> Verdict:
         num_kept=sum(one.num_kept for one in verdicts),
         compared_with_input=all(one.compared_with_input for one in verdicts),
         problems=tuple(problem for one in verdicts for problem in one.problems),
-        uncommitted=tuple(_uncommitted_location(output, set(names))),
+        uncommitted=tuple(uncommitted_names(output)),
     )
 
 
 def _verify_shard(output: str, name: str, against_input: bool) -> Verdict:
-    wanted = [RUN_RECORD, *(kind.format(name) for kind in _KINDS)]
-    with mirrored(output, wanted) as root:
+    with mirrored(output, [RECORD, *shard_files(name)]) as root:
         return verify_output(root, against_input)
-
-
-def _uncommitted_location(output: str, names: set[str]) -> Iterable[str]:
-    files = {name for folder in ("shards", "scores") for name in list_files(join(output, folder))}
-    return sorted({name.rpartition(".")[0] for name in files} - names)

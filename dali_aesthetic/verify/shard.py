@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import tarfile
 from collections import Counter
@@ -13,11 +12,11 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from dali_aesthetic.layout import PARQUET, TAR_END, quarantine_file, read_stats, scores_file, shard_file
 from dali_aesthetic.shards.tar import split_name
 from dali_aesthetic.types import Status
 
 _COLUMNS = ["key", "status", "kept", "output_shard", "aesthetic_score"]
-_END_BYTES = 1024
 _META = re.compile("__[^/]*__")
 _DOUBLED = "duplicate file name"
 
@@ -30,12 +29,12 @@ def check_shard(
     `cut` is the lowest and the highest raw score that was kept, where that is known.
     """
     try:
-        stats = json.loads((output / "stats" / f"{name}.json").read_bytes())
-        rows = pq.read_table(output / "scores" / f"{name}.parquet", columns=_COLUMNS).to_pylist()
+        stats = read_stats(output, name)
+        rows = pq.read_table(output / scores_file(name), columns=_COLUMNS).to_pylist()
         yield from _check_counts(stats, rows)
         yield from _check_marks(rows, cut)
-        if (output / "shards" / f"{name}.parquet").exists():
-            yield from _check_parquet(output / "shards" / f"{name}.parquet", stats)
+        if (parquet := output / shard_file(name, PARQUET)).exists():
+            yield from _check_parquet(parquet, stats)
         elif not scores_only:
             yield from _check_tar(output, name, stats, [row["key"] for row in rows if row["kept"]])
         if stats.get("num_quarantined"):
@@ -71,9 +70,9 @@ def _is_within(score: float | None, cut: tuple[float, float]) -> bool:
 
 
 def _check_tar(output: Path, name: str, stats: dict[str, Any], kept: list[str]) -> Iterator[str]:
-    path = output / "shards" / f"{name}.tar"
-    if path.stat().st_size != stats["bytes_kept"] + _END_BYTES:
-        yield f"its tar has {path.stat().st_size} bytes, its stats state {stats['bytes_kept'] + _END_BYTES}"
+    path = output / shard_file(name)
+    if (found := path.stat().st_size) != (stated := stats["bytes_kept"] + len(TAR_END)):
+        yield f"its tar has {found} bytes, its stats state {stated}"
     expected = [key for key, _ in groupby(kept)]
     readers = {"tarfile": _tarfile_keys}
     # webdataset leaves out names like __this__, and reads those that are no UTF-8 otherwise.
@@ -125,11 +124,11 @@ def _check_quarantine(
     output: Path, name: str, stats: dict[str, Any], rows: list[dict[str, Any]]
 ) -> Iterator[str]:
     bad = {row["key"] for row in rows if row["status"] != Status.OK.value}
-    if (parquet := output / "quarantine" / f"{name}.parquet").exists():
+    if (parquet := output / quarantine_file(name, PARQUET)).exists():
         if (found := len(pq.read_table(parquet))) != stats["num_quarantined"]:
             yield f"its quarantine holds {found} rows, its stats state {stats['num_quarantined']}"
         return
-    keys = _tarfile_keys(output / "quarantine" / f"{name}.tar") or []
+    keys = _tarfile_keys(output / quarantine_file(name)) or []
     if foreign := sorted(set(keys) - bad):
         yield f"its quarantine holds samples that were scored (like {foreign[0]})"
     if len(keys) > stats["num_quarantined"] or not keys:

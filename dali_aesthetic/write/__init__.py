@@ -5,7 +5,6 @@ from dali_aesthetic.write.output import (
     RunMismatch,
     check_run_record,
     clean_leftovers,
-    committed_names,
     open_output,
     write_run_record,
 )
@@ -17,7 +16,6 @@ __all__ = [
     "ShardSink",
     "check_run_record",
     "clean_leftovers",
-    "committed_names",
     "open_output",
     "write_run_record",
 ]

@@ -14,11 +14,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dali_aesthetic.layout import embedding_files
 from dali_aesthetic.types import Sample
 from dali_aesthetic.write.files import output_path, publish, write_temporary
 from dali_aesthetic.write.rows import SidecarColumns
 
-EMBEDDINGS = "embeddings"
 _COLUMNS = frozenset(("image_path", "source_shard", "source_offset"))
 
 
@@ -31,10 +31,7 @@ class ShardEmbeddings:
     """
 
     def __init__(self, output: Path, name: str) -> None:
-        folder, slash, stem = name.rpartition("/")
-        root = output / EMBEDDINGS
-        self._matrix = output_path(root / "img_emb", f"{folder}{slash}img_emb_{stem}", ".npy")
-        self._metadata = output_path(root / "metadata", f"{folder}{slash}metadata_{stem}", ".parquet")
+        self._matrix, self._metadata = (output_path(output, file) for file in embedding_files(name))
         self._rows: list[npt.NDArray[np.float16]] = []
         self._paths: list[str] = []
         self._sources: list[str] = []

@@ -25,15 +25,17 @@ class OutsideOutput(ValueError):
     """A name would be written outside the output folder."""
 
 
-def output_path(root: Path, name: str, extension: str) -> Path:
-    """`root/NAME.EXTENSION`, its folder made. Raises OutsideOutput for a name or link that leaves `root`.
+def output_path(output: Path, file: str) -> Path:
+    """The path of `file` (as `layout` names it) below `output`, its folder made.
 
-    `root` itself may be a link: that is the user's own choice of a disk.
+    Raises OutsideOutput for a name or link that leaves the first folder of `file`, which itself may be a
+    link: that is the user's own choice of a disk.
     """
-    parts = name.split("/")
-    if any(part in ("", ".", "..") or "\\" in part or not part.isprintable() for part in parts):
-        raise OutsideOutput(f"the shard name {name!r} is not a plain relative path; rename the input shard")
-    path = root.joinpath(*parts[:-1], parts[-1] + extension)
+    folder, *parts = file.split("/")
+    plain = [*parts[:-1], parts[-1].rpartition(".")[0]]
+    if any(part in ("", ".", "..") or "\\" in part or not part.isprintable() for part in plain):
+        raise OutsideOutput(f"{file!r} is not a plain path below {output}; rename the input shard")
+    root, path = output / folder, output / file
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.parent.resolve().is_relative_to(root.resolve()):
         raise OutsideOutput(f"{path.parent} is a link to outside {root}; remove it or choose another output")

@@ -14,11 +14,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from dali_aesthetic.layout import LOCK
 from dali_aesthetic.stores.location import is_url
 from dali_aesthetic.write.files import Owner, naming
 from dali_aesthetic.write.remote_lock import claim_url
 
-LOCK = ".lock"
 _MAX_OWNER_BYTES = 256
 _JOB = "job "
 _JOIN_SECONDS, _JOIN_WAIT_SECONDS = 5.0, 0.05

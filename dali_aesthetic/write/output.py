@@ -10,13 +10,24 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
 
-from dali_aesthetic.stores.access import create, exists, list_files, open_file, read_bytes
+from dali_aesthetic.layout import (
+    CONFIG,
+    FOLDERS,
+    IDENTITY,
+    RECORD,
+    SHARDS,
+    BadStats,
+    NotARun,
+    committed_names,
+    read_record,
+    read_stats,
+    scores_file,
+)
+from dali_aesthetic.stores.access import create, exists, open_file
 from dali_aesthetic.stores.location import is_url, join, parent
 from dali_aesthetic.types import Shard
-from dali_aesthetic.write.embeddings import EMBEDDINGS
 from dali_aesthetic.write.files import is_leftover, publish, sync_folder, write_temporary
 from dali_aesthetic.write.rows import read_columns
-from dali_aesthetic.write.sink import FOLDERS, QUARANTINE
 
 
 class OutputMismatch(ValueError):
@@ -29,19 +40,13 @@ def open_output(output: str | Path, record: Mapping[str, Any], shards: Sequence[
     Raises RunMismatch or OutputMismatch (ValueErrors) where it holds another run, another input or this one,
     and OSError where it can't be written. Removes what dead processes left half written.
     """
-    config = record.get("config", {})
+    config = record.get(CONFIG, {})
     _check_apart(os.fspath(output), shards, writes_tars=not config.get("scores_only"))
     if whole := config.get("part_of"):  # where the cut will write: told before the scoring, not after it
         _check_apart(whole, shards)
     write_run_record(output, record)
     clean_leftovers(output)
     return pending_shards(output, shards)
-
-
-def committed_names(output: str | Path) -> set[str]:
-    """The names of the shards that are done, from one listing of `stats/`."""
-    names = list_files(join(output, "stats"), ".json")
-    return {name[: -len(".json")] for name in names if not name.rpartition("/")[2].startswith(".")}
 
 
 def clean_leftovers(output: str | Path) -> int:
@@ -52,7 +57,7 @@ def clean_leftovers(output: str | Path) -> int:
     removed = 0
     if is_url(os.fspath(output)):
         return removed
-    for root in (Path(output), *(Path(output) / folder for folder in (*FOLDERS, QUARANTINE, EMBEDDINGS))):
+    for root in (Path(output), *(Path(output) / folder for folder in FOLDERS)):
         for name in _files(root, below=root != Path(output)):
             path = root / name
             if is_leftover(path):
@@ -108,8 +113,7 @@ def _files(root: Path, below: bool = True) -> Iterator[str]:
 
 def _check_apart(output: str, shards: Iterable[Shard], writes_tars: bool = True) -> None:
     """Raises OutputMismatch for an input that lies where the run's own files go: they would replace it."""
-    folders = (*FOLDERS, QUARANTINE, EMBEDDINGS)
-    own = [join(output, folder) for folder in folders if writes_tars or folder != "shards"]
+    own = [join(output, folder) for folder in FOLDERS if writes_tars or folder != SHARDS]
     if not is_url(output):
         own = [os.path.realpath(folder) for folder in own if os.path.isdir(folder)]
     if not own:
@@ -131,8 +135,7 @@ def _check_fingerprints(output: str, shards: Iterable[Shard], done: set[str]) ->
             "removed since. Give another output folder."
         )
     for name in sorted(done):
-        stats = json.loads(read_bytes(join(output, "stats", f"{name}.json")))
-        if stats.get("fingerprint") != by_name[name].fingerprint:
+        if read_stats(output, name).get("fingerprint") != by_name[name].fingerprint:
             raise OutputMismatch(
                 f"the images of shard {name} in {by_name[name].source} changed since it was written: "
                 f"{_changes(output, by_name[name])}. Give another output folder."
@@ -146,8 +149,8 @@ def _check_source(output: str, shards: Sequence[Shard], done: set[str]) -> None:
     """
     name = next((shard.name for shard in shards if shard.name in done), min(done))
     try:
-        source = json.loads(read_bytes(join(output, "stats", f"{name}.json")))["source"]
-    except (ValueError, KeyError, TypeError):
+        source = read_stats(output, name)["source"]
+    except (BadStats, KeyError):
         return  # `verify` says what is wrong with it
     now = next((shard for shard in shards if shard.name == name or shard.source == source), None)
     if now is not None and (now.name, _place(now.source)) != (name, _place(source)):
@@ -165,7 +168,7 @@ def _place(source: str) -> str:
 def _changes(output: str, shard: Shard) -> str:
     """What is new or gone among the shard's images, as far as its scores tell."""
     try:
-        with open_file(join(output, "scores", f"{shard.name}.parquet")) as file:
+        with open_file(join(output, scores_file(shard.name))) as file:
             sources = read_columns(file, ["source_shard"])
     except OSError:
         return "its scores can't be read"
@@ -179,8 +182,6 @@ def _changes(output: str, shard: Shard) -> str:
 # FOLDED dali_aesthetic/write/record.py: `run.json`: what made the output, and the refusal to mix two different runs in one folder.
 
 
-RUN_RECORD = "run.json"
-IDENTITY = "identity"
 _ABSENT = "(not set)"
 
 
@@ -193,14 +194,14 @@ def write_run_record(output: str | Path, record: Mapping[str, Any]) -> None:
 
     The first record stays. Raises RunMismatch naming each field that differs with both values.
     """
-    final = join(output, RUN_RECORD)
+    final = join(output, RECORD)
     if not exists(final):
         text = json.dumps(record, indent=2, sort_keys=True, allow_nan=False) + "\n"
         write_once(final, text.encode())
     if differences := check_run_record(output, record):
         listed = "\n  ".join(differences)
         raise RunMismatch(
-            f"{output} holds the results of another run; its {RUN_RECORD} differs in:\n  {listed}\n"
+            f"{output} holds the results of another run; its {RECORD} differs in:\n  {listed}\n"
             "Give the same options again, or another output folder."
         )
 
@@ -210,14 +211,12 @@ def check_run_record(output: str | Path, record: Mapping[str, Any]) -> list[str]
 
     Empty where they agree or `output` has no record yet. Raises RunMismatch for an unreadable record.
     """
-    final = join(output, RUN_RECORD)
-    try:
-        there = json.loads(read_bytes(final))[IDENTITY]
-    except FileNotFoundError:
+    if not exists(join(output, RECORD)):
         return []
-    except (ValueError, KeyError, TypeError) as error:
-        raise RunMismatch(f"{final} is no record of a run ({error}); give another output folder") from error
-    old = dict(_flat(there))
+    try:
+        old = dict(_flat(read_record(output)[IDENTITY]))
+    except NotARun as error:
+        raise RunMismatch(f"{error}; give another output folder") from error
     new = dict(_flat(json.loads(json.dumps(record[IDENTITY]))))
     return [
         f"{field}: {old.get(field, _ABSENT)!r} there, {new.get(field, _ABSENT)!r} now"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +11,18 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from dali_aesthetic.stores.access import open_file, read_bytes
+from dali_aesthetic.layout import (
+    NotARun,
+    committed_names,
+    packed_from,
+    read_record,
+    read_stats,
+    scored_by,
+    scores_file,
+)
+from dali_aesthetic.stores.access import open_file
 from dali_aesthetic.stores.location import join
 from dali_aesthetic.types import ImageHeader, Route, Status
-from dali_aesthetic.write.output import IDENTITY, RUN_RECORD, committed_names
 from dali_aesthetic.write.rows import read_columns, score_columns
 
 _ROW_COLUMNS = ("key", "source_offset", "status", "error_message", "width", "height", "format")
@@ -35,14 +42,12 @@ class StoredScores:
     scores_RH: npt.NDArray[np.float32]
 
 
-def read_identity(folder: str | Path) -> dict[str, Any]:
-    """What made the scores in `folder`: the identity of its `run.json`. Raises ScoresMismatch without one."""
-    path = join(folder, RUN_RECORD)
+def scores_record(folder: str | Path) -> dict[str, Any]:
+    """The record of the run that left scores in `folder`. Raises ScoresMismatch without one."""
     try:
-        identity: dict[str, Any] = json.loads(read_bytes(path))[IDENTITY]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ScoresMismatch(f"--scores {folder} holds no scores: {path} can't be read ({error})") from None
-    return identity
+        return read_record(folder)
+    except (NotARun, OSError) as error:
+        raise ScoresMismatch(f"--scores {folder} holds no scores: {error}") from None
 
 
 def read_scored_by(folder: str | Path) -> dict[str, Any]:
@@ -50,13 +55,13 @@ def read_scored_by(folder: str | Path) -> dict[str, Any]:
 
     Raises ScoresMismatch where they are no run's, or of the kept samples alone.
     """
-    identity = read_identity(folder)
-    scored_by: dict[str, Any] = identity.get("scored_by", identity)
-    if "heads" not in scored_by:
+    record = scores_record(folder)
+    found = scored_by(record)
+    if packed_from(record) is not None or "heads" not in found:
         raise ScoresMismatch(
             f"--scores {folder} was not written by `score`, `run` or `filter`: give such a one"
         )
-    return scored_by
+    return found
 
 
 def read_scores(folder: str | Path, name: str, head_names: Sequence[str]) -> StoredScores:
@@ -75,8 +80,7 @@ def read_scores(folder: str | Path, name: str, head_names: Sequence[str]) -> Sto
 
 def read_fingerprint(folder: str | Path, name: str) -> str:
     """Of which files, by name and size, a folder's shard was scored; empty for other kinds of input."""
-    stats = json.loads(read_bytes(join(folder, "stats", f"{name}.json")))
-    return str(stats.get("fingerprint", ""))
+    return str(read_stats(folder, name).get("fingerprint", ""))
 
 
 def read_raw_scores(folder: str | Path, names: Iterable[str] | None = None) -> npt.NDArray[np.float32]:
@@ -97,7 +101,7 @@ def read_keys(folder: str | Path, name: str) -> tuple[list[str], list[str], npt.
 
 
 def _table(folder: str | Path, name: str, columns: list[str]) -> pa.Table:
-    with open_file(join(folder, "scores", f"{name}.parquet")) as file:
+    with open_file(join(folder, scores_file(name))) as file:
         return read_columns(file, columns)
 
 

@@ -14,6 +14,18 @@ from types import TracebackType
 import numpy as np
 import numpy.typing as npt
 
+from dali_aesthetic.layout import (
+    PARQUET,
+    QUARANTINE,
+    SCORES,
+    SHARDS,
+    STATS,
+    TAR,
+    quarantine_file,
+    scores_file,
+    shard_file,
+    stats_file,
+)
 from dali_aesthetic.overlap import Backlog
 from dali_aesthetic.types import (
     Buffer,
@@ -32,8 +44,6 @@ from dali_aesthetic.write.kept_rows import BadRows, KeptRows
 from dali_aesthetic.write.rows import ScoreRows, score_columns
 from dali_aesthetic.write.writers import ShardTarWriter
 
-FOLDERS = ("shards", "scores", "stats")
-QUARANTINE = "quarantine"
 JUDGED_FROM = 100
 """Samples a shard must have for its share of bad ones to say anything."""
 Keep = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.bool_]]
@@ -73,7 +83,7 @@ class ShardSink:
         self.embeddings = embeddings
         self._open: dict[str, _OpenShard] = {}
         self._commits: Backlog[ShardReport] = self._destination.backlog()
-        wanted = {"shards": images, "scores": True, "stats": True, QUARANTINE: quarantine}
+        wanted = {SHARDS: images, SCORES: True, STATS: True, QUARANTINE: quarantine}
         for folder in (name for name, is_wanted in wanted.items() if is_wanted):
             (self._destination.root / folder).mkdir(parents=True, exist_ok=True)
 
@@ -182,20 +192,20 @@ class _OpenShard:
         embeddings: bool,
     ) -> None:
         self.shard = shard
-        kind = ".parquet" if shard.kind == "parquet" else ".tar"
-        self.rows = ScoreRows(head_names, f"shards/{shard.name}{kind}")
+        suffix = PARQUET if shard.kind == "parquet" else TAR
+        self.rows = ScoreRows(head_names, shard_file(shard.name, suffix))
         self.num_samples = 0
         self.num_kept = 0
         self._destination = destination
         output = destination.root
-        self._scores = output_path(output / "scores", shard.name, ".parquet")
-        self._stats = output_path(output / "stats", shard.name, ".json")
-        self._bad = output_path(output / QUARANTINE, shard.name, kind) if quarantine else None
+        self._scores = output_path(output, scores_file(shard.name))
+        self._stats = output_path(output, stats_file(shard.name))
+        self._bad = output_path(output, quarantine_file(shard.name, suffix)) if quarantine else None
         self.quarantine: ShardTarWriter | BadRows | None = None
         self.num_quarantined = 0
         self.kept: ShardTarWriter | KeptRows | None = None
         if images:
-            final = output_path(output / "shards", shard.name, kind)
+            final = output_path(output, shard_file(shard.name, suffix))
             parquet = shard.kind == "parquet"
             self.kept = KeptRows(final, shard.source) if parquet else ShardTarWriter(final)
         self.embeddings = ShardEmbeddings(output, shard.name) if embeddings else None

@@ -10,10 +10,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dali_aesthetic.layout import TAR_END
 from dali_aesthetic.types import Buffer
 from dali_aesthetic.write.files import naming, open_new, publish, temporary_path, write_all
 
-END_MARKER = bytes(1024)
 _START_EVERY = 16 << 20
 _NOT_NEEDED = getattr(os, "POSIX_FADV_DONTNEED", 0)
 
@@ -51,7 +51,7 @@ class ShardTarWriter:
     def finish(self) -> None:
         """Ends the tar and syncs it to disk; it still has its temporary name."""
         with naming(self.temporary):
-            write_all(self._descriptor, [END_MARKER])
+            write_all(self._descriptor, [TAR_END])
             os.fsync(self._descriptor)
         self._close()
 

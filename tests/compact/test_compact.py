@@ -19,6 +19,7 @@ from dali_aesthetic.compact.job import Options, Result, compact
 from dali_aesthetic.compact.kept import RunDamaged
 from dali_aesthetic.compact.pack import Size
 from dali_aesthetic.config import ConfigError
+from dali_aesthetic.layout import NotARun
 from dali_aesthetic.verify.outputs import verify_output
 from dali_aesthetic.write import RunMismatch
 from tests.compact.runs import entries, make_run, many, uid
@@ -258,12 +259,13 @@ def test_uids_that_are_none_are_refused(tmp_path: Path, fields: list[dict[str, A
         ({"config": {"scores_only": True}, "identity": {}}, "holds scores only"),
         ({"identity": {"input_kind": "embeddings"}}, "no image to pack"),
         ({"config": 3}, "can't be read"),
+        ({"identity": {}, "config": 3}, "can't be read"),
     ],
 )
 def test_what_is_no_run_with_tars_is_refused(tmp_path: Path, record: Any, message: str) -> None:
     if record is not None:
         (tmp_path / "run.json").write_text(json.dumps(record))
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises((ConfigError, NotARun), match=message):
         pack(tmp_path, tmp_path / "packed")
 
 

@@ -21,9 +21,10 @@ pytest.importorskip("triton")
 
 from dali_aesthetic.config import Config, ConfigError
 from dali_aesthetic.launch import precision
-from dali_aesthetic.launch.precision import CALIBRATION, prepare
+from dali_aesthetic.launch.precision import prepare
 from dali_aesthetic.launch.run import run_local
 from dali_aesthetic.launch.worker import build_worker
+from dali_aesthetic.layout import CALIBRATION
 from dali_aesthetic.score import build
 from dali_aesthetic.score.backends import calibrate
 from dali_aesthetic.score.backends.calibration import Calibration

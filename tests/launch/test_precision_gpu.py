@@ -14,8 +14,8 @@ pytest.importorskip("triton")
 
 from dali_aesthetic.config import Config
 from dali_aesthetic.launch import precision
-from dali_aesthetic.launch.calibration_file import CALIBRATION
 from dali_aesthetic.launch.run import run_local
+from dali_aesthetic.layout import CALIBRATION
 from dali_aesthetic.score.backends import calibrate
 from dali_aesthetic.score.backends.fits import why_not_fused
 from dali_aesthetic.score.spec import spec_of

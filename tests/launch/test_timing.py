@@ -10,8 +10,9 @@ from typing import Any
 
 from dali_aesthetic.config import Config
 from dali_aesthetic.launch.run import run_local
+from dali_aesthetic.layout import TIMING
 from dali_aesthetic.stats import RunStats
-from dali_aesthetic.timing import TIMING, process_age, timed
+from dali_aesthetic.timing import process_age, timed
 from dali_aesthetic.types import ShardReport
 
 DONE = ShardReport(name="a/b", source="b.tar", num_samples=7, num_kept=2)

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
-from dali_aesthetic.timing import TIMING_TIMING, read_speed
+from dali_aesthetic.layout import TIMING
+from dali_aesthetic.timing import read_speed
 
 
 def write(folder: Path, lines: list[dict[str, Any]]) -> None:
-    (folder / TIMING_TIMING).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / TIMING).write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
 def line(
@@ -23,7 +24,7 @@ def line(
 
 def test_without_lines_there_is_nothing_to_tell(tmp_path: Path) -> None:
     assert read_speed(tmp_path) is None
-    (tmp_path / TIMING_TIMING).write_text("")
+    (tmp_path / TIMING).write_text("")
     assert read_speed(tmp_path) is None
 
 
@@ -56,7 +57,7 @@ def test_the_time_between_two_runs_is_left_out(tmp_path: Path) -> None:
 def test_broken_lines_are_passed_over(tmp_path: Path) -> None:
     good = json.dumps(line(2.0, decode=1.0))
     broken = ['{"run": 1', "[]", "7", '{"seconds": "x"}', json.dumps({**line(1.0), "work": 3}), "\x00"]
-    (tmp_path / TIMING_TIMING).write_text("\n".join([*broken, good]))
+    (tmp_path / TIMING).write_text("\n".join([*broken, good]))
     speed = read_speed(tmp_path)
     assert speed is not None
     assert speed.num_samples == 50

@@ -14,7 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from dali_aesthetic.cli import app
-from dali_aesthetic.config import ConfigError
+from dali_aesthetic.layout import NotARun
 from dali_aesthetic.shards.opened import DEFAULT_LIMITS, ReadLimits
 from dali_aesthetic.types import Shard
 from dali_aesthetic.verify.outputs import _compare, _read_limits, verify_output
@@ -140,7 +140,9 @@ def test_the_input_is_read_under_the_runs_own_limits(written: Path, output: Path
 def test_an_input_that_changed_or_went_is_found(written: Path, output: Path, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     make_tar(tmp_path / "in" / "a.tar", [f"a{i:02d}" for i in range(19)])
-    (output / "run.json").write_text(json.dumps({"config": {"input": [str(tmp_path / "in")]}}))
+    (output / "run.json").write_text(
+        json.dumps({"identity": {}, "config": {"input": [str(tmp_path / "in")]}})
+    )
     problems = dict(verify_output(output, against_input=True).problems)
     assert problems["b"] == "its input is gone"
     assert "a" in problems
@@ -188,10 +190,10 @@ def test_what_a_stopped_run_left_is_no_error(output: Path) -> None:
 
 
 def test_what_is_no_output_is_a_configuration_error(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="not the output of a run"):
+    with pytest.raises(NotARun, match="not the output of a run"):
         verify_output(tmp_path)
     (tmp_path / "00000.tar").write_bytes(b"")
-    with pytest.raises(ConfigError, match=r"00000\.tar is not the output of a run"):
+    with pytest.raises(NotARun, match=r"00000\.tar is not the output of a run"):
         verify_output(tmp_path / "00000.tar")
 
 

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from dali_aesthetic.layout import committed_names
 from dali_aesthetic.shards import plan_shards
 from dali_aesthetic.write import (
     OutputMismatch,
     RunMismatch,
     check_run_record,
     clean_leftovers,
-    committed_names,
     open_output,
     write_run_record,
 )

@@ -1,0 +1,177 @@
+"""The layout of an output: its files and their names, its run record, and which of its shards are done.
+
+    OUTPUT/run.json                           the run record: what made this output (`read_record`)
+    OUTPUT/shards/NAME.tar | .parquet         the kept samples of the input shard NAME
+    OUTPUT/scores/NAME.parquet                one row for every input sample
+    OUTPUT/stats/NAME.json                    a `ShardReport`; it is written last: NAME is done
+    OUTPUT/quarantine/NAME.tar | .parquet     samples that could not be scored, where asked for
+    OUTPUT/embeddings/img_emb/img_emb_NAME.npy, embeddings/metadata/metadata_NAME.parquet
+    OUTPUT/calibration.safetensors            the fp8 scales and decision of the run
+    OUTPUT/timing.jsonl, report.html          for people; no reader of an output depends on them
+    OUTPUT/scored/                            an output of its own: the scores that `--keep-top` cuts
+    OUTPUT/.lock, .settling.lock, .tmp-*      locks and files that are not whole yet
+
+NAME may have folders in it (`a/00000`). A file whose own name begins with a dot belongs to no shard. An
+output is a local folder or the URL of one in an object store; every function here takes both.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+from os import PathLike
+from typing import Any
+
+from dali_aesthetic.stores.access import list_files, read_bytes
+from dali_aesthetic.stores.location import join
+
+Location = str | PathLike[str]
+
+RECORD = "run.json"
+SHARDS, SCORES, STATS, QUARANTINE, EMBEDDINGS = "shards", "scores", "stats", "quarantine", "embeddings"
+FOLDERS = (SHARDS, SCORES, STATS, QUARANTINE, EMBEDDINGS)
+"""All that holds files of shards; an input below one of them would be replaced."""
+CALIBRATION = "calibration.safetensors"
+TIMING = "timing.jsonl"
+REPORT = "report.html"
+SCORED = "scored"
+LOCK = ".lock"
+SETTLING = ".settling.lock"
+"""Held while a run's precision is settled."""
+TAR, PARQUET = ".tar", ".parquet"
+TAR_END = bytes(1024)
+"""The end marker of a tar. A kept tar is its entries and this, without the padding to 10,240 bytes."""
+
+IDENTITY, CONFIG = "identity", "config"
+"""Sections of the run record: what has to be the same for two runs to be one, and all that was asked for."""
+PACKED_FROM = "packed_from"
+"""The field of `config` that only a packed output has."""
+
+
+class NotARun(ValueError):
+    """A folder without a run record that can be read. The message names the file."""
+
+
+class BadStats(ValueError):
+    """A shard's stats can't be read. The message names the file."""
+
+
+def shard_file(name: str, suffix: str = TAR) -> str:
+    """Where a shard's kept samples are; like all paths of this module relative to the output."""
+    return f"{SHARDS}/{name}{suffix}"
+
+
+def scores_file(name: str) -> str:
+    """Where the row of every sample is."""
+    return f"{SCORES}/{name}{PARQUET}"
+
+
+def stats_file(name: str) -> str:
+    """Where the `ShardReport` is, whose presence says that the shard is done."""
+    return f"{STATS}/{name}.json"
+
+
+def quarantine_file(name: str, suffix: str = TAR) -> str:
+    """Where the samples are that could not be scored."""
+    return f"{QUARANTINE}/{name}{suffix}"
+
+
+def embedding_files(name: str) -> tuple[str, str]:
+    """Where a shard's embeddings and their rows are, in clip-retrieval's layout."""
+    folder, slash, stem = name.rpartition("/")
+    return (
+        f"{EMBEDDINGS}/img_emb/{folder}{slash}img_emb_{stem}.npy",
+        f"{EMBEDDINGS}/metadata/{folder}{slash}metadata_{stem}{PARQUET}",
+    )
+
+
+def shard_files(name: str) -> tuple[str, ...]:
+    """Every file that readers of a shard look at. No output has all of them."""
+    samples = (file(name, suffix) for file in (shard_file, quarantine_file) for suffix in (TAR, PARQUET))
+    return (stats_file(name), scores_file(name), *samples)
+
+
+def committed_names(output: Location) -> set[str]:
+    """The names of the shards that are done, from one listing of their stats."""
+    return _names(output, STATS, (".json",))
+
+
+def uncommitted_names(output: Location) -> list[str]:
+    """The shards with files but no stats: a run was stopped, and the next one does them again."""
+    begun = _names(output, SHARDS, (TAR, PARQUET)) | _names(output, SCORES, (PARQUET,))
+    return sorted(begun - committed_names(output))
+
+
+def _names(output: Location, folder: str, suffixes: Iterable[str]) -> set[str]:
+    files = list_files(join(output, folder))
+    parts = ((name, name.rpartition("/")[2]) for name in files)
+    return {
+        name.removesuffix(suffix)
+        for name, own in parts
+        for suffix in suffixes
+        if own.endswith(suffix) and not own.startswith(".")
+    }
+
+
+def read_stats(output: Location, name: str) -> dict[str, Any]:
+    """The fields of a shard's `ShardReport`. Raises BadStats, and FileNotFoundError where it isn't done."""
+    path = join(output, stats_file(name))
+    try:
+        stats = json.loads(read_bytes(path))
+    except ValueError as error:
+        raise BadStats(f"{path} can't be read: {error}") from None
+    if not isinstance(stats, dict):
+        raise BadStats(f"{path} can't be read: it holds no object")
+    return stats
+
+
+def read_record(output: Location) -> dict[str, Any]:
+    """The run record, in which `identity` is an object, and so is `config` where there is one.
+
+    Raises NotARun where there is none or it is anything else, and OSError where it can't be read.
+    """
+    path = join(output, RECORD)
+    try:
+        record: dict[str, Any] = json.loads(read_bytes(path))
+        if not isinstance(record[IDENTITY], dict) or not isinstance(record.get(CONFIG, {}), dict):
+            raise TypeError(f"{IDENTITY} or {CONFIG} is no object")
+    except (FileNotFoundError, NotADirectoryError):
+        raise NotARun(f"{output} is not the output of a run: it has no {RECORD}") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise NotARun(f"{path} can't be read as the record of a run: {error!r}") from None
+    return record
+
+
+def scored_by(record: dict[str, Any]) -> dict[str, Any]:
+    """The identity of the run that scored, also where `filter` or `compact` made the output from its own."""
+    identity: dict[str, Any] = record.get(IDENTITY, {})
+    while isinstance(before := identity.get("run", identity.get("scored_by")), dict):
+        identity = before
+    return identity
+
+
+def cut_of(record: dict[str, Any]) -> tuple[float, float] | None:
+    """The inclusive bounds on the raw score, of a packed output those of its run; None: nothing was cut."""
+    identity = record.get(IDENTITY, {})
+    while isinstance(identity.get("run"), dict):
+        identity = identity["run"]
+    lower, upper = identity.get("min_raw"), identity.get("max_raw", math.inf)
+    both = isinstance(lower, int | float) and isinstance(upper, int | float)
+    return (float(lower), float(upper)) if both else None
+
+
+def holds_embeddings(record: dict[str, Any]) -> bool:
+    """Whether stored embeddings were scored: there are no images."""
+    return bool(record[IDENTITY].get("input_kind") == EMBEDDINGS)
+
+
+def holds_scores_only(record: dict[str, Any]) -> bool:
+    """Whether no samples were to be kept."""
+    return holds_embeddings(record) or bool(record.get(CONFIG, {}).get("scores_only"))
+
+
+def packed_from(record: dict[str, Any]) -> str | None:
+    """The output that `compact` made this one of; None for an output of anything else."""
+    found = record.get(CONFIG, {}).get(PACKED_FROM)
+    return None if found is None else str(found)
