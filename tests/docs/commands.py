@@ -1,4 +1,4 @@
-"""The commands that documents show: found in their fenced blocks, and checked without running them."""
+"""Finds the commands in the fenced blocks of the documents and checks them without running them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dali_aesthetic.cli import app
 
 ROOT = Path(__file__).parents[2]
 IMAGE = "dali-aesthetic"
-"""What the documents call the container image."""
+"""The name of the container image in the documents."""
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _VARIABLE = re.compile(r"([A-Za-z_]\w*)=(.*)", re.DOTALL)
 _NETWORK = ("s3://", "gs://", "hf://", "http://", "https://")
@@ -30,7 +30,7 @@ _DEVICE = {
 }
 _DOCKER_FLAGS = {"--rm": 0, "--gpus": 1, "-v": 1, "--user": 1, "--entrypoint": 1, "-e": 1}
 _UsageError = typer.BadParameter.__mro__[1]
-"""click's, which newer versions of typer hold a copy of."""
+"""click's class; newer versions of typer vendor a copy of it."""
 
 
 class Wrong(ValueError):
@@ -39,7 +39,7 @@ class Wrong(ValueError):
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block: its language (sh where a command begins an untagged one), its text, its line."""
+    """A fenced block. An untagged block that begins with a command has the language `sh`."""
 
     language: str
     text: str
@@ -48,7 +48,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Command:
-    """One command of a shell block: its words, the variables before them, the file its output goes to."""
+    """A command of a shell block, with the variables set before it and the file its output goes to."""
 
     words: tuple[str, ...]
     line: int
@@ -60,11 +60,11 @@ class Command:
         return self.words[0]
 
     def reads(self, folder: str) -> bool:
-        """Whether it names `folder` as anything but its output."""
+        """Whether `folder` is an argument other than the output."""
         return any(word == folder and flag != "--output" for flag, word in pairwise(self.words))
 
     def why_not_run(self) -> str:
-        """What it needs that a test machine lacks, or an empty string."""
+        """The requirement that a test machine lacks, or an empty string."""
         if self.program in ("docker", "make", "pip", "sbatch", "torchrun"):
             return self.program
         if self.words[:3] == ("python", "-m", "benchmarks"):
@@ -117,7 +117,7 @@ def check(command: Command) -> None:
 
 
 def parse_flags(arguments: tuple[str, ...], program: typer.Typer = app) -> None:
-    """Parses what follows `dali-aesthetic`, or another program, without running it."""
+    """Parses the arguments of `dali-aesthetic`, or of another program, without running it."""
     group = typer.main.get_command(program)
     assert isinstance(group, TyperGroup)
     name, *rest = arguments
@@ -184,7 +184,7 @@ def _check_docker_build(rest: list[str]) -> None:
 
 
 def image_entrypoint() -> list[str]:
-    """The command that the image starts, which arguments are appended to."""
+    """The image's entry point; arguments are appended to it."""
     import json
 
     (line,) = re.findall(r"^ENTRYPOINT (\[.*\])$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
@@ -213,13 +213,13 @@ def _check_pip(arguments: tuple[str, ...]) -> None:
 
 
 def _check_sbatch(arguments: tuple[str, ...]) -> None:
-    """Its last word is the script."""
+    """The last argument is the script."""
     if not (ROOT / arguments[-1]).exists():
         raise Wrong(f"there is no {arguments[-1]}")
 
 
 def _check_torchrun(arguments: tuple[str, ...]) -> None:
-    """What it starts is a program, not a Python file."""
+    """The command line is a program, not a Python file."""
     start = arguments.index("dali-aesthetic")
     if arguments[start - 1] != "--no-python":
         raise Wrong("torchrun starts programs with --no-python")
@@ -227,7 +227,7 @@ def _check_torchrun(arguments: tuple[str, ...]) -> None:
 
 
 def _check_shell(arguments: tuple[str, ...]) -> None:
-    """It is run: that shows."""
+    """Always right: the test runs it."""
 
 
 CHECKS = {

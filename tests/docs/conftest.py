@@ -1,4 +1,4 @@
-"""A folder that holds what the documents' commands name, and a model small enough to run them all."""
+"""A folder with the inputs that the documents' commands name, and a model small enough to run them all."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from tests.conftest import jpeg, write_shard
 from tests.docs.commands import ROOT
 
 SHARDS = (0, 1, 62, 63)
-"""Where the documents' ranges begin; a range is shortened to its first two shards."""
+"""The shards that the documents' ranges begin with; a range is shortened to its first two."""
 
 
 class TinyReader(ModelReader):
-    """What is asked for must exist by name; what is read is small, and random."""
+    """Checks that the requested weights exist by name, then reads a small random model."""
 
     def __init__(self, *, encoder: str, weights: str, heads: Sequence[str], model_dir: Path | None) -> None:
         present(encoder, weights, heads, model_dir)
@@ -31,7 +31,7 @@ class TinyReader(ModelReader):
 
 @pytest.fixture
 def tiny_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The commands run as they are written; only the weights they would load are others."""
+    """Replaces only the weights; the commands run as they are written."""
     for module in (build, worker):
         monkeypatch.setattr(module, "ModelReader", TinyReader)
 

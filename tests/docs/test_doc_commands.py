@@ -1,4 +1,4 @@
-"""Every command and every Python block of the documents works as it stands there."""
+"""Every command and every Python block of the documents works as written."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from tests.docs.commands import ROOT, Command, Wrong, blocks, check, commands, c
 DOCUMENTS = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("skills/*/SKILL.md"))]
 IDS = [str(document.relative_to(ROOT)) for document in DOCUMENTS]
 LANGUAGES = {"", "sh", "python", "yaml", "json"}
-"""A block in another language would be a command that nothing runs."""
+"""A block in another language would never be run."""
 EXIT_CODES = {"doctor": (0, 1)}
-"""The doctor finds no weights here, and says so."""
+"""`doctor` reports that this machine has no weights."""
 
 KEPT = Command(("dali-aesthetic", "run", "--input", "data", "--output", "kept"), 0)
-"""The run that a document takes for granted where it looks at `kept` without having made it."""
+"""The run that a document assumes when it reads `kept` without having made it."""
 
 every_document = pytest.mark.parametrize("document", DOCUMENTS, ids=IDS)
 
@@ -42,8 +42,8 @@ def test_no_command_has_an_unknown_flag(document: Path) -> None:
 
 
 @every_document
-def test_what_can_run_here_runs(document: Path, sandbox: Path, tiny_weights: None) -> None:
-    """Its shell and Python blocks in their order, in one folder: one may read what an earlier one wrote."""
+def test_commands_and_python_blocks_run(document: Path, sandbox: Path, tiny_weights: None) -> None:
+    """All blocks run in order in one folder, so a block may read the output of an earlier one."""
     for block in blocks(document):
         if block.language == "python":
             names = {"pil_image": Image.open("a.jpg"), "__name__": document.stem}
@@ -75,17 +75,17 @@ def _run(command: Command) -> int:
 
 
 def _expanded(word: str) -> str:
-    """With its variables; a job's number is put into the words alone: set for real, it would be a job."""
+    """Expands variables. The job number is only substituted: if it were set, the command would be a job."""
     return os.path.expandvars(word.replace("$SLURM_ARRAY_TASK_ID", "0"))
 
 
 def _shortened(word: str) -> str:
-    """Two shards show as much as a hundred."""
+    """Shortens a range of shards to its first two."""
     return re.sub(r"\{(\d+)\.\.\d+\}", lambda m: f"{{{m[1]}..{int(m[1]) + 1:05d}}}", word)
 
 
 def _clear_output(words: list[str]) -> None:
-    """Documents show alternatives that write to one folder; each starts from nothing."""
+    """Removes the output: documents show alternatives that write to the same folder."""
     for flag, value in pairwise(words):
         if flag == "--output":
             shutil.rmtree(value, ignore_errors=True)
@@ -116,6 +116,6 @@ def _run_script(file: str) -> int:
         ("curl x", "unknown program"),
     ],
 )
-def test_a_wrong_command_is_noticed(words: str, message: str) -> None:
+def test_an_invalid_command_is_reported(words: str, message: str) -> None:
     with pytest.raises(Wrong, match=message):
         check(Command(tuple(words.split()), 1))

@@ -1,4 +1,4 @@
-"""What documents list is what the code has: columns, statuses, presets, fields, links."""
+"""The columns, statuses, presets and fields that the documents list match the code; links resolve."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ DOCUMENTS = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), SKILL]
 
 
 def tables(document: Path, heading: str) -> list[list[str]]:
-    """The cells of the rows of all tables under `heading`, without their head."""
+    """The cells of all table rows under `heading`, without the header row."""
     section = re.split(r"^## ", document.read_text(), flags=re.MULTILINE)
     (text,) = [part for part in section if part.startswith(f"{heading}\n")]
     rows = [line for line in text.splitlines() if line.startswith("| ")]
@@ -32,11 +32,11 @@ def tables(document: Path, heading: str) -> list[list[str]]:
 
 
 def named(document: Path, heading: str) -> list[str]:
-    """What the first cells name in backticks."""
+    """The names in backticks in the first column."""
     return [name for row in tables(document, heading) for name in re.findall(r"`([^`]+)`", row[0])]
 
 
-def test_columns_and_their_types_are_those_of_a_run(sandbox: Path, tiny_weights: None) -> None:
+def test_documented_columns_match_a_run(sandbox: Path, tiny_weights: None) -> None:
     import pyarrow.parquet as pq
 
     run_local(dali_aesthetic.Config.build({"input": "photos", "output": "out"}))
@@ -48,11 +48,11 @@ def test_columns_and_their_types_are_those_of_a_run(sandbox: Path, tiny_weights:
 FORMAT = ROOT / "docs" / "output-format.md"
 
 
-def test_statuses_are_all_there() -> None:
+def test_every_status_is_documented() -> None:
     assert named(FORMAT, "status") == [status.value for status in Status]
 
 
-def test_fields_of_stats_and_run_json_are_all_there(sandbox: Path, tiny_weights: None) -> None:
+def test_every_field_of_stats_and_run_json_is_documented(sandbox: Path, tiny_weights: None) -> None:
     import json
 
     run_local(dali_aesthetic.Config.build({"input": "photos", "output": "out"}))
@@ -64,7 +64,7 @@ def test_fields_of_stats_and_run_json_are_all_there(sandbox: Path, tiny_weights:
 @pytest.mark.parametrize(
     "document", [ROOT / "docs" / "threshold.md", SKILL], ids=["threshold.md", "SKILL.md"]
 )
-def test_thresholds_and_keep_rates_are_those_of_the_presets(document: Path) -> None:
+def test_documented_presets_match_the_code(document: Path) -> None:
     listed = {}
     for row in re.findall(r"^\|.*\| 0\.\d+ \|.*$", document.read_text(), re.MULTILINE):
         unit, share = re.search(r"\| (0\.\d+) \|", row), re.search(r"([\d.]+)%", row)
@@ -83,7 +83,7 @@ def test_every_command_is_in_the_quick_start() -> None:
     assert sorted(named(ROOT / "docs" / "quick-start.md", "Commands")) == sorted(group.commands)
 
 
-def test_the_library_page_is_what_the_docstrings_say() -> None:
+def test_the_api_page_matches_the_docstrings() -> None:
     made = runpy.run_path(str(ROOT / "docs" / "make_api.py"))["page"]()
     assert made == (ROOT / "docs" / "library.md").read_text(), (
         "run: python docs/make_api.py > docs/library.md"
@@ -91,7 +91,7 @@ def test_the_library_page_is_what_the_docstrings_say() -> None:
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=[document.name for document in DOCUMENTS])
-def test_links_lead_somewhere(document: Path) -> None:
+def test_links_resolve(document: Path) -> None:
     for target in re.findall(r"\]\((?!https?:)([^)]+)\)", document.read_text()):
         path, _, anchor = target.partition("#")
         file = (document.parent / path).resolve() if path else document
@@ -101,7 +101,7 @@ def test_links_lead_somewhere(document: Path) -> None:
 
 
 def anchors(document: Path) -> set[str]:
-    """Of a document's headings, as GitHub makes them."""
+    """The anchors of a document's headings, as GitHub makes them."""
     headings = re.findall(r"^#+ (.*)$", document.read_text(), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
@@ -113,7 +113,7 @@ def test_files_named_in_documents_exist() -> None:
     assert [file for file in files if not (ROOT / file).exists()] == []
 
 
-def test_the_skill_has_the_front_matter_that_assistants_read() -> None:
+def test_the_front_matter_of_the_skill_is_valid() -> None:
     _, front, body = SKILL.read_text().split("---\n", 2)
     matter = yaml.safe_load(front)
     assert matter["name"] == SKILL.parent.name
@@ -125,5 +125,5 @@ def test_the_skill_has_the_front_matter_that_assistants_read() -> None:
     assert len(body.splitlines()) < 500
 
 
-def test_the_skills_script_is_the_example() -> None:
+def test_the_script_of_the_skill_is_the_example() -> None:
     assert f"```python\n{(ROOT / 'examples' / 'aesthetic_pipeline.py').read_text()}```" in SKILL.read_text()

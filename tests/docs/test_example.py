@@ -1,4 +1,4 @@
-"""The script people start from: what it prints is what is in the files."""
+"""The example script prints what the output files hold."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ def test_it_keeps_the_good_part_and_prints_the_distribution(
     assert f"min {raw.min() / 10:.3f}  mean {raw.mean() / 10:.3f}  max {raw.max() / 10:.3f}" in printed
     assert f"75% of the images score below {np.quantile(raw, 0.75) / 10:.3f}" in printed
     assert call(monkeypatch, "--input", "photos", "--output", "out", "--threshold", "0.5") == 0
-    assert capsys.readouterr().out == printed, "what an earlier start has done counts too"
+    assert capsys.readouterr().out == printed, "samples of the earlier run count too"
 
 
-def test_what_the_user_can_mend_is_one_line(sandbox: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_configuration_error_is_one_line(sandbox: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code = call(monkeypatch, "--input", "photos", "--output", "out", "--threshold", "5")
     assert str(code).startswith("error: --threshold 5 is outside 0..1: did you mean --raw-threshold 5")
     assert str(call(monkeypatch, "--input", "nothing", "--output", "out")).startswith(
@@ -63,7 +63,7 @@ def test_a_shard_that_fails_is_named(
     assert (printed.out, "failed bad: " in printed.err) == ("", True)
 
 
-def test_nothing_scored_is_said_and_is_exit_1(
+def test_an_input_without_any_score_ends_with_exit_code_1(
     sandbox: Path, tiny_weights: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (sandbox / "broken").mkdir()

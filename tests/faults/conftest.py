@@ -1,4 +1,4 @@
-"""A process that starts runs, an input with bad images in it, and what an undisturbed run makes of it."""
+"""A process that starts runs, an input with bad images, and the output of an undisturbed run."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def job(zygote: Zygote, source: Path, tmp_path_factory: pytest.TempPathFactory) -> Job:
-    """The four shards, and what an undisturbed run makes of them."""
+    """The four shards and the output of an undisturbed run."""
     output = tmp_path_factory.mktemp("undisturbed") / "out"
     start = time.monotonic()
     command = Job(zygote, source, {}).start(output)

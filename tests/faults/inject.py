@@ -1,10 +1,10 @@
-"""Faults by name, put into a process before it runs: `KIND:WHERE:COUNT`.
+"""Injects named faults, `KIND:WHERE:COUNT`, into a process before it runs.
 
 `raise` raises at the COUNT-th call of a place, `hang` sleeps there for ever, `slow` sleeps 20 ms at each call
-from the COUNT-th on, `die` kills the process before the call and `die-after` behind it. The places are one
-function of each room, and the system calls of a commit. Others change what the process finds: a small or a
-read-only disk, files that may not grow, a file system without locks; `poison` kills the process at the first
-sample of the shard WHERE.
+from the COUNT-th on, `die` kills the process before the call and `die-after` after it. The places are one
+function of each stage, and the system calls of a commit. Other kinds change the environment: a small or a
+read-only disk, a file size limit, a file system without locks. `poison` kills the process at the first sample
+of the shard WHERE.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _NEW_NAMESPACE, _READ_ONLY = 0x00020000, 1
 
 
 def install(fault: str) -> None:
-    """Puts one fault into this process."""
+    """Injects one fault into this process."""
     kind, where, count = fault.split(":")
     if kind == "disk":
         small_disk(where, int(count))

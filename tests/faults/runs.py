@@ -41,7 +41,7 @@ class Command:
         return self._code
 
     def wait(self, timeout: float = 60) -> int:
-        """The exit code, once it has ended."""
+        """Waits for the end and returns the exit code."""
         deadline = time.monotonic() + timeout
         while (code := self.poll()) is None:
             assert time.monotonic() < deadline, f"still running after {timeout} s:\n{self.text}"
@@ -50,7 +50,7 @@ class Command:
 
     @property
     def text(self) -> str:
-        """What it printed."""
+        """Everything it printed."""
         return self._log.read_text()
 
 
@@ -104,14 +104,14 @@ class Zygote:
 
 
 def noise(side: int, seed: int) -> Image.Image:
-    """An image that compresses badly and differs from every other seed's."""
+    """An image that compresses badly and is different for each seed."""
     pixels = np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8)
     return Image.fromarray(pixels)
 
 
 @dataclass(frozen=True)
 class Job:
-    """An input, the bytes that a run over it must give, and the seconds it takes undisturbed."""
+    """An input, the expected output bytes of a run over it, and the seconds an undisturbed run takes."""
 
     zygote: Zygote
     source: Path
@@ -131,7 +131,7 @@ class Job:
         return self.zygote.start(*arguments, faults=faults, worker_faults=worker_faults, environ=environ)
 
     def finish(self, output: Path, *more: object) -> Command:
-        """Gives the same command again, undisturbed, and compares every byte."""
+        """Runs the same command again, undisturbed, and compares every byte."""
         command = self.start(output, *more)
         assert command.wait() == 0, command.text
         assert_same(snapshot(output), self.expected)
@@ -139,13 +139,13 @@ class Job:
 
 
 def assert_same(got: dict[str, bytes], expected: dict[str, bytes]) -> None:
-    """Equal, without a diff of megabytes where they are not."""
+    """Asserts equality without a diff of megabytes on failure."""
     assert sorted(got) == sorted(expected)
     assert [name for name in expected if got[name] != expected[name]] == []
 
 
 def assert_nothing_torn(job: Job, output: Path) -> None:
-    """Whatever has its final name is whole, and what has stats has everything."""
+    """Every file with a final name is whole, and every shard with stats has all its files."""
     there = snapshot(output)
     visible = {name: content for name, content in there.items() if "/." not in name and name[0] != "."}
     assert [name for name, content in visible.items() if job.expected.get(name) != content] == []
@@ -156,12 +156,12 @@ def assert_nothing_torn(job: Job, output: Path) -> None:
 
 
 def hidden_files(output: Path) -> list[str]:
-    """Temporary files and locks that are still there."""
+    """The temporary files and locks that are left."""
     return [name for name in snapshot(output) if Path(name).name.startswith(".")]
 
 
 def wait_for(condition: Callable[[], bool], command: Command, timeout: float = 60) -> None:
-    """Until `condition` holds; fails where the command ends before."""
+    """Waits until `condition` holds; fails if the command ends first."""
     deadline = time.monotonic() + timeout
     while not condition():
         assert command.poll() is None, command.text
@@ -170,7 +170,7 @@ def wait_for(condition: Callable[[], bool], command: Command, timeout: float = 6
 
 
 def peak_anonymous_mb(command: Command) -> float:
-    """The most memory of its own that the process had until its end, in MB."""
+    """The peak of the process's private memory until it ends, in MB."""
     peak = 0.0
     while command.poll() is None:
         peak = max(peak, anonymous_mb(command) or 0.0)
@@ -179,7 +179,7 @@ def peak_anonymous_mb(command: Command) -> float:
 
 
 def anonymous_mb(command: Command) -> float | None:
-    """The process's own memory now, without mapped files, in MB; None where it has ended."""
+    """The process's private memory now, without mapped files, in MB; None once it has ended."""
     try:
         lines = Path(f"/proc/{command.pid}/status").read_text().splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""Bad input for as long as one likes: memory stays flat, throughput stays up. `python -m tests.faults.soak`.
+"""Soak test with bad input: memory stays flat and throughput stays up. `python -m tests.faults.soak`.
 
 One shard of images, 5% of them bad in five ways, is linked under many names, so that a
 run is as long as one likes without the disk. Memory is the process's own.
@@ -27,8 +27,8 @@ PER_SHARD = 400
 
 @dataclass(frozen=True)
 class Soak:
-    """What came of it. `growth_mb` is the fitted rise of memory from the first quarter to the end,
-    `noise_mb` how far single readings lie from that line."""
+    """The result. `growth_mb` is the fitted rise of memory from the first quarter to the end,
+    `noise_mb` the distance of single readings from that line."""
 
     num_images: int
     clean_images_per_second: float
@@ -44,7 +44,7 @@ class Soak:
 
 
 def bad_image(good: bytes, index: int) -> bytes:
-    """Cut, empty, not an image, an unknown format, or damaged within its data: in turn."""
+    """A truncated, empty, non-image, unknown or damaged file, in turn."""
     half = len(good) // 2
     damaged = good[:half] + bytes(len(good) // 8) + good[half + len(good) // 8 :]
     return (good[:half], b"", b"<html>404</html>" * 20, b"GIF89a" + good[6:], damaged)[index % 5]
@@ -87,7 +87,7 @@ def _watch(command: Command) -> list[tuple[float, float]]:
 
 
 def soak(zygote: Zygote, folder: Path, num_shards: int) -> Soak:
-    """Runs over clean and over bad input of `num_shards` shards."""
+    """Runs over `num_shards` shards of clean and of bad input."""
     rates = {}
     for name in ("clean", "bad"):
         source = make_input(folder / name, num_shards, name == "bad")

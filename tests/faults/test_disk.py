@@ -1,4 +1,4 @@
-"""A disk that is full, a file that may not grow, an output that can't be written."""
+"""A full disk, a file size limit, an output that can't be written."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.faults.runs import Job, assert_nothing_torn, hidden_files
 
 @pytest.mark.parametrize("kilobytes", [16, 64, 300])
 def test_a_full_disk_ends_the_run_and_tears_nothing(job: Job, tmp_path: Path, kilobytes: int) -> None:
-    """The small disk exists for that process alone: what it held is copied out before it ends."""
+    """Only that process sees the small disk, so its files are copied out before it ends."""
     disk, copy = tmp_path / "disk", tmp_path / "copy"
     disk.mkdir()
     faults = [f"disk:{disk}:{kilobytes << 10}", f"copy-at-exit:{disk}/out>{copy}:0"]
@@ -33,7 +33,7 @@ def test_a_full_disk_ends_the_run_and_tears_nothing(job: Job, tmp_path: Path, ki
 def test_a_file_that_may_not_grow_ends_the_run_and_tears_nothing(
     job: Job, tmp_path: Path, num_bytes: int
 ) -> None:
-    """As a quota or a file system's largest file does; needs no rights to try."""
+    """Stands for a quota or a file system's size limit; needs no privileges."""
     output = tmp_path / "out"
     command = job.start(output, faults=[f"file-limit:-:{num_bytes}"])
     assert command.wait() == 1, command.text
@@ -46,7 +46,7 @@ def test_a_file_that_may_not_grow_ends_the_run_and_tears_nothing(
 
 @pytest.mark.parametrize("place", ["", "shards", "scores", "stats"])
 def test_an_output_that_cant_be_a_folder_is_named(job: Job, tmp_path: Path, place: str) -> None:
-    """Also holds for root, whom no permission stops."""
+    """Also tests a root user, whom permissions don't stop."""
     output = tmp_path / "out"
     if place:
         output.mkdir()

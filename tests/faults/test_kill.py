@@ -1,4 +1,4 @@
-"""kill -9 at any moment, the same command again, and in the end the bytes of an undisturbed run."""
+"""After kill -9 at any moment the same command resumes and ends with the bytes of an undisturbed run."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ KILLS = int(os.environ.get("DALI_AESTHETIC_KILLS", "8"))
 """`make soak` asks for 100."""
 
 
-def test_killed_at_random_moments_it_ends_with_the_same_bytes(job: Job, tmp_path: Path) -> None:
+def test_a_run_killed_at_random_moments_resumes_to_the_same_bytes(job: Job, tmp_path: Path) -> None:
     seed = int(os.environ.get("DALI_AESTHETIC_SEED", time.time_ns() % 1_000_000))
     moments, kills, output, round_ = random.Random(seed), 0, tmp_path / "out", 0
     while kills < KILLS:
-        # A run that got through to its end begins anew in another folder.
+        # A run that reached its end starts again in another folder.
         command = job.start(output)
         time.sleep(moments.uniform(0, 1.3 * job.seconds))
         os.kill(command.pid, signal.SIGKILL)
@@ -35,8 +35,10 @@ def test_killed_at_random_moments_it_ends_with_the_same_bytes(job: Job, tmp_path
 
 
 @pytest.mark.parametrize("point", ["die:rename", "die-after:rename", "die:sync", "die:write", "die:link"])
-def test_killed_within_every_commit_it_ends_with_the_same_bytes(job: Job, tmp_path: Path, point: str) -> None:
-    """Each run dies at its own first, second, ... such call, so that every step of a commit is hit."""
+def test_a_run_killed_within_every_commit_resumes_to_the_same_bytes(
+    job: Job, tmp_path: Path, point: str
+) -> None:
+    """Run N dies at its N-th such call, so that every step of a commit is hit."""
     output, count, deaths = tmp_path / "out", 1, 0
     while count <= (40 if KILLS > 8 else 3):
         command = job.start(output, faults=[f"{point}:{count}"])

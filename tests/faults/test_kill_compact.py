@@ -1,4 +1,4 @@
-"""`compact`, killed at any step of any commit: nothing torn, and the same command gives the same bytes."""
+"""`compact` killed at any step of a commit leaves no torn file, and the same command gives the same bytes."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def expected(zygote: Zygote, source: Path, tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_killed_at_any_step_it_goes_on_to_the_same_bytes(
+def test_compact_killed_at_any_step_resumes_to_the_same_bytes(
     zygote: Zygote, source: Path, expected: dict[str, bytes], tmp_path: Path, fault: str
 ) -> None:
     output = tmp_path / "out"

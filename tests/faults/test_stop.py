@@ -1,4 +1,4 @@
-"""A run that is asked to stop, fails in a room, or hangs: an exit code, a message, and nothing torn."""
+"""A run that is asked to stop, raises in a stage, or hangs: an exit code, a message and no torn file."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import pytest
 
 from tests.faults.runs import Job, assert_nothing_torn, hidden_files, wait_for
 
-ROOMS = ("reader", "check", "decoder", "encoder", "writer")
+STAGES = ("reader", "check", "decoder", "encoder", "writer")
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_ends_it_cleanly_and_says_how_to_go_on(
+def test_a_signal_stops_the_run_cleanly_and_says_how_to_resume(
     job: Job, tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
     output = tmp_path / "out"
@@ -33,23 +33,25 @@ def test_a_signal_ends_it_cleanly_and_says_how_to_go_on(
     assert "committed before, skipped" in job.finish(output).text
 
 
-def test_a_second_signal_ends_it_at_once(job: Job, tmp_path: Path) -> None:
+def test_a_second_signal_ends_the_run_at_once(job: Job, tmp_path: Path) -> None:
     output = tmp_path / "out"
     command = job.start(output, faults=["hang:check:20"])
     wait_for(lambda: (output / "shards").is_dir(), command)
     time.sleep(0.3)
     os.kill(command.pid, signal.SIGINT)
     time.sleep(0.5)
-    assert command.poll() is None, "a hanging room keeps the orderly end waiting"
+    assert command.poll() is None, "a hanging stage delays the clean shutdown"
     os.kill(command.pid, signal.SIGINT)
     assert command.wait(10) == -signal.SIGINT
     job.finish(output)
 
 
-@pytest.mark.parametrize("room", ROOMS)
-def test_an_exception_in_a_room_ends_the_run_not_the_data(job: Job, tmp_path: Path, room: str) -> None:
+@pytest.mark.parametrize("stage", STAGES)
+def test_an_exception_in_any_stage_ends_the_run_and_keeps_committed_shards(
+    job: Job, tmp_path: Path, stage: str
+) -> None:
     output = tmp_path / "out"
-    command = job.start(output, faults=[f"raise:{room}:9"])
+    command = job.start(output, faults=[f"raise:{stage}:9"])
     assert command.wait() == 1, command.text
     assert "injected fault" in command.text
     assert hidden_files(output) == []
@@ -57,18 +59,18 @@ def test_an_exception_in_a_room_ends_the_run_not_the_data(job: Job, tmp_path: Pa
     job.finish(output)
 
 
-@pytest.mark.parametrize("room", ["reader", "decoder", "writer"])
-def test_a_hang_ends_with_every_threads_stack(job: Job, tmp_path: Path, room: str) -> None:
+@pytest.mark.parametrize("stage", ["reader", "decoder", "writer"])
+def test_a_stalled_run_ends_with_the_stack_of_every_thread(job: Job, tmp_path: Path, stage: str) -> None:
     output = tmp_path / "out"
     start = time.monotonic()
-    command = job.start(output, "--stall-timeout", "1", faults=[f"hang:{room}:9"])
+    command = job.start(output, "--stall-timeout", "1", faults=[f"hang:{stage}:9"])
     assert command.wait(30) == 1, command.text
     assert time.monotonic() - start < 20
     text = " ".join(command.text.split())
     assert "stalled: no progress for 1 s" in text
     for name in ("MainThread", "storage", "decode", "encode", "stall"):
         assert f"thread {name}:" in text
-    assert "in _hang" in text, "the stack of the hanging room"
+    assert "in _hang" in text, "the stack of the hanging stage"
     assert_nothing_torn(job, output)
     job.finish(output)
 
@@ -93,7 +95,7 @@ def test_two_runs_started_together_give_the_bytes_of_one(job: Job, tmp_path: Pat
         job.finish(output)
 
 
-def test_without_locks_another_process_of_this_host_is_still_noticed(job: Job, tmp_path: Path) -> None:
+def test_without_flock_a_second_run_on_the_same_host_is_refused(job: Job, tmp_path: Path) -> None:
     output = tmp_path / "out"
     first = job.start(output, faults=["slow:check:1", "no-locks:-:0"])
     wait_for(lambda: (output / "shards").is_dir(), first)
@@ -106,7 +108,7 @@ def test_without_locks_another_process_of_this_host_is_still_noticed(job: Job, t
     job.finish(output)
 
 
-def test_a_killed_runs_lock_is_nobodys(job: Job, tmp_path: Path) -> None:
+def test_the_lock_of_a_killed_run_is_free(job: Job, tmp_path: Path) -> None:
     output = tmp_path / "out"
     command = job.start(output, faults=["die:rename:2"])
     assert command.wait() == -signal.SIGKILL

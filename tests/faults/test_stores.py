@@ -1,4 +1,4 @@
-"""Whole runs from S3 to S3: the bytes of a run to disk, also when faults or a kill hit them."""
+"""Runs from S3 to S3 give the bytes of a run to disk, also after faults or a kill."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ __all__ = ["s3_server"]
 
 @dataclass(frozen=True)
 class Scene:
-    """An input in a bucket, and what a run from there to a disk gives."""
+    """An input in a bucket, and the output of a run from there to a disk."""
 
     zygote: Zygote
     bucket: Bucket
@@ -41,7 +41,7 @@ class Scene:
         source: str = "",
         faults: list[str] | None = None,
     ) -> Command:
-        """Begins the run into `output` (below the bucket, or an absolute path), through `endpoint`."""
+        """Starts a run into `output` (below the bucket, or an absolute path) through `endpoint`."""
         where = output if output.startswith("/") else f"{self.bucket.url}/{output}"
         return self.zygote.start(
             *("run", "--input", source or f"{self.bucket.url}/in/", "--output", where),
@@ -52,7 +52,7 @@ class Scene:
         )
 
     def finish(self, output: str) -> Command:
-        """The same command again, undisturbed: complete, and the same bytes."""
+        """Runs the same command again, undisturbed, and asserts that the output is complete and unchanged."""
         command = self.start(output)
         assert command.wait(120) == 0, command.text
         assert_same(self.bucket.snapshot(output), self.expected)
@@ -71,7 +71,7 @@ def scene(zygote: Zygote, source: Path, s3_server: str, tmp_path_factory: pytest
 
 
 def assert_nothing_torn(scene: Scene, output: str) -> None:
-    """Every object is whole, and what has stats has everything."""
+    """Every object is whole, and every shard with stats has all its objects."""
     there = scene.bucket.snapshot(output)
     visible = {name: content for name, content in there.items() if not name.startswith(".")}
     assert [name for name, content in visible.items() if scene.expected.get(name) != content] == []
@@ -95,7 +95,7 @@ def test_a_run_from_s3_to_s3_gives_the_bytes_of_a_run_to_disk(scene: Scene, job:
     assert "committed before, skipped" in " ".join(scene.finish("plain").text.split())
 
 
-def test_faults_of_the_store_change_nothing(scene: Scene) -> None:
+def test_store_faults_do_not_change_the_output(scene: Scene) -> None:
     """One request in nine fails, in four ways, and the link is slow."""
     faults = Faults(every={9: "503", 14: "cut", 19: "reset", 25: "500"}, bytes_per_second=2_000_000)
     with proxy(scene.bucket.endpoint, faults) as url:
@@ -107,7 +107,7 @@ def test_faults_of_the_store_change_nothing(scene: Scene) -> None:
     assert scene.bucket.unfinished_uploads() == 0
 
 
-def test_killed_at_random_moments_it_ends_with_the_same_objects(scene: Scene) -> None:
+def test_a_run_killed_at_random_moments_resumes_to_the_same_objects(scene: Scene) -> None:
     seed = int(os.environ.get("DALI_AESTHETIC_SEED", time.time_ns() % 1_000_000))
     moments, kills, round_ = random.Random(seed), 0, 0
     while kills < max(4, KILLS // 2):

@@ -1,4 +1,4 @@
-"""The tables of faults name tests that exist."""
+"""Every test that the fault tables name exists."""
 
 from __future__ import annotations
 

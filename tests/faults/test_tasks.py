@@ -1,4 +1,4 @@
-"""Tasks of a job in one output: each does its part, the lock is the job's, and all is there in the end."""
+"""Tasks of a job share an output: each does its part, the job holds the lock, and the result is complete."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.faults.runs import Command, Job, assert_nothing_torn, assert_same, hi
 
 
 def task(index: int, count: int, job: str = "7") -> dict[str, str]:
-    """What srun gives task `index` of `count`."""
+    """The environment that srun gives task `index` of `count`."""
     return {
         "SLURM_JOB_ID": job,
         "SLURM_STEP_ID": "0",
@@ -27,9 +27,7 @@ def start(job: Job, output: Path, count: int, *more: object, faults: tuple[str, 
     return [job.start(output, *more, environ=task(i, count), faults=faults) for i in range(count)]
 
 
-def test_tasks_do_their_parts_side_by_side_and_one_more_than_there_are_shards_is_fine(
-    job: Job, tmp_path: Path
-) -> None:
+def test_tasks_share_an_output_and_may_outnumber_the_shards(job: Job, tmp_path: Path) -> None:
     output = tmp_path / "out"
     commands = start(job, output, 5)
     assert [command.wait(90) for command in commands] == [0] * 5, [command.text for command in commands]
@@ -39,7 +37,7 @@ def test_tasks_do_their_parts_side_by_side_and_one_more_than_there_are_shards_is
     assert "task 2 of 5 (Slurm job 7)" in commands[2].text
 
 
-def test_killed_tasks_are_made_up_for_by_another_number_of_tasks(job: Job, tmp_path: Path) -> None:
+def test_another_number_of_tasks_finishes_the_work_of_killed_tasks(job: Job, tmp_path: Path) -> None:
     output = tmp_path / "out"
     commands = start(job, output, 2, faults=("slow:check:1",))
     wait_for(lambda: any((output / "stats").glob("*.json")), commands[0])
@@ -53,9 +51,7 @@ def test_killed_tasks_are_made_up_for_by_another_number_of_tasks(job: Job, tmp_p
     job.finish(output)
 
 
-def test_another_job_and_a_run_without_one_are_refused_while_a_task_is_at_work(
-    job: Job, tmp_path: Path
-) -> None:
+def test_another_job_and_a_plain_run_are_refused_while_a_task_runs(job: Job, tmp_path: Path) -> None:
     output = tmp_path / "out"
     (first,) = start(job, output, 2, faults=("hang:check:20",))[:1]
     wait_for(lambda: (output / "run.json").exists(), first)

@@ -1,4 +1,4 @@
-"""Several workers: whatever dies, the run ends with the bytes of one undisturbed process."""
+"""A run with several workers ends with the bytes of one undisturbed process, whichever process dies."""
 
 from __future__ import annotations
 
@@ -36,9 +36,7 @@ def committed(output: Path) -> int:
     return len(list((output / "stats").glob("*.json")))
 
 
-def test_workers_killed_at_random_are_replaced_and_the_bytes_are_those_of_one(
-    job: Job, tmp_path: Path
-) -> None:
+def test_workers_killed_at_random_are_replaced_and_the_output_is_unchanged(job: Job, tmp_path: Path) -> None:
     output, moments, killed = tmp_path / "out", random.Random(time.time_ns()), 0
     command = job.start(output, "--workers", "4", "--json", worker_faults=[SLOW])
     wait_for(lambda: (output / "run.json").exists(), command)
@@ -55,7 +53,7 @@ def test_workers_killed_at_random_are_replaced_and_the_bytes_are_those_of_one(
     assert (said["samples"], said["committed"]) == (160, 4), "what was done twice counts once"
 
 
-def test_a_killed_launcher_takes_its_workers_along_and_the_next_one_goes_on(job: Job, tmp_path: Path) -> None:
+def test_workers_end_with_a_killed_launcher_and_the_next_run_resumes(job: Job, tmp_path: Path) -> None:
     output = tmp_path / "out"
     command = job.start(output, *ONE, worker_faults=["hang:check:100"])
     wait_for(lambda: committed(output) >= 1, command)
@@ -74,9 +72,7 @@ def test_a_killed_launcher_takes_its_workers_along_and_the_next_one_goes_on(job:
     assert "committed before, skipped" in job.finish(output).text
 
 
-def test_a_shard_that_kills_is_given_up_at_the_third_time_and_the_others_are_done(
-    job: Job, tmp_path: Path
-) -> None:
+def test_a_shard_that_kills_three_workers_is_given_up_and_the_others_finish(job: Job, tmp_path: Path) -> None:
     output = tmp_path / "out"
     command = job.start(output, *TWO, worker_faults=["poison:00001:0"])
     assert command.wait(120) == 1, command.text
@@ -111,7 +107,7 @@ def test_a_worker_that_hangs_is_replaced(job: Job, tmp_path: Path) -> None:
     assert_same(snapshot(output), job.expected)
 
 
-def test_an_exception_in_a_worker_is_told_and_its_shards_are_done_again(job: Job, tmp_path: Path) -> None:
+def test_an_exception_in_a_worker_is_reported_and_its_shards_are_retried(job: Job, tmp_path: Path) -> None:
     output = tmp_path / "out"
     command = job.start(output, *ONE, worker_faults=["raise:decoder:11"])
     assert command.wait(120) == 0, command.text

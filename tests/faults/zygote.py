@@ -1,4 +1,4 @@
-"""Starts the command line in no time, so that it can be killed by the dozen.
+"""Forks the command line from a warm process, so that tests can start and kill it dozens of times.
 
 A process that has everything imported forks for each request on its standard input, a JSON line, and answers
 with a JSON line. `{"run": [ARGUMENTS], "log": FILE, "faults": [NAMES], "configs": FOLDER, "environ": {}}`

@@ -46,7 +46,7 @@ def members(data: bytes) -> Iterator[Member]:
 
 
 def repaired(data: bytes) -> bytes:
-    """`data` with right checksums: a fuzzer would never find them, and never get past them."""
+    """`data` with correct header checksums, which a fuzzer would never find by chance."""
     blocks = bytearray(data)
     for start in range(0, len(blocks) - BLOCK + 1, BLOCK):
         if blocks[start + 257 : start + 262] == b"ustar":

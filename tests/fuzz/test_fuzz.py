@@ -1,4 +1,4 @@
-"""Each fuzz target for a few seconds, from seeds that reach its depths. For longer runs see the targets."""
+"""Runs each fuzz target for a few seconds from seeds with good coverage. For longer runs see the targets."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytest.importorskip("atheris", reason="atheris (in the dev extra) has no wheel f
 
 SECONDS = int(os.environ.get("DALI_AESTHETIC_FUZZ_SECONDS", "0"))
 RUNS = 20_000
-"""Without seconds to fill, so many runs from a fixed seed: the same work on a slow machine and a busy one."""
+"""Number of runs from a fixed seed where no time is set: the same work on every machine."""
 
 
 def image_seeds() -> list[bytes]:
@@ -45,7 +45,7 @@ def tar_seeds() -> list[bytes]:
 
 
 @pytest.mark.parametrize(("target", "seeds"), [("fuzz_probe", image_seeds()), ("fuzz_scan", tar_seeds())])
-def test_nothing_unexpected_is_raised(target: str, seeds: list[bytes], tmp_path: Path) -> None:
+def test_fuzz_targets_find_no_unexpected_exception(target: str, seeds: list[bytes], tmp_path: Path) -> None:
     corpus = tmp_path / "corpus"
     corpus.mkdir()
     for number, seed in enumerate(seeds):

@@ -1,4 +1,4 @@
-"""Wheel and sdist: built once, checked for what is in them, and started from an empty folder."""
+"""Wheel and sdist are built once, checked for their contents and started from an empty folder."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_twine_finds_nothing(built: Path) -> None:
+def test_twine_accepts_wheel_and_sdist(built: Path) -> None:
     pytest.importorskip("twine")
     done = python("-m", "twine", "check", "--strict", *built.iterdir())
     assert done.returncode == 0, done.stdout + done.stderr
@@ -82,7 +82,7 @@ def test_licence_and_readme_are_in_the_wheel(wheel: Path) -> None:
     assert metadata.endswith((ROOT / "README.md").read_text())
 
 
-def test_the_sdist_can_be_tested_and_holds_no_leftovers(built: Path) -> None:
+def test_the_sdist_holds_the_tests_and_no_untracked_files(built: Path) -> None:
     with tarfile.open(built / f"{NAME}.tar.gz") as tar:
         names = {name.partition("/")[2] for name in tar.getnames()}
     assert {"LICENSE", "README.md", "pyproject.toml", "dali_aesthetic/cli.py", "tests/conftest.py"} <= names
@@ -93,7 +93,9 @@ def test_the_sdist_can_be_tested_and_holds_no_leftovers(built: Path) -> None:
 
 
 @pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["run", "--help"]])
-def test_it_starts_where_only_the_wheel_is(installed: Path, tmp_path: Path, arguments: list[str]) -> None:
+def test_the_command_starts_from_the_wheel_alone(
+    installed: Path, tmp_path: Path, arguments: list[str]
+) -> None:
     code = (
         "import runpy, sys; sys.path.insert(0, sys.argv.pop(1)); import dali_aesthetic as package; "
         "print(package.__file__, file=sys.stderr); runpy.run_module('dali_aesthetic', run_name='__main__')"
@@ -116,7 +118,7 @@ def test_data_files_that_modules_read_are_in_the_wheel(installed: Path, tmp_path
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_shells_get_a_completion(tmp_path: Path, shell: str) -> None:
+def test_a_completion_script_is_printed_for_each_shell(tmp_path: Path, shell: str) -> None:
     variable = {"_DALI_AESTHETIC_COMPLETE": f"source_{shell}"}
     done = python("-c", COMPLETE, cwd=tmp_path, **variable)
     assert done.returncode == 0, done.stderr
@@ -130,4 +132,4 @@ def test_completion_offers_commands(tmp_path: Path) -> None:
 
 
 COMPLETE = "import sys; sys.argv[0] = 'dali-aesthetic'; from dali_aesthetic.cli import main; main()"
-"""What the console script does."""
+"""The code of the console script."""

@@ -1,4 +1,4 @@
-"""The Dockerfile as far as it can be held without an engine: its text, its sources, its commands."""
+"""Checks the Dockerfile without a container engine: its text, its sources and its commands."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def arguments(name: str) -> list[str]:
     return [argument for found, argument in INSTRUCTIONS if found == name]
 
 
-def test_hadolint_has_nothing_to_say() -> None:
+def test_hadolint_finds_nothing() -> None:
     hadolint = shutil.which("hadolint", path=str(Path(sys.executable).parent)) or shutil.which("hadolint")
     if hadolint is None:
         pytest.skip("no hadolint on this machine: its wheel is for Linux and macOS, x86-64 and arm64")
@@ -64,13 +64,13 @@ def test_what_is_copied_exists_and_is_not_ignored() -> None:
         assert not ignored(source), source
 
 
-def test_all_that_the_build_backend_needs_is_copied() -> None:
+def test_the_files_of_the_build_backend_are_copied() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     copied = {source for argument in arguments("COPY") for source in shlex.split(argument)}
     assert {"pyproject.toml", project["readme"], "LICENSE", "dali_aesthetic"} <= copied
 
 
-def test_nothing_else_reaches_the_engine() -> None:
+def test_other_folders_stay_out_of_the_build_context() -> None:
     for path in (".git", ".venv", "tests", "benchmarks", "docs", "dali_aesthetic/score/__pycache__"):
         assert ignored(path), path
 
@@ -86,13 +86,13 @@ def test_each_cuda_has_a_stage_an_extra_and_a_torch(cuda: str) -> None:
     assert "cuda${CUDA} AS runtime" in arguments("FROM")
 
 
-def test_the_extra_named_in_its_comment_exists() -> None:
+def test_the_extra_named_in_the_dockerfile_exists() -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     assert re.findall(r"EXTRAS=,(\w+)", DOCKERFILE.read_text()) == ["hopper"]
     assert "hopper" in extras
 
 
-def test_entrypoint_health_check_and_bake_are_commands_of_ours() -> None:
+def test_entrypoint_health_check_and_bake_step_are_valid_commands() -> None:
     assert image_entrypoint() == ["dali-aesthetic", "run", "--model-dir", "/models"]
     (health,) = arguments("HEALTHCHECK")
     words = json.loads(health[health.index("[") :])
@@ -103,7 +103,7 @@ def test_entrypoint_health_check_and_bake_are_commands_of_ours() -> None:
     parse_flags((*image_entrypoint()[1:], *json.loads(arguments("CMD")[-1])))
 
 
-def test_the_calls_in_its_head_are_right() -> None:
+def test_the_docker_commands_in_the_header_comment_are_valid() -> None:
     head = re.match(r"(?:#.*\n)+", DOCKERFILE.read_text())
     assert head is not None
     text = head[0].replace("# ", "").replace("#", "")
@@ -117,13 +117,13 @@ def test_the_calls_in_its_head_are_right() -> None:
 
 
 def _only_docker(text: str) -> str:
-    """The docker commands of a comment, what is explained beside them left out."""
+    """The docker commands of a comment, without the explanations beside them."""
     joined = text.replace("\\\n", " ")
     lines = [line for line in joined.splitlines() if line.startswith("docker")]
     return "\n".join(line.split(".   ")[0] + " ." if ".   " in line else line for line in lines)
 
 
-def test_it_runs_as_a_user_without_rights() -> None:
+def test_the_container_runs_as_an_unprivileged_user() -> None:
     (user,) = arguments("USER")
     assert user.isdecimal()
     assert int(user) > 0
@@ -134,10 +134,10 @@ def test_it_runs_as_a_user_without_rights() -> None:
 
 
 @pytest.mark.parametrize("below", ["", "kept"])
-def test_an_output_that_this_user_may_not_write_is_told_with_what_helps(
+def test_an_unwritable_output_is_reported_with_the_fix(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, below: str
 ) -> None:
-    """Rights are no hindrance to a root that tests: the refusal is played."""
+    """The refusal is simulated, because permissions don't stop a root user who runs the tests."""
 
     def refuse(path: object, *_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied", str(path))

@@ -1,4 +1,4 @@
-"""The Makefile installs what fits the driver, mends what is half made, and hands paths on as they are."""
+"""The Makefile installs what fits the driver, repairs a broken environment and passes paths unchanged."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ case "$1 $2 $3" in
   "-m dali_aesthetic "*) for word; do echo "<$word>"; done >> {log};;
 esac
 """
-"""Stands for Python, before and in the environment: it only writes down what it is asked for."""
+"""Stands for Python outside and inside the environment; it only logs its arguments."""
 
 
 def installs(folder: Path, driver: str | None, *arguments: str) -> str:
@@ -32,7 +32,7 @@ def installs(folder: Path, driver: str | None, *arguments: str) -> str:
 
 
 def make(folder: Path, *arguments: str, driver: str | None = None) -> list[str]:
-    """What `make run` asks of Python; packages that are there are files in `folder`, of their version."""
+    """The arguments that `make run` gives Python; an installed package is a file in `folder`."""
     python, log = folder / "python", folder / "log"
     python.write_text(PYTHON.format(log=log, folder=folder))
     python.chmod(0o755)
@@ -60,7 +60,7 @@ def command(folder: Path, *arguments: str) -> list[str]:
 
 
 def environment(folder: Path, driver: str | None) -> dict[str, str]:
-    """An environment with a driver of this version or none, and without what make takes from it."""
+    """An environment with a driver of this version or none, without the variables that make reads."""
     tool = folder / "nvidia-smi"
     tool.write_text("#!/bin/sh\nexit 9\n" if driver is None else f"#!/bin/sh\necho {driver}\necho {driver}\n")
     tool.chmod(0o755)
@@ -79,7 +79,9 @@ def environment(folder: Path, driver: str | None) -> dict[str, str]:
         (None, "cuda12", False),
     ],
 )
-def test_the_driver_decides(tmp_path: Path, driver: str | None, extra: str, from_pytorch: bool) -> None:
+def test_the_driver_selects_the_cuda_build(
+    tmp_path: Path, driver: str | None, extra: str, from_pytorch: bool
+) -> None:
     asked = make(tmp_path, driver=driver)
     (last,) = [line for line in asked if "--editable" in line]
     assert f".[{extra},demo]" in last
@@ -90,7 +92,7 @@ def test_the_driver_decides(tmp_path: Path, driver: str | None, extra: str, from
     ] * from_pytorch
 
 
-def test_who_says_which_gets_it(tmp_path: Path) -> None:
+def test_the_cuda_variable_overrides_the_driver(tmp_path: Path) -> None:
     assert ".[cuda12,demo]" in installs(tmp_path, "580.65", "CUDA=cuda12")
     assert ".[cuda13,demo]" in installs(tmp_path, None, "CUDA=cuda13")
 
@@ -104,7 +106,7 @@ def test_who_says_which_gets_it(tmp_path: Path) -> None:
         (("THRESHOLD=0.6", "FLAGS=--max-threshold 0.9"), "--threshold 0.6 --max-threshold 0.9"),
     ],
 )
-def test_the_cut_is_the_one_that_was_given(
+def test_threshold_and_flags_reach_the_command(
     tmp_path: Path, arguments: tuple[str, ...], threshold: str
 ) -> None:
     lines = dry_run(tmp_path, None, "INPUT=in", "OUTPUT=out", *arguments)
@@ -113,13 +115,13 @@ def test_the_cut_is_the_one_that_was_given(
 
 
 @pytest.mark.parametrize("path", ["data/{00000..00123}.tar", "it's", "two words", "a$b", "$(x)", '"', "a,b)"])
-def test_paths_arrive_as_they_are(tmp_path: Path, path: str) -> None:
+def test_paths_reach_the_command_unchanged(tmp_path: Path, path: str) -> None:
     asked = make(tmp_path, f"INPUT={path}", f"OUTPUT={path}/kept")
     assert asked[-4:] == ["<--input>", f"<{path}>", "<--output>", f"<{path}/kept>"]
 
 
 @pytest.mark.parametrize("arguments", [["OUTPUT=kept"], ["THRESHOLD=0.5"], ["INPUT= ", "OUTPUT=kept"]])
-def test_without_input_nothing_else_is_passed_over(tmp_path: Path, arguments: list[str]) -> None:
+def test_output_or_threshold_without_input_is_an_error(tmp_path: Path, arguments: list[str]) -> None:
     done = subprocess.run(
         command(tmp_path, *arguments, "run"), env=environment(tmp_path, None),
         cwd=REPOSITORY, capture_output=True, text=True, check=False,
@@ -129,14 +131,14 @@ def test_without_input_nothing_else_is_passed_over(tmp_path: Path, arguments: li
     assert not (tmp_path / "venv").exists()
 
 
-def test_what_is_set_up_stays(tmp_path: Path) -> None:
+def test_a_second_call_reuses_the_environment(tmp_path: Path) -> None:
     first = make(tmp_path)
     assert "-m venv" in " ".join(first)
     assert sum("install" in line for line in first) == 2  # pip's own upgrade, and the package
     assert [line for line in make(tmp_path) if line.startswith("-m")] == ["-m dali_aesthetic demo"]
 
 
-def test_an_environment_without_pip_is_made_anew(tmp_path: Path) -> None:
+def test_an_environment_without_pip_is_recreated(tmp_path: Path) -> None:
     broken = tmp_path / "venv" / "bin" / "python"
     broken.parent.mkdir(parents=True)
     (tmp_path / "venv" / "pyvenv.cfg").touch()
@@ -145,7 +147,7 @@ def test_an_environment_without_pip_is_made_anew(tmp_path: Path) -> None:
     assert f"-m venv --clear {tmp_path / 'venv'}" in make(tmp_path)
 
 
-def test_one_with_pip_is_not(tmp_path: Path) -> None:
+def test_an_environment_with_pip_is_kept(tmp_path: Path) -> None:
     make(tmp_path)
     (tmp_path / "venv" / ".setup").unlink()
     asked = make(tmp_path)
@@ -160,10 +162,10 @@ def test_another_cuda_replaces_the_build_of_dali(tmp_path: Path) -> None:
     asked = [line for line in make(tmp_path, "CUDA=cuda13") if "install" in line]
     assert BOTH in asked[0]
     assert asked[1].endswith(".[cuda13,demo]")
-    assert "install" not in " ".join(make(tmp_path))  # nothing said: what is there stays
+    assert "install" not in " ".join(make(tmp_path))  # without CUDA= the installed build stays
 
 
-def test_a_torch_of_pypi_is_replaced_below_an_old_driver(tmp_path: Path) -> None:
+def test_an_old_driver_replaces_the_torch_of_pypi(tmp_path: Path) -> None:
     (tmp_path / "torch").write_text("2.14.0")
     assert "-m pip uninstall --yes -qq torch torchvision" in make(tmp_path, driver="570.10")
     (tmp_path / "torch").write_text("2.11.0+cu128")
@@ -171,7 +173,7 @@ def test_a_torch_of_pypi_is_replaced_below_an_old_driver(tmp_path: Path) -> None
     assert "torch torchvision" not in " ".join(make(tmp_path, driver="570.10"))
 
 
-def test_a_clone_that_was_moved_is_linked_again(tmp_path: Path) -> None:
+def test_a_moved_clone_is_linked_again(tmp_path: Path) -> None:
     make(tmp_path)
     (tmp_path / "venv" / ".setup").write_text("cuda12 /elsewhere\n")
     assert sum("--editable" in line for line in make(tmp_path)) == 1
