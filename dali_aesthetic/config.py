@@ -1,17 +1,19 @@
 """The configuration of a run: what to read, what to keep, with which model, how to decode.
 
-Validated at construction, immutable afterwards, without I/O. YAML in `configs/` mirrors it field by field.
+Each field says here, and nowhere else, what it is, its unit, its default and its flag: the command line, its
+help and docs/configuration.md are made from it. Validated at construction, immutable afterwards, without I/O.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
+from dali_aesthetic.fields import EXPERT, Section, explain, option
 from dali_aesthetic.threshold import Threshold
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -22,37 +24,32 @@ class ConfigError(ValueError):
     """A configuration that cannot run. The message names the field, the value and the fix."""
 
 
-def at_home(location: str) -> str:
-    """`location` with a leading `~/`, also one behind `@`, as the home folder.
+class ModelConfig(Section):
+    """Encoder and heads."""
 
-    A shell leaves it in `--output=~/kept` and in quotes, and a folder of the name `~` is what nobody means
-    (who does says `./~`).
-    """
-    at = "@" if location.startswith("@~/") else ""
-    path = location.removeprefix(at)
-    return at + os.path.expanduser(path) if path.startswith("~/") else location
+    panel = "Model"
 
-
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class ModelConfig(_Section):
-    """Encoder and heads.
-
-    `encoder` is any open_clip ViT name. `weights` is `openai`, `random[:SEED]` or a path. The first of
-    `heads` decides what is kept; each is `laion-v2`, `laion-v1` or a path. `backend` names a way to run
-    the encoder; `auto` takes the fastest known to be right on the device. `calibration` is the file (or
-    URL) of an earlier run's fp8 scales; without one a run measures its own.
-    """
-
-    encoder: str = "ViT-L-14"
-    weights: str = "openai"
-    heads: tuple[str, ...] = ("laion-v2",)
-    model_dir: Path | None = None
-    precision: Precision = "auto"
-    backend: str = "auto"
-    calibration: str = ""
+    encoder: str = option("ViT-L-14", "Any open_clip ViT name.")
+    weights: str = option("openai", "Of the encoder: openai, random[:SEED] or a path.")
+    heads: tuple[str, ...] = option(
+        ("laion-v2",),
+        "laion-v2, laion-v1, a path, or NAME=FILE to name its column; may repeat, the first decides what is "
+        "kept.",
+        flag="--head",
+    )
+    model_dir: Path | None = option(None, "Folder that is searched for weights first.")
+    precision: Precision = option(
+        "auto",
+        "Of the encoder's arithmetic. auto is fp8 where the gate lets it pass, else fp16; fp32 on a CPU.",
+    )
+    backend: str = option(
+        "auto",
+        "The code that runs the encoder: eager, torchscript, compile, triton or fused. auto is the "
+        "fastest that is known to be right on the device.",
+    )
+    calibration: str = option(
+        "", "File or URL of another run's fp8 scales.", unset="measured on the input", expert=True
+    )
 
     @field_validator("model_dir")
     @classmethod
@@ -69,76 +66,108 @@ class ModelConfig(_Section):
         return heads
 
 
-class DecodeConfig(_Section):
-    """Decoding and its limits.
+class DecodeConfig(Section):
+    """Decoding and its limits."""
 
-    `batch_size` images are encoded at a time (None: what suits the backend; 32 on a CPU). `num_threads`
-    CPU threads decode (None: all cores). An image of more than `max_pixels` is `too_large`; so is one of
-    more than 16 megapixels whose pixels outnumber its bytes by more than `max_pixels_per_byte`.
-    `apply_exif` turns images upright by their EXIF orientation, which the reference does not.
-    """
+    panel = "Decoding"
 
-    batch_size: int | None = Field(default=None, ge=1, le=8192)
-    num_threads: int | None = Field(default=None, ge=1, le=1024)
-    max_pixels: int = Field(default=200_000_000, ge=1)
-    max_pixels_per_byte: int = Field(default=1000, ge=1)
-    apply_exif: bool = False
+    batch_size: int | None = option(
+        None, "Images encoded at a time.", unset="what suits the backend, 32 on a CPU", ge=1, le=8192
+    )
+    num_threads: int | None = option(None, "CPU threads that decode.", unset="all cores", ge=1, le=1024)
+    max_pixels: int = option(200_000_000, "An image of more pixels is too_large.", expert=True, ge=1)
+    max_pixels_per_byte: int = option(
+        1000,
+        "An image of more than 16 megapixels, and more pixels than this for each of its bytes, is too_large.",
+        expert=True,
+        ge=1,
+    )
+    apply_exif: bool = option(
+        False, "Turn images upright by their EXIF orientation, which CLIP's authors did not."
+    )
 
 
-class GateConfig(_Section):
+class GuardConfig(Section):
+    """What a run does about garbage, a hang and a full memory."""
+
+    panel = "Robustness"
+
+    max_bad_fraction: float = option(
+        0.5,
+        "A shard of at least 100 samples fails where a larger share can't be scored; 1 accepts any.",
+        ge=0,
+        le=1,
+    )
+    quarantine: bool = option(False, "Keep a copy of the samples that can't be scored.")
+    stall_timeout: float = option(
+        600.0, "End after this long without progress; 0 waits for ever.", unit="seconds", ge=0
+    )
+    memory_budget_gb: float | None = option(
+        None,
+        "Encoded images in memory at a time.",
+        flag="--memory-budget",
+        unit="GiB",
+        unset="a quarter of the memory, at most 16",
+        gt=0,
+        allow_inf_nan=False,
+    )
+    max_member_mb: int = option(
+        1024, "A sample with a larger member is too_large.", unit="MiB", expert=True, ge=1
+    )
+    max_tar_gb: int = option(1024, "A larger tar fails.", unit="GiB", expert=True, ge=1)
+
+
+class GateConfig(Section):
     """What fp8, or else bf16, must show on a run's own images before the run uses it.
 
-    The first `calibration_images` set fp8's scales. On the next `check_images` the first head's raw scores
-    may differ from fp16's by `max_mean_error` in the mean and `max_p99_error` at the 99th percentile, and
-    fewer than `max_flips` of them may change sides at any preset and at the run's own cut.
+    Errors are in raw scores of the first head, against fp16.
     """
 
-    calibration_images: int = Field(default=512, ge=16, le=8192)
-    check_images: int = Field(default=1024, ge=16, le=16384)
-    max_mean_error: float = Field(default=0.02, ge=0, allow_inf_nan=False)
-    max_p99_error: float = Field(default=0.08, ge=0, allow_inf_nan=False)
-    max_flips: float = Field(default=0.01, ge=0, allow_inf_nan=False)
+    panel = EXPERT
+
+    calibration_images: int = option(
+        512, "Images from the start of the input that set fp8's scales.", ge=16, le=8192
+    )
+    check_images: int = option(
+        1024, "Images after those on which fp8 is judged against fp16.", ge=16, le=16384
+    )
+    max_mean_error: float = option(0.02, "Mean score error with which fp8 passes.", ge=0, allow_inf_nan=False)
+    max_p99_error: float = option(
+        0.08, "Score error at the 99th percentile with which fp8 passes.", ge=0, allow_inf_nan=False
+    )
+    max_flips: float = option(
+        0.01,
+        "Share of images with which fp8 passes that change sides at a preset or at the run's own cut.",
+        ge=0,
+        allow_inf_nan=False,
+    )
 
 
-class GuardConfig(_Section):
-    """What a run does about garbage, a hang and a full memory.
-
-    A shard of which more than `max_bad_fraction` can't be scored fails (from 100 samples up; 1.0: never).
-    `quarantine` keeps a copy of such samples. A run without progress for `stall_timeout` seconds ends (0:
-    never). Encoded images on their way take up to `memory_budget_gb` GiB (None: a quarter of the memory, at
-    most 16). A sample with a member above `max_member_mb` MiB is `too_large`, a tar above `max_tar_gb` GiB
-    fails.
-    """
-
-    max_bad_fraction: float = Field(default=0.5, ge=0, le=1)
-    quarantine: bool = False
-    stall_timeout: float = Field(default=600.0, ge=0)
-    memory_budget_gb: float | None = Field(default=None, gt=0)
-    max_member_mb: int = Field(default=1024, ge=1)
-    max_tar_gb: int = Field(default=1024, ge=1)
-
-
-class LaunchConfig(_Section):
+class LaunchConfig(Section):
     """Which processes do the work; no part of what a run is, so a rerun may have others.
 
-    `gpus` is a number of this node's GPUs or `all`, a process each; `workers` is a number of CPU processes
-    instead. With neither, one process does the work on `device`. With the engine `ray` they are actors of a
-    cluster, and as many as it has room for where no number is given.
+    With neither `gpus` nor `workers` one process does the work on `device`. With the engine `ray` they are
+    actors of a cluster, and as many as it has room for where no number is given.
     """
 
-    engine: Literal["local", "ray"] = "local"
-    gpus: int | Literal["all"] | None = None
-    workers: int | None = Field(default=None, ge=1, le=1024)
+    panel = "Machine"
+
+    engine: Literal["local", "ray"] = option("local", "ray has the work done by the actors of a Ray cluster.")
+    gpus: int | Literal["all"] | None = option(
+        None,
+        "A process each for so many of this node's GPUs, or for all.",
+        metavar="N|all",
+        unset="one process",
+    )
+    workers: int | None = option(None, "So many processes on the CPU.", unset="one process", ge=1, le=1024)
 
     @field_validator("gpus", mode="before")
     @classmethod
     def _number_or_all(cls, value: Any) -> Any:
         number = int(value) if isinstance(value, str) and value.isdecimal() else value
-        if isinstance(number, str) and number != "all":
-            raise ValueError(f"--gpus {number} is no number of GPUs: give one from 1 up, or all")
-        if isinstance(number, int) and number < 1:
-            raise ValueError(f"--gpus {number}: give 1 or more, or all; --device cpu runs without a GPU")
-        return number
+        if number in (None, "all") or (isinstance(number, int) and number >= 1):
+            return number
+        raise ValueError("give a number of GPUs from 1 up, or all; --device cpu runs without a GPU")
 
     @property
     def one_process(self) -> bool:
@@ -146,38 +175,47 @@ class LaunchConfig(_Section):
         return self.gpus is None and self.workers is None
 
 
-class ObserveConfig(_Section):
-    """What a run shows machines; no part of what a run is.
+class ObserveConfig(Section):
+    """What a run shows machines; no part of what a run is."""
 
-    Prometheus metrics are served at `metrics_port` of the address `metrics_host` (0: any free port).
-    `log_json` is a file that gets a JSON line for each event, `-` is standard error. `wandb` is a project of
-    Weights & Biases.
-    """
+    panel = "Observing"
 
-    metrics_port: int | None = Field(default=None, ge=0, le=65535)
-    metrics_host: str = "127.0.0.1"
-    log_json: str | None = None
-    wandb: str | None = None
+    metrics_port: int | None = option(
+        None, "Serve metrics for Prometheus here; 0 takes any free port.", unset="not served", ge=0, le=65535
+    )
+    metrics_host: str = option("127.0.0.1", "The address to serve them at; 0.0.0.0 for other machines.")
+    log_json: str | None = option(
+        None, "Append a JSON line for each event; - is standard error.", metavar="FILE"
+    )
+    wandb: str | None = option(None, "Log to this project of Weights & Biases.", metavar="PROJECT")
 
 
-class Config(_Section):
-    """One run. `input` holds locations or patterns; `output` is the folder that receives everything.
+class Config(Section):
+    """One run."""
 
-    `image_column` names the images of a Parquet input, where type and name don't tell.
-
-    With `scores_only` no image is written: the scores are for `filter` to cut, as often as one likes. With
-    `save_embeddings` the CLIP embeddings are written too, in clip-retrieval's layout. `part_of` is the output
-    that `output` is a part of, as the scores of `--keep-top` are: none of it is input.
-    """
-
-    input: tuple[str, ...]
-    output: str
-    image_column: str = ""
-    device: Device = "auto"
+    input: Annotated[
+        tuple[str, ...],
+        option(
+            ...,
+            "A tar, a glob, a {00..99} pattern, a folder of tars or images, Parquet with images, @list.txt; "
+            "all but a folder of images also at a URL.",
+            short="-i",
+        ),
+    ]
+    output: Annotated[str, option(..., "Folder or URL that receives everything.", short="-o")]
+    image_column: str = option(
+        "", "Column of a Parquet input with the images.", unset="found by type and name"
+    )
+    device: Device = option("auto", "Where the encoder runs.", panel=LaunchConfig.panel)
     threshold: Threshold = Threshold()
-    scores_only: bool = False
-    part_of: str = ""
-    save_embeddings: bool = False
+    scores_only: bool = Field(
+        default=False, description="Write no images, as `score` does: the scores are for `filter` to cut."
+    )
+    part_of: str = Field(
+        default="",
+        description="The output that this one is a part of, as --keep-top sets it: none of it is input.",
+    )
+    save_embeddings: bool = option(False, "Write the CLIP embeddings too, in clip-retrieval's layout.")
     model: ModelConfig = ModelConfig()
     decode: DecodeConfig = DecodeConfig()
     guard: GuardConfig = GuardConfig()
@@ -188,7 +226,7 @@ class Config(_Section):
     @field_validator("input", mode="before")
     @classmethod
     def _one_or_many(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, str | Path) else value
+        return (value,) if isinstance(value, str) else value
 
     @field_validator("input")
     @classmethod
@@ -196,6 +234,17 @@ class Config(_Section):
         if not value or not all(value):
             raise ValueError("no input given: name a tar, a pattern, a folder or @list.txt")
         return tuple(at_home(location) for location in value)
+
+    @field_validator("output")
+    @classmethod
+    def _writable_place(cls, value: str) -> str:
+        if not value:
+            raise ValueError("--output is empty: name a folder or URL, or . for this folder")
+        if value.startswith(("http://", "https://")):
+            raise ValueError(
+                f"--output {value}: a web server takes no output; give a folder or s3://BUCKET/…"
+            )
+        return at_home(value.removeprefix("file://"))
 
     @model_validator(mode="after")
     def _one_kind_of_worker(self) -> Self:
@@ -213,52 +262,50 @@ class Config(_Section):
         """The folder of which nothing is input."""
         return self.part_of or self.output
 
-    @field_validator("output")
     @classmethod
-    def _writable_place(cls, value: str) -> str:
-        if not value:
-            raise ValueError("--output is empty: name a folder or URL, or . for this folder")
-        if value.startswith(("http://", "https://")):
-            raise ValueError(
-                f"--output {value}: a web server takes no output; give a folder or s3://BUCKET/…"
-            )
-        return at_home(value.removeprefix("file://"))
+    def build(cls, values: Mapping[str, Any], flags: Mapping[str, Any] | None = None) -> Self:
+        """A config from nested plain values, with those of the command line, `flags`, on top.
 
-    @classmethod
-    def build(cls, values: Mapping[str, Any]) -> Self:
-        """A config from nested plain values; errors are one `ConfigError` line per field."""
+        None in `flags` is a flag that wasn't given. Raises `ConfigError` with a line for each wrong field.
+        """
+        flags = flags or {}
         try:
-            return cls.model_validate(dict(values))
+            return cls.model_validate(merge(values, flags))
         except ValidationError as error:
-            raise ConfigError(_explain(error)) from None
+            raise ConfigError(explain(error, cls, set(given_paths(flags)))) from None
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` with the values of `over` on top, section by section; None in `over` leaves `base` alone."""
+    """`base` with the values of `over` on top, section by section; None in `over` leaves `base` alone.
+
+    Of a threshold's bounds a spelling in `over` replaces whichever `base` has.
+    """
     merged = dict(base)
     for name, value in over.items():
         if isinstance(value, Mapping):
             below = {} if merged.get(name) is None else merged[name]
-            # What is no section stays, for `Config.build` to refuse it: here it would vanish without a word.
-            merged[name] = merge(below, value) if isinstance(below, Mapping) else below
+            if not isinstance(below, Mapping):
+                continue  # no section: left for `Config.build` to refuse, here it would vanish silently
+            merged[name] = merge(Threshold.without(below, value) if name == "threshold" else below, value)
         elif value is not None:
             merged[name] = value
     return merged
 
 
-def _explain(error: ValidationError) -> str:
-    lines = []
-    for problem in error.errors():
-        field = ".".join(str(part) for part in problem["loc"])
-        text = problem["msg"].removeprefix("Value error, ")
-        if problem["type"] == "missing":
-            lines.append(f"{field} is missing: give --{field}")
-            continue
-        if problem["type"] == "extra_forbidden":
-            text = "is no field of the configuration: check its spelling and its section"
-        elif problem["type"] == "model_type":
-            text = f"{problem['input']!r} does not fit: it is a section with fields of its own, see configs/"
-        elif not problem["msg"].startswith("Value error"):
-            text = f"{problem['input']!r} does not fit: {text}"
-        lines.append(text if text.startswith("--") else f"{field}: {text}")
-    return "\n".join(lines)
+def at_home(location: str) -> str:
+    """`location` with a leading `~/`, also one behind `@`, as the home folder.
+
+    A shell leaves it in `--output=~/kept` and in quotes. A folder that is called `~` is `./~`.
+    """
+    at = "@" if location.startswith("@~/") else ""
+    path = location.removeprefix(at)
+    return at + os.path.expanduser(path) if path.startswith("~/") else location
+
+
+def given_paths(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """The paths, such as `decode.batch_size`, of the nested values that are not None."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from given_paths(value, f"{prefix}{name}.")
+        elif value is not None:
+            yield prefix + name

@@ -10,6 +10,7 @@ from importlib import resources
 from dali_aesthetic.config import ConfigError
 
 _SECONDS_PER_HOUR = 3600
+_SUFFIXES = {"k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "t": 1e12}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +89,15 @@ def make_plan(images: float, gpus: int, gpu: str, price: float | None, image_kb:
         write_tb=keep * images * image_bytes / 1e12,
         assumptions=_assumptions(rate, gpus, price, image_kb, keep),
     )
+
+
+def read_count(text: str) -> float:
+    """A number of images: 10M, 1.5B and 2k, or as `float` takes it. Raises `ConfigError`."""
+    factor = _SUFFIXES.get(text.strip()[-1:].lower(), 1)
+    try:
+        return float(text if factor == 1 else text.strip()[:-1]) * factor
+    except ValueError:
+        raise ConfigError(f"--images {text}: give a number such as 5e9, 10M or 1.5B") from None
 
 
 def _rate(gpu: str) -> Rate:

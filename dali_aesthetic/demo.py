@@ -18,8 +18,8 @@ import torch
 from PIL import Image, ImageFilter
 from rich.console import Console
 
-from dali_aesthetic.config import Config, ConfigError, ModelConfig, at_home
-from dali_aesthetic.display import summary, watch_on
+from dali_aesthetic.config import Config, ConfigError, Device, ModelConfig, at_home
+from dali_aesthetic.display import watch_on
 from dali_aesthetic.launch.run import RunResult, run_local
 from dali_aesthetic.score.published import WeightsUnavailable
 from dali_aesthetic.threshold import Threshold
@@ -38,8 +38,10 @@ The pretrained weights could not be had, so the demo shows the machinery with ra
 Variant = Callable[[Image.Image], bytes]
 
 
-def run_demo(folder: Path, model_dir: Path | None, device: str, console: Console) -> int:
-    """Make the set in `folder`/input unless it is there, run on it into `folder`/output; the exit code.
+def run_demo(
+    folder: Path, model_dir: Path | None, device: Device, console: Console
+) -> tuple[RunResult, Config]:
+    """Make the set in `folder`/input unless it is there, and run on it into `folder`/output.
 
     On a GPU it is the default model. Without one it is ViT-B/32 with the v1 head, to end within minutes.
     """
@@ -51,23 +53,13 @@ def run_demo(folder: Path, model_dir: Path | None, device: str, console: Console
         if on_gpu
         else ModelConfig(encoder="ViT-B-32", heads=("laion-v1",), model_dir=model_dir)
     )
-    config = Config.build(
-        {
-            "input": pattern,
-            "output": str(folder / "output"),
-            "device": device,
-            "model": pretrained.model_dump(),
-        }
-    )
+    config = Config(input=(pattern,), output=str(folder / "output"), device=device, model=pretrained)
     try:
-        result = _launch(config, console)
+        return _launch(config, console), config
     except WeightsUnavailable as error:
         config = _with_random_weights(config, folder)
         console.print(RANDOM_BANNER.format(reason=error))
-        result = _launch(config, console)
-    summary(result, config, console)
-    console.print(f"Look at {config.output}/: shards/ scores/ stats/ run.json", highlight=False)
-    return result.exit_code
+        return _launch(config, console), config
 
 
 def _launch(config: Config, console: Console) -> RunResult:

@@ -5,12 +5,15 @@ Raw is the head's own scale (LAION v2: mostly 1.5 to 7.5, not bounded). The 0-1 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, field_validator, model_validator
+from pydantic import field_validator, model_validator
+
+from dali_aesthetic.fields import Section, option
 
 RAW_PER_UNIT = 10.0
 _LARGEST = float(np.finfo(np.float32).max)
@@ -39,30 +42,34 @@ PRESETS: dict[str, Preset] = {
 }
 DEFAULT_PRESET = "standard"
 
-
-_SPELLINGS = {
-    "unit": "--threshold",
-    "raw": "--raw-threshold",
-    "preset": "--preset",
-    "top": "--keep-top",
-}
+_BOUNDS = (
+    {"unit": "--threshold", "raw": "--raw-threshold", "preset": "--preset", "top": "--keep-top"},
+    {"max_unit": "--max-threshold", "max_raw": "--max-raw-threshold"},
+)
+"""The lower and the upper bound: the spellings of each, with their flags."""
 
 
-class Threshold(BaseModel):
-    """Exactly one of `unit` (0-1), `raw`, `preset` and `top`; none means the preset "standard".
+class Threshold(Section):
+    """What is kept: one of `unit`, `raw`, `preset` and `top`, none of them meaning the preset "standard".
 
-    `top` is a share of the scored samples, 0.25 or "25%"; what raw score that is shows once all are scored.
-    `max_unit` or `max_raw` bound what is kept from above, inclusive.
+    `max_unit` or `max_raw` is an upper bound, inclusive.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    panel = "What to keep"
 
-    unit: float | None = None
-    raw: float | None = None
-    preset: str | None = None
-    top: float | None = None
-    max_unit: float | None = None
-    max_raw: float | None = None
+    unit: float | None = option(
+        None, "Keep scores from here up, on the 0-1 scale (raw / 10).", flag="--threshold", unset="0.5"
+    )
+    raw: float | None = option(None, "The same on the head's own scale, such as 5.0.", flag="--raw-threshold")
+    preset: str | None = option(None, f"The same by its name: {', '.join(PRESETS)}.")
+    top: float | None = option(
+        None,
+        "The best share, such as 25%: scores everything first, then cuts.",
+        flag="--keep-top",
+        metavar="SHARE",
+    )
+    max_unit: float | None = option(None, "Keep scores up to here, on the 0-1 scale.", flag="--max-threshold")
+    max_raw: float | None = option(None, "The same on the head's own scale.", flag="--max-raw-threshold")
 
     @field_validator("top", mode="before")
     @classmethod
@@ -71,9 +78,10 @@ class Threshold(BaseModel):
 
     @model_validator(mode="after")
     def _one_spelling(self) -> Self:
-        given = [flag for name, flag in _SPELLINGS.items() if getattr(self, name) is not None]
-        if len(given) > 1:
-            raise ValueError(f"{' and '.join(given)} say the same thing twice: give one of them")
+        for spellings in _BOUNDS:
+            given = [flag for name, flag in spellings.items() if getattr(self, name) is not None]
+            if len(given) > 1:
+                raise ValueError(f"{' and '.join(given)} say the same thing twice: give one of them")
         if self.preset is not None and self.preset not in PRESETS:
             raise ValueError(f"--preset {self.preset!r} is unknown: choose from {', '.join(PRESETS)}")
         if self.top is not None and not 0.0 < self.top <= 1.0:
@@ -87,16 +95,18 @@ class Threshold(BaseModel):
         return self._check_bounds()
 
     def _check_bounds(self) -> Self:
-        if self.max_unit is not None and self.max_raw is not None:
-            raise ValueError(
-                "--max-threshold and --max-raw-threshold say the same thing twice: give one of them"
-            )
         if self.top is None and self.upper_raw < self.min_raw:
             raise ValueError(
                 f"the upper bound {self.upper_raw:g} (raw) is below the threshold {self.min_raw:g}: nothing "
                 "could be kept; raise --max-threshold or lower the threshold"
             )
         return self
+
+    @staticmethod
+    def without(values: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+        """The fields `values` without the bounds that `over` gives in any spelling: they don't conflict."""
+        replaced = [bound for bound in _BOUNDS if any(over.get(name) is not None for name in bound)]
+        return {name: value for name, value in values.items() if not any(name in bound for bound in replaced)}
 
     @property
     def min_raw(self) -> float:

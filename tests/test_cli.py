@@ -15,8 +15,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from dali_aesthetic.cli import app
-from dali_aesthetic.commands.runner import over_file
-from dali_aesthetic.config import ModelConfig
+from dali_aesthetic.config import ModelConfig, merge
 from dali_aesthetic.score import weights
 from dali_aesthetic.score.weights import ResolvedFile
 from tests.conftest import snapshot
@@ -73,7 +72,7 @@ WRONG = [
     (["--input", "{here}/none-{00..03}.tar"], "none-"),
     (["--input", "{here}/nothing"], "nothing"),
     ([], "input is missing: give --input"),
-    (["--input", "{here}", "--device", "gpu"], "device: 'gpu' does not fit"),
+    (["--input", "{here}", "--device", "gpu"], "--device gpu: give one of auto, cpu, cuda"),
     (["--input", "{here}", "--config", "{here}/none.yaml"], "none.yaml"),
     (["--input", "{here}", "--encoder", "RN50"], "RN50"),
     (["--input", "{here}", "--precision", "fp16", "--device", "cpu"], "fp16 needs a GPU"),
@@ -156,11 +155,10 @@ def test_a_yaml_file_gives_fields_and_flags_win(shards_dir: Path, tmp_path: Path
     ],
 )
 def test_a_flag_overrules_other_spellings_of_its_own_bound_alone(
-    tmp_path: Path, flags: dict[str, object], fields: dict[str, object]
+    flags: dict[str, object], fields: dict[str, object]
 ) -> None:
-    file = tmp_path / "run.yaml"
-    file.write_text("threshold: {preset: high, max_raw: 8.0}\n")
-    assert over_file({"threshold": flags}, file) == {"threshold": fields}
+    file = {"threshold": {"preset": "high", "max_raw": 8.0}}
+    assert merge(file, {"threshold": flags}) == {"threshold": fields}
 
 
 def test_a_file_that_is_no_text_is_named(tmp_path: Path) -> None:
@@ -170,10 +168,14 @@ def test_a_file_that_is_no_text_is_named(tmp_path: Path) -> None:
     assert f"--config {tmp_path / 'run.yaml'}: " in done.stderr
 
 
-def test_the_flags_of_run_are_frozen() -> None:
-    """A new flag is a decision: it joins this list, the documentation and `config.py` together."""
-    command = typer.main.get_command(app).commands["run"]  # type: ignore[attr-defined]
-    assert {flag for parameter in command.params for flag in parameter.opts if flag.startswith("--")} == FLAGS
+def flags_of(command: str) -> set[str]:
+    parameters = typer.main.get_command(app).commands[command].params  # type: ignore[attr-defined]
+    return {flag for parameter in parameters for flag in parameter.opts if flag.startswith("--")}
+
+
+def test_no_flag_of_run_is_lost() -> None:
+    """Scripts of users have them: one goes with a line in the changelog, and from this list."""
+    assert flags_of("run") >= FLAGS
 
 
 FLAGS = {

@@ -25,7 +25,10 @@ def test_a_single_input_is_a_list_of_one() -> None:
         ({"input": "", "output": "out"}, "input: no input given"),
         ({"input": "in", "output": ""}, "^--output is empty: name a folder"),
         (MINIMAL | {"decode": {"batch_size": 0}}, r"decode.batch_size: 0 does not fit"),
-        (MINIMAL | {"decode": {"batchsize": 8}}, r"decode.batchsize: is no field of the configuration"),
+        (
+            MINIMAL | {"decode": {"batchsize": 8}},
+            r"^decode.batchsize is no field of the configuration: did you mean decode.batch_size\?",
+        ),
         (MINIMAL | {"device": "gpu"}, "device: 'gpu' does not fit"),
         (MINIMAL | {"model": {"heads": []}}, "model.heads: no head given"),
         (MINIMAL | {"model": {"heads": ["a", "a"]}}, "names a head twice"),

@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 from rich.console import Console
+from typer.testing import CliRunner
 
 from dali_aesthetic import demo
+from dali_aesthetic.cli import app
 from dali_aesthetic.config import ConfigError
 from dali_aesthetic.demo import make_demo_set, run_demo
 from tests.conftest import read_members, snapshot
@@ -53,9 +55,9 @@ def test_without_weights_the_demo_says_that_scores_mean_nothing(
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     monkeypatch.setenv("HOME", str(tmp_path))
-    console = Console(file=io.StringIO(), width=200)
-    assert run_demo(tmp_path / "demo", None, "cpu", console) == 0
-    text = console.file.getvalue()  # type: ignore[attr-defined]
+    done = CliRunner().invoke(app, ["demo", "--output", str(tmp_path / "demo"), "--device", "cpu"])
+    assert done.exit_code == 0
+    text = done.stderr
     assert "RANDOM WEIGHTS: THE SCORES BELOW MEAN NOTHING" in text
     assert "3 committed, 0 failed" in text
     assert (tmp_path / "demo" / "output-random-weights" / "stats" / "demo-00002.json").exists()

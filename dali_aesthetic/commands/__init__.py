@@ -1,1 +1,1 @@
-"""The commands beside `run`, and what all commands share: options, outcomes, the console."""
+"""The commands, a file each or for a few that belong together, and what they share: `command`, `options`."""

@@ -1,8 +1,7 @@
-"""`compact`: a run's many small kept shards, packed into few of an even size."""
+"""`compact`: the many small kept shards of a run, packed into few of an even size."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,8 +10,8 @@ import typer
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from dali_aesthetic.commands.options import Quiet, Verbose
-from dali_aesthetic.commands.outcome import console, guarded
+from dali_aesthetic.commands.command import Verbosity, command, console, print_json
+from dali_aesthetic.commands.options import Json, Quiet, Verbose
 from dali_aesthetic.config import ConfigError
 
 if TYPE_CHECKING:
@@ -31,7 +30,7 @@ Exit code: 0 complete, 2 nothing that could be packed. Whatever ended it: the sa
 """
 
 
-@commands.command(epilog=EXAMPLES)
+@command(commands, examples=EXAMPLES)
 def compact(
     run: Annotated[Path, typer.Argument(metavar="OUT", help="The output of a finished run.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the packed shards.")],
@@ -52,34 +51,32 @@ def compact(
         bool, typer.Option("--allow-unfinished", help="Pack what is committed, though shards are missing.")
     ] = False,
     quiet: Quiet = False,
-    as_json: Annotated[bool, typer.Option("--json", help="The result as JSON on standard output.")] = False,
+    json: Json = False,
     verbose: Verbose = False,
-) -> None:
+) -> int:
     """Pack the small kept shards of a run into few of an even size; every entry stays as it is."""
 
-    def work() -> int:
-        from dali_aesthetic.compact.job import Options
+    from dali_aesthetic.compact.job import Options
 
-        options = Options(
-            run=run,
-            output=output,
-            index=index,
-            subset_file=subset_file,
-            allow_unfinished=allow_unfinished,
-            **_size(samples_per_shard, bytes_per_shard),
-        )
-        result = _packed(options, quiet or as_json)
-        if as_json:
-            typer.echo(json.dumps(asdict(result), indent=2))
-        elif not quiet:
-            console.print(_sentence(result, options), soft_wrap=True)
-        return 0
-
-    guarded(verbose, work)
+    verbosity = Verbosity(quiet, json, verbose)
+    options = Options(
+        run=run,
+        output=output,
+        index=index,
+        subset_file=subset_file,
+        allow_unfinished=allow_unfinished,
+        **_size(samples_per_shard, bytes_per_shard),
+    )
+    result = _packed(options, verbosity.silent)
+    if verbosity.json:
+        print_json(asdict(result))
+    elif not verbosity.quiet:
+        console.print(_sentence(result, options), soft_wrap=True)
+    return 0
 
 
 def _size(samples: int | None, text: str | None) -> dict[str, Size]:
-    """What was given of the two; nothing where neither was."""
+    """The size that was given; nothing where none was, for the default of `Options`."""
     from pydantic import ByteSize, TypeAdapter, ValidationError
 
     from dali_aesthetic.compact.pack import Size

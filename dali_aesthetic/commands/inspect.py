@@ -1,8 +1,8 @@
-"""Commands that look and change nothing: `inspect`, `doctor`."""
+"""`inspect`, `doctor` and `plan`: what to know before a run. They change nothing."""
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Annotated, Any
 
@@ -10,11 +10,11 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from dali_aesthetic.commands.options import Encoder, Engine, Heads, Input, ModelDir, MoreInput, Weights
-from dali_aesthetic.commands.outcome import console, guarded
+from dali_aesthetic.commands.command import INCOMPLETE, command, console, print_json
+from dali_aesthetic.commands.options import Json
+from dali_aesthetic.config import Config
 
 commands = typer.Typer()
-Json = Annotated[bool, typer.Option("--json", help="For machines: JSON on standard output.")]
 INSPECT_EXAMPLES = """
 Examples:
 
@@ -29,63 +29,73 @@ Examples:
 
 Exit code: 0 fit to run, 1 a check failed.
 """
+PLAN_EXAMPLES = """
+Examples:
+
+  dali-aesthetic plan --images 5B --gpus 64 --gpu h100 --price 2.5
+"""
+_CHECKED = (
+    "input", "output", "launch.engine", "model.encoder", "model.weights", "model.heads", "model.model_dir",
+    "device",
+)  # fmt: skip
 _COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
 
 
-@commands.command(epilog=INSPECT_EXAMPLES)
+@command(commands, "input", examples=INSPECT_EXAMPLES)
 def inspect(
-    more_input: MoreInput = None,
-    input: Input = None,
+    given: Mapping[str, Any],
     shards: Annotated[int, typer.Option(min=1, help="Shards to read, spread over the input.")] = 3,
-    as_json: Json = False,
-) -> None:
+    json: Json = False,
+) -> int:
     """Look at an input before a run: first keys, members, formats, sizes, samples per shard."""
+    from dali_aesthetic.inspect_input import survey
 
-    def work() -> int:
-        from dali_aesthetic.inspect_input import survey
-
-        found = survey([*(input or []), *(more_input or [])], shards).as_dict()
-        if as_json:
-            typer.echo(json.dumps(found, indent=2))
-        else:
-            console.print(_survey_table(found))
-        return 1 if not sum(found["samples_per_shard"].values()) else 0
-
-    guarded(False, work)
+    found = survey(Config.build({"output": "-"}, given).input, shards).as_dict()
+    if json:
+        print_json(found)
+    else:
+        console.print(_survey_table(found))
+    return 0 if sum(found["samples_per_shard"].values()) else INCOMPLETE
 
 
-@commands.command(epilog=DOCTOR_EXAMPLES)
-def doctor(
-    input: Input = None,
-    output: Annotated[str | None, typer.Option("--output", "-o", help="Folder or URL to write to.")] = None,
-    engine: Engine = None,
-    model_dir: ModelDir = None,
-    encoder: Encoder = None,
-    weights: Weights = None,
-    head: Heads = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    as_json: Json = False,
-) -> None:
+@command(
+    commands,
+    *_CHECKED,
+    examples=DOCTOR_EXAMPLES,
+)
+def doctor(given: Mapping[str, Any], json: Json = False) -> int:
     """Check driver, GPU, decoder, weights, and input, output and Ray where given; failures with their fix."""
+    from dali_aesthetic.doctor import examine
+    from dali_aesthetic.reach import Verdict
 
-    def work() -> int:
-        from dali_aesthetic.config import Config, merge
-        from dali_aesthetic.doctor import examine
-        from dali_aesthetic.reach import Verdict
+    # Neither input nor output need be given, and whether they can be used is for the doctor to say.
+    config = Config.build({}, {**given, "input": "-", "output": "-"})
+    with_ray = config.launch.engine == "ray"
+    findings = list(examine(config.model, config.device, given["output"], given["input"] or (), with_ray))
+    if json:
+        print_json([asdict(finding) for finding in findings])
+    else:
+        for finding in findings:
+            console.print(_line(asdict(finding)), soft_wrap=True)
+    return INCOMPLETE if any(finding.verdict is Verdict.FAIL for finding in findings) else 0
 
-        model = {"encoder": encoder, "weights": weights, "heads": head, "model_dir": model_dir}
-        base = {"input": "-", "output": "-", "device": device}
-        config = Config.build(merge(base, {"model": model, "launch": {"engine": engine}}))
-        with_ray = config.launch.engine == "ray"
-        findings = list(examine(config.model, config.device, output, input or (), with_ray))
-        if as_json:
-            typer.echo(json.dumps([asdict(finding) for finding in findings], indent=2))
-        else:
-            for finding in findings:
-                console.print(_line(asdict(finding)), soft_wrap=True)
-        return 1 if any(finding.verdict is Verdict.FAIL for finding in findings) else 0
 
-    guarded(False, work)
+@command(commands, examples=PLAN_EXAMPLES)
+def plan(
+    images: Annotated[str, typer.Option(metavar="NUMBER", help="How many, such as 10M, 1.5B or 5e9.")],
+    gpus: Annotated[int, typer.Option(help="GPUs at work at the same time.")] = 1,
+    gpu: Annotated[str, typer.Option(help="The kind: one that was measured, such as h100.")] = "h100",
+    price: Annotated[float | None, typer.Option(help="Of a GPU-hour. (default: no cost is shown)")] = None,
+    image_kb: Annotated[float, typer.Option(help="Size of a sample, in KB of 1000 bytes.")] = 100,
+    keep: Annotated[float, typer.Option(help="Share of the images kept, 0 to 1.")] = 0.25,
+    json: Json = False,
+) -> int:
+    """Say how many hours and GPU-hours a run takes, what it costs, and what the storage must give."""
+    from dali_aesthetic.cost import make_plan, read_count
+
+    answer = make_plan(read_count(images), gpus, gpu, price, image_kb, keep)
+    typer.echo(answer.as_json() if json else answer.as_text())
+    return 0
 
 
 def _line(finding: dict[str, Any]) -> str:

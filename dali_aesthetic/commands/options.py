@@ -1,113 +1,119 @@
-"""Options that several commands take, each defined once."""
+"""Options of the command line: those made from the fields of `Config`, and the few that steer a command."""
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
+import yaml
+from rich.markup import escape
 
-Embeddings = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--input",
-        "-i",
-        help="A .npy, a glob, a {000..123} pattern, a folder of them (clip-retrieval's or LAION's layout), "
-        "@list.txt.",
-    ),
-]
-Input = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--input",
-        "-i",
-        help="A tar, a glob, a {00..99} pattern, a folder of tars or images, Parquet with images, @list.txt; "
-        "all but a folder of images also at a URL.",
-    ),
-]
+from dali_aesthetic.config import Config, ConfigError, given_paths
+from dali_aesthetic.fields import PANELS, Option, options_of
+
+OPTIONS = {option.path: option for option in options_of(Config) if option.flag}
+"""The fields of `Config` that are options, by their paths."""
+EVERYTHING = tuple(dict.fromkeys(path.partition(".")[0] for path in OPTIONS))
+"""The sections and single fields of `Config`, as a command takes them."""
+
 ConfigFile = Annotated[
-    Path | None, typer.Option("--config", help="YAML with the same fields; flags win over it.")
+    Path | None,
+    typer.Option("--config", metavar="FILE", help="YAML, or an output's run.json; flags win over it."),
 ]
-Unit = Annotated[
-    float | None, typer.Option("--threshold", help="Keep scores from here up, on the 0-1 scale (raw / 10).")
-]
-Raw = Annotated[
-    float | None, typer.Option("--raw-threshold", help="The same on the head's own scale, such as 5.0.")
-]
-Preset = Annotated[
-    str | None, typer.Option("--preset", help="permissive, standard, high, premium, laion-4.5 ... laion-6.5.")
-]
-Encoder = Annotated[str | None, typer.Option("--encoder", help="Any open_clip ViT name. (default: ViT-L-14)")]
-Weights = Annotated[
-    str | None, typer.Option("--weights", help="openai, random[:SEED] or a path. (default: openai)")
-]
-Heads = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--head",
-        help="laion-v2, laion-v1, a path, or NAME=FILE to name its column; may repeat, the first decides. "
-        "(default: laion-v2)",
-    ),
-]
-ModelDir = Annotated[
-    Path | None, typer.Option("--model-dir", help="Folder that is searched for weights first.")
-]
-Precision = Annotated[str | None, typer.Option(help="auto, fp32, fp16, bf16 or fp8. (default: auto)")]
-Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda. (default: auto)")]
-Engine = Annotated[
-    str | None, typer.Option(help="local, or ray: the actors of a Ray cluster. (default: local)")
-]
-Gpus = Annotated[
-    str | None, typer.Option(help="A process each for so many of this node's GPUs, or all. (default: one)")
-]
-Workers = Annotated[int | None, typer.Option(help="So many processes on the CPU. (default: one)")]
-Output = Annotated[str | None, typer.Option("--output", "-o", help="Folder that receives everything.")]
-Top = Annotated[
-    str | None,
-    typer.Option("--keep-top", help="The best share, such as 25%: scores first, then cuts."),
-]
-MaxUnit = Annotated[
-    float | None, typer.Option("--max-threshold", help="Keep scores up to here, on the 0-1 scale.")
-]
-MaxRaw = Annotated[
-    float | None, typer.Option("--max-raw-threshold", help="The same on the head's own scale.")
+PrintConfig = Annotated[
+    bool, typer.Option("--print-config", help="Print the resolved configuration as YAML and exit.")
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but what went wrong.")]
-AsJson = Annotated[bool, typer.Option("--json", help="For machines: the summary as JSON on standard output.")]
+Json = Annotated[bool, typer.Option("--json", help="For machines: the result as JSON on standard output.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say more; show tracebacks.")]
-ImageColumn = Annotated[
-    str | None, typer.Option(help="Column of a Parquet input with the images. (default: found)")
-]
-MetricsPort = Annotated[
-    int | None, typer.Option(min=0, max=65535, help="Serve metrics for Prometheus here; 0: any free port.")
-]
-MetricsHost = Annotated[
-    str | None, typer.Option(help="At this address; 0.0.0.0 for other machines. (default: 127.0.0.1)")
-]
-LogJson = Annotated[
-    str | None, typer.Option(metavar="FILE", help="Append a JSON line for each event; - is standard error.")
-]
-Wandb = Annotated[
-    str | None, typer.Option(metavar="PROJECT", help="Log to this project of Weights & Biases.")
-]
-MoreInput = Annotated[list[str] | None, typer.Argument(hidden=True)]
-"""Where a shell expanded a pattern that was not quoted."""
 
 
-def observe_fields(
-    port: int | None, host: str | None, log_json: str | None, wandb: str | None
-) -> dict[str, Any]:
-    """The `observe` section of a config."""
-    return {"metrics_port": port, "metrics_host": host, "log_json": log_json, "wandb": wandb}
+def parameters(
+    takes: Collection[str], descriptions: Mapping[str, str], with_arguments: bool
+) -> dict[str, inspect.Parameter]:
+    """A parameter for typer for each option in `takes`, panel by panel, by the path of its field.
+
+    `takes` names sections and single fields (`model`, `model.encoder`). `descriptions` are those of a command
+    that reads a field in another way. With `with_arguments` an input may also stand alone, as where a shell
+    has expanded a pattern.
+    """
+    taken = [option for path, option in OPTIONS.items() if {path, path.partition(".")[0]} & set(takes)]
+    taken.sort(key=lambda option: PANELS.index(option.panel))
+    made = {option.path: _parameter(option, descriptions.get(option.path)) for option in taken}
+    if with_arguments and "input" in made:
+        made[""] = _keyword("more_input", list[str] | None, typer.Argument(hidden=True))
+    return made
 
 
-def threshold_fields(
-    unit: float | None,
-    raw: float | None,
-    preset: str | None,
-    top: str | None,
-    max_unit: float | None,
-    max_raw: float | None,
-) -> dict[str, Any]:
-    """The `threshold` section of a config."""
-    return {"unit": unit, "raw": raw, "preset": preset, "top": top, "max_unit": max_unit, "max_raw": max_raw}
+def nested(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values, by paths, as `Config.build` takes them."""
+    tree: dict[str, Any] = {}
+    for path, value in values.items():
+        *sections, name = path.split(".")
+        place = tree
+        for section in sections:
+            place = place.setdefault(section, {})
+        place[name] = value
+    return tree
+
+
+def given_flags(given: Mapping[str, Any], but: Collection[str] = ()) -> list[str]:
+    """The flags of the options that have a value, without those of the fields in `but`."""
+    return [OPTIONS[path].flag for path in given_paths(given) if path in OPTIONS and path not in but]
+
+
+def resolve(given: Mapping[str, Any], file: Path | None = None) -> Config:
+    """The configuration of the options `given` over those of a file."""
+    return Config.build({} if file is None else _read(file), given)
+
+
+def as_yaml(config: Config) -> str:
+    """The whole configuration, as `--config` takes it."""
+    text: str = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return text
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """The fields in a YAML file, or in the `run.json` of an output."""
+    try:
+        values = yaml.safe_load(file.read_bytes())  # YAML says its own encoding, not the locale
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError(f"--config {file}: {error}") from None
+    if isinstance(values, dict) and {"identity", "config"} <= values.keys():
+        values = values["config"]
+    if not isinstance(values, dict):
+        raise ConfigError(f"--config {file}: holds no fields; see configs/ for examples")
+    return values
+
+
+def _parameter(option: Option, description: str | None) -> inspect.Parameter:
+    text = description or option.description
+    if option.default and description is None:
+        text += f" (default: {option.default})"
+    names = [option.flag, option.short] if option.short else [option.flag]
+    shown: dict[str, Any] = {"help": escape(text), "rich_help_panel": option.panel}
+    if option.kind is bool:
+        return _keyword(option.path, bool | None, typer.Option(*names, **shown))
+    # Values stay texts: `Config` says what is wrong with one, by the name and in the words of the option.
+    kind = list[str] if get_origin(option.kind) is tuple else str
+    return _keyword(option.path, kind | None, typer.Option(*names, metavar=_metavar(option), **shown))
+
+
+def _keyword(path: str, annotation: Any, info: Any) -> inspect.Parameter:
+    return inspect.Parameter(
+        path.replace(".", "__"),
+        inspect.Parameter.KEYWORD_ONLY,
+        default=None,
+        annotation=Annotated[annotation, info],
+    )
+
+
+def _metavar(option: Option) -> str:
+    if option.metavar or option.unit:
+        return option.metavar or option.unit.upper()
+    if get_origin(option.kind) is Literal:
+        return "|".join(get_args(option.kind))
+    return {int: "INTEGER", float: "NUMBER", Path: "PATH"}.get(option.kind, "TEXT")

@@ -1,7 +1,8 @@
-"""Proof after the fact: `verify`."""
+"""`verify` and `report`: what a run has written, checked and looked at."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,89 +10,100 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from dali_aesthetic.commands.options import Device, Encoder, Heads, Input, ModelDir, Weights
-from dali_aesthetic.commands.outcome import INCOMPLETE, console, guarded
-from dali_aesthetic.config import Config, ConfigError, merge
+from dali_aesthetic.commands.command import INCOMPLETE, command, console, print_json
+from dali_aesthetic.commands.options import Json, Verbose, given_flags
+from dali_aesthetic.config import Config, ConfigError
 
 if TYPE_CHECKING:
+    from dali_aesthetic.verify.outputs import Verdict
     from dali_aesthetic.verify.precision import PrecisionReport
 
 commands = typer.Typer()
-EXAMPLES = """
+VERIFY_EXAMPLES = """
 Examples:
 
   dali-aesthetic verify kept --against-input
 
-  dali-aesthetic verify --precision fp16 --input photos/ --sample 1000 --json precision.json
+  dali-aesthetic verify --precision fp16 --input photos/ --sample 1000 --json > precision.json
 
 Exit code: 0 all right, 1 something is wrong (it is listed), 2 wrong configuration.
 """
+REPORT_EXAMPLES = """
+Examples:
+
+  dali-aesthetic report kept
+
+  dali-aesthetic report kept --by language --html kept-by-language.html
+"""
 _SHOWN = 50
 _SAMPLE = 1000
-_NAMES = {"heads": "--head", "model_dir": "--model-dir"}
+_OF_PRECISION = ("input", "device", "model")
 
 
-@commands.command(epilog=EXAMPLES)
+@command(
+    commands,
+    *_OF_PRECISION,
+    examples=VERIFY_EXAMPLES,
+    descriptions={"model.precision": "Measure this precision against PIL and fp32."},
+)
 def verify(
+    given: Mapping[str, Any],
     output: Annotated[str | None, typer.Argument(help="The output of a run, a folder or a URL.")] = None,
     against_input: Annotated[
         bool, typer.Option("--against-input", help="Compare every kept byte with the run's input.")
     ] = False,
-    precision: Annotated[
-        str | None,
-        typer.Option(help="Measure this precision against PIL and fp32: auto, fp32, fp16, bf16, fp8."),
-    ] = None,
-    input: Input = None,
     sample: Annotated[
-        int | None, typer.Option(min=1, help="Images to measure the precision on, 1000 if not given.")
+        int | None, typer.Option(min=1, help=f"Images to measure the precision on. (default: {_SAMPLE})")
     ] = None,
-    backend: Annotated[
-        str | None, typer.Option(help="auto, eager, torchscript, compile, triton or fused.")
-    ] = None,
-    device: Device = None,
-    encoder: Encoder = None,
-    weights: Weights = None,
-    head: Heads = None,
-    model_dir: ModelDir = None,
-    json: Annotated[Path | None, typer.Option("--json", help="File for the result.")] = None,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show tracebacks.")] = False,
-) -> None:
+    json: Json = False,
+    verbose: Verbose = False,
+) -> int:
     """Check what a run wrote, or measure a fast path's score error on your own images (--precision)."""
-    model = {
-        "encoder": encoder,
-        "weights": weights,
-        "heads": head,
-        "model_dir": model_dir,
-        "precision": precision,
-        "backend": backend,
-    }
-
-    def work() -> int:
-        if (output is None) == (precision is None):
-            raise ConfigError("give the output of a run, or --precision with --input, and not both")
-        flags = {"input": input, "device": device, "model": model}
-        if output is not None:
-            _refuse_idle({"sample": sample, "input": input, "device": device, **model})
-            return _verify_output(output, against_input, json)
+    if (output is None) == (given["model"]["precision"] is None):
+        raise ConfigError("give the output of a run, or --precision with --input, and not both")
+    if output is None:
         if against_input:
             raise ConfigError("--against-input is for the output of a run: --precision measures no output")
-        return _verify_precision(flags, sample or _SAMPLE, json)
-
-    guarded(verbose, work)
-
-
-def _refuse_idle(flags: dict[str, Any]) -> None:
-    """Raises ConfigError for what is of no use beside an output, which says itself what it was made from."""
-    if idle := ", ".join(_NAMES.get(name, f"--{name}") for name, value in flags.items() if value):
-        raise ConfigError(f"{idle}: for --precision alone; the output of a run is checked without")
+        return _verify_precision(Config.build({"output": "unused"}, given), sample or _SAMPLE, json)
+    # An output says itself what it was made from.
+    if idle := [*given_flags(given), *(["--sample"] if sample else [])]:
+        raise ConfigError(f"{', '.join(idle)}: for --precision alone; the output of a run is checked without")
+    return _verify_output(output, against_input, json)
 
 
-def _verify_output(output: str, against_input: bool, json: Path | None) -> int:
+@command(commands, examples=REPORT_EXAMPLES)
+def report(
+    output: Annotated[str, typer.Argument(metavar="OUT", help="The output of a run, a folder or a URL.")],
+    html: Annotated[Path | None, typer.Option(help="Where the page goes. (default: OUT/report.html)")] = None,
+    by: Annotated[
+        str | None,
+        typer.Option(metavar="COLUMN", help="Break the keep rate down by this column of the scores."),
+    ] = None,
+    json: Json = False,
+) -> int:
+    """Write one self-contained page to choose a threshold by looking: histogram, keep rates, pictures."""
+    from dali_aesthetic.report.page import report_at
+
+    page = report_at(output, html, by)
+    if json:
+        print_json({"page": page})
+    else:
+        typer.echo(page)
+    return 0
+
+
+def _verify_output(output: str, against_input: bool, as_json: bool) -> int:
     from dali_aesthetic.verify.outputs import verify_location
 
     verdict = verify_location(output, against_input)
-    if json is not None:
-        json.write_text(verdict.as_json())
+    if as_json:
+        typer.echo(verdict.as_json(), nl=False)
+    else:
+        _say_verdict(verdict)
+    return INCOMPLETE if verdict.problems else 0
+
+
+def _say_verdict(verdict: Verdict) -> None:
     for name, text in verdict.problems[:_SHOWN]:
         console.print(f"[red]wrong[/] {escape(name)}: {escape(text)}", soft_wrap=True)
     if len(verdict.problems) > _SHOWN:
@@ -106,17 +118,16 @@ def _verify_output(output: str, against_input: bool, json: Path | None) -> int:
         f"{verdict.num_shards} shards, {verdict.num_samples:,} samples, {verdict.num_kept:,} kept: {ending}",
         soft_wrap=True,
     )
-    return INCOMPLETE if verdict.problems else 0
 
 
-def _verify_precision(flags: dict[str, Any], sample: int, json: Path | None) -> int:
-    config = Config.build(merge({"output": "unused"}, flags))
+def _verify_precision(config: Config, sample: int, as_json: bool) -> int:
     from dali_aesthetic.verify.precision import verify_precision
 
     report = verify_precision(config, sample)
-    if json is not None:
-        json.write_text(report.as_json())
-    console.print(_precision_table(report))
+    if as_json:
+        typer.echo(report.as_json(), nl=False)
+    else:
+        console.print(_precision_table(report))
     return 0
 
 

@@ -25,11 +25,11 @@ COMMITTED = REPOSITORY / "benchmarks" / "results"
 
 @pytest.mark.slow
 def test_the_cpu_path_keeps_the_references_scores_on_the_demo_set(tmp_path: Path) -> None:
-    file, source = tmp_path / "precision.json", make_demo_set(tmp_path / "demo")
-    called = ["verify", "--precision", "fp32", "--input", source, "--sample", "30", "--json", str(file)]
+    source = make_demo_set(tmp_path / "demo")
+    called = ["verify", "--precision", "fp32", "--input", source, "--sample", "30", "--json"]
     done = CliRunner().invoke(app, [*called, *MODEL])
     assert done.exit_code == 0, done.output
-    report = json.loads(file.read_text())
+    report = json.loads(done.stdout)
     assert 25 < report["num_images"] <= 30
     assert report["reference_std"] > 0.05, "photos must differ by far more than the tolerance"
     (shown,) = [row for row in newest(read_results(COMMITTED), "precision")["cpu"].rows if "fp32" in row.name]

@@ -1,0 +1,111 @@
+"""How a function becomes a command: its options, its exit code, and one message for what went wrong."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, NoReturn, get_type_hints
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from typer.models import ArgumentInfo
+
+from dali_aesthetic.commands.options import nested, parameters
+from dali_aesthetic.launch.signals import Stopped, stoppable
+
+console = Console(stderr=True, highlight=False)
+"""Everything said to a person; standard output is for results."""
+
+INCOMPLETE, WRONG_CONFIGURATION = 1, 2
+
+
+class Verbosity(NamedTuple):
+    """How much a command says: everything, problems only, or the result as JSON on standard output."""
+
+    quiet: bool = False
+    json: bool = False
+    verbose: bool = False
+
+    @property
+    def silent(self) -> bool:
+        """Whether nothing is said of how it goes."""
+        return self.quiet or self.json
+
+
+def command(
+    app: typer.Typer,
+    *takes: str,
+    examples: str,
+    name: str | None = None,
+    descriptions: Mapping[str, str] | None = None,
+) -> Callable[[Callable[..., int]], Callable[..., int]]:
+    """Makes a command of `app` of a function that gives back the exit code.
+
+    `takes` are the sections and fields of `Config` that are its options. Their values are the function's
+    first argument, a nested mapping for `Config.build`; its other parameters are options of its own. With no
+    `takes` it has only those. `descriptions` are of fields that it reads in another way.
+    """
+
+    def decorate(function: Callable[..., int]) -> Callable[..., int]:
+        own = list(inspect.signature(function).parameters.values())[bool(takes) :]
+        kinds = get_type_hints(function, include_extras=True)
+        own = [one.replace(annotation=kinds[one.name], kind=one.KEYWORD_ONLY) for one in own]
+        has_argument = any(isinstance(info, ArgumentInfo) for one in own for info in _metadata(one))
+        made = parameters(takes, descriptions or {}, with_arguments=not has_argument)
+
+        def call(**values: Any) -> None:
+            given = {path: values.pop(one.name) for path, one in made.items()}
+            given = {path: None if value == [] else value for path, value in given.items()}
+            if more := given.pop("", None):
+                given["input"] = [*(given["input"] or []), *more]
+            first = (nested(given),) if takes else ()
+            _exit_with(lambda: function(*first, **values), bool(values.get("verbose")))
+
+        call.__signature__ = inspect.Signature([*made.values(), *own])  # type: ignore[attr-defined]
+        call.__name__, call.__doc__ = function.__name__, function.__doc__
+        app.command(name, epilog=examples, context_settings={"help_option_names": ["-h", "--help"]})(call)
+        return function
+
+    return decorate
+
+
+def fail(message: str, code: int) -> NoReturn:
+    """Ends the process with one message."""
+    console.print(f"[red]error[/] {escape(message)}", soft_wrap=True)
+    sys.exit(code)
+
+
+def print_json(result: Any) -> None:
+    """The result on standard output."""
+    typer.echo(json.dumps(result, indent=2))
+
+
+def _exit_with(work: Callable[[], int], verbose: bool) -> NoReturn:
+    """Run `work` and exit with its code; what the user can mend is one message, not a traceback."""
+    try:
+        with stoppable():
+            code = work()
+        sys.exit(code)
+    except Stopped as stopped:
+        fail(
+            f"{stopped}: committed shards are kept; run the same command again to go on",
+            128 + stopped.signal,
+        )
+    except Exception as error:
+        if verbose:
+            traceback.print_exc()
+        fail(str(error) if str(error) else type(error).__name__, _exit_code(error))
+
+
+def _exit_code(error: Exception) -> int:
+    from dali_aesthetic.score.published import WeightsUnavailable
+
+    return WRONG_CONFIGURATION if isinstance(error, ValueError | WeightsUnavailable) else INCOMPLETE
+
+
+def _metadata(parameter: inspect.Parameter) -> tuple[Any, ...]:
+    return getattr(parameter.annotation, "__metadata__", ())

@@ -1,0 +1,95 @@
+"""`filter` and `select`: stored scores, cut as often as one likes."""
+
+from __future__ import annotations
+
+import json as jsonlib
+import os
+import signal
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any
+
+import typer
+
+from dali_aesthetic.commands.command import Verbosity, command
+from dali_aesthetic.commands.options import ConfigFile, Json, PrintConfig, Quiet, Verbose, as_yaml, resolve
+from dali_aesthetic.commands.run import SCORE_EXAMPLES, launch_and_report
+from dali_aesthetic.config import Config
+
+commands = typer.Typer()
+Scores = Annotated[str, typer.Option("--scores", help="Folder that `score` (or `run`) wrote.")]
+SELECT_EXAMPLES = """
+Examples:
+
+  dali-aesthetic select --scores scored --preset high > keys.txt
+
+  dali-aesthetic select --scores scored --keep-top 10% --with-shard
+"""
+
+
+@command(commands, "input", "output", "threshold", "image_column", name="filter", examples=SCORE_EXAMPLES)
+def filter_command(
+    given: Mapping[str, Any],
+    scores: Scores,
+    config: ConfigFile = None,
+    print_config: PrintConfig = False,
+    quiet: Quiet = False,
+    json: Json = False,
+    verbose: Verbose = False,
+) -> int:
+    """Cut stored scores at any threshold and write what `run` would have written. Needs no GPU."""
+    from dali_aesthetic.launch.filter import filter_scored
+    from dali_aesthetic.write.read_scores import read_scored_by
+
+    heads = read_scored_by(scores)["heads"]  # LAION's shares are told of its own head only
+    resolved = resolve({**given, "model": {"heads": heads}}, config)
+    if print_config:
+        typer.echo(as_yaml(resolved), nl=False)
+        return 0
+    return launch_and_report(
+        lambda config, watch: filter_scored(config, scores, watch=watch),
+        resolved,
+        Verbosity(quiet, json, verbose),
+    )
+
+
+@command(commands, "threshold", examples=SELECT_EXAMPLES)
+def select(
+    given: Mapping[str, Any],
+    scores: Scores,
+    with_shard: Annotated[
+        bool, typer.Option("--with-shard", help="Source shard and key, separated by a tab.")
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="A line of JSON for each, with its shard.")] = False,
+) -> int:
+    """Print the keys of the samples within a threshold, one a line, in input order."""
+    try:
+        for source, key in selected(scores, given["threshold"]):
+            if json:
+                typer.echo(jsonlib.dumps({"key": key, "source_shard": source}))
+            else:
+                typer.echo(f"{source}\t{key}" if with_shard else key)
+    except BrokenPipeError:  # `select | head`: the reader has enough, and the interpreter must not flush
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    return 0
+
+
+def selected(scores: str, fields: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Source shard and key of each sample within the threshold of `fields`, shard by shard in name order.
+
+    Raises `ConfigError` for a threshold that can't be, `ScoresMismatch` for a folder without scores.
+    """
+    import numpy as np
+
+    from dali_aesthetic.layout import committed_names
+    from dali_aesthetic.write.read_scores import read_keys, read_raw_scores, scores_record
+
+    scores_record(scores)
+    threshold = Config.build({"input": "-", "output": "-"}, {"threshold": fields}).threshold
+    if threshold.top is not None:
+        threshold = threshold.resolve_top(read_raw_scores(scores))
+    for name in sorted(committed_names(scores)):
+        sources, keys, raw_R = read_keys(scores, name)
+        for row in np.flatnonzero(threshold.keep(raw_R)).tolist():
+            yield sources[row], keys[row]

@@ -1,0 +1,127 @@
+"""`run` and `score`: every sample of an input through the model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol
+
+import typer
+
+from dali_aesthetic.commands.command import Verbosity, command, console, print_json
+from dali_aesthetic.commands.embeddings import score_stored
+from dali_aesthetic.commands.options import (
+    EVERYTHING,
+    ConfigFile,
+    Json,
+    PrintConfig,
+    Quiet,
+    Verbose,
+    as_yaml,
+    given_flags,
+    resolve,
+)
+from dali_aesthetic.config import Config, ConfigError
+
+if TYPE_CHECKING:
+    from dali_aesthetic.launch.result import RunResult, Watch
+
+commands = typer.Typer()
+RUN_EXAMPLES = """
+Examples:
+
+  dali-aesthetic run --input 'data/{00000..00123}.tar' --output kept --threshold 0.5
+
+  dali-aesthetic run --input shards/ --output kept --preset high --gpus all
+
+  dali-aesthetic run --input photos/ --output kept --encoder ViT-B-32 --head laion-v1 --raw-threshold 5
+
+Exit code: 0 complete, 1 shards failed (they are named) or it stalled, 2 wrong configuration or an output in
+use, 130 and 143 stopped by Ctrl-C and SIGTERM. Whatever ended it: run the same command again to go on.
+"""
+SCORE_EXAMPLES = """
+Examples:
+
+  dali-aesthetic score --input 'data/{00000..00123}.tar' --output scored
+
+  dali-aesthetic filter --input 'data/{00000..00123}.tar' --scores scored --output kept --keep-top 25%
+"""
+_READ_FOR_EMBEDDINGS = ("input", "output", "model.encoder", "model.heads", "model.model_dir")
+
+
+class Launch(Protocol):
+    """What does the work of a configuration."""
+
+    def __call__(self, config: Config, *, watch: Watch | None) -> RunResult: ...
+
+
+@command(commands, *EVERYTHING, examples=RUN_EXAMPLES)
+def run(
+    given: Mapping[str, Any],
+    config: ConfigFile = None,
+    print_config: PrintConfig = False,
+    quiet: Quiet = False,
+    json: Json = False,
+    verbose: Verbose = False,
+) -> int:
+    """Score every sample, write the kept ones, the scores and the stats; rerun to go on where it stopped."""
+    return _run(resolve(given, config), print_config, Verbosity(quiet, json, verbose))
+
+
+@command(commands, *(taken for taken in EVERYTHING if taken != "threshold"), examples=SCORE_EXAMPLES)
+def score(
+    given: Mapping[str, Any],
+    config: ConfigFile = None,
+    print_config: PrintConfig = False,
+    quiet: Quiet = False,
+    json: Json = False,
+    verbose: Verbose = False,
+) -> int:
+    """Score every sample and write no images: cut the scores later with `filter`, as often as you like."""
+    from dali_aesthetic.embeddings.files import holds_embeddings
+
+    verbosity, inputs = Verbosity(quiet, json, verbose), given["input"]
+    if inputs and holds_embeddings(inputs):
+        unread = ["--config"] if config else []
+        unread += given_flags(given, but=_READ_FOR_EMBEDDINGS)
+        if unread:
+            raise ConfigError(
+                f"{unread[0]} is not read for stored embeddings: give --encoder, --head, --output"
+            )
+        return score_stored(resolve(given), verbosity)
+    return _run(resolve({**given, "scores_only": True}, config), print_config, verbosity)
+
+
+def launch_and_report(launch: Launch, config: Config, verbosity: Verbosity) -> int:
+    """Launch it, watched and observed as the configuration says, and print what came of it; the exit code."""
+    from dali_aesthetic.display import as_dict, problems, summary, watch_on
+    from dali_aesthetic.observe.session import observing
+
+    say = (lambda text: None) if verbosity.silent else console.print
+    with observing(config, None if verbosity.silent else partial(watch_on, console), say) as watch:
+        result = launch(config, watch=watch)
+    if verbosity.json:
+        print_json(as_dict(result, config))
+    elif verbosity.quiet:
+        problems(result.stats, console)
+    else:
+        summary(result, config, console)
+    return result.exit_code
+
+
+def _run(config: Config, print_config: bool, verbosity: Verbosity) -> int:
+    if print_config:
+        typer.echo(as_yaml(config), nl=False)
+        return 0
+    from dali_aesthetic.launch.filter import run_top
+    from dali_aesthetic.launch.run import run as run_config
+    from dali_aesthetic.launch.slurm import current_task, for_task
+
+    task = current_task()
+    if verbosity.verbose:
+        console.print_json(config.model_dump_json())
+    if not (task.is_alone or verbosity.silent):
+        console.print(f"{task}: every {task.count}th shard, from number {task.index} on")
+    config = for_task(config, task)
+    in_two = config.threshold.top is not None and not config.scores_only
+    return launch_and_report(run_top if in_two else partial(run_config, task=task), config, verbosity)
