@@ -1,7 +1,7 @@
 """The configuration of a run: what to read, what to keep, with which model, how to decode.
 
-Each field says here, and nowhere else, what it is, its unit, its default and its flag: the command line, its
-help and docs/configuration.md are made from it. Validated at construction, immutable afterwards, without I/O.
+A field's description, unit, default and flag stand here alone: the command line, its help and
+docs/configuration.md are made from them. A config is validated at construction and immutable; no I/O happens.
 """
 
 from __future__ import annotations
@@ -30,25 +30,25 @@ class ModelConfig(Section):
     panel = "Model"
 
     encoder: str = option("ViT-L-14", "Any open_clip ViT name.")
-    weights: str = option("openai", "Of the encoder: openai, random[:SEED] or a path.")
+    weights: str = option("openai", "Weights of the encoder: openai, random[:SEED] or a path.")
     heads: tuple[str, ...] = option(
         ("laion-v2",),
-        "laion-v2, laion-v1, a path, or NAME=FILE to name its column; may repeat, the first decides what is "
+        "laion-v2, laion-v1, a path, or NAME=FILE to name its column. May repeat; the first decides what is "
         "kept.",
         flag="--head",
     )
-    model_dir: Path | None = option(None, "Folder that is searched for weights first.")
+    model_dir: Path | None = option(None, "Folder searched for weights before anything is downloaded.")
     precision: Precision = option(
         "auto",
-        "Of the encoder's arithmetic. auto is fp8 where the gate lets it pass, else fp16; fp32 on a CPU.",
+        "Number format of the encoder. auto is fp8 where it passes the gate, else fp16; fp32 on a CPU.",
     )
     backend: str = option(
         "auto",
-        "The code that runs the encoder: eager, torchscript, compile, triton or fused. auto is the "
-        "fastest that is known to be right on the device.",
+        "Implementation of the encoder: eager, torchscript, compile, triton or fused. auto is the fastest "
+        "that is known to be right on the device.",
     )
     calibration: str = option(
-        "", "File or URL of another run's fp8 scales.", unset="measured on the input", expert=True
+        "", "File or URL with the fp8 scales of another run.", unset="measured on the input", expert=True
     )
 
     @field_validator("model_dir")
@@ -75,36 +75,36 @@ class DecodeConfig(Section):
         None, "Images encoded at a time.", unset="what suits the backend, 32 on a CPU", ge=1, le=8192
     )
     num_threads: int | None = option(None, "CPU threads that decode.", unset="all cores", ge=1, le=1024)
-    max_pixels: int = option(200_000_000, "An image of more pixels is too_large.", expert=True, ge=1)
+    max_pixels: int = option(200_000_000, "An image of more pixels is `too_large`.", expert=True, ge=1)
     max_pixels_per_byte: int = option(
         1000,
-        "An image of more than 16 megapixels, and more pixels than this for each of its bytes, is too_large.",
+        "An image of more than 16 megapixels with more pixels per byte than this is `too_large`.",
         expert=True,
         ge=1,
     )
     apply_exif: bool = option(
-        False, "Turn images upright by their EXIF orientation, which CLIP's authors did not."
+        False, "Turn images upright by their EXIF orientation, which the reference does not."
     )
 
 
 class GuardConfig(Section):
-    """What a run does about garbage, a hang and a full memory."""
+    """Limits against garbage, hangs and a full memory."""
 
     panel = "Robustness"
 
     max_bad_fraction: float = option(
         0.5,
-        "A shard of at least 100 samples fails where a larger share can't be scored; 1 accepts any.",
+        "A shard of at least 100 samples fails if a larger share can't be scored; 1 accepts any.",
         ge=0,
         le=1,
     )
     quarantine: bool = option(False, "Keep a copy of the samples that can't be scored.")
     stall_timeout: float = option(
-        600.0, "End after this long without progress; 0 waits for ever.", unit="seconds", ge=0
+        600.0, "End the run after this time without progress; 0 waits for ever.", unit="seconds", ge=0
     )
     memory_budget_gb: float | None = option(
         None,
-        "Encoded images in memory at a time.",
+        "Memory for encoded images between reading and decoding.",
         flag="--memory-budget",
         unit="GiB",
         unset="a quarter of the memory, at most 16",
@@ -112,54 +112,56 @@ class GuardConfig(Section):
         allow_inf_nan=False,
     )
     max_member_mb: int = option(
-        1024, "A sample with a larger member is too_large.", unit="MiB", expert=True, ge=1
+        1024, "A sample with a larger member is `too_large`.", unit="MiB", expert=True, ge=1
     )
     max_tar_gb: int = option(1024, "A larger tar fails.", unit="GiB", expert=True, ge=1)
 
 
 class GateConfig(Section):
-    """What fp8, or else bf16, must show on a run's own images before the run uses it.
+    """Limits that fp8, or else bf16, must keep on a run's own images before the run uses it.
 
-    Errors are in raw scores of the first head, against fp16.
+    Errors are differences from fp16 in the raw score of the first head.
     """
 
     panel = EXPERT
 
     calibration_images: int = option(
-        512, "Images from the start of the input that set fp8's scales.", ge=16, le=8192
+        512, "Images, from the start of the input, that set the scales of fp8.", ge=16, le=8192
     )
     check_images: int = option(
-        1024, "Images after those on which fp8 is judged against fp16.", ge=16, le=16384
+        1024, "Images after those, on which fp8 is compared with fp16.", ge=16, le=16384
     )
-    max_mean_error: float = option(0.02, "Mean score error with which fp8 passes.", ge=0, allow_inf_nan=False)
+    max_mean_error: float = option(0.02, "Largest mean score error of fp8.", ge=0, allow_inf_nan=False)
     max_p99_error: float = option(
-        0.08, "Score error at the 99th percentile with which fp8 passes.", ge=0, allow_inf_nan=False
+        0.08, "Largest score error of fp8 at the 99th percentile.", ge=0, allow_inf_nan=False
     )
     max_flips: float = option(
         0.01,
-        "Share of images with which fp8 passes that change sides at a preset or at the run's own cut.",
+        "Largest share of images that fp8 moves across a preset or the run's own cut.",
         ge=0,
         allow_inf_nan=False,
     )
 
 
 class LaunchConfig(Section):
-    """Which processes do the work; no part of what a run is, so a rerun may have others.
+    """Processes that do the work. They are no part of a run's identity: a rerun may have others.
 
-    With neither `gpus` nor `workers` one process does the work on `device`. With the engine `ray` they are
-    actors of a cluster, and as many as it has room for where no number is given.
+    Without `gpus` and `workers` one process works on `device`. The engine `ray` places actors instead, and
+    without a number as many as the cluster has room for.
     """
 
     panel = "Machine"
 
-    engine: Literal["local", "ray"] = option("local", "ray has the work done by the actors of a Ray cluster.")
+    engine: Literal["local", "ray"] = option(
+        "local", "local starts processes on this node, ray actors on a Ray cluster."
+    )
     gpus: int | Literal["all"] | None = option(
         None,
-        "A process each for so many of this node's GPUs, or for all.",
+        "Number of GPUs of this node, a process each, or all.",
         metavar="N|all",
         unset="one process",
     )
-    workers: int | None = option(None, "So many processes on the CPU.", unset="one process", ge=1, le=1024)
+    workers: int | None = option(None, "Number of processes on the CPU.", unset="one process", ge=1, le=1024)
 
     @field_validator("gpus", mode="before")
     @classmethod
@@ -176,14 +178,18 @@ class LaunchConfig(Section):
 
 
 class ObserveConfig(Section):
-    """What a run shows machines; no part of what a run is."""
+    """Metrics and logs. They are no part of a run's identity."""
 
     panel = "Observing"
 
     metrics_port: int | None = option(
-        None, "Serve metrics for Prometheus here; 0 takes any free port.", unset="not served", ge=0, le=65535
+        None,
+        "Port that serves metrics for Prometheus; 0 takes any free port.",
+        unset="not served",
+        ge=0,
+        le=65535,
     )
-    metrics_host: str = option("127.0.0.1", "The address to serve them at; 0.0.0.0 for other machines.")
+    metrics_host: str = option("127.0.0.1", "Address that serves the metrics; 0.0.0.0 for other machines.")
     log_json: str | None = option(
         None, "Append a JSON line for each event; - is standard error.", metavar="FILE"
     )
@@ -191,7 +197,7 @@ class ObserveConfig(Section):
 
 
 class Config(Section):
-    """One run."""
+    """One run: its input, its output, and a section for each part of the work."""
 
     input: Annotated[
         tuple[str, ...],
@@ -204,16 +210,16 @@ class Config(Section):
     ]
     output: Annotated[str, option(..., "Folder or URL that receives everything.", short="-o")]
     image_column: str = option(
-        "", "Column of a Parquet input with the images.", unset="found by type and name"
+        "", "Column of a Parquet input that holds the images.", unset="found by type and name"
     )
-    device: Device = option("auto", "Where the encoder runs.", panel=LaunchConfig.panel)
+    device: Device = option("auto", "Device of the encoder.", panel=LaunchConfig.panel)
     threshold: Threshold = Threshold()
     scores_only: bool = Field(
         default=False, description="Write no images, as `score` does: the scores are for `filter` to cut."
     )
     part_of: str = Field(
         default="",
-        description="The output that this one is a part of, as --keep-top sets it: none of it is input.",
+        description="Output that this one belongs to, set by --keep-top: nothing in it is input.",
     )
     save_embeddings: bool = option(False, "Write the CLIP embeddings too, in clip-retrieval's layout.")
     model: ModelConfig = ModelConfig()

@@ -198,10 +198,10 @@ def _wanted(kind: Any, limits: list[Any]) -> str:
         values = [str(value) for value in get_args(kind)]
         return values[0] if len(values) == 1 else f"one of {', '.join(values)}"
     if get_origin(kind) is tuple:
-        return "a text, or a list of them"
+        return "text, or a list of texts"
     if kind in (int, float):
         return ("a whole number" if kind is int else "a number") + _range(limits)
-    return {bool: "true or false", Path: "a path"}.get(kind, "a text")
+    return {bool: "true or false", Path: "a path"}.get(kind, "text")
 
 
 def _range(limits: list[Any]) -> str:

@@ -50,7 +50,7 @@ _BOUNDS = (
 
 
 class Threshold(Section):
-    """What is kept: one of `unit`, `raw`, `preset` and `top`, none of them meaning the preset "standard".
+    """The lower bound as one of `unit`, `raw`, `preset` and `top`; without any it is the preset "standard".
 
     `max_unit` or `max_raw` is an upper bound, inclusive.
     """
@@ -58,17 +58,19 @@ class Threshold(Section):
     panel = "What to keep"
 
     unit: float | None = option(
-        None, "Keep scores from here up, on the 0-1 scale (raw / 10).", flag="--threshold", unset="0.5"
+        None, "Lowest score that is kept, on the 0-1 scale (raw / 10).", flag="--threshold", unset="0.5"
     )
     raw: float | None = option(None, "The same on the head's own scale, such as 5.0.", flag="--raw-threshold")
-    preset: str | None = option(None, f"The same by its name: {', '.join(PRESETS)}.")
+    preset: str | None = option(None, f"The same by name: {', '.join(PRESETS)}.")
     top: float | None = option(
         None,
-        "The best share, such as 25%: scores everything first, then cuts.",
+        "The best share, such as 25%: everything is scored first, then cut.",
         flag="--keep-top",
         metavar="SHARE",
     )
-    max_unit: float | None = option(None, "Keep scores up to here, on the 0-1 scale.", flag="--max-threshold")
+    max_unit: float | None = option(
+        None, "Highest score that is kept, on the 0-1 scale.", flag="--max-threshold"
+    )
     max_raw: float | None = option(None, "The same on the head's own scale.", flag="--max-raw-threshold")
 
     @field_validator("top", mode="before")

@@ -70,9 +70,10 @@ def resolve(given: Mapping[str, Any], file: Path | None = None) -> Config:
     return Config.build({} if file is None else _read(file), given)
 
 
-def as_yaml(config: Config) -> str:
-    """The whole configuration, as `--config` takes it."""
-    text: str = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+def as_yaml(config: Config, but: Collection[str] = ()) -> str:
+    """The configuration as `--config` takes it, without the fields named in `but`."""
+    values = config.model_dump(mode="json", exclude=set(but))
+    text: str = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
     return text
 
 

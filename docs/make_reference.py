@@ -1,6 +1,7 @@
-"""Makes docs/library.md from the docstrings of the package's public names.
+"""Makes what documents repeat of the code: the Python API, the fields of the configuration and their defaults.
 
-python docs/make_api.py > docs/library.md
+`python docs/make_reference.py` writes docs/library.md, the tables of docs/configuration.md and
+configs/default.yaml.
 """
 
 from __future__ import annotations
@@ -9,17 +10,27 @@ import inspect
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 import dali_aesthetic
+from dali_aesthetic.commands.options import as_yaml
+from dali_aesthetic.config import Config
+from dali_aesthetic.fields import Option, options_of
 
+ROOT = Path(__file__).parents[1]
+DEFAULT_YAML = """\
+# Every field with its default, made by `python docs/make_reference.py`; docs/configuration.md says what each is.
+# Flags win over this file: dali-aesthetic run --config configs/default.yaml --output kept
+"""
+BEGIN, END = "<!-- options:begin", "<!-- options:end"
 HEADER = """\
 # The Python API
 
-<!-- Made by `python docs/make_api.py > docs/library.md` from the docstrings; edit those. -->
+<!-- Made by `python docs/make_reference.py` from the docstrings; edit those. -->
 
 Everything below is imported from `dali_aesthetic`. What is not listed here may change between versions.
 
@@ -42,12 +53,58 @@ print(result.stats.num_kept, "of", result.stats.num_samples)
 """
 
 
-def page() -> str:
-    """The whole document."""
+def pages() -> dict[Path, str]:
+    """The whole content of each file that is made here."""
+    tables = ROOT / "docs" / "configuration.md"
+    before, begin, rest = tables.read_text().partition(BEGIN)
+    mark, (_, end, after) = rest.partition("\n")[0], rest.partition(END)
+    return {
+        ROOT / "docs" / "library.md": library(),
+        tables: f"{before}{begin}{mark}\n{options()}{end}{after}",
+        ROOT / "configs" / "default.yaml": DEFAULT_YAML + default_yaml(),
+    }
+
+
+def options() -> str:
+    """A table of the fields of each section of a configuration."""
+    sections: dict[str, list[Option]] = {}
+    for option in options_of(Config):
+        sections.setdefault(option.path.rpartition(".")[0], []).append(option)
+    return "\n".join(line for name, listed in sections.items() for line in _section(name, listed)) + "\n"
+
+
+def default_yaml() -> str:
+    """Every field with its default, but the one that `--keep-top` sets for itself."""
+    config = Config.build({"input": "data/shards", "output": "kept", "threshold": {"preset": "standard"}})
+    return as_yaml(config, but={"part_of"})
+
+
+def library() -> str:
+    """The whole document on the Python API."""
     parts = [HEADER]
     for name in sorted(dali_aesthetic.__all__, key=str.lower):
         parts += _entry(name, getattr(dali_aesthetic, name))
     return "\n".join(parts)
+
+
+def _section(name: str, listed: list[Option]) -> Iterator[str]:
+    owner = Config.model_fields[name].annotation if name else None
+    yield f"### `{name}`" if name else "### At the top"
+    yield f"\n{inspect.getdoc(owner)}" if owner else ""
+    yield "\n| field | flag | value | default | meaning |\n|---|---|---|---|---|"
+    for option in listed:
+        flag = ", ".join(f"`{flag}`" for flag in (option.flag, option.short) if flag)
+        cells = (f"`{option.name}`", flag, option.wanted, _shown_default(option), option.description)
+        yield f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+    yield ""
+
+
+def _shown_default(option: Option) -> str:
+    if option.field.is_required():
+        return "required"
+    if option.field.default in (None, ""):
+        return option.default or "none"
+    return f"`{option.default or 'false'}`"
 
 
 def _entry(name: str, thing: Any) -> Iterator[str]:
@@ -63,20 +120,20 @@ def _entry(name: str, thing: Any) -> Iterator[str]:
 
 def _fields(owner: type) -> Iterator[str]:
     """A table of the fields of a model or dataclass."""
-    rows: list[tuple[str, Any, Any]]
+    rows: list[tuple[str, Any, Any, str]]
     if issubclass(owner, BaseModel):
         rows = [
-            (name, field.annotation, field.get_default(call_default_factory=True))
+            (name, field.annotation, field.default, field.description or "")
             for name, field in owner.model_fields.items()
         ]
     elif is_dataclass(owner):
-        rows = [(field.name, field.type, PydanticUndefined) for field in fields(owner)]
+        rows = [(field.name, field.type, PydanticUndefined, "") for field in fields(owner)]
     else:
         return
-    yield "| field | type | default |\n|---|---|---|"
-    for name, annotation, default in rows:
+    yield "| field | type | default | meaning |\n|---|---|---|---|"
+    for name, annotation, default, description in rows:
         kind = _type(annotation).replace("|", "\\|")  # a bar would end the cell
-        yield f"| `{name}` | `{kind}` | {_default(default)} |"
+        yield f"| `{name}` | `{kind}` | {_default(default)} | {description} |"
     yield ""
 
 
@@ -130,4 +187,5 @@ def _joined(doc: str) -> str:
 
 
 if __name__ == "__main__":
-    print(page(), end="")
+    for path, content in pages().items():
+        path.write_text(content)
