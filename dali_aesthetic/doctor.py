@@ -25,8 +25,9 @@ from dali_aesthetic.launch.worker import resolve_device
 from dali_aesthetic.overlap import cpu_count, every
 from dali_aesthetic.reach import Finding, Verdict, reach_input, reach_output, reach_ray
 from dali_aesthetic.score.backends.fits import choose_backend, resolve_backend, why_not_fused
+from dali_aesthetic.score.published import WeightsUnavailable
 from dali_aesthetic.score.spec import spec_of
-from dali_aesthetic.score.weights import WeightsUnavailable, present
+from dali_aesthetic.score.weights import present
 from dali_aesthetic.stores.location import is_url
 from dali_aesthetic.types import EncodedBatch, Sample, Shard
 

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from dali_aesthetic.cli import app
 from dali_aesthetic.config import ModelConfig, merge
 from dali_aesthetic.score import weights
-from dali_aesthetic.score.weights import ResolvedFile
+from dali_aesthetic.score.published import ResolvedFile
 from tests.conftest import snapshot
 
 

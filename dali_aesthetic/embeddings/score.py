@@ -22,7 +22,8 @@ from dali_aesthetic.embeddings.files import EmbeddingFile, find_embeddings, fing
 from dali_aesthetic.embeddings.table import EmbeddingScores
 from dali_aesthetic.layout import EMBEDDINGS, IDENTITY, committed_names, read_stats
 from dali_aesthetic.score.head import HeadBank
-from dali_aesthetic.score.weights import ResolvedFile, load_head
+from dali_aesthetic.score.published import ResolvedFile
+from dali_aesthetic.score.weights import load_head
 from dali_aesthetic.shards.listing import InputError
 from dali_aesthetic.stores.location import is_url
 from dali_aesthetic.threshold import Threshold

@@ -1,1 +1,1 @@
-"""From uint8 pixels on a device to aesthetic scores: tower, heads, weights and their fast paths."""
+"""From uint8 pixels on a device to aesthetic scores: tower, heads, weights and backends."""

@@ -1,4 +1,4 @@
-"""From names to a scorer on a device."""
+"""Reads a model by its names and builds its scorer on a device."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from dali_aesthetic.score.backends.calibration import Calibration
 from dali_aesthetic.score.backends.fits import BACKENDS, choose_backend, default_batch
 from dali_aesthetic.score.clip import VisionTower
 from dali_aesthetic.score.head import HeadBank
+from dali_aesthetic.score.published import ResolvedFile
 from dali_aesthetic.score.scorer import Scorer
 from dali_aesthetic.score.spec import spec_of
-from dali_aesthetic.score.weights import ResolvedFile, fetch_tower, load_head, load_tower
+from dali_aesthetic.score.weights import fetch_tower, load_head, load_tower
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
-    """Tower and heads, float32 on the CPU, and the files they are from: the tower's, then each head's."""
+    """Tower and heads, float32 on the CPU, and their files: the tower's, then each head's."""
 
     tower: VisionTower
     heads: HeadBank
@@ -29,20 +30,20 @@ class Model:
 
     @property
     def hashes(self) -> tuple[str, ...]:
-        """The sha256 of each file, the name of random weights."""
+        """The sha256 of each file; of random weights their name."""
         return tuple(file.sha256 or file.name for file in self.files)
 
     def copy_to(self, device: torch.device) -> tuple[VisionTower, HeadBank]:
-        """Tower and heads on `device` for a backend to take over: these here stay as they are."""
+        """Copies of tower and heads on `device`, for a backend to take over."""
         state = {name: tensor.to(device) for name, tensor in self.tower.state_dict().items()}
         return VisionTower.from_state(self.tower.spec, state), copy.deepcopy(self.heads).to(device)
 
 
 class ModelReader:
-    """A model by its names, read once for whoever needs it in turn.
+    """A model by its names, read once for all that need it.
 
     `check`, `read` and `take` raise ValueError for names and files that don't fit together, and
-    WeightsUnavailable for published weights that can't be had.
+    WeightsUnavailable for published weights that are not here and can't be downloaded.
     """
 
     def __init__(self, *, encoder: str, weights: str, heads: Sequence[str], model_dir: Path | None) -> None:
@@ -52,9 +53,9 @@ class ModelReader:
         self._model: Model | None = None
 
     def check(self) -> None:
-        """Finds what is wrong with the names, the heads and the place of the weights, before they are read.
+        """Checks names, heads and the location of the weights, before the weights are read.
 
-        Downloads published weights that aren't here.
+        Downloads published weights that aren't on this machine.
         """
         if self._heads is None:
             embed_dim = spec_of(self._encoder).embed_dim
@@ -64,7 +65,7 @@ class ModelReader:
             self._heads = bank, [file for _, file in loaded]
 
     def read(self) -> Model:
-        """The model to look at, or to copy: it is kept."""
+        """The model, to be copied but not changed: the reader keeps it."""
         if self._model is None:
             self.check()
             assert self._heads is not None
@@ -74,7 +75,7 @@ class ModelReader:
         return self._model
 
     def take(self) -> Model:
-        """The model for a backend to take over. Not kept: its memory goes with its owner."""
+        """The model, for a backend to take over. The reader drops it."""
         model, self._model, self._heads = self.read(), None, None
         return model
 
@@ -90,11 +91,11 @@ def scorer_of(
     calibration: Calibration | None = None,
     lap: Callable[[str], None] = lambda name: None,
 ) -> Scorer:
-    """A scorer that takes the model over, and has scored a batch where it is on a GPU.
+    """A scorer that takes the model over. On a GPU it has scored a batch to warm up.
 
-    Without a `batch_size` the scorer has the one that suits its backend. `calibration` holds the
-    scales that fp8 needs. `lap` is told when the encoder is built and when its first batch is scored. Raises
-    ValueError for what doesn't fit together, or not on this device.
+    The default `batch_size` is the backend's. `calibration` holds the scales that fp8 needs. `lap` is called
+    with the name of each step when it ends: `encoder`, `first batch`. Raises ValueError for arguments that
+    don't fit each other or the device.
     """
     if calibration is not None:
         _check_same_weights(calibration, model)
@@ -111,7 +112,7 @@ def scorer_of(
 
 
 def _check_same_weights(calibration: Calibration, model: Model) -> None:
-    """Raises ValueError for another model's: it holds corrected heads, and would score by those."""
+    """Raises ValueError for the calibration of another model, whose corrected heads it would score with."""
     made_with = calibration.choice.weights
     if made_with and made_with != model.hashes:
         there, here = ", ".join(made_with), ", ".join(model.hashes)

@@ -1,6 +1,7 @@
-"""Checkpoint files of CLIP, read without running anything in them, their tensors under our tower's names.
+"""CLIP checkpoint files, read without running code in them, with tensors renamed to those of `VisionTower`.
 
-A file's format is told by its content, never by its name."""
+The format of a file is detected from its content, never from its name.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +27,7 @@ _FOLDER_FILES = (
     "pytorch_model.bin",
     "open_clip_pytorch_model.bin",
 )
-"""What Hugging Face's and open_clip's model folders call their weights, in the order of preference."""
+"""Weight files of Hugging Face's and open_clip's model folders, in order of preference."""
 
 _OPEN_CLIP = {
     "visual.conv1.weight": "patch_embed.weight",
@@ -62,10 +63,10 @@ _HF_PARTS = {
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """The vision tower of a checkpoint, its tensors under the names of `VisionTower`'s parameters.
+    """The vision tower of a checkpoint, with tensors named as `VisionTower`'s parameters.
 
     `quick_gelu` is None where the checkpoint doesn't say which GELU it was trained with, `statistics` (mean
-    and std) where it doesn't say how its pixels were normalised.
+    and std of pixels in [0, 1]) where it doesn't say how its pixels were normalised.
     """
 
     state: dict[str, Tensor]
@@ -76,7 +77,7 @@ class Checkpoint:
 def read_clip(path: Path) -> Checkpoint:
     """The vision tower of a checkpoint file, or of a model folder of Hugging Face's or open_clip's.
 
-    Raises ValueError for what is no CLIP checkpoint with a ViT, or holds more than tensors.
+    Raises ValueError for a file that is no CLIP checkpoint with a ViT or holds more than tensors.
     """
     file = weights_file(path)
     if is_torchscript(file):
@@ -105,7 +106,7 @@ def weights_file(path: Path) -> Path:
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file or a torch checkpoint, the latter without its wrappers.
 
-    Raises ValueError for another file, or a pickle that asks for more than tensors: none is executed.
+    Raises ValueError for any other file, and for a pickle with more than tensors: it is not executed.
     """
     with path.open("rb") as stream:
         head = stream.read(9)
@@ -116,7 +117,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             raise ValueError(f"{path} is a damaged safetensors file: {error}") from error
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # the unpickler raises whatever a damaged file makes it stumble over
+    except Exception as error:  # the unpickler raises nearly any type for a damaged file
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(
             f"{path} is no checkpoint of plain tensors, and nothing else is loaded from a pickle ({reason}); "
@@ -126,7 +127,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def _unwrap(path: Path, content: Any) -> dict[str, Tensor]:
-    """The state dict itself, out of a trainer's `state_dict` entry and DistributedDataParallel's prefix."""
+    """The state dict, without a trainer's `state_dict` entry and DistributedDataParallel's prefix."""
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]
     if not isinstance(content, Mapping):
@@ -182,7 +183,7 @@ def _renamed(name: str, whole: Mapping[str, str], parts: Mapping[str, str]) -> s
 
 
 def _quick_gelu_beside(file: Path) -> bool | None:
-    """What the configuration in the same folder says of the activation; None where there is none."""
+    """The activation by the configuration in the same folder; None where there is none."""
     for name in ("open_clip_config.json", "config.json"):
         config = _config_beside(file, name)
         if "model_cfg" in config:
@@ -195,7 +196,7 @@ def _quick_gelu_beside(file: Path) -> bool | None:
 def _statistics_beside(file: Path) -> tuple[RGB, RGB] | None:
     """Mean and std of pixels by the configuration in the same folder; None where there is none.
 
-    Not all of CLIP has OpenAI's: LAION's ViT-L-14 on LAION-2B was trained with 0.5 and 0.5.
+    They may differ from OpenAI's: LAION's ViT-L-14 on LAION-2B was trained with 0.5 and 0.5.
     """
     ours = _config_beside(file, "open_clip_config.json").get("preprocess_cfg", {})
     theirs = _config_beside(file, "preprocessor_config.json")
@@ -209,7 +210,7 @@ def _rgb(values: Sequence[float]) -> RGB:
 
 
 def _config_beside(file: Path, name: str) -> dict[str, Any]:
-    """The object in a json file of the same folder; empty where there is none."""
+    """The object in a JSON file of the same folder; empty where there is none."""
     try:
         config = json.loads(file.with_name(name).read_text())
     except (OSError, ValueError):
@@ -217,13 +218,10 @@ def _config_beside(file: Path, name: str) -> dict[str, Any]:
     return config if isinstance(config, dict) else {}
 
 
-# FOLDED dali_aesthetic/score/torchscript_archive.py: The tensors of a TorchScript archive, without loading its program.
-#
-# `torch.load(weights_only=True)` refuses such archives and `torch.jit.load` compiles the code in them and runs
-# its `__setstate__` methods. The tensors lie beside the code: `data.pkl` describes the tree of modules, one
-# file each in `data/` holds the storages. The pickle is read with every global it names replaced by one of the
-# inert stand-ins below, so nothing of it can run.
-
+# TorchScript archives, the format of OpenAI's weights. `torch.load(weights_only=True)` refuses them, and
+# `torch.jit.load` compiles their code and runs its `__setstate__` methods. So they are read here: `data.pkl`
+# describes the tree of modules, and each file in `data/` holds a storage. Each global that the pickle names
+# is replaced by one of the inert stand-ins below, so none of its code runs.
 
 _DTYPES = {
     "FloatStorage": torch.float32,
@@ -237,7 +235,7 @@ _DTYPES = {
 
 
 class _Module:
-    """Stands for an instance of any class of the archive: holds its attributes, does nothing."""
+    """Stand-in for an instance of any class of the archive: it only holds the attributes."""
 
     attributes: Mapping[str, Any] = MappingProxyType({})
 
@@ -250,7 +248,7 @@ def is_torchscript(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-    except Exception:  # no zip, or a damaged one, which raises many types: whoever reads it next says so
+    except Exception:  # no zip, or a damaged one, which raises many types; the next reader reports it
         return False
     return any("/code/" in name for name in names) and any(name.endswith("/data.pkl") for name in names)
 
@@ -258,17 +256,17 @@ def is_torchscript(path: Path) -> bool:
 def read_torchscript(path: Path) -> dict[str, Tensor]:
     """The parameters and buffers of an archive's module tree by their dotted names, on the CPU.
 
-    Raises ValueError for an archive whose pickle is more than modules, tensors and plain values, or damaged.
+    Raises ValueError for a damaged archive, or a pickle with more than modules, tensors and plain values.
     """
     with zipfile.ZipFile(path) as archive:
-        # Not at the root: everything lies in one folder, named after the file it was first saved as.
+        # In a folder that is named after the file it was first saved as.
         pickle_name = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
         try:
             with archive.open(pickle_name) as stream:
                 root = _Unpickler(stream, archive, pickle_name.removesuffix("data.pkl")).load()
         except zipfile.BadZipFile as error:
             raise ValueError(f"{path} is a damaged archive ({error}): download it again") from error
-        except Exception as error:  # the unpickler raises whatever a damaged file makes it stumble over
+        except Exception as error:  # the unpickler raises nearly any type for a damaged file
             raise ValueError(f"{path}: its data.pkl is not TorchScript's: {error}") from error
     if not isinstance(root, _Module):
         raise ValueError(f"{path}: its data.pkl holds no module")
@@ -284,7 +282,7 @@ def _tensors(module: _Module, prefix: str) -> Iterator[tuple[str, Tensor]]:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Knows the globals of TorchScript's pickles and raises for any other."""
+    """Accepts the globals of TorchScript's pickles and raises for any other."""
 
     def __init__(self, stream: Any, archive: zipfile.ZipFile, folder: str) -> None:
         super().__init__(stream)

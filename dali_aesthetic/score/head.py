@@ -19,7 +19,7 @@ _LAION_LINEAR = (0, 2, 4, 6, 7)
 _LAION_RELU = (0, 3, 6, 9, 11)
 """Where improved-aesthetic-predictor's `train_predictor.py` puts its Linears, without and with ReLUs."""
 _LAION_H14_NSFW = (0, 3, 6, 9, 12, 15, 16)
-"""CLIP-based-NSFW-Detector's `h14_nsfw_model.py`: ReLUs in the gaps; its output goes by without a sigmoid."""
+"""CLIP-based-NSFW-Detector's `h14_nsfw_model.py`: ReLUs in the gaps, and no sigmoid at the end."""
 _LAION_NSFW_KEY = re.compile(r"linear_(?P<index>\d+)\.(?P<what>weight|bias)")
 _LAION_NSFW_NORM = {"norm.mean", "norm.variance"}
 """CLIP-based-NSFW-Detector's heads for ViT-L/14 and ViT-B/32 as ported to PyTorch (its issue 7)."""
@@ -28,7 +28,7 @@ _LAION_NSFW_NORM = {"norm.mean", "norm.variance"}
 class HeadMLP(nn.Module):
     """A head as it was trained: linear layers, with or without ReLUs between them and a sigmoid at the end.
 
-    The oracle for the folded head, and what computes a head that doesn't fold.
+    The reference for the folded head, and the implementation of a head that can't be folded.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class HeadMLP(nn.Module):
     ) -> None:
         """`layers` are weights [out, in] and biases [out]. Raises ValueError where they don't chain.
 
-        `relu` says whether a ReLU stands after each layer but the last, or after all of these or none.
+        `relu` says for each layer but the last whether a ReLU follows it; a bool holds for all of them.
         """
         super().__init__()
         gaps = len(layers) - 1
@@ -58,7 +58,7 @@ class HeadMLP(nn.Module):
 
     @property
     def affine(self) -> bool:
-        """Whether it is one dot product and a constant, whatever its number of layers."""
+        """Whether it reduces to one dot product and a constant, whatever its number of layers."""
         return not any(self.relus) and not self.sigmoid
 
     def forward(self, unit_ND: Tensor) -> Tensor:
@@ -81,7 +81,7 @@ class HeadMLP(nn.Module):
 
 
 def _chained(layers: Sequence[tuple[Tensor, Tensor]]) -> bool:
-    """Whether all are a matrix and a bias, each takes what the one before gives, and the last gives one."""
+    """Whether each layer fits the output of the one before, and the last has one output."""
     if any(weight.ndim != 2 or bias.shape != weight.shape[:1] for weight, bias in layers):
         return False
     taken = [weight.shape[1] for weight, _ in layers]
@@ -90,7 +90,7 @@ def _chained(layers: Sequence[tuple[Tensor, Tensor]]) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """A head and the name its scores go by."""
+    """A head and the name of its scores."""
 
     name: str
     mlp: HeadMLP
@@ -120,16 +120,6 @@ class HeadBank(nn.Module):
         by_kind = sorted(range(len(heads)), key=lambda index: not heads[index].mlp.affine)
         self._columns = [by_kind.index(index) for index in range(len(heads))]
 
-    @property
-    def columns(self) -> tuple[int, ...]:
-        """Where each head's score is among those of the affine heads and then of the others."""
-        return tuple(self._columns)
-
-    @property
-    def mlps(self) -> tuple[HeadMLP, ...]:
-        """The heads that aren't affine, in their order."""
-        return tuple(head for head in self.others if isinstance(head, HeadMLP))
-
     def forward(self, embeddings_ND: Tensor) -> Tensor:
         """Scores [N, H], float32, on each head's own scale, of embeddings of any dtype and length."""
         unit_ND = F.normalize(embeddings_ND.float(), dim=-1)
@@ -141,7 +131,7 @@ class HeadBank(nn.Module):
 
 
 def check_embed_dim(head: Head, embed_dim: int) -> None:
-    """Raises ValueError for a head that takes embeddings of another length than the encoder's."""
+    """Raises ValueError for a head that takes embeddings of another length than `embed_dim`."""
     if head.mlp.embed_dim != embed_dim:
         raise ValueError(
             f"head {head.name!r} takes embeddings of {head.mlp.embed_dim} numbers, the encoder gives "
@@ -154,8 +144,8 @@ def head_from_state(state: Mapping[str, Tensor], relu: bool | None = None) -> He
     """The head of a checkpoint: `w, b`, one Linear's `weight, bias`, a Sequential of Linears, or LAION's NSFW
     head as ported to PyTorch (`norm.mean, norm.variance, linear_1.weight, …`; a probability).
 
-    `relu` says whether ReLUs stand in the gaps of the Sequential; None where that is to be read off the
-    layout, which LAION's own layouts and a single layer allow. Raises ValueError for anything else.
+    `relu` says whether ReLUs fill the gaps of the Sequential; None infers it from the layout, which works
+    for LAION's own layouts and a single layer. Raises ValueError for anything else.
     """
     if set(state) >= _LAION_NSFW_NORM:
         return _laion_nsfw(state)

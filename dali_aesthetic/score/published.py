@@ -1,4 +1,8 @@
-"""Published weights on this machine: found, or downloaded, and never used with other bytes than pinned."""
+"""Published weights, each file pinned by its sha256: found on this machine, or downloaded.
+
+Files of the Hugging Face hub are also pinned by their full revision. The sha256 of OpenAI's archives are from
+their URLs, LAION's were computed from the repositories at the commits named. Other bytes are never used.
+"""
 
 from __future__ import annotations
 
@@ -27,9 +31,44 @@ class WeightsUnavailable(RuntimeError):
     """
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PublishedFile:
+    """A file of published weights: on the Hugging Face hub (`repo`) or at a `url`.
+
+    `filename` is its name in a model directory; `hub_path` is its path in the repo. `sha256` is empty where
+    only the revision pins it.
+    """
+
+    filename: str
+    sha256: str = ""
+    repo: str = ""
+    revision: str = ""
+    hub_path: str = ""
+    url: str = ""
+
+    @property
+    def source(self) -> str:
+        """Its address, which includes the pin."""
+        if self.repo:
+            return f"https://huggingface.co/{self.repo}/resolve/{self.revision}/{self.hub_path}"
+        return self.url
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedWeights:
+    """Weights that the user asked for by `name`, and the files that hold them, in the order they are tried.
+
+    The files are alternatives: each holds the same numbers. Errors quote `command`, which downloads one.
+    """
+
+    name: str
+    files: Sequence[PublishedFile]
+    command: str
+
+
 @dataclass(frozen=True, slots=True)
 class ResolvedFile:
-    """Weights that were asked for by `name`, as found: what run.json keeps of them.
+    """The file found for weights that were asked for by `name`, as run.json records it.
 
     The user's own files go by their file name, so that a folder may move. `path` and `sha256` are empty for
     random weights. `source` is the address of published weights, else the path or `random`.
@@ -48,53 +87,50 @@ def hash_file(path: Path) -> str:
 
 
 def cache_dir() -> Path:
-    """Where files without a hub repo are kept: beside the hub's cache, so HF_HOME moves both."""
+    """The cache of files without a hub repo: beside the hub's own, so HF_HOME moves both."""
     return Path(hub.HF_HOME) / "dali_aesthetic"
 
 
-def resolve(
-    name: str, files: Sequence[PublishedFile], model_dir: Path | None, command: str
-) -> tuple[Path, ResolvedFile]:
-    """The first of `files` (alternatives, the same weights each) that is here, else downloaded to the cache.
+def resolve(weights: PublishedWeights, model_dir: Path | None) -> ResolvedFile:
+    """The first of the files that is on this machine, else downloaded to the cache.
 
-    Looks into `model_dir`, then the caches. `command` is what the error tells the user to run. Raises
-    WeightsUnavailable.
+    Looks into `model_dir`, then the caches. Raises WeightsUnavailable.
     """
-    for file in files:
-        for path in _places(file, model_dir):
-            return _verified(name, file, path)
-    return _download_first(name, files, None, model_dir, command)
+    return _first_here(weights, model_dir) or _download_first(weights, None, model_dir)
 
 
-def fetch(name: str, files: Sequence[PublishedFile], model_dir: Path | None, command: str) -> None:
-    """As `resolve`, for a file that is read later: one that is here is not even opened."""
-    if not any(True for file in files for _ in _places(file, model_dir)):
-        _download_first(name, files, None, model_dir, command)
+def fetch(weights: PublishedWeights, model_dir: Path | None) -> None:
+    """As `resolve`, for a file that is read later: one on this machine is not even opened."""
+    if not any(True for file in weights.files for _ in _places(file, model_dir)):
+        _download_first(weights, None, model_dir)
 
 
-def find(
-    name: str, files: Sequence[PublishedFile], model_dir: Path | None, command: str
-) -> ResolvedFile | WeightsUnavailable:
+def find(weights: PublishedWeights, model_dir: Path | None) -> ResolvedFile | WeightsUnavailable:
     """As `resolve` without downloading anything: the file, or the error that says how to get it."""
-    for file in files:
-        for path in _places(file, model_dir):
-            try:
-                return _verified(name, file, path)[1]
-            except WeightsUnavailable as error:
-                return error
+    try:
+        found = _first_here(weights, model_dir)
+    except WeightsUnavailable as error:
+        return error
     folder = f" --model-dir {model_dir}" if model_dir else ""
-    return WeightsUnavailable(f"weights {name!r} are not on this machine\n{command}{folder}")
+    return found or WeightsUnavailable(
+        f"weights {weights.name!r} are not on this machine\n{weights.command}{folder}"
+    )
 
 
-def download(
-    name: str, files: Sequence[PublishedFile], model_dir: Path | None, command: str
-) -> tuple[Path, ResolvedFile]:
+def download(weights: PublishedWeights, model_dir: Path | None) -> ResolvedFile:
     """As `resolve`, but leaves the file in `model_dir` where one is given."""
-    for file in files:
+    for file in weights.files:
         for path in _places(file, model_dir):
             if model_dir is None or path.is_relative_to(model_dir):
-                return _verified(name, file, path)
-    return _download_first(name, files, model_dir, model_dir, command)
+                return _verified(weights.name, file, path)
+    return _download_first(weights, model_dir, model_dir)
+
+
+def _first_here(weights: PublishedWeights, model_dir: Path | None) -> ResolvedFile | None:
+    for file in weights.files:
+        for path in _places(file, model_dir):
+            return _verified(weights.name, file, path)
+    return None
 
 
 def _places(file: PublishedFile, model_dir: Path | None) -> Iterator[Path]:
@@ -112,29 +148,27 @@ def _places(file: PublishedFile, model_dir: Path | None) -> Iterator[Path]:
             yield Path(cached)
 
 
-def _verified(name: str, file: PublishedFile, path: Path) -> tuple[Path, ResolvedFile]:
+def _verified(name: str, file: PublishedFile, path: Path) -> ResolvedFile:
     sha256 = hash_file(path)
     if file.sha256 and sha256 != file.sha256:
         raise WeightsUnavailable(
             f"weights {name!r}: {path} has sha256 {sha256}, expected {file.sha256}; it is damaged or another "
             f"file. Remove it, then download {file.source}"
         )
-    return path, ResolvedFile(name=name, path=str(path), sha256=sha256, source=file.source)
+    return ResolvedFile(name=name, path=str(path), sha256=sha256, source=file.source)
 
 
-def _download_first(
-    name: str, files: Sequence[PublishedFile], target: Path | None, model_dir: Path | None, command: str
-) -> tuple[Path, ResolvedFile]:
-    """Download the first file that can be had, to `target` or the cache."""
+def _download_first(weights: PublishedWeights, target: Path | None, model_dir: Path | None) -> ResolvedFile:
+    """Downloads the first file that is available, to `target` or the cache."""
     reasons = []
-    for file in files:
+    for file in weights.files:
         try:
             path = _download_hub(file, target) if file.repo else _download_url(file, target or cache_dir())
         except Exception as error:  # the hub's client raises its own, httpx's or requests', by version
             reasons.append(_one_line(error))
             continue
-        return _verified(name, file, path)
-    raise WeightsUnavailable(_unavailable(name, files, reasons, model_dir, command))
+        return _verified(weights.name, file, path)
+    raise WeightsUnavailable(_unavailable(weights, reasons, model_dir))
 
 
 def _download_hub(file: PublishedFile, target: Path | None) -> Path:
@@ -148,7 +182,7 @@ def _download_hub(file: PublishedFile, target: Path | None) -> Path:
         got = huggingface_hub.hf_hub_download(
             file.repo, file.hub_path, revision=file.revision, local_dir=folder
         )
-        _keep_if_right(file, Path(got))
+        _check_sha256(file, Path(got))
         return Path(got).replace(target / file.filename)
 
 
@@ -164,21 +198,21 @@ def _download_url(file: PublishedFile, target: Path) -> Path:
                 out.write(chunk)
             out.flush()
             os.fsync(out.fileno())
-        _keep_if_right(file, part)
+        _check_sha256(file, part)
         return part.replace(target / file.filename)
 
 
-def _keep_if_right(file: PublishedFile, path: Path) -> None:
-    """Raises OSError for a download with other bytes, before it gets the name that promises them."""
+def _check_sha256(file: PublishedFile, path: Path) -> None:
+    """Raises OSError for a download of other bytes, before it gets its final name."""
     sha256 = hash_file(path)
     if file.sha256 and sha256 != file.sha256:
-        raise OSError(f"what came has sha256 {sha256}")
+        raise OSError(f"the download has sha256 {sha256}")
 
 
 def _require_online(endpoint: str | None) -> None:
     """Raises OSError where downloading is switched off, or the endpoint's host can't be reached.
 
-    The hub's own client tries an unreachable host for half a minute.
+    The hub's own client retries an unreachable host for half a minute.
     """
     if hub.HF_HUB_OFFLINE:
         raise OSError("offline: HF_HUB_OFFLINE is set")
@@ -195,26 +229,19 @@ def _one_line(error: Exception) -> str:
     return (str(reason) or type(error).__name__).splitlines()[0]
 
 
-def _unavailable(
-    name: str, files: Sequence[PublishedFile], reasons: Sequence[str], model_dir: Path | None, command: str
-) -> str:
-    lines = [f"weights {name!r} are not on this machine and could not be downloaded. Tried:"]
+def _unavailable(weights: PublishedWeights, reasons: Sequence[str], model_dir: Path | None) -> str:
+    files = weights.files
+    lines = [f"weights {weights.name!r} are not on this machine and could not be downloaded. Tried:"]
     for file, reason in zip(files, reasons, strict=True):
         pin = f"sha256 {file.sha256}" if file.sha256 else f"revision {file.revision}"
         lines += [f"  {file.filename}  {pin}", f"    from {file.source}: {reason}"]
     folder = model_dir or "DIR"
     pinned = next((file.filename for file in files if file.sha256), files[0].filename)
     lines += [
-        f"Where there is a network, run\n  {command} --model-dir {folder}",
+        f"Where there is a network, run\n  {weights.command} --model-dir {folder}",
         f"then bring the folder here and pass --model-dir {folder}; or put {pinned} into it by hand.",
     ]
     return "\n".join(lines)
-
-
-# FOLDED dali_aesthetic/score/registry.py: Published weights that have a name here, each pinned by the sha256 of its file.
-#
-# Hub files are also pinned by the full revision. The sha256 of OpenAI's archives are the ones in their URLs;
-# LAION's were taken from the repositories at the commits named.
 
 
 _OPENAI_URL = "https://openaipublic.azureedge.net/clip/models"
@@ -225,29 +252,6 @@ _LAION_V2_URL = (
     "https://raw.githubusercontent.com/christophschuhmann/improved-aesthetic-predictor/"
     "6934dd81792f086e613a121dbce43082cb8be85e"
 )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PublishedFile:
-    """One file that holds published weights: on the Hugging Face hub (`repo`) or at a `url`.
-
-    `filename` is what it is called in a model directory; `hub_path` is its path in the repo. `sha256` is
-    empty where only the revision pins it.
-    """
-
-    filename: str
-    sha256: str = ""
-    repo: str = ""
-    revision: str = ""
-    hub_path: str = ""
-    url: str = ""
-
-    @property
-    def source(self) -> str:
-        """Where it comes from, as one address that includes the pin."""
-        if self.repo:
-            return f"https://huggingface.co/{self.repo}/resolve/{self.revision}/{self.hub_path}"
-        return self.url
 
 
 def _hub(repo: str, revision: str, hub_path: str, sha256: str) -> PublishedFile:
@@ -311,7 +315,7 @@ LAION_V2 = (
         sha256="21dd590f3ccdc646f0d53120778b296013b096a035a2718c9cb0d511bff0f1e0",
         url=f"{_LAION_V2_URL}/sac%2Blogos%2Bava1-l14-linearMSE.pth",
     ),
-    # Last, because only its revision is known: its file can't be told from another one in a model directory.
+    # Last, because only its revision pins it: in a model directory another file could not be told from it.
     _hub(
         "ttj/sac-logos-ava1-l14-linearMSE",
         "1e77fa05081323d99725fc40a9bf9f88180490e7",
@@ -337,13 +341,13 @@ LAION_V1: dict[str, tuple[PublishedFile, ...]] = {
         "sa_0_4_vit_b_16_linear.pth", "8ad3923d7ecf019df20ecd2ab5542a3075fbba0278d239c0371345f3d7fcbde0"
     ),
 }
-"""LAION's first, linear heads by the encoder they were trained on, each on a scale of its own."""
+"""LAION's first, linear heads by the encoder they were trained on. Each has its own scale."""
 
 
 def openai_model(encoder: str) -> str:
-    """The name OpenAI's weights go by: `ViT-L-14-quickgelu` and `ViT-L-14` are one model."""
+    """The key of `OPENAI` and `LAION_V1`: `ViT-L-14-quickgelu` and `ViT-L-14` are one model."""
     return encoder.removesuffix("-quickgelu")
 
 
 OPENAI_SHA256 = frozenset(file.sha256 for files in OPENAI.values() for file in files)
-"""Files that are OpenAI's whatever they are called: their tower is a QuickGELU one."""
+"""OpenAI's files, known by their content under any name: their towers use QuickGELU."""

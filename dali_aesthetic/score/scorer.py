@@ -1,4 +1,4 @@
-"""Batches on the device in, launched batches out: the loop's view of scoring.
+"""The scorer of the hot loop: it takes batches on the device and yields their pending scores.
 
 Shape legend: N images of a batch (padded), R rows (every input sample), H heads, D embedding, S pixels.
 """
@@ -28,22 +28,22 @@ class Scorer:
         keep_embeddings: bool = False,
         padded: bool = True,
     ) -> None:
-        """With `keep_embeddings` they come to the host beside the scores, normalised, as float16.
+        """With `keep_embeddings` embeddings are copied to the host with the scores, normalised, as float16.
 
-        A backend whose scores don't depend on the number of images is spared the padding: `padded=False`.
+        `padded=False` is for a backend whose scores don't depend on the number of images: it gets no padding.
         """
         self.backend = backend
         self.padded = padded
         self.keep_embeddings = keep_embeddings
         self.device = device
         self.batch_size = batch_size
-        # The default stream waits for every blocking stream of the process and they for it, the decoder's
-        # among them: the encoder gets one of its own.
+        # The default stream and every blocking stream of the process, such as the decoder's, wait for each
+        # other: the encoder gets a stream of its own.
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
     @property
     def image_size(self) -> int:
-        """Pixels of the square the encoder takes."""
+        """The side of the square that the encoder takes, in pixels."""
         return self.backend.spec.image_size
 
     @property
@@ -52,19 +52,21 @@ class Scorer:
         return self.backend.head_names
 
     def score(self, batches: Iterable[ImageBatch]) -> Iterator[PendingScores]:
-        """Launch each batch on the scorer's own stream; `wait()` of what comes out blocks for it."""
+        """Launches each batch on the scorer's own stream; `wait()` of its result blocks until it is done."""
         for batch in batches:
             yield PendingScores(_Launched(self, batch).wait)
 
     def score_pixels(self, images_NHWC: Tensor) -> npt.NDArray[np.float32]:
         """Scores [N, H] of any number of images, uint8 RGB [N, S, S, 3] on any device. Blocks.
 
-        Images go through in padded batches of the scorer's own size, so that a score does not depend on
-        how many others were asked for with it.
+        Images are scored in padded batches of the scorer's own size, so that a score does not depend on the
+        number of images of the call.
         """
         scores = [np.empty((0, len(self.head_names)), np.float32)]
         if self.stream is not None:
-            self.stream.wait_stream(torch.cuda.current_stream(self.device))  # for pixels still being made
+            self.stream.wait_stream(
+                torch.cuda.current_stream(self.device)
+            )  # for pixels that are still being computed
         with torch.cuda.stream(self.stream):
             for start in range(0, len(images_NHWC), self.batch_size):
                 scores.append(self._score_chunk(images_NHWC[start : start + self.batch_size]))
@@ -82,12 +84,12 @@ class Scorer:
 
 
 class _Launched:
-    """A batch whose scores are on their way to the host."""
+    """A batch whose scores are being copied to the host."""
 
     def __init__(self, scorer: Scorer, batch: ImageBatch) -> None:
         self._num_heads = len(scorer.head_names)
-        # DALI owns the pixels and knows nothing of torch's streams: it may write the next batch over them
-        # once this reference is gone, so it is held until the device has passed the event.
+        # DALI owns the pixels and knows nothing of torch's streams: once this reference is gone it may
+        # overwrite them with the next batch, so it is held until the device has passed the event.
         self._batch: ImageBatch | None = batch
         self._host_NH: Tensor | None = None
         self._host_ND: Tensor | None = None
@@ -107,12 +109,12 @@ class _Launched:
             self._host_ND = _to_host(F.normalize(embeddings_ND.float(), dim=-1).half())
         if scores_NH.device.type != "cuda":
             return
-        # Blocking: the default one keeps a core busy until the batch has ended.
+        # Blocking: waiting for a default event keeps a core busy until the batch has ended.
         self._event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
         self._event.record(torch.cuda.current_stream(scores_NH.device))
 
     def wait(self) -> ScoredBatch:
-        """The scores, once they have arrived; the device buffers are free afterwards. Call it once."""
+        """Waits for the scores and releases the device buffers. Call it once."""
         if self._batch is None:
             raise RuntimeError("the scores of this batch were taken already")
         if self._event is not None:
@@ -132,7 +134,7 @@ class _Launched:
 
 
 def _to_host(tensor: Tensor) -> Tensor:
-    """A copy under way to pinned memory; a tensor that is on the host stays what it is."""
+    """A non-blocking copy to pinned memory; a tensor on the host is returned as it is."""
     if tensor.device.type != "cuda":
         return tensor
     host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)

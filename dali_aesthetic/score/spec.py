@@ -1,4 +1,4 @@
-"""What a CLIP vision tower looks like, from its open_clip name."""
+"""The shape of a CLIP vision tower, by its open_clip name."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ OPENAI_STD: RGB = (0.26862954, 0.26130258, 0.27577711)
 """Channel statistics of pixels in [0, 1] that CLIP was trained with (openai/CLIP, `clip.py`)."""
 
 _DIMENSIONS = frozenset({"image_size", "patch_size", "width", "layers", "head_width", "mlp_ratio"})
-"""The fields of open_clip's `vision_cfg` that only size the plain ViT of `clip.py`; any other changes it."""
+"""The fields of open_clip's `vision_cfg` that size the plain ViT of `clip.py`; others change its layers."""
 
 _INERT = frozenset({"output_tokens", "patch_dropout"})
-"""Fields of `vision_cfg` that change nothing about `encode_image` at inference."""
+"""Fields of `vision_cfg` that don't affect `encode_image` at inference."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +73,7 @@ def spec_of(encoder: str) -> TowerSpec:
     Raises ValueError for a name that open_clip doesn't know or whose image tower isn't the plain CLIP ViT
     (ResNets, ConvNeXts, timm and SigLIP towers, attention pooling, average pooling).
     """
-    # A plain look-up: open_clip's own also accepts `hf-hub:` and `local-dir:` names and then downloads.
+    # A plain look-up: open_clip's own also accepts `hf-hub:` and `local-dir:` names, and downloads.
     config = model_config(encoder) if ":" not in encoder else None
     if config is None:
         raise ValueError(
@@ -86,8 +86,9 @@ def spec_of(encoder: str) -> TowerSpec:
 def model_config(encoder: str) -> Mapping[str, Any] | None:
     """open_clip's configuration of a model, or None where it has none of that name.
 
-    From the file in its package: importing it takes seconds (it brings torchvision, timm and transformers),
-    in every process of a run. Where it is imported already, it is asked: it may know added models.
+    Read from the file in its package: importing open_clip takes seconds in every process of a run (it imports
+    torchvision, timm and transformers). Where it is imported already, it is asked, as models may have been
+    added to it.
     """
     package = importlib.util.find_spec("open_clip") if "open_clip" not in sys.modules else None
     configs = Path(package.origin).with_name("model_configs") if package and package.origin else None

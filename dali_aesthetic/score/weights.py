@@ -1,4 +1,4 @@
-"""From what the user names to towers and heads: `openai`, `random:SEED`, `laion-v2`, or a path."""
+"""Towers and heads by the names that users give: `openai`, `random:SEED`, `laion-v2`, or a path."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from dali_aesthetic.score import published
 from dali_aesthetic.score.checkpoints import read_clip, read_tensors, weights_file
 from dali_aesthetic.score.clip import VisionTower
 from dali_aesthetic.score.head import Head, head_from_state
@@ -19,42 +20,28 @@ from dali_aesthetic.score.published import (
     LAION_V2,
     OPENAI,
     OPENAI_SHA256,
-    PublishedFile,
+    PublishedWeights,
     ResolvedFile,
     WeightsUnavailable,
     hash_file,
     openai_model,
 )
-from dali_aesthetic.score.published import download as _download
-from dali_aesthetic.score.published import fetch as _fetch
-from dali_aesthetic.score.published import find as _find
-from dali_aesthetic.score.published import resolve as _resolve
 from dali_aesthetic.score.spec import TowerSpec, model_config, spec_of
 
-__all__ = [
-    "ResolvedFile",
-    "WeightsUnavailable",
-    "download",
-    "fetch_tower",
-    "load_head",
-    "load_tower",
-    "present",
-]
-
 _LOG = logging.getLogger(__name__)
-_OWN_NAME = re.compile(r"(?P<name>[A-Za-z][\w-]*)=(?P<head>.+)")
+_NAMED_HEAD = re.compile(r"(?P<name>[A-Za-z][\w-]*)=(?P<head>.+)")
 
 
 def fetch_tower(encoder: str, weights: str, model_dir: Path | None) -> None:
-    """Have the tower's weights on this machine, read later: published ones are downloaded where they aren't.
+    """Downloads the tower's published weights if they are not on this machine.
 
-    Raises as `load_tower`, for what is wrong without a look into the file.
+    Raises as `load_tower`, for errors that show without reading the file.
     """
     spec_of(encoder)
     if _seed(weights) is not None:
         return
-    if files := _published_tower(encoder, weights):
-        _fetch(weights, files, model_dir, _command("--encoder", encoder, "--weights", weights))
+    if known := _published_tower(encoder, weights):
+        published.fetch(known, model_dir)
     else:
         weights_file(Path(weights).expanduser())
 
@@ -63,15 +50,15 @@ def load_tower(encoder: str, weights: str, model_dir: Path | None) -> tuple[Visi
     """The tower of an open_clip ViT with weights `openai`, `random[:SEED]` or a path; float32, on the CPU.
 
     Raises ValueError for a name, file or folder that doesn't fit, WeightsUnavailable for published weights
-    that can't be had.
+    that are neither on this machine nor can be downloaded.
     """
     spec = spec_of(encoder)
     seed = _seed(weights)
     if seed is not None:
         return VisionTower.from_state(spec, random_tower_state(spec, seed)), _random(seed)
-    files = _published_tower(encoder, weights)
-    if files:
-        path, file = _resolve(weights, files, model_dir, _command("--encoder", encoder, "--weights", weights))
+    if known := _published_tower(encoder, weights):
+        file = published.resolve(known, model_dir)
+        path = Path(file.path)
     else:
         path = weights_file(Path(weights).expanduser())
         file = _own(path.name, path)
@@ -92,73 +79,87 @@ def load_tower(encoder: str, weights: str, model_dir: Path | None) -> tuple[Visi
 def load_head(head: str, encoder: str, embed_dim: int, model_dir: Path | None) -> tuple[Head, ResolvedFile]:
     """The head `laion-v2`, `laion-v1`, `random[:SEED]`, or of a path, which may end in `:relu` or `:linear`.
 
-    The suffix says what lies between the layers of an MLP whose file doesn't tell. A head by path goes by
-    the name of its file; any head goes by the name put before it, as in `punsafe=nsfw.pth`. Raises as
+    The suffix says what lies between the layers of an MLP whose file doesn't tell. A head by path has the
+    name of its file; a name put before any head replaces its own, as in `punsafe=nsfw.pth`. Raises as
     `load_tower`.
     """
-    if own := _OWN_NAME.fullmatch(head):
-        loaded, file = load_head(own["head"], encoder, embed_dim, model_dir)
-        return Head(own["name"], loaded.mlp), file
+    if named := _NAMED_HEAD.fullmatch(head):
+        loaded, file = load_head(named["head"], encoder, embed_dim, model_dir)
+        return Head(named["name"], loaded.mlp), file
     seed = _seed(head)
     if seed is not None:
         return Head(f"random:{seed}", head_from_state(random_head_state(embed_dim, seed))), _random(seed)
-    files = _published_head(encoder, head)
-    if files:
-        path, file = _resolve(head, files, model_dir, _command("--encoder", encoder, "--head", head))
-        return Head(head, head_from_state(read_tensors(path), relu=False)), file
-    plain, _, suffix = head.rpartition(":")
-    relu = {"relu": True, "linear": False}.get(suffix) if plain else None
-    path = weights_file(Path(head if relu is None else plain).expanduser())
+    if known := _published_head(encoder, head):
+        file = published.resolve(known, model_dir)
+        return Head(head, head_from_state(read_tensors(Path(file.path)), relu=False)), file
+    path, suffix = _head_path(head)
+    relu = {"relu": True, "linear": False}.get(suffix)
     try:
         mlp = head_from_state(read_tensors(path), relu)
     except ValueError as error:
         raise ValueError(f"head {head!r}: {error}") from error
-    return Head(path.stem, mlp), _own(path.name if relu is None else f"{path.name}:{suffix}", path)
+    return Head(path.stem, mlp), _own(f"{path.name}:{suffix}" if suffix else path.name, path)
 
 
 def download(encoder: str, weights: str, heads: Sequence[str], model_dir: Path | None) -> list[ResolvedFile]:
-    """Have the published weights of encoder and heads on this machine, in `model_dir` where given.
+    """Downloads the published weights of encoder and heads where they are missing, to `model_dir` if given.
 
-    Random weights and paths need nothing. Raises ValueError for names that aren't known, WeightsUnavailable
-    for files that can't be had.
+    Random weights and paths need nothing. Raises ValueError for unknown names, WeightsUnavailable for files
+    that can't be downloaded.
     """
-    spec_of(encoder)
-    wanted = [(weights, _published_tower(encoder, weights), ("--weights", weights))]
-    plain = [_unnamed(head) for head in heads]
-    wanted += [(head, _published_head(encoder, head), ("--head", head)) for head in plain]
-    return [
-        _download(name, files, model_dir, _command("--encoder", encoder, *flags))[1]
-        for name, files, flags in wanted
-        if files
-    ]
+    needed = [known for _, known in _needed(encoder, weights, heads) if known]
+    return [published.download(known, model_dir) for known in needed]
 
 
 def present(
     encoder: str, weights: str, heads: Sequence[str], model_dir: Path | None
 ) -> list[tuple[str, ResolvedFile | WeightsUnavailable]]:
-    """Each weight that encoder and heads need, as found on this machine, or how to get it. Downloads nothing.
+    """The name of each weight that encoder and heads need, with its file on this machine or how to get it.
 
-    A path must be a file that can be read (its content isn't looked at). Raises as `download`.
+    Downloads nothing. A path must be a file that can be read (its content isn't checked). Raises as
+    `download`.
     """
-    spec_of(encoder)
-    wanted = [(weights, _published_tower(encoder, weights), "--weights")]
-    plain = [_unnamed(head) for head in heads]
-    wanted += [(head, _published_head(encoder, head), "--head") for head in plain]
     return [
-        (
-            name,
-            _find(name, files, model_dir, _command("--encoder", encoder, flag, name))
-            if files
-            else _given(name),
-        )
-        for name, files, flag in wanted
+        (name, published.find(known, model_dir) if known else _given(name))
+        for name, known in _needed(encoder, weights, heads)
     ]
 
 
-def _unnamed(head: str) -> str:
-    """A head without the name put before it."""
-    own = _OWN_NAME.fullmatch(head)
-    return own["head"] if own else head
+def _needed(encoder: str, weights: str, heads: Sequence[str]) -> list[tuple[str, PublishedWeights | None]]:
+    """The tower's weights and then each head, without the name put before it; None for unpublished ones."""
+    spec_of(encoder)
+    plain = [named["head"] if (named := _NAMED_HEAD.fullmatch(head)) else head for head in heads]
+    return [
+        (weights, _published_tower(encoder, weights)),
+        *((head, _published_head(encoder, head)) for head in plain),
+    ]
+
+
+def _published_tower(encoder: str, weights: str) -> PublishedWeights | None:
+    """The weights `openai`; None for any others. Raises ValueError for an encoder OpenAI didn't train."""
+    if weights != "openai":
+        return None
+    if openai_model(encoder) not in OPENAI:
+        raise ValueError(
+            f"OpenAI published no weights for encoder {encoder!r}, only for {', '.join(OPENAI)}; "
+            "give the path of a checkpoint with --weights"
+        )
+    command = f"dali-aesthetic download --encoder {encoder} --weights {weights}"
+    return PublishedWeights(weights, OPENAI[openai_model(encoder)], command)
+
+
+def _published_head(encoder: str, head: str) -> PublishedWeights | None:
+    """The head `laion-v2` or `laion-v1`; None for any other. Raises ValueError for the wrong encoder."""
+    if head not in ("laion-v2", "laion-v1"):
+        return None
+    trained = {"ViT-L-14": LAION_V2} if head == "laion-v2" else LAION_V1
+    if openai_model(encoder) not in trained:
+        raise ValueError(
+            f"head {head!r} was trained on embeddings of {' or '.join(trained)}, not of {encoder!r}; take "
+            "another encoder, or the path of a head that was trained for this one"
+        )
+    command = f"dali-aesthetic download --encoder {encoder} --head {head}"
+    return PublishedWeights(head, trained[openai_model(encoder)], command)
 
 
 def _given(name: str) -> ResolvedFile:
@@ -166,38 +167,16 @@ def _given(name: str) -> ResolvedFile:
     seed = _seed(name)
     if seed is not None:
         return _random(seed)
-    plain, _, suffix = name.rpartition(":")
-    path = weights_file(Path(plain if plain and suffix in ("relu", "linear") else name).expanduser())
+    path, _ = _head_path(name)
     return _own(path.name, path)
 
 
-def _published_tower(encoder: str, weights: str) -> tuple[PublishedFile, ...]:
-    """The files of `openai`; none for a path. Raises ValueError for an encoder OpenAI didn't train."""
-    if weights != "openai":
-        return ()
-    if openai_model(encoder) not in OPENAI:
-        raise ValueError(
-            f"OpenAI published no weights for encoder {encoder!r}, only for {', '.join(OPENAI)}; "
-            "give the path of a checkpoint with --weights"
-        )
-    return OPENAI[openai_model(encoder)]
-
-
-def _published_head(encoder: str, head: str) -> tuple[PublishedFile, ...]:
-    """The files of `laion-v2` or `laion-v1`; none for a path. Raises ValueError for the wrong encoder."""
-    model = openai_model(encoder)
-    if head == "laion-v2":
-        trained_on: Sequence[str] = ("ViT-L-14",)
-    elif head == "laion-v1":
-        trained_on = tuple(LAION_V1)
-    else:
-        return ()
-    if model not in trained_on:
-        raise ValueError(
-            f"head {head!r} was trained on embeddings of {' or '.join(trained_on)}, not of {encoder!r}; take "
-            "another encoder, or the path of a head that was trained for this one"
-        )
-    return LAION_V2 if head == "laion-v2" else LAION_V1[model]
+def _head_path(name: str) -> tuple[Path, str]:
+    """The file that `name` is the path of, and its suffix `relu` or `linear`, or none."""
+    plain, _, suffix = name.rpartition(":")
+    if not plain or suffix not in ("relu", "linear"):
+        plain, suffix = name, ""
+    return weights_file(Path(plain).expanduser()), suffix
 
 
 def _seed(name: str) -> int | None:
@@ -218,12 +197,8 @@ def _own(name: str, path: Path) -> ResolvedFile:
     return ResolvedFile(name=name, path=str(path), sha256=hash_file(path), source=str(path))
 
 
-def _command(*flags: str) -> str:
-    return " ".join(["dali-aesthetic download", *flags])
-
-
 def _check_fits(state: dict[str, Tensor], spec: TowerSpec, path: Path) -> None:
-    """Raises ValueError where the tensors are not those of the encoder, naming them."""
+    """Raises ValueError naming the tensors that are not the encoder's."""
     with torch.device("meta"):
         wanted = {name: tensor.shape for name, tensor in VisionTower(spec).state_dict().items()}
     problems = [f"lacks {name}" for name in wanted if name not in state]
@@ -241,14 +216,11 @@ def _check_fits(state: dict[str, Tensor], spec: TowerSpec, path: Path) -> None:
         )
 
 
-# FOLDED dali_aesthetic/score/random_init.py: Towers and heads with random weights: for tests, benchmarks and a demo without downloads.
-
-
 class _Uniform:
-    """Uniform random tensors, float32 on the CPU, from an own generator.
+    """Uniform random tensors, float32 on the CPU, from a generator of its own.
 
-    Uniform only: torch's normal samples differ in their last bits between CPUs (its vectorised code takes
-    another logarithm), these are the same on every machine. The global generator is not touched.
+    Uniform only: torch's normal samples differ in their last bits between CPUs (its vectorised code uses
+    another logarithm), uniform ones are the same on every machine.
     """
 
     def __init__(self, seed: int) -> None:
@@ -259,7 +231,7 @@ class _Uniform:
         return torch.rand(*shape, generator=self._generator).mul_(2).sub_(1).mul_(bound)
 
     def std(self, std: float, *shape: int) -> Tensor:
-        """Values of mean zero and this standard deviation."""
+        """Values with mean zero and this standard deviation."""
         return self.bound(math.sqrt(3) * std, *shape)
 
 
@@ -303,6 +275,6 @@ def _layer_norm(name: str, width: int) -> dict[str, Tensor]:
 
 def random_head_state(embed_dim: int, seed: int = 0) -> dict[str, Tensor]:
     """A linear head for unit embeddings whose scores spread around 5, as LAION's do."""
-    # Seeded apart from the tower of the same seed, whose first numbers it would repeat.
+    # Another seed than the tower's, whose first numbers it would repeat.
     draw = _Uniform(seed + 1_000_003)
     return {"weight": draw.std(18 * embed_dim**-0.5, 1, embed_dim), "bias": torch.full((1,), 5.0)}

@@ -29,7 +29,7 @@ from dali_aesthetic.score import build
 from dali_aesthetic.score.backends import calibrate
 from dali_aesthetic.score.backends.calibration import Calibration
 from dali_aesthetic.score.clip import VisionTower
-from dali_aesthetic.score.weights import ResolvedFile
+from dali_aesthetic.score.published import ResolvedFile
 from dali_aesthetic.shards.plan import plan_shards
 from dali_aesthetic.write.output import RunMismatch
 from tests.conftest import jpeg, snapshot, write_shard

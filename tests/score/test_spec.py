@@ -1,4 +1,4 @@
-"""What an encoder's name stands for."""
+"""Specs of open_clip's encoders by name, and the encoders that are refused."""
 
 from __future__ import annotations
 
@@ -47,7 +47,32 @@ def test_models_added_to_an_imported_open_clip_are_known(monkeypatch: pytest.Mon
     assert spec_of("added-by-a-user").embed_dim == 48
 
 
-@pytest.mark.parametrize("name", ["RN50", "coca_ViT-L-14", "ViT-SO400M-14-SigLIP", "hf-hub:timm/x", "ViT-L"])
-def test_other_towers_are_refused_by_name(name: str) -> None:
-    with pytest.raises(ValueError, match=f"encoder '{name}'"):
+def test_specs_of_open_clip_names() -> None:
+    large = spec_of("ViT-L-14")
+    assert (large.image_size, large.patch_size, large.width, large.layers) == (224, 14, 1024, 24)
+    assert (large.heads, large.mlp_width, large.embed_dim, large.tokens) == (16, 4096, 768, 257)
+    assert not large.quick_gelu
+    assert spec_of("ViT-L-14-quickgelu").quick_gelu
+    assert spec_of("ViT-H-14").heads == 16
+    assert spec_of("ViT-bigG-14").mlp_width == 8192
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("RN50", "ResNet"),
+        ("coca_ViT-L-14", "attentional_pool"),
+        ("convnext_base", "timm's convnext_base"),
+        ("ViT-B-16-SigLIP", "timm's vit_base_patch16_siglip_224"),
+        ("ViT-L-14-CLIPA", "pool_type='avg'"),
+        ("ViT-M-16-alt", "ls_init_value"),
+        ("ViT-SO400M-14-SigLIP", "timm's"),
+        ("ViT-L", "no such model"),
+        ("ViT-Q-99", "no such model"),
+        ("hf-hub:timm/x", "no such model"),
+        ("hf-hub:laion/CLIP-ViT-B-32-laion2B-s34B-b79K", "no such model"),
+    ],
+)
+def test_other_encoders_are_refused(name: str, why: str) -> None:
+    with pytest.raises(ValueError, match=f"(?s)encoder '{name}'.*{why}.*ViT-L-14"):
         spec_of(name)

@@ -1,1 +1,1 @@
-"""Fast paths of the scoring module, applied from outside; each is tested against the eager one."""
+"""Implementations of the scoring module. Each is tested against the eager one."""

@@ -41,92 +41,6 @@ RIDGE = 1e-2
 _BATCH = 256
 
 
-def observe(encoder: FusedEncoder, images_NHWC: Tensor, work: Workspace) -> tuple[Statistics, Tensor]:
-    """Statistics of the inputs of the patches' products in a float16 encoder with `NormPasses`, and the
-    embeddings [N, D] of the images."""
-    assert isinstance(encoder.trunk, NormPasses)
-    seen: dict[tuple[int, str], InputStatistics] = {}
-
-    def take(block: int, site: str, rows_RK: Tensor) -> None:
-        now = InputStatistics.of(rows_RK)
-        if (block, site) in seen:
-            seen[block, site].add(now)
-        else:
-            seen[block, site] = now
-
-    encoder.trunk.observe = take
-    embeddings = []
-    for start in range(0, len(images_NHWC), work.images):
-        part = images_NHWC[start : start + work.images]
-        here = work.first(len(part))
-        encoder.patchify(part, here)
-        embeddings.append(encoder.encode(here))
-    encoder.trunk.observe = None
-    return seen, torch.cat(embeddings)
-
-
-def corrected_heads(heads: HeadBank, embeddings_ND: Tensor, reference_ND: Tensor) -> HeadBank:
-    """Heads that give float8 embeddings scores as close as possible to those of the float16 ones.
-
-    By ridge regression of the difference on the unit embeddings; heads that aren't affine are unchanged.
-    """
-    corrected = copy.deepcopy(heads)
-    count = len(heads.b_A)
-    if not count:
-        return corrected
-    unit_ND = F.normalize(embeddings_ND.double(), dim=-1)
-    reference = F.normalize(reference_ND.double(), dim=-1)
-    w_AD = heads.w_AD.double()
-    missing_NA = reference @ w_AD.T - unit_ND @ w_AD.T
-    mean_D, mean_A = unit_ND.mean(0), missing_NA.mean(0)
-    centred = unit_ND - mean_D
-    gram = centred.T @ centred
-    gram += RIDGE * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-    change_DA = torch.linalg.solve(gram, centred.T @ (missing_NA - mean_A))
-    corrected.w_AD += change_DA.T.float()
-    corrected.b_A += (mean_A - mean_D @ change_DA).float()
-    return corrected
-
-
-class _TrialEncoder:
-    """A float16 encoder, which can be changed to float8 or bfloat16 for a trial."""
-
-    def __init__(self, tower: VisionTower, heads: HeadBank, device: torch.device) -> None:
-        self.tower, self.heads = tower.float().to(device), heads.float().to(device)
-        self.blocks = fold_all_but_the_last(self.tower)
-        self.work = Workspace.make(tower.spec, _BATCH, device, torch.float16)
-        self.encoder = FusedEncoder(self.tower, NormPasses(self.blocks, torch.float16))
-        self.device = device
-
-    def embed(self, images_NHWC: Tensor) -> Tensor:
-        """Embeddings [N, D] of images on the device, in the present precision."""
-        parts = []
-        for part in torch.split(images_NHWC, self.work.images):
-            here = self.work.first(len(part))
-            self.encoder.patchify(part, here)
-            parts.append(self.encoder.encode(here))
-        return torch.cat(parts)
-
-    def scores(self, embeddings_ND: Tensor, heads: HeadBank) -> Scores:
-        """Scores of the first head, on the host."""
-        found: Scores = heads(embeddings_ND)[:, 0].cpu().numpy()
-        return found
-
-    def to_float8(self, statistics: Statistics, float16_products: Sequence[str]) -> None:
-        """Changes the encoder to float8."""
-        rows = self.work.images * (self.tower.spec.tokens - 1)
-        self.encoder.trunk = Float8Blocks(self.blocks, statistics, rows, self.device, float16_products)
-
-    def to_bfloat16(self) -> None:
-        """Changes the encoder to bfloat16."""
-        dtype, spec = torch.bfloat16, self.tower.spec
-        self.work = Workspace.make(spec, self.work.images, self.device, dtype)
-        rows = self.work.images * (spec.tokens - 1)
-        self.encoder.trunk = DeferredNorms(
-            self.blocks, rows, self.device, dtype, apart=ClassStream(self.blocks)
-        )
-
-
 @torch.inference_mode()
 def calibrate(
     tower: VisionTower,
@@ -172,3 +86,89 @@ def calibrate(
     if choice.precision != "fp8":
         return Calibration(choice=choice)
     return Calibration(choice=choice, statistics=statistics, w_AD=made[-1].w_AD, b_A=made[-1].b_A)
+
+
+class _TrialEncoder:
+    """A float16 encoder, which can be changed to float8 or bfloat16 for a trial."""
+
+    def __init__(self, tower: VisionTower, heads: HeadBank, device: torch.device) -> None:
+        self.tower, self.heads = tower.float().to(device), heads.float().to(device)
+        self.blocks = fold_all_but_the_last(self.tower)
+        self.work = Workspace.make(tower.spec, _BATCH, device, torch.float16)
+        self.encoder = FusedEncoder(self.tower, NormPasses(self.blocks, torch.float16))
+        self.device = device
+
+    def embed(self, images_NHWC: Tensor) -> Tensor:
+        """Embeddings [N, D] of images on the device, in the present precision."""
+        return _embed(self.encoder, images_NHWC, self.work)
+
+    def scores(self, embeddings_ND: Tensor, heads: HeadBank) -> Scores:
+        """Scores of the first head, on the host."""
+        found: Scores = heads(embeddings_ND)[:, 0].cpu().numpy()
+        return found
+
+    def to_float8(self, statistics: Statistics, float16_products: Sequence[str]) -> None:
+        """Changes the encoder to float8."""
+        rows = self.work.images * (self.tower.spec.tokens - 1)
+        self.encoder.trunk = Float8Blocks(self.blocks, statistics, rows, self.device, float16_products)
+
+    def to_bfloat16(self) -> None:
+        """Changes the encoder to bfloat16."""
+        dtype, spec = torch.bfloat16, self.tower.spec
+        self.work = Workspace.make(spec, self.work.images, self.device, dtype)
+        rows = self.work.images * (spec.tokens - 1)
+        self.encoder.trunk = DeferredNorms(
+            self.blocks, rows, self.device, dtype, apart=ClassStream(self.blocks)
+        )
+
+
+def observe(encoder: FusedEncoder, images_NHWC: Tensor, work: Workspace) -> tuple[Statistics, Tensor]:
+    """Statistics of the inputs of the patches' products in a float16 encoder with `NormPasses`, and the
+    embeddings [N, D] of the images."""
+    assert isinstance(encoder.trunk, NormPasses)
+    seen: dict[tuple[int, str], InputStatistics] = {}
+
+    def take(block: int, site: str, rows_RK: Tensor) -> None:
+        now = InputStatistics.of(rows_RK)
+        if (block, site) in seen:
+            seen[block, site].add(now)
+        else:
+            seen[block, site] = now
+
+    encoder.trunk.observe = take
+    embeddings_ND = _embed(encoder, images_NHWC, work)
+    encoder.trunk.observe = None
+    return seen, embeddings_ND
+
+
+def _embed(encoder: FusedEncoder, images_NHWC: Tensor, work: Workspace) -> Tensor:
+    """Embeddings [N, D] of any number of images on the device."""
+    parts = []
+    for part in torch.split(images_NHWC, work.images):
+        here = work.first(len(part))
+        encoder.patchify(part, here)
+        parts.append(encoder.encode(here))
+    return torch.cat(parts)
+
+
+def corrected_heads(heads: HeadBank, embeddings_ND: Tensor, reference_ND: Tensor) -> HeadBank:
+    """Heads that give float8 embeddings scores as close as possible to those of the float16 ones.
+
+    By ridge regression of the difference on the unit embeddings; heads that aren't affine are unchanged.
+    """
+    corrected = copy.deepcopy(heads)
+    count = len(heads.b_A)
+    if not count:
+        return corrected
+    unit_ND = F.normalize(embeddings_ND.double(), dim=-1)
+    reference = F.normalize(reference_ND.double(), dim=-1)
+    w_AD = heads.w_AD.double()
+    missing_NA = reference @ w_AD.T - unit_ND @ w_AD.T
+    mean_D, mean_A = unit_ND.mean(0), missing_NA.mean(0)
+    centred = unit_ND - mean_D
+    gram = centred.T @ centred
+    gram += RIDGE * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    change_DA = torch.linalg.solve(gram, centred.T @ (missing_NA - mean_A))
+    corrected.w_AD += change_DA.T.float()
+    corrected.b_A += (mean_A - mean_D @ change_DA).float()
+    return corrected

@@ -1,6 +1,6 @@
 """Class tokens in float16 beside patches in a coarser format: a 257th of the rows, and all that is scored.
 
-The score is read off the class token, so the rounding of its own row reaches it undiminished, that of a
+The score is computed from the class token, so rounding of its own row affects it directly, rounding of a
 patch only through a softmax over all of them. With float8 patches this took the mean score error from
 0.014 to 0.005 (`benchmarks/results/encoder_*.md`).
 
@@ -20,7 +20,7 @@ from dali_aesthetic.score.backends.kernels.gemm import Gemm
 from dali_aesthetic.score.clip import LAYER_NORM_EPS
 
 Attend = Callable[[Tensor, Tensor], None]
-"""Writes what class tokens attended to [N, W], given their qkv [N, 3W]; and what the patches did."""
+"""Writes the attention outputs of class tokens [N, W], given their qkv [N, 3W], and those of the patches."""
 
 
 class ClassStream:
@@ -31,7 +31,7 @@ class ClassStream:
     ) -> None:
         """`shifts` are per block what the patches' keys and values lack, float64 [W] each; see `FoldedBlock`.
 
-        The softmax does not see what all keys lack; what values lack, `proj_bias` must make up for.
+        A shift of all keys cancels in the softmax; a shift of the values is added back in `proj_bias`.
         """
         self._blocks = [
             _ClassBlock(block, None if shifts is None else shifts[index])

@@ -1,7 +1,7 @@
-"""The buffers that a batch goes through: made once, and written over by every batch and every block.
+"""The buffers of a batch: allocated once, overwritten by every batch and every block.
 
 Every buffer of tokens holds the patches of all images first, then their class tokens, so that the two may
-take different ways (`class_stream.py`).
+be computed apart (`class_stream.py`).
 
 Shape legend: N images, P patches of an image, R = N * (P + 1) rows, W width, C columns.
 """
@@ -21,7 +21,7 @@ from dali_aesthetic.score.spec import TowerSpec
 class Workspace:
     """The buffers of a batch. `wide` holds patches, then each block's qkv, then its hidden values.
 
-    Class tokens are float16 always, patches of the dtype of the buffers, two bytes wide.
+    Class tokens are always float16; patches have the dtype of the buffers, which is two bytes wide.
     """
 
     images: int
@@ -31,7 +31,7 @@ class Workspace:
 
     @classmethod
     def make(cls, spec: TowerSpec, images: int, device: torch.device, dtype: torch.dtype) -> Workspace:
-        """Uninitialised buffers for so many images."""
+        """Uninitialised buffers for `images` images."""
         rows = images * spec.tokens
         tokens, normed = (torch.empty(rows, spec.width, device=device, dtype=dtype) for _ in range(2))
         columns = max(3 * spec.width, spec.mlp_width, folding.padded_patch(spec.patch_size) + spec.width)
@@ -43,7 +43,7 @@ class Workspace:
         return Workspace(images, self.tokens_RW[:rows], self.normed_RW[:rows], self.wide)
 
     def scratch(self, rows: int, columns: int) -> Tensor:
-        """A contiguous [rows, columns] over `wide`; the next one overwrites it."""
+        """A contiguous [rows, columns] view of `wide`; the next one overwrites it."""
         return self.wide[: rows * columns].view(rows, columns)
 
     def split(self, rows_RC: Tensor) -> tuple[Tensor, Tensor]:

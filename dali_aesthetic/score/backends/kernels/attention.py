@@ -37,7 +37,7 @@ def attend(
     `folding.softmax_scale`.
 
     Both qkv are float16 or bfloat16, contiguous, columns q, k, v, each heads * size. `out` has the dtype of
-    its qkv; that of the patches may be float8_e4m3fn, which gets `out_scale` times the result and saturates.
+    its qkv; that of the patches may be float8_e4m3fn, to which `out_scale` times the result saturates.
     """
     images, width = qkv_class_N3W.shape[0], qkv_class_N3W.shape[1] // 3
     size, patches = width // heads, qkv_R3W.shape[0] // images
@@ -124,7 +124,7 @@ def _attend(
 
 
 def reference(qkv_R3W: Tensor, qkv_class_N3W: Tensor, heads: int) -> tuple[Tensor, Tensor]:
-    """The same in plain torch, float32 [R, W] and [N, W]: what tests and benchmarks compare with."""
+    """The same in plain torch, float32 [R, W] and [N, W]: the reference of tests and benchmarks."""
     images, columns = qkv_class_N3W.shape
     tokens = torch.cat([qkv_R3W.float().view(images, -1, columns), qkv_class_N3W.float()[:, None]], dim=1)
     q, k, v = tokens.view(*tokens.shape[:2], 3, heads, -1).permute(2, 0, 3, 1, 4)

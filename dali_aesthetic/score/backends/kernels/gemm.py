@@ -1,4 +1,4 @@
-"""Matrix products on Hopper with the whole epilogue inside, by QuACK, with the tile shapes pinned.
+"""Matrix products on Hopper by QuACK, with fused epilogues and pinned tile shapes.
 
 Shape legend: M rows, N output channels, K input channels."""
 
@@ -15,17 +15,17 @@ from torch import Tensor
 from dali_aesthetic.score.backends.cache import use_cache_folder
 
 _FAST_ACCUMULATION = (("fp8_slow_accum", False),)
-"""Set on QuACK's kernel object before it is traced: no promotion of float8 partial sums to registers.
+"""An attribute of QuACK's kernel object, set before it is traced: float8 partial sums are not promoted.
 
-QuACK has no argument for it. `fast_accumulation_is_settable` says whether the attribute still exists.
+QuACK has no argument for it. `fast_accumulation_is_settable` tells whether the attribute still exists.
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """How a product is cut: the tile of a cluster's block, the cluster, and who runs the epilogue.
+    """The tiling of a product: tile of a thread block, cluster size, and warp-group schedule.
 
-    With `pingpong`, two warp groups take turns, so that one's epilogue hides under the other's products.
+    With `pingpong` two warp groups alternate, so that the epilogue of one overlaps the products of the other.
     """
 
     m: int
@@ -47,14 +47,14 @@ _TILES: Mapping[tuple[int, int, int], Tile] = {
     (4096, 1024, 1): Tile(128, 128, 2, 1, pingpong=True),
     (1024, 4096, 1): Tile(192, 128, 1, 2, pingpong=True),
 }
-"""The fastest inside the whole ViT-L/14 on an H100, by output and input channels and bytes of an input.
+"""The fastest tiles within the whole ViT-L/14 on an H100, by output and input channels and bytes of an input.
 
-Measured there because the chip is at its power limit: products alone rank otherwise.
+Products measured alone rank differently, because the chip is at its power limit.
 """
 
 
 def tile_of(channels_out: int, channels_in: int, element_size: int) -> Tile:
-    """The pinned tile of a product; the default for shapes that were not measured."""
+    """The pinned tile of a product; a default for shapes that were not measured."""
     return _TILES.get((channels_out, channels_in, element_size), _DEFAULT)
 
 
@@ -78,7 +78,7 @@ class Gemm:
     """`out = epilogue(rows @ weight^T, ...)` with a fixed weight and fixed operands of its epilogue.
 
     `weight` is contiguous [N, K]: float16 or bfloat16 for rows of the same dtype, float8_e4m3fn for
-    float8_e4m3fn rows. Vectors are float32 [N]; scalars are baked into the launch.
+    float8_e4m3fn rows. Vectors are float32 [N]; scalars are constants of the launch.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class Gemm:
     ) -> None:
         """Writes `out`, which may be the residual itself: each element is read before it is written.
 
-        `operands` are those that change from call to call, vectors per row [1, M] and sinks.
+        `operands` are those that change with each call: vectors per row [1, M], and outputs of the epilogue.
         """
         self._epilogue.gemm(
             rows_MK,

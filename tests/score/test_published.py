@@ -1,4 +1,4 @@
-"""Published weights: found, verified, downloaded, or an error that says what to do. No network is used."""
+"""Published weights: found, verified, downloaded, or an error with instructions. Uses loopback only."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 
-from dali_aesthetic.score import published as downloads
+from dali_aesthetic.score import published
 from dali_aesthetic.score.published import (
     LAION_V1,
     LAION_V2,
     OPENAI,
     PublishedFile,
+    PublishedWeights,
     WeightsUnavailable,
     resolve,
 )
@@ -29,10 +30,10 @@ SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
 @pytest.fixture(autouse=True)
 def _caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No cache of this machine is looked at, and nothing is downloaded unless a test allows it."""
-    monkeypatch.setattr(downloads.hub, "HF_HOME", str(tmp_path / "hf"))
-    monkeypatch.setattr(downloads.hub, "HF_HUB_CACHE", str(tmp_path / "hf" / "hub"))
-    monkeypatch.setattr(downloads.hub, "HF_HUB_OFFLINE", True)
+    """No cache of this machine is read, and nothing is downloaded unless a test allows it."""
+    monkeypatch.setattr(published.hub, "HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.setattr(published.hub, "HF_HUB_CACHE", str(tmp_path / "hf" / "hub"))
+    monkeypatch.setattr(published.hub, "HF_HUB_OFFLINE", True)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
 
 
@@ -45,7 +46,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     handler = functools.partial(_QuietHandler, directory=str(folder))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as httpd:
         threading.Thread(target=httpd.serve_forever, daemon=True).start()
-        monkeypatch.setattr(downloads.hub, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(published.hub, "HF_HUB_OFFLINE", False)
         monkeypatch.setenv("no_proxy", "127.0.0.1")
         yield f"http://127.0.0.1:{httpd.server_port}"
         httpd.shutdown()
@@ -68,7 +69,11 @@ def _file(url: str = "https://example.org/file.pt", sha256: str = SHA256) -> Pub
     return PublishedFile(filename="file.pt", sha256=sha256, url=url)
 
 
-def test_offline_says_file_sha_place_and_command(tmp_path: Path) -> None:
+def _weights(*files: PublishedFile) -> PublishedWeights:
+    return PublishedWeights("x", files, "")
+
+
+def test_offline_the_error_names_file_sha256_address_and_command(tmp_path: Path) -> None:
     with pytest.raises(WeightsUnavailable) as error:
         load_tower("ViT-L-14", "openai", tmp_path)
     message = str(error.value)
@@ -81,7 +86,7 @@ def test_offline_says_file_sha_place_and_command(tmp_path: Path) -> None:
     assert "HF_HUB_OFFLINE" in message
 
 
-def test_a_missing_head_says_the_same() -> None:
+def test_the_error_of_a_missing_head_names_the_same() -> None:
     with pytest.raises(WeightsUnavailable) as error:
         load_head("laion-v2", "ViT-L-14", 768, None)
     message = str(error.value)
@@ -89,7 +94,7 @@ def test_a_missing_head_says_the_same() -> None:
     assert "dali-aesthetic download --encoder ViT-L-14 --head laion-v2 --model-dir DIR" in message
 
 
-def test_another_file_in_the_model_dir_is_refused(tmp_path: Path) -> None:
+def test_other_bytes_in_the_model_dir_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "ViT-L-14.pt"
     path.write_bytes(CONTENT)
     with pytest.raises(WeightsUnavailable) as error:
@@ -100,41 +105,41 @@ def test_another_file_in_the_model_dir_is_refused(tmp_path: Path) -> None:
 
 def test_the_model_dir_comes_first(tmp_path: Path) -> None:
     model_dir = tmp_path / "models"
-    for folder in (downloads.cache_dir(), model_dir):
+    for folder in (published.cache_dir(), model_dir):
         folder.mkdir(parents=True)
         (folder / "file.pt").write_bytes(CONTENT)
-    assert resolve("x", [_file()], model_dir, "")[0] == model_dir / "file.pt"
-    path, file = resolve("x", [_file()], None, "")
-    assert path == downloads.cache_dir() / "file.pt"
+    assert resolve(_weights(_file()), model_dir).path == str(model_dir / "file.pt")
+    file = resolve(_weights(_file()), None)
+    assert file.path == str(published.cache_dir() / "file.pt")
     assert (file.name, file.sha256, file.source) == ("x", SHA256, "https://example.org/file.pt")
 
 
 def test_a_download_goes_to_the_model_dir_or_the_cache(tmp_path: Path, server: str) -> None:
     file = _file(f"{server}/file.pt")
     model_dir = tmp_path / "models"
-    path, record = downloads.download("x", [file], model_dir, "")
-    assert path == model_dir / "file.pt"
-    assert path.read_bytes() == CONTENT
-    assert record.sha256 == SHA256
-    assert resolve("x", [file], None, "")[0] == downloads.cache_dir() / "file.pt"
+    found = published.download(_weights(file), model_dir)
+    assert found.path == str(model_dir / "file.pt")
+    assert Path(found.path).read_bytes() == CONTENT
+    assert found.sha256 == SHA256
+    assert resolve(_weights(file), None).path == str(published.cache_dir() / "file.pt")
     assert [p.name for p in model_dir.iterdir()] == ["file.pt"]
 
 
 def test_a_download_of_other_bytes_is_not_kept(tmp_path: Path, server: str) -> None:
-    with pytest.raises(WeightsUnavailable, match=f"what came has sha256 {SHA256}"):
-        downloads.download("x", [_file(f"{server}/file.pt", sha256="0" * 64)], tmp_path / "models", "")
+    with pytest.raises(WeightsUnavailable, match=f"the download has sha256 {SHA256}"):
+        published.download(_weights(_file(f"{server}/file.pt", sha256="0" * 64)), tmp_path / "models")
     assert list((tmp_path / "models").iterdir()) == []
 
 
-def test_the_next_file_is_tried(server: str) -> None:
-    files = [_file(f"{server}/absent.pt"), _file(f"{server}/file.pt")]
-    assert resolve("x", files, None, "")[1].source == f"{server}/file.pt"
+def test_the_next_file_is_tried_after_a_failed_download(server: str) -> None:
+    weights = _weights(_file(f"{server}/absent.pt"), _file(f"{server}/file.pt"))
+    assert resolve(weights, None).source == f"{server}/file.pt"
 
 
 def test_an_unreachable_hub_fails_at_once(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(downloads.hub, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(published.hub, "ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(WeightsUnavailable, match="refused"):
-        resolve("openai", OPENAI["ViT-B-32"][:1], None, "")
+        resolve(_weights(OPENAI["ViT-B-32"][0]), None)
 
 
 HUB_FILE = PublishedFile(
@@ -148,43 +153,43 @@ def hub_server(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     folder = tmp_path / "www" / HUB_FILE.repo / "resolve" / HUB_FILE.revision
     folder.mkdir(parents=True)
     (folder / HUB_FILE.hub_path).write_bytes(CONTENT)
-    monkeypatch.setattr(downloads.hub, "ENDPOINT", server)
+    monkeypatch.setattr(published.hub, "ENDPOINT", server)
     template = f"{server}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-    monkeypatch.setattr(downloads.hub, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(published.hub, "HUGGINGFACE_CO_URL_TEMPLATE", template)
 
 
 @pytest.mark.usefixtures("hub_server")
 def test_a_hub_file_goes_to_the_hubs_cache(monkeypatch: pytest.MonkeyPatch) -> None:
-    path, file = resolve("x", [HUB_FILE], None, "")
-    assert path.is_relative_to(downloads.hub.HF_HUB_CACHE)
+    file = resolve(_weights(HUB_FILE), None)
+    assert Path(file.path).is_relative_to(published.hub.HF_HUB_CACHE)
     assert file.sha256 == SHA256
-    monkeypatch.setattr(downloads.hub, "HF_HUB_OFFLINE", True)
-    assert resolve("x", [HUB_FILE], None, "")[0] == path
+    monkeypatch.setattr(published.hub, "HF_HUB_OFFLINE", True)
+    assert resolve(_weights(HUB_FILE), None) == file
 
 
 @pytest.mark.usefixtures("hub_server")
 def test_a_hub_file_goes_to_the_model_dir(tmp_path: Path) -> None:
     model_dir = tmp_path / "models"
-    path, _ = downloads.download("x", [HUB_FILE], model_dir, "")
-    assert path == model_dir / "model.pt"
+    file = published.download(_weights(HUB_FILE), model_dir)
+    assert file.path == str(model_dir / "model.pt")
     assert [p.name for p in model_dir.iterdir()] == ["model.pt"]
-    assert resolve("x", [HUB_FILE], model_dir, "")[0] == path
+    assert resolve(_weights(HUB_FILE), model_dir) == file
 
 
 def test_a_snapshot_folder_in_the_model_dir_is_found(tmp_path: Path) -> None:
     path = tmp_path / HUB_FILE.repo / HUB_FILE.hub_path
     path.parent.mkdir(parents=True)
     path.write_bytes(CONTENT)
-    assert resolve("x", [HUB_FILE], tmp_path, "")[0] == path
+    assert resolve(_weights(HUB_FILE), tmp_path).path == str(path)
 
 
 def test_a_head_known_by_its_revision_alone_comes_from_the_hubs_cache(tmp_path: Path) -> None:
     file = LAION_V2[-1]
     folder = "models--" + file.repo.replace("/", "--")
-    path = Path(downloads.hub.HF_HUB_CACHE) / folder / "snapshots" / file.revision / file.hub_path
+    path = Path(published.hub.HF_HUB_CACHE) / folder / "snapshots" / file.revision / file.hub_path
     path.parent.mkdir(parents=True)
     safetensors.torch.save_file(random_head_state(768), path)
-    (tmp_path / file.filename).write_bytes(path.read_bytes())  # not looked at: nothing says what it is
+    (tmp_path / file.filename).write_bytes(path.read_bytes())  # ignored: no sha256 pins it
     assert load_head("laion-v2", "ViT-L-14", 768, tmp_path)[1].path == str(path)
 
 
@@ -209,11 +214,11 @@ def test_download_needs_nothing_for_random_weights_and_paths(tmp_path: Path) -> 
         ("RN50", "openai", "laion-v1", "ResNet"),
     ],
 )
-def test_download_refuses_what_does_not_exist(encoder: str, weights: str, head: str, message: str) -> None:
+def test_download_refuses_unknown_combinations(encoder: str, weights: str, head: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         download(encoder, weights, [head], None)
 
 
-def test_a_seed_is_a_number() -> None:
+def test_a_seed_that_is_no_number_is_refused() -> None:
     with pytest.raises(ValueError, match="the seed of random weights is a number"):
         load_tower("ViT-B-32", "random:x", None)
