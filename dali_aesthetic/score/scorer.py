@@ -64,9 +64,8 @@ class Scorer:
         """
         scores = [np.empty((0, len(self.head_names)), np.float32)]
         if self.stream is not None:
-            self.stream.wait_stream(
-                torch.cuda.current_stream(self.device)
-            )  # for pixels that are still being computed
+            # The pixels may still be being computed.
+            self.stream.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(self.stream):
             for start in range(0, len(images_NHWC), self.batch_size):
                 scores.append(self._score_chunk(images_NHWC[start : start + self.batch_size]))

@@ -1,4 +1,4 @@
-"""A CLIP small enough for tests, known to open_clip by name, and the folder of real heads."""
+"""A CLIP small enough for tests, which open_clip knows by name, and the folder of real heads."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def make_backend(tiny_spec: TowerSpec) -> Callable[..., Backend]:
 
 @pytest.fixture(scope="session")
 def heads_dir() -> Path:
-    """Real heads and embeddings, from DALI_AESTHETIC_HEADS or `../shared/heads` beside the repository."""
+    """Published heads and embeddings, in DALI_AESTHETIC_HEADS or `../shared/heads` beside the repository."""
     default = Path(__file__).parents[3] / "shared" / "heads"
     folder = Path(os.environ.get("DALI_AESTHETIC_HEADS", default))
     if not folder.is_dir():

@@ -1,4 +1,4 @@
-"""A model is read once for all who need it, and what can be wrong without reading it is found before."""
+"""A model is read once for all that need it, and errors that show without reading it come first."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def reader(tiny: str, weights: str = "random:1", head: str = "random:1") -> Mode
 
 @pytest.fixture
 def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The weights of each tower that is read."""
+    """The weights of each tower that was read, in order."""
     seen: list[str] = []
     load = build.load_tower
 
@@ -36,11 +36,11 @@ def test_a_model_is_read_once_until_it_is_taken(tiny: str, loads: list[str]) -> 
     assert shared.read() is first
     assert shared.take() is first
     assert loads == ["random:1"]
-    assert shared.take() is not first, "who has taken it may have moved it to a device"
+    assert shared.take() is not first, "its new owner may have moved it to a device"
     assert loads == ["random:1"] * 2
 
 
-def test_a_copy_may_be_taken_over(tiny: str) -> None:
+def test_a_copy_may_be_changed(tiny: str) -> None:
     model = reader(tiny).read()
     before = {name: tensor.clone() for name, tensor in model.tower.state_dict().items()}
     tower, heads = model.copy_to(torch.device("cpu"))
@@ -64,7 +64,7 @@ def test_a_copy_may_be_taken_over(tiny: str) -> None:
         ("random:1", "laion-v1", "was trained on"),
     ],
 )
-def test_what_is_wrong_is_found_before_a_tower_is_read(
+def test_wrong_names_are_found_before_a_tower_is_read(
     tiny: str, loads: list[str], weights: str, head: str, says: str
 ) -> None:
     with pytest.raises(ValueError, match=says):
@@ -74,7 +74,7 @@ def test_what_is_wrong_is_found_before_a_tower_is_read(
     assert not loads
 
 
-def test_a_file_that_is_here_is_not_opened_before_it_is_read(tmp_path: Path, tiny: str) -> None:
+def test_check_does_not_open_a_local_file(tmp_path: Path, tiny: str) -> None:
     (tmp_path / "tower.pt").write_bytes(b"no checkpoint")
     damaged = reader(tiny, str(tmp_path / "tower.pt"))
     damaged.check()
@@ -82,7 +82,9 @@ def test_a_file_that_is_here_is_not_opened_before_it_is_read(tmp_path: Path, tin
         damaged.take()
 
 
-def test_published_weights_are_fetched_by_the_check(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_fetching_looks_for_published_weights_without_reading_them(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr("dali_aesthetic.score.published.hub.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("dali_aesthetic.score.published._places", lambda file, model_dir: iter(()))
     with pytest.raises(WeightsUnavailable, match="ViT-B-32"):

@@ -1,4 +1,4 @@
-"""Every checkpoint format, made on the spot, gives the embeddings of the model it came from."""
+"""Each checkpoint format, written here, gives the embeddings of the model it was saved from."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ Save = Callable[[dict[str, Tensor], Path], None]
 def test_open_clip_state_dicts(
     tiny: str, open_clip_model: nn.Module, images_NCHW: Tensor, tmp_path: Path, save: Save
 ) -> None:
-    path = tmp_path / "weights.bin"  # the name tells nothing
+    path = tmp_path / "weights.bin"  # the format is not told by the name
     save(open_clip_model.state_dict(), path)
     tower, file = load_tower(tiny, str(path), None)
     with torch.inference_mode():
@@ -119,7 +119,7 @@ def test_hugging_face_vision_model(
 
 
 def _spread(model: nn.Module) -> None:
-    """Give every parameter values of its own: Hugging Face's initial biases are all zero."""
+    """Makes all parameters nonzero: Hugging Face's initial biases are zero."""
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
@@ -168,7 +168,9 @@ def test_openai_weights_are_known_by_their_hash(
     assert caplog.text == ""
 
 
-def test_open_clips_folder_says_which_gelu(tiny: str, open_clip_model: nn.Module, tmp_path: Path) -> None:
+def test_the_configuration_in_open_clips_folder_decides_the_gelu(
+    tiny: str, open_clip_model: nn.Module, tmp_path: Path
+) -> None:
     _save_safetensors(open_clip_model.state_dict(), tmp_path / "open_clip_model.safetensors")
     config = {"model_cfg": {"embed_dim": 32, "quick_gelu": True}}
     (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
@@ -176,7 +178,7 @@ def test_open_clips_folder_says_which_gelu(tiny: str, open_clip_model: nn.Module
 
 
 @pytest.mark.parametrize("beside", ["open_clip_config.json", "preprocessor_config.json"])
-def test_pixels_are_normalised_as_the_folder_says(
+def test_pixels_are_normalised_as_the_folders_configuration_says(
     tiny: str, open_clip_model: nn.Module, pixels: Tensor, tmp_path: Path, beside: str
 ) -> None:
     """LAION's ViT-L-14 on LAION-2B, for one, was not trained with OpenAI's mean and std."""
@@ -197,7 +199,9 @@ def test_pixels_are_normalised_as_the_folder_says(
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
-def test_wrong_tensors_are_named(tiny: str, open_clip_model: nn.Module, tmp_path: Path) -> None:
+def test_missing_extra_and_misshapen_tensors_are_named(
+    tiny: str, open_clip_model: nn.Module, tmp_path: Path
+) -> None:
     state = open_clip_model.state_dict()
     del state["visual.transformer.resblocks.1.attn.in_proj_bias"]
     state["visual.head.weight"] = torch.zeros(3)
@@ -218,7 +222,7 @@ def test_wrong_tensors_are_named(tiny: str, open_clip_model: nn.Module, tmp_path
         (b"\x40\x00\x00\x00\x00\x00\x00\x00{damaged", "damaged safetensors"),
     ],
 )
-def test_other_files_are_refused(tmp_path: Path, content: bytes, message: str) -> None:
+def test_files_that_are_no_checkpoint_are_refused(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "weights.pt"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=message):

@@ -33,7 +33,7 @@ def test_tower_equals_open_clip(tiny: str, name: str) -> None:
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
-def test_the_two_gelus_differ(tiny_spec: TowerSpec) -> None:
+def test_gelu_and_quick_gelu_differ(tiny_spec: TowerSpec) -> None:
     state = random_tower_state(tiny_spec)
     images_NCHW = normalize(_pixels(tiny_spec, 1), tiny_spec)
     plain = VisionTower.from_state(tiny_spec, state)(images_NCHW)

@@ -1,4 +1,4 @@
-"""Heads: the real ones on real embeddings, folding, layouts, and several on one embedding."""
+"""Heads: the published ones on real embeddings, folding, layouts, and several heads on one embedding."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_folding_the_real_mlp_is_exact(heads_dir: Path) -> None:
     torch.testing.assert_close(embeddings_ND @ w + b, _reference(head, embeddings_ND), atol=1e-10, rtol=0)
 
 
-def test_the_published_relu_head_is_recognised(heads_dir: Path) -> None:
+def test_the_published_relu_head_is_not_folded(heads_dir: Path) -> None:
     head, _ = load_head(str(heads_dir / "ava+logos-l14-reluMSE.pth"), "ViT-L-14", 768, None)
     assert not head.mlp.affine
     with pytest.raises(ValueError, match="can't be folded"):
@@ -89,7 +89,7 @@ def test_several_heads_keep_their_order() -> None:
         )
 
 
-def test_only_relu_heads() -> None:
+def test_a_bank_without_an_affine_head() -> None:
     layers = [(torch.ones(2, 4), torch.zeros(2)), (torch.ones(1, 2), torch.zeros(1))]
     scores_NH = HeadBank([Head("relu", HeadMLP(layers, relu=True))], 4)(
         torch.tensor([[1.0, 0, 0, 0], [-1, 0, 0, 0]])
@@ -106,12 +106,12 @@ def test_only_relu_heads() -> None:
         {"head.0.weight": torch.arange(4.0)[None], "head.0.bias": torch.tensor([1.0])},
     ],
 )
-def test_linear_layouts(state: dict[str, Tensor]) -> None:
+def test_linear_heads_of_any_layout(state: dict[str, Tensor]) -> None:
     w, b = head_from_state(state).fold()
     assert (w.tolist(), b.item()) == ([0, 1, 2, 3], 1)
 
 
-def test_what_lies_between_layers_is_read_off_or_asked_for() -> None:
+def test_relus_are_inferred_from_the_layout_or_must_be_named() -> None:
     two_with_a_gap = _sequential(nn.Linear(4, 3), nn.Identity(), nn.Linear(3, 1))
     assert head_from_state(_sequential(nn.Linear(4, 3), nn.Linear(3, 1))).affine
     with pytest.raises(ValueError, match="append :relu or :linear"):
@@ -120,7 +120,7 @@ def test_what_lies_between_layers_is_read_off_or_asked_for() -> None:
     assert head_from_state(two_with_a_gap, relu=False).affine
 
 
-def test_the_suffix_of_a_path_says_it(tmp_path: Path) -> None:
+def test_the_suffix_of_a_path_names_the_activation(tmp_path: Path) -> None:
     path = tmp_path / "mine.pth"
     torch.save(_sequential(nn.Linear(4, 3), nn.Identity(), nn.Linear(3, 1)), path)
     with pytest.raises(ValueError, match="append :relu or :linear"):
@@ -209,7 +209,7 @@ class _LaionNsfw(nn.Module):
         return self.linear_4(hidden).sigmoid()
 
 
-def test_laions_nsfw_head_is_a_probability_beside_the_aesthetic_score(tmp_path: Path) -> None:
+def test_laions_nsfw_head_gives_a_probability(tmp_path: Path) -> None:
     torch.manual_seed(1)
     nsfw = _LaionNsfw()
     torch.save(nsfw.state_dict(), tmp_path / "clip_autokeras_binary_nsfw.pth")
@@ -249,7 +249,7 @@ def test_a_file_that_only_starts_like_laions_nsfw_head_is_refused() -> None:
         head_from_state(state)
 
 
-def test_a_user_head_of_w_and_b_by_a_name_of_its_own(tmp_path: Path) -> None:
+def test_a_head_of_w_and_b_with_a_given_name(tmp_path: Path) -> None:
     w = torch.randn(8)
     save_file({"w": w, "b": torch.tensor([2.0])}, tmp_path / "mine.safetensors")
     head, file = load_head(f"pwatermark={tmp_path / 'mine.safetensors'}", "ViT-B-32", 8, None)

@@ -1,4 +1,4 @@
-"""From image batches to rows of scores."""
+"""The scorer: from image batches to rows of scores."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def scorer(make_backend: Callable[..., Backend]) -> Scorer:
     return Scorer(make_backend("eager"), CPU, batch_size=16)
 
 
-def test_rows_get_their_images_scores(scorer: Scorer, pixels: Tensor) -> None:
+def test_each_row_gets_the_score_of_its_image(scorer: Scorer, pixels: Tensor) -> None:
     expected = scorer.backend(pixels)[0].numpy()
     batch = _batch(pixels, rows=[0, 2, 5], num_samples=6)
     scored = next(iter(scorer.score([batch]))).wait()
@@ -58,7 +58,7 @@ def test_padding_does_not_change_a_score(scorer: Scorer, pixels: Tensor) -> None
     assert np.array_equal(full[:3], part)
 
 
-def test_a_batch_without_images(scorer: Scorer, pixels: Tensor) -> None:
+def test_a_batch_without_images_gives_rows_of_nan(scorer: Scorer, pixels: Tensor) -> None:
     scored = next(iter(scorer.score([_batch(pixels[:0], [], 4)]))).wait()
     assert scored.scores_RH.shape == (4, 2)
     assert np.isnan(scored.scores_RH).all()
@@ -79,7 +79,7 @@ def test_pixels_are_held_until_the_wait_and_no_longer(scorer: Scorer, pixels: Te
 
 
 @pytest.mark.parametrize("count", [0, 1, 16, 21])
-def test_score_pixels_takes_any_number(scorer: Scorer, pixels: Tensor, count: int) -> None:
+def test_score_pixels_takes_any_number_of_images(scorer: Scorer, pixels: Tensor, count: int) -> None:
     many = torch.cat([pixels, pixels.flip(0)])
     expected = np.concatenate([scorer.backend(half)[0].numpy() for half in many.split(16)])
     scores_NH = scorer.score_pixels(many[:count])
@@ -87,7 +87,7 @@ def test_score_pixels_takes_any_number(scorer: Scorer, pixels: Tensor, count: in
     assert np.array_equal(scores_NH, expected[:count])
 
 
-def test_build_scorer_names_what_it_took(tiny: str) -> None:
+def test_a_built_scorer_names_its_files_heads_backend_and_precision(tiny: str) -> None:
     model = ModelReader(encoder=tiny, weights="random:4", heads=("random", "random:2"), model_dir=None).take()
     scorer, files = scorer_of(model, device=CPU, batch_size=4), model.files
     assert [file.name for file in files] == ["random:4", "random:0", "random:2"]

@@ -1,4 +1,4 @@
-"""Scores on the CPU are the same bits for any number of threads, batch size and place in the batch."""
+"""Scores on the CPU are bit-equal for any number of threads, batch size and position in the batch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def images(count: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("backend", ["eager", "torchscript"])
-def test_bits_do_not_depend_on_threads_batch_size_or_place(backend: str) -> None:
+def test_bits_do_not_depend_on_threads_batch_size_or_position(backend: str) -> None:
     model = ModelReader(
         encoder="ViT-S-32-alt", weights="random:1", heads=["random:1"], model_dir=Path("nowhere")
     ).take()
@@ -27,17 +27,17 @@ def test_bits_do_not_depend_on_threads_batch_size_or_place(backend: str) -> None
     assert isinstance(sliced, SlicedBackend)
     pixels, order = images(3 * SLICE - 2), torch.randperm(3 * SLICE - 2)
     expected = sliced(pixels)[0].numpy()
-    for num_threads in (1, 3):  # beside the number of cores
+    for num_threads in (1, 3):  # besides the number of cores
         other = SlicedBackend(sliced._backend, num_threads)
         assert np.array_equal(other(pixels)[0].numpy(), expected)
     assert np.array_equal(other(pixels[order])[0].numpy(), expected[order])
     alone = np.concatenate([sliced(image[None])[0].numpy() for image in pixels[:2]])
     assert np.array_equal(alone, expected[:2])
     whole = sliced._backend(pixels)[0].numpy()
-    assert np.abs(whole - expected).max() < 1e-4, "the reference in one piece"
+    assert np.abs(whole - expected).max() < 1e-4, "close to the batch in one piece"
 
 
-def test_embeddings_come_along() -> None:
+def test_embeddings_are_returned_with_the_scores() -> None:
     model = ModelReader(
         encoder="ViT-S-32-alt", weights="random:1", heads=["random:1", "random:2"], model_dir=None
     ).take()
@@ -46,7 +46,7 @@ def test_embeddings_come_along() -> None:
     assert (scores.shape, embeddings.shape) == ((SLICE + 1, 2), (SLICE + 1, 256))
 
 
-def test_a_partial_batch_costs_no_more_than_its_slices_and_has_the_bits_of_a_full_one() -> None:
+def test_a_partial_batch_costs_only_its_slices_and_is_bit_equal_to_a_full_one() -> None:
     model = ModelReader(encoder="ViT-S-32-alt", weights="random:1", heads=["random:1"], model_dir=None).take()
     scorer = scorer_of(model, device=torch.device("cpu"), batch_size=4 * SLICE)
     sliced = scorer.backend

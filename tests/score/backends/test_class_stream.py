@@ -1,4 +1,4 @@
-"""Class tokens in a stream of their own, with QuACK's products by torch."""
+"""The class tokens' own float16 path, with QuACK's products by torch."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def noise(*shape: int, seed: int = 0) -> Tensor:
 
 @pytest.fixture
 def block() -> Block:
-    """One whose norms and biases aren't trivial."""
+    """A block whose norms and biases aren't trivial."""
     state = random_tower_state(SPEC)
     for name, tensor in state.items():
         if ".ln_" in name or name.endswith("bias"):
@@ -43,8 +43,8 @@ def block() -> Block:
     return first
 
 
-def test_a_class_token_alone_takes_the_blocks_own_way(block: Block) -> None:
-    """With no patches beside it the softmax is one, and what it attends to are its own values."""
+def test_a_class_token_alone_gets_the_result_of_the_block(block: Block) -> None:
+    """Without patches the softmax is one, and the class token attends to its own values."""
     tokens_NW = noise(IMAGES, WIDTH, seed=1)
     found = tokens_NW.half()
     ClassStream([fold_block(block)])(0, found, lambda qkv, out: out.copy_(qkv[:, 2 * WIDTH :]))
@@ -52,7 +52,7 @@ def test_a_class_token_alone_takes_the_blocks_own_way(block: Block) -> None:
     assert float((found.float() - expected).norm() / expected.norm()) < 2e-3
 
 
-def test_what_patches_lack_class_keys_and_values_lack_too_and_the_result_does_not(block: Block) -> None:
+def test_shifts_change_keys_and_values_and_cancel_in_the_result(block: Block) -> None:
     folded = fold_block(block)
     shifts = noise(WIDTH, seed=2).double(), noise(WIDTH, seed=3).double()
     seen: list[Tensor] = []

@@ -1,4 +1,4 @@
-"""The fused tower without a Hopper GPU: QuACK's products replaced by torch's, Triton's in its interpreter."""
+"""The fused tower without a Hopper GPU: QuACK's products by torch, Triton's kernels in its interpreter."""
 
 from __future__ import annotations
 

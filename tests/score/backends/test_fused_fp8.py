@@ -1,4 +1,4 @@
-"""float8 from images to scores, with kernels replaced by torch: calibration, the gate, outliers, the file."""
+"""float8 from images to scores: calibration, the gate, outliers, the file. The kernels are torch's."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_float8_scores_are_near_float16s() -> None:
     images = photos(96, seed=2)
     off = (scores("fp8", images, calibration) - scores("fp16", images))[:, 0].abs()
     assert 0 < float(off.mean()) < 0.05
-    assert float(off.mean()) == pytest.approx(trial.mean_error, abs=0.003), "the gate saw what a run does"
+    assert float(off.mean()) == pytest.approx(trial.mean_error, abs=0.003), "the gate and a run differ"
     assert set(trial.flips) == set(CUTS)
 
 
@@ -100,7 +100,7 @@ def test_the_same_images_give_the_same_file_and_the_file_the_same_scores() -> No
     assert torch.equal(scores("fp8", images, loaded), scores("fp8", images, first))
 
 
-def test_a_choice_survives_json_even_where_scores_were_none() -> None:
+def test_a_choice_with_nan_errors_survives_json() -> None:
     def broken(weight: Tensor) -> None:
         weight[11, 3] = torch.nan
 
@@ -110,11 +110,11 @@ def test_a_choice_survives_json_even_where_scores_were_none() -> None:
     again = type(choice).from_dict(json.loads(json.dumps(choice.as_dict(), allow_nan=False)))
     assert again.as_dict() == choice.as_dict()
     assert "mean error nan" in again.describe()
-    assert "weights" not in choice.as_dict(), "a file from before they were noted keeps its hash"
+    assert "weights" not in choice.as_dict(), "an older file without them keeps its hash"
 
 
 @pytest.mark.parametrize("content", [b"", b"no file at all", b"\x08\0\0\0\0\0\0\0{}      "])
-def test_a_file_that_is_none_is_refused(content: bytes) -> None:
+def test_other_bytes_than_a_calibration_are_refused(content: bytes) -> None:
     with pytest.raises(ValueError, match="no calibration of a run"):
         Calibration.from_bytes(content)
 
@@ -128,7 +128,7 @@ def test_a_calibration_of_another_tower_or_other_heads_is_refused() -> None:
         fused_fp8.build(tower(), heads(2), CPU, 8, calibration)
 
 
-def test_over_the_limit_it_falls_back_and_says_what_it_tried() -> None:
+def test_over_the_limits_it_falls_back_to_fp16_and_lists_its_trials() -> None:
     calibration = calibrated(limits=GateLimits(mean_error=1e-6))
     choice = calibration.choice
     assert choice.precision == "fp16"
@@ -150,15 +150,13 @@ def test_bf16_is_taken_where_fp8_is_over_its_limits_and_bf16_is_not() -> None:
     assert again.choice == choice
     images = photos(96, seed=2)
     off = (scores("bf16", images) - scores("fp16", images))[:, 0].abs().mean()
-    assert float(off) == pytest.approx(choice.trials[-1].mean_error, abs=0.001), (
-        "the gate saw what a run does"
-    )
+    assert float(off) == pytest.approx(choice.trials[-1].mean_error, abs=0.001), "the gate and a run differ"
 
 
-def test_products_in_float16_bring_scores_nearer_and_are_taken_where_needed(
+def test_products_in_float16_reduce_the_error_and_are_taken_where_needed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # With fewer blocks what rounding does to patches hardly reaches the class token.
+    # With fewer blocks the rounding of patches hardly affects the class token.
     monkeypatch.setattr(sys.modules[__name__], "SPEC", replace(SPEC, layers=6))
     trials = calibrated(limits=GateLimits(mean_error=1e-6)).choice.trials
     errors = {trial.float16_products: trial.mean_error for trial in trials if trial.precision == "fp8"}
@@ -180,8 +178,8 @@ def scaled(factor: float, *where: Any) -> Any:
     return do
 
 
-def test_huge_channels_and_hard_neurons_pass_where_scales_can_hold_them() -> None:
-    """As trained CLIP has: a few channels of the residual stream and of the norms' gains far above others."""
+def test_outlier_channels_and_neurons_pass_within_the_range_of_the_scales() -> None:
+    """As in trained CLIP: a few channels of the residual stream and of the norms' gains far above others."""
     change = {
         "blocks.0.fc2.bias": lambda bias: bias[5].add_(40),
         "blocks.1.ln_1.weight": scaled(8, 7),
@@ -207,10 +205,10 @@ def hard_neurons(factor: float) -> dict[str, Any]:
     return change
 
 
-def test_a_neuron_that_no_single_scale_can_hold_keeps_its_product_in_float16(
+def test_a_neuron_beyond_the_range_of_a_scale_keeps_its_product_in_float16(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The tower is the same function; what is left of the other neurons' e4m3 bits is not enough."""
+    """The tower is the same function, but too few e4m3 bits are left to the other neurons."""
     monkeypatch.setattr(sys.modules[__name__], "SPEC", replace(SPEC, layers=6))
     limits = GateLimits(mean_error=0.035, p99_error=0.2, flips=0.1)
     assert calibrated(limits=limits).choice.float16_products == ()
@@ -219,7 +217,7 @@ def test_a_neuron_that_no_single_scale_can_hold_keeps_its_product_in_float16(
     assert choice.trials[0].mean_error > 1.5 * choice.trials[-1].mean_error
 
 
-def test_rare_tokens_that_calibration_did_not_see_are_caught() -> None:
+def test_rare_tokens_absent_from_the_calibration_images_fail_the_gate() -> None:
     """Every third image has a patch that drives a neuron far beyond what the calibration images reached."""
     plain = photos(96, seed=2)
     marked = plain.clone()
@@ -252,14 +250,14 @@ def neuron_for(image: Tensor, others: Tensor) -> dict[str, Any]:
     }
 
 
-def test_fp8_without_scales_says_where_they_come_from() -> None:
+def test_fp8_without_a_calibration_names_its_source() -> None:
     with pytest.raises(ValueError, match=r"OUTPUT/calibration.safetensors as model.calibration"):
         build_backend("fused", tower(), heads(), CPU, "fp8", 8)
 
 
 @pytest.mark.parametrize("images", [1, 7, 16, 33])
-def test_the_twins_give_the_towers_own_scores(images: int) -> None:
-    """What all of the above stands on: with float16 everywhere nothing is lost."""
+def test_the_twins_give_the_scores_of_the_eager_tower(images: int) -> None:
+    """The tests above rely on it: in float16 the twins lose nothing."""
     pixels = photos(images, seed=images)
     expected = build_backend("eager", tower(), heads(), CPU, "fp32", 16)(pixels)[0]
     backend = fused.build(tower(), heads(), CPU, "fp16", 16)

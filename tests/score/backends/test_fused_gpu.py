@@ -72,7 +72,7 @@ def test_bf16_scores_are_near_the_reference() -> None:
     assert float((found - expected_scores(batch)).abs().mean()) < 0.005, "its class tokens are float16"
 
 
-def test_a_replayed_graph_repeats_bit_for_bit(backend: fused.FusedBackend) -> None:
+def test_scores_repeat_bit_for_bit(backend: fused.FusedBackend) -> None:
     batch = pixels(256)
     first = backend(batch)[0]
     backend(pixels(256, seed=1))
@@ -137,7 +137,7 @@ def test_products_left_in_float16_run_at_odd_batches(
         assert float((backend(batch)[0] - expected_scores(batch)).abs().mean()) < 0.06
 
 
-def test_upstream_still_has_the_switch_for_fast_accumulation() -> None:
+def test_quack_still_has_the_attribute_for_fast_accumulation() -> None:
     assert gemm.fast_accumulation_is_settable()
 
 

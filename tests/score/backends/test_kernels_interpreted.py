@@ -1,4 +1,4 @@
-"""Runs the Triton kernels' tests on the CPU: in Triton's interpreter, so in a process of its own."""
+"""Runs the tests of the Triton kernels on the CPU, in Triton's interpreter and so in their own process."""
 
 from __future__ import annotations
 

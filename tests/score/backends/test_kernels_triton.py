@@ -29,7 +29,7 @@ WIDTH = HEADS * SIZE
 
 
 def poisoned(*shape: int, dtype: torch.dtype = torch.float16) -> Tensor:
-    """A buffer of NaNs: an element that no kernel writes can't pass."""
+    """A buffer of NaNs, which shows elements that no kernel wrote."""
     return torch.full(shape, float("nan"), dtype=torch.float32, device=DEVICE).to(dtype)
 
 
@@ -56,7 +56,7 @@ def packed(images: int, outliers: bool, dtype: torch.dtype = torch.float16) -> t
 
 
 def buffers(images: int, dtype: torch.dtype = torch.float16) -> tuple[Tensor, Tensor]:
-    """For what patches and class tokens attended to."""
+    """For the attention outputs of patches and class tokens."""
     return poisoned(images * PATCHES, WIDTH, dtype=dtype), poisoned(images, WIDTH)
 
 
@@ -107,7 +107,7 @@ def test_normalize_rows_equals_layer_norm(rows: int, width: int, outliers: bool)
 
 
 @pytest.mark.parametrize("width", [64, 96])
-def test_normalize_rows_adds_what_it_is_given_first(width: int) -> None:
+def test_normalize_rows_adds_the_addend_first(width: int) -> None:
     x, addend = noise(7, width, outliers=False), 3 * noise(width, outliers=False, seed=1).float()
     out = poisoned(7, width, dtype=torch.float32)
     layernorm.normalize_rows(x, out, EPS, addend_W=addend)

@@ -1,4 +1,4 @@
-"""The fused tower with the library's products: on a CPU with kernels by torch, on a GPU with the kernels."""
+"""The fused tower with products by cuBLAS: on a CPU with kernels by torch, on a GPU with the kernels."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from tests.score.backends import twins
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 SPEC = replace(twins.SPEC, layers=4)
 SHARED_BYTES = {80: 166_912, 86: 101_376, 89: 101_376, 90: 232_448, 100: 232_448, 120: 101_376}
-"""What a block may have on GPUs of these compute capabilities, by the CUDA programming guide's table."""
+"""Shared memory of a thread block by compute capability, from the CUDA programming guide."""
 
 
 def tower(spec: TowerSpec) -> VisionTower:
-    """One whose norms and biases aren't trivial."""
+    """A tower whose norms and biases aren't trivial."""
     state = random_tower_state(spec, seed=0)
     generator = torch.Generator().manual_seed(0)
     for name, tensor in state.items():
@@ -67,8 +67,8 @@ def test_scores_equal_the_reference_with_either_gelu(images: int, quick_gelu: bo
 
 
 @pytest.mark.usefixtures("on_a_cpu")
-def test_biases_that_pile_up_are_all_added() -> None:
-    """With every product zero the class token is what the biases add up to."""
+def test_the_accumulated_biases_are_all_added() -> None:
+    """With every product zero the class token is the sum of the biases."""
     state = random_tower_state(SPEC, seed=0)
     for name, tensor in state.items():
         if any(part in name for part in ("qkv.", "proj.weight", "fc1.", "fc2.weight")):
@@ -84,8 +84,8 @@ def test_biases_that_pile_up_are_all_added() -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU compiles them itself")
 @pytest.mark.parametrize("capability", SHARED_BYTES)
-def test_its_attention_compiles_for_gpus_that_are_not_here(capability: int) -> None:
-    """ViT-L/14's: it must fit into what shared memory a block may have there."""
+def test_its_attention_compiles_for_other_gpus(capability: int) -> None:
+    """That of ViT-L/14, which must fit into their shared memory."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -107,7 +107,7 @@ def test_its_attention_compiles_for_gpus_that_are_not_here(capability: int) -> N
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 @pytest.mark.parametrize("quick_gelu", [True, False])
 @pytest.mark.parametrize("images", [1, 7, 255, 257])
-def test_on_a_gpu(images: int, quick_gelu: bool) -> None:
+def test_scores_are_close_to_the_reference_on_a_gpu(images: int, quick_gelu: bool) -> None:
     spec = replace(
         SPEC, image_size=224, patch_size=14, width=1024, heads=16, mlp_width=4096, quick_gelu=quick_gelu
     )
