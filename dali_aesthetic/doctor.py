@@ -1,4 +1,4 @@
-"""Checks before a long job: what would go wrong later, found now, each with its fix."""
+"""Checks of this machine before a long job, each failure with its fix."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ MIN_DRIVER = {12: "525.60", 13: "580.65"}
 """The oldest Linux driver for each CUDA major version (CUDA toolkit release notes, table 2)."""
 _LITTLE_DISK_GB = 10.0
 _PIXEL_TOLERANCE = 0.5
-"""Mean difference to PIL, of 255, that DALI's decoding of the test photo must stay under."""
+"""The largest mean difference to PIL, of 255, allowed in DALI's decoding of the test image."""
 _LARGE = (1920, 1080)
 
 
@@ -46,9 +46,9 @@ def examine(
     inputs: Sequence[str] = (),
     with_ray: bool = False,
 ) -> Iterator[Finding]:
-    """Every check, cheapest first. A check that itself breaks is a failed finding.
+    """Runs every check, the cheapest first. A check that raises is a failed finding.
 
-    `output` and `inputs` may be URLs; they, and Ray, are only looked at where they are given.
+    `output` and `inputs` may be URLs. Inputs, output and Ray are checked only if given.
     """
     checks: list[tuple[str, Callable[[], Iterator[Finding]]]] = [
         ("python", _python),
@@ -67,7 +67,7 @@ def examine(
     for name, check in checks:
         try:
             yield from check()
-        except Exception as error:  # the doctor reports what breaks, whatever it is
+        except Exception as error:  # any error of a check is a finding
             yield Finding(name, Verdict.FAIL, f"{type(error).__name__}: {error}", "see the message")
 
 
@@ -77,12 +77,12 @@ def _python() -> Iterator[Finding]:
 
 
 def _driver() -> Iterator[Finding]:
-    """A driver too old for the installed torch or DALI build, with the install line that fits."""
+    """Checks that the driver is new enough for the installed builds of torch and DALI."""
     try:
         import pynvml
 
         pynvml.nvmlInit()
-    except Exception:  # no driver: a missing library or an error of NVML's own, by version
+    except Exception:  # no driver: a missing library or an NVML error, by version
         yield Finding("driver", Verdict.WARN, "no NVIDIA driver", "none needed to run on the CPU, slower")
         return
     version, cuda = pynvml.nvmlSystemGetDriverVersion(), pynvml.nvmlSystemGetCudaDriverVersion() // 1000
@@ -92,7 +92,7 @@ def _driver() -> Iterator[Finding]:
 
 
 def _too_old(name: str, build: int, cuda: int) -> Finding:
-    # Both builds own the same files: to uninstall one after the other has come takes the other's away.
+    # Both builds own the same files: removing one after the other was installed breaks the other.
     install = (
         "pip uninstall nvidia-dali-cuda120 nvidia-dali-cuda130, "
         f"then pip install 'dali-aesthetic[cuda{cuda}]'"
@@ -106,7 +106,7 @@ def _too_old(name: str, build: int, cuda: int) -> Finding:
 
 
 def dali_build() -> int:
-    """The CUDA major version that the installed DALI is built for, 0 where there is none."""
+    """The CUDA major version of the installed DALI; 0 where none is installed."""
     for build in MIN_DRIVER:
         try:
             metadata.version(f"nvidia-dali-cuda{build}0")
@@ -153,9 +153,9 @@ def _jpeg_engine(chip: torch.device) -> Finding:
 
 
 def jpeg_engine_use(chip: torch.device, utilisation: Callable[[], int], seconds: float = 4.0) -> int:
-    """The highest `utilisation` (percent) seen while JPEGs go through the real graph, `seconds` at most.
+    """The highest `utilisation` (percent) while the real pipeline decodes JPEGs, for at most `seconds`.
 
-    The driver gives it in whole percents, as a mean over up to a second: pictures must be large to show.
+    The driver reports whole percents, as a mean over up to a second, so the images must be large.
     """
     busy = 0
     (batch,) = fill_batches([_test_sample("0", *_LARGE)] * 32, 32, Limits())
@@ -178,7 +178,7 @@ def jpeg_engine_use(chip: torch.device, utilisation: Callable[[], int], seconds:
 
 
 def _decoder(device: Device) -> Iterator[Finding]:
-    """A photo-like picture through DALI, compared with PIL."""
+    """Compares DALI's decoding of a test image with PIL's."""
     if not dali_build():
         install = "pip install 'dali-aesthetic[cuda12]' (or cuda13)"
         yield Finding("dali", Verdict.FAIL, "not installed", f"{install}; it runs without a GPU too")
@@ -193,19 +193,19 @@ def _decoder(device: Device) -> Iterator[Finding]:
 
 
 def decode_difference(device: torch.device) -> float:
-    """Mean absolute difference of DALI's decoding of a test picture to PIL's, of 255."""
+    """Mean absolute difference of a test image decoded by DALI and by PIL, of 255."""
     sample = _test_sample("0")
     decoder = DaliDecoder(image_size=224, batch_size=1, device=device, num_threads=2, limits=Limits())
     (batch,) = decoder.decode(fill_batches([sample], 1, Limits()))
     decoder.close()
     if not len(batch.rows_N):
-        raise RuntimeError(f"the test picture did not decode: {batch.headers[0].message}")
+        raise RuntimeError(f"the test image did not decode: {batch.headers[0].message}")
     reference = square_pixels(Image.open(io.BytesIO(sample.image or b"")), 224).astype(np.int16)
     return float(np.abs(batch.images_NHWC[0].cpu().numpy().astype(np.int16) - reference).mean())
 
 
 def _test_sample(key: str, width: int = 400, height: int = 300) -> Sample:
-    """A JPEG that is as smooth and as coloured as a photo."""
+    """A JPEG as smooth and colourful as a photo."""
     y, x = np.mgrid[0:height, 0:width]
     waves = [127 + 90 * np.sin(x / 9 + c) * np.cos(y / (7 + c)) + 28 * x / width for c in range(3)]
     picture = Image.fromarray(np.stack(waves, axis=-1).clip(0, 255).astype(np.uint8))
@@ -216,7 +216,7 @@ def _test_sample(key: str, width: int = 400, height: int = 300) -> Sample:
 
 
 def _quack(device: Device) -> Iterator[Finding]:
-    """The packages of the extra `hopper`, which the fused kernels take their matrix products from."""
+    """Checks the packages of the extra `hopper`, which hold the fused kernels' matrix products."""
     names = ("quack-kernels", "nvidia-cutlass-dsl")
     try:
         found = ", ".join(f"{name} {metadata.version(name)}" for name in names)

@@ -1,4 +1,4 @@
-"""What an input holds, seen from its first shards: keys, members, formats, sizes. Nothing is decoded."""
+"""A survey of an input from some of its shards: keys, members, formats, sizes. Nothing is decoded."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _FIRST_SAMPLES = 5
 
 @dataclass(slots=True)
 class Survey:
-    """`samples_per_shard`, `formats` and `statuses` are of the shards that were read; sizes are quantiles."""
+    """Counts and quantiles over the shards that were read, which may be fewer than `num_shards`."""
 
     num_shards: int
     num_read: int
@@ -40,7 +40,7 @@ class Survey:
 
     @property
     def estimated_samples(self) -> int:
-        """Of the whole input, if all shards were like those that were read."""
+        """The samples of the whole input, if all shards are like those that were read."""
         return round(self.num_samples / max(self.num_read, 1) * self.num_shards)
 
     def as_dict(self) -> dict[str, Any]:
@@ -54,7 +54,7 @@ class Survey:
 def survey(inputs: Sequence[str], max_shards: int) -> Survey:
     """Read the first, the last and evenly spaced shards between, `max_shards` at most.
 
-    Raises `InputError` where `inputs` name nothing.
+    Raises InputError where `inputs` name nothing to read.
     """
     shards = plan_shards(inputs)
     some = _spread(shards, max_shards)
@@ -100,7 +100,7 @@ def _note_sample(found: Survey, sample: Sample, kilobytes: list[float], short_si
 
 
 def _members(entries: Sequence[Buffer]) -> list[dict[str, Any]]:
-    """Names and sizes of the members that a sample's tar entries hold."""
+    """Names and sizes of the members in a sample's tar entries."""
     try:
         return [
             {"name": member.name, "bytes": member.size}

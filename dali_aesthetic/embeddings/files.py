@@ -44,8 +44,8 @@ def holds_embeddings(inputs: Sequence[str]) -> bool:
 
 
 def fingerprint(file: EmbeddingFile) -> str:
-    """A digest of both files' sizes, first and last bytes: it tells another file under the same name, and
-    doesn't read gigabytes to find out."""
+    """A digest of both files' sizes, first and last MiB: it detects another file of the same name without
+    reading gigabytes."""
     digest = hashlib.sha256()
     for path in filter(None, (file.path, file.metadata)):
         with open(path, "rb") as stream:
@@ -58,13 +58,13 @@ def fingerprint(file: EmbeddingFile) -> str:
 
 
 def _metadata(path: str) -> str:
-    """`metadata_7.parquet` of `img_emb_7.npy`: beside it, or in a folder `metadata` or `…-metadata` beside
-    its folder."""
+    """The path of `metadata_7.parquet` for `img_emb_7.npy`: beside it, or in a folder `metadata` or
+    `…-metadata` beside its folder; empty for other names and where no file has metadata."""
     stem = Path(path).stem
     if not stem.startswith(f"{_IMAGES}_"):
         return ""
     name = f"metadata_{stem.removeprefix(f'{_IMAGES}_')}.parquet"
-    parent = Path(path).absolute().parent  # not where a link of the Hugging Face cache leads to
+    parent = Path(path).absolute().parent  # not resolved: the Hugging Face cache links to blobs
     images = next((folder for folder in (parent, *parent.parents) if folder.name == _IMAGES), parent)
     beside = [images.parent / "metadata", *sorted(images.parent.glob("*-metadata"))]
     folders = [parent, *(folder / parent.relative_to(images) for folder in beside)]

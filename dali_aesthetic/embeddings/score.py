@@ -1,6 +1,6 @@
-"""Score stored embeddings: every file found, in blocks through the heads, committed as a run's shards are.
+"""Score stored embeddings: each file is mapped, scored in blocks, and committed as a shard is.
 
-Shape legend: R rows of a block, H heads."""
+Shape legend: R rows of a block, D embedding, H heads."""
 
 from __future__ import annotations
 
@@ -31,14 +31,33 @@ from dali_aesthetic.types import ShardReport, Status
 from dali_aesthetic.write.lock import claim
 from dali_aesthetic.write.output import OutputMismatch, clean_leftovers, write_run_record
 
+BLOCK_ROWS = 512
+"""Rows of a block: few enough to stay in a CPU's cache until they are scored."""
+NORM_TOLERANCE = 1e-2
+_MAX_OFF = 0.01
+"""The share of a block's rows whose norm may differ from 1, as damaged rows; above it the file was not
+normalised."""
 GROUP_BLOCKS = 128
 """Blocks in a row group of the scores: 65,536 rows."""
 Progress = Callable[[ShardReport], None]
 
 
+class NotNormalized(ValueError):
+    """The L2 norm of embeddings is not 1: the heads would give nonsense for them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Block:
+    """Rows `start` to `start + R` as `rows_RD` (float32), and the problems of rows that can't be scored."""
+
+    start: int
+    rows_RD: torch.Tensor
+    problems: dict[int, tuple[Status, str]]
+
+
 @dataclass(slots=True, kw_only=True)
 class EmbeddingsResult:
-    """What was done. `num_skipped` files were committed by an earlier call with the same arguments."""
+    """The outcome of a call. `num_skipped` files were committed by an earlier, equal call."""
 
     reports: list[ShardReport] = field(default_factory=list)
     num_skipped: int = 0
@@ -75,8 +94,8 @@ def score_embeddings(
 ) -> EmbeddingsResult:
     """Scores every embedding of `inputs` into `output/scores/`; a file that is committed is skipped.
 
-    `encoder` is the CLIP that made the embeddings. Where other work keeps the cores busy, OMP_NUM_THREADS=1
-    is often several times faster: threads then don't wait for one another at every block.
+    `encoder` is the CLIP that made the embeddings. On busy cores OMP_NUM_THREADS=1 is often several times
+    faster, because threads then don't wait for one another at every block.
 
     Raises InputError for inputs that aren't embeddings, NotNormalized, ValueError for heads that don't fit,
     RunMismatch for an output that holds another run, OutputMismatch for one with the scores of another file
@@ -110,7 +129,7 @@ def score_embeddings(
 
 
 def _check_same(root: Path, file: EmbeddingFile) -> None:
-    """Raises OutputMismatch where the scores of that name were made of something else."""
+    """Raises OutputMismatch where the scores of this name were made from another file."""
     stats = read_stats(root, file.name)
     mark, source = stats.get("fingerprint"), stats.get("source")
     same = mark == fingerprint(file) if mark else os.path.realpath(str(source)) == os.path.realpath(file.path)
@@ -200,7 +219,7 @@ def _groups(stream: Iterator[Block]) -> Iterator[list[Block]]:
 
 
 def _metadata(file: EmbeddingFile, rows: int) -> _MetadataRows | None:
-    """Raises InputError where the metadata can't be read, or its rows aren't as many as the embeddings."""
+    """Raises InputError where the metadata can't be read, or has another number of rows."""
     if not file.metadata:
         return None
     try:
@@ -216,7 +235,7 @@ def _metadata(file: EmbeddingFile, rows: int) -> _MetadataRows | None:
 
 
 class _MetadataRows:
-    """Rows of a Parquet file in order, as many at a time as asked for, whatever its row groups."""
+    """Rows of a Parquet file in order, in batches of any size whatever its row groups."""
 
     def __init__(self, source: pq.ParquetFile) -> None:
         self._batches = source.iter_batches()
@@ -232,37 +251,11 @@ class _MetadataRows:
         return table.slice(0, rows)
 
 
-# FOLDED dali_aesthetic/embeddings/matrix.py: One file of embeddings as rows: mapped, read in blocks, each row judged before it is scored.
-#
-# Shape legend: R rows of a block, D embedding.
-
-
-BLOCK_ROWS = 512
-"""Rows at a time: few enough to stay in a CPU's cache from reading to score."""
-NORM_TOLERANCE = 1e-2
-_MAX_OFF = 0.01
-"""The share of a block's rows that may have another norm than 1 as damage of theirs; above it the file was
-not normalised."""
-
-
-class NotNormalized(ValueError):
-    """Embeddings whose L2 norm is not 1: the heads would give nonsense for them."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Block:
-    """Rows `start` to `start + R`: `rows_RD` float32, and why those that can't be scored can't."""
-
-    start: int
-    rows_RD: torch.Tensor
-    problems: dict[int, tuple[Status, str]]
-
-
 def open_matrix(path: str) -> npt.NDArray[np.floating]:
     """The file's array [rows, D], mapped. Raises InputError for anything but a matrix of floats."""
     try:
         matrix = np.load(path, mmap_mode="r", allow_pickle=False)
-    except Exception as error:  # numpy parses a damaged header as Python, and takes a PK for a zip
+    except Exception as error:  # numpy evaluates a damaged header, and takes a PK for a zip
         raise InputError(f"{path} can't be read as .npy ({error}); is it complete?") from error
     if (
         not isinstance(matrix, np.ndarray)
@@ -277,7 +270,7 @@ def open_matrix(path: str) -> npt.NDArray[np.floating]:
 
 def blocks(path: str, matrix: npt.NDArray[np.floating], normalize: bool) -> Iterator[Block]:
     """The rows of `matrix` in order. Raises NotNormalized, unless `normalize` allows any norm above 0."""
-    native = f"f{min(matrix.dtype.itemsize, 8)}"  # torch takes no other byte order, and nothing longer
+    native = f"f{min(matrix.dtype.itemsize, 8)}"  # torch takes native byte order only, and at most 8 bytes
     for start in range(0, len(matrix), BLOCK_ROWS):
         rows_RD = torch.from_numpy(np.array(matrix[start : start + BLOCK_ROWS], native)).float()
         yield Block(start=start, rows_RD=rows_RD, problems=_problems(path, start, rows_RD, normalize))
@@ -288,7 +281,7 @@ def _problems(path: str, start: int, rows_RD: torch.Tensor, normalize: bool) -> 
     off = np.abs(norms - 1) > NORM_TOLERANCE
     finite = np.isfinite(norms)
     wrong = np.flatnonzero(off & finite & (norms > 0)) if not normalize else np.empty(0, np.int64)
-    # A file's last rows are judged as a whole block: of less than a hundred a single one is above the share.
+    # The last rows count as a full block: of less than a hundred rows a single one is above the share.
     if len(wrong) > _MAX_OFF * min(start + len(norms), BLOCK_ROWS):
         row = int(wrong[0])
         raise NotNormalized(

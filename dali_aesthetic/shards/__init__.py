@@ -1,4 +1,4 @@
-"""From inputs to samples: what there is, in which order, and where its original bytes lie."""
+"""From inputs to samples: their order, their keys and their original bytes."""
 
 from dali_aesthetic.shards.listing import InputError
 from dali_aesthetic.shards.plan import plan_shards

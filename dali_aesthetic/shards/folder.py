@@ -1,4 +1,4 @@
-"""Samples of a folder of images, as tar entries made from the files' own bytes."""
+"""Samples from image files and their sidecars, as tar entries made from the files' own bytes."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ from dali_aesthetic.shards.opened import DEFAULT_LIMITS, ReadLimits, TooManyByte
 from dali_aesthetic.shards.scan import BLOCK, checksum
 from dali_aesthetic.shards.tar import Oddities
 from dali_aesthetic.types import Buffer, Sample, Shard, ShardEnd, Status
+
+_HEADER = struct.Struct("100s8s8s8s12s12s8sc100s6s2s32s32s8s8s155s12x")
+_MAX_OCTAL_SIZE = 8**11 - 1
 
 
 def read_folder(shard: Shard, limits: ReadLimits = DEFAULT_LIMITS) -> Iterator[Sample | ShardEnd]:
@@ -38,7 +41,7 @@ def _sample(shard: Shard, files: ImageFiles, oddities: Oddities, limits: ReadLim
     except TooManyBytes as error:
         status, message = Status.TOO_LARGE, str(error)
     except OSError as error:
-        # Without one of its files a sample would be kept incomplete.
+        # A sample without one of its files would be kept incomplete.
         status, message = Status.MISSING_IMAGE, f"{error.filename} can't be read: {error.strerror}"
         oddities.add("files that can't be read", str(error.filename))
     if status is Status.OK and not image:
@@ -65,14 +68,11 @@ def _add(entries: list[Buffer], root: str, files: ImageFiles, path: str, limits:
     return data
 
 
-# FOLDED dali_aesthetic/shards/images.py: Images of a folder: which sidecars are theirs, and the key each gets.
-
-
 @dataclass(frozen=True, slots=True)
 class ImageFiles:
-    """One sample of a folder: paths below the root, and the webdataset key.
+    """The files of one sample, as paths below the root, and its webdataset key.
 
-    Images with the same `stem` (the key before it was made unique) are told apart by their extension.
+    `stem` is the key before it was made unique; images that share it differ in their extension.
     """
 
     key: str
@@ -81,17 +81,17 @@ class ImageFiles:
     sidecars: tuple[str, ...]
 
     def member(self, path: str) -> str:
-        """The tar member's name of one of its files: the key, then the file's own extension."""
+        """The tar member name of the file `path`: the key, then the file's own extension."""
         suffix = path[len(_stem(self.image)) + 1 :]
         return f"{self.key}.{_printable(suffix)}"
 
 
 def group_images(files: Iterable[str]) -> list[ImageFiles]:
-    """The samples among `files` (relative paths), sorted by key; files that go with no image are left out.
+    """The samples among `files` (relative paths), sorted by key; files without an image are left out.
 
-    A sidecar has its image's name with another extension (`a.txt`) or added to it (`a.jpg.json`); one that
-    fits several images goes with each. Dots in a name would cut webdataset's key, so they become `_`; names
-    that would then share a key get their extension (`a_jpg`, `a_png`), and a number where that is not enough.
+    A sidecar has its image's name with another extension (`a.txt`) or with one added (`a.jpg.json`); one that
+    fits several images goes with each. webdataset cuts a key at the first dot of a name, so dots become `_`;
+    names that would then share a key get their extension (`a_jpg`, `a_png`), and a number if still equal.
     """
     images: dict[str, list[str]] = defaultdict(list)
     sidecars: dict[str, list[str]] = defaultdict(list)
@@ -109,7 +109,7 @@ def group_images(files: Iterable[str]) -> list[ImageFiles]:
 
 
 def clean_key(stem: str) -> str:
-    """`stem` as a key: no dot in its last part, nothing unprintable, no part that climbs."""
+    """`stem` as a key: no dot in its last part, nothing unprintable, no `..`."""
     folder, slash, name = stem.rpartition("/")
     text = _printable(folder + slash + name.replace(".", "_"))
     parts = [part if part.strip(".") else "_" * max(1, len(part)) for part in text.split("/")]
@@ -138,18 +138,11 @@ def _stem(path: str) -> str:
     return path.rpartition(".")[0] if "." in path.rpartition("/")[2] else path
 
 
-# FOLDED dali_aesthetic/shards/ustar.py: Tar headers for files that never were in a tar: the same bytes for the same name and size.
-
-
-_HEADER = struct.Struct("100s8s8s8s12s12s8sc100s6s2s32s32s8s8s155s12x")
-_MAX_OCTAL_SIZE = 8**11 - 1
-
-
 def tar_header(name: str, size: int) -> bytes:
     """The header blocks of a regular file: mode 0644, owner 0, no times, no user names.
 
-    A name that is not ASCII or longer than 100 bytes, and a size of 8 GiB or more, goes into a PAX header
-    before it, which every reader of the last twenty years understands.
+    They depend on name and size alone, so the same file gives the same bytes. A name that is not ASCII or
+    longer than 100 bytes, and a size of 8 GiB or more, goes into a PAX header before it.
     """
     records = {}
     if not name.isascii() or len(name) > 100:

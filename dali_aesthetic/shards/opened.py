@@ -1,4 +1,4 @@
-"""The bytes of one file: in parts where it is large, from a disk as from a store; else whole."""
+"""The bytes of one file: small ones whole, large ones in parts."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from dali_aesthetic.stores.store import LASTING, StoreError
 from dali_aesthetic.types import Buffer
 
 READ_ERRORS = (StoreError, OSError, *LASTING)
-"""What reading a `View` may raise."""
+"""The errors that reading a `View` may raise."""
+_AHEAD_BYTES = 16 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class ReadLimits:
-    """The most bytes of a sample's member (or of a folder's file), of a tar, of an object that its server
-    sends only whole, and of what is downloaded ahead of the reader."""
+    """The most bytes of a sample's member (or of an image file), of a tar, of an object from a server without
+    Range requests, and of the read-ahead."""
 
     max_member_bytes: int = 1 << 30
     max_tar_bytes: int = 1 << 40
@@ -38,7 +39,7 @@ DEFAULT_LIMITS = ReadLimits()
 
 
 class TooManyBytes(OSError):
-    """A file is above its limit; it was not read."""
+    """A file is larger than its limit; it was not read."""
 
 
 def open_local(path: str, max_bytes: int) -> View:
@@ -76,10 +77,10 @@ def read_file(path: str, max_bytes: int, max_download_bytes: int = 1 << 40) -> B
 
 
 def map_file(path: str) -> memoryview:
-    """A local file that this program wrote and nobody writes to, mapped: only what is looked at is read.
+    """Maps a local file of this program's own that nobody writes to any more.
 
-    The mapping ends with the last view of it. Reading past a new end of the file kills the process. Raises
-    OSError.
+    The mapping ends with the last view of it. Reading past the end of a file that was cut short kills the
+    process. Raises OSError.
     """
     with open(path, "rb", buffering=0) as file:
         if not os.fstat(file.fileno()).st_size:
@@ -88,7 +89,7 @@ def map_file(path: str) -> memoryview:
 
 
 def as_view(buffer: Buffer | View) -> View:
-    """What can be sliced without a copy."""
+    """`buffer` as something that can be sliced without a copy."""
     return buffer if isinstance(buffer, RemoteFile | LocalFile) else memoryview(buffer)
 
 
@@ -97,11 +98,11 @@ def has_changed(path: str, size: int) -> bool:
     try:
         return not is_url(path) and os.stat(path).st_size != size
     except OSError:
-        return False  # removed: an open file stays whole
+        return False  # removed: an open file stays readable
 
 
 def check_remote(file: RemoteFile, limits: ReadLimits) -> None:
-    """Raises TooManyBytes for a tar above its limit; where it would be in memory whole, above that limit."""
+    """Raises TooManyBytes for a tar above its limit, or above the lower one of an object held in memory."""
     whole = limits.max_download_bytes if not file.has_ranges else limits.max_tar_bytes
     _check_size(file.url, len(file), min(whole, limits.max_tar_bytes))
 
@@ -109,12 +110,6 @@ def check_remote(file: RemoteFile, limits: ReadLimits) -> None:
 def _check_size(path: str, size: int, limit: int) -> None:
     if size > limit:
         raise TooManyBytes(f"{path} has more than the {limit:,} bytes that its limit allows")
-
-
-# FOLDED dali_aesthetic/shards/local_file.py: A local file as a sequence of bytes, read in parts as the reader comes to them.
-
-
-_AHEAD_BYTES = 16 << 20
 
 
 class FileShrank(OSError):
@@ -197,4 +192,4 @@ class LocalFile:
 
 
 View = memoryview | RemoteFile | LocalFile
-"""What a shard is read from, by slices: all of it in memory, or in parts from a disk or a store."""
+"""The source of a shard, read by slices: in memory, or in parts from a disk or a store."""

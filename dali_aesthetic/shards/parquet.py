@@ -17,20 +17,20 @@ from dali_aesthetic.types import Buffer, Sample, Shard, ShardEnd, Status
 _ROWS = 256
 _READ_BYTES = 8 << 20
 _KEYS = ("key", "__key__", "uid", "id", "image_path", "file_name")
-"""Columns that name a sample, the best first; without one its row number does."""
+"""Columns that hold a sample's key, the best first; without one the key is the row number."""
 _IMAGES = ("image", "jpg", "jpeg", "png", "webp", "img", "image_bytes", "bytes", "content")
-"""Names of the column of images, the likeliest first."""
+"""Names of the image column, the likeliest first."""
 
 
 def read_parquet(shard: Shard, limits: ReadLimits = DEFAULT_LIMITS) -> Iterator[Sample | ShardEnd]:
     """Yields a sample for each row in order, then the shard's one ShardEnd. Raises nothing for bad data.
 
-    Samples have no tar entries: the rows that are kept are filtered from the file itself. A sample's
-    `offset` is its row; its other columns, but for binary ones, are its json.
+    Samples have no tar entries: kept rows are copied from the file itself. A sample's `offset` is its row;
+    its sidecar is a json of its other columns, except binary ones.
     """
     try:
         with open_file(shard.source) as file:
-            # Else all of a row group is read at once; pyarrow makes them of a million rows, 100 GB of images.
+            # Otherwise a row group is read at once; pyarrow writes them of a million rows, 100 GB of images.
             source = pq.ParquetFile(file, pre_buffer=False, buffer_size=_READ_BYTES)
             column = image_column(source.schema_arrow, shard.column)
             row = 0
@@ -44,7 +44,7 @@ def read_parquet(shard: Shard, limits: ReadLimits = DEFAULT_LIMITS) -> Iterator[
 
 
 def image_column(schema: pa.Schema, wanted: str = "") -> str:
-    """The name of the column with encoded images. Raises InputError where that is not clear."""
+    """The name of the column with encoded images. Raises InputError where it is ambiguous."""
     fit = [field.name for field in schema if _holds_bytes(field.type)]
     if wanted:
         if wanted not in fit:

@@ -1,4 +1,4 @@
-"""Shards in, samples out."""
+"""Samples of shards, whatever their kind."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _READERS = {"folder": read_folder, "parquet": read_parquet}
 def read_shards(shards: Iterable[Shard], limits: ReadLimits = DEFAULT_LIMITS) -> Iterator[Sample | ShardEnd]:
     """Yields each shard's samples in their order, then exactly one ShardEnd for it.
 
-    Never raises for what a shard holds: a bad sample has a status, a damaged or unreadable shard says so in
+    Never raises for a shard's content: a bad sample has a status, a damaged or unreadable shard an error in
     its ShardEnd. The samples' buffers may be views of the parts that were read; they stay valid while
-    referenced. Tars of a store are downloaded ahead, over the borders of shards.
+    referenced. Tars of a store are read ahead, across the borders of shards.
     """
     with ReadAhead(limits.read_ahead_bytes) as ahead:
         for shard, opener in ahead.over(shards, _url):

@@ -1,4 +1,4 @@
-"""Where every member of a tar lies: a scan that copies nothing and trusts nothing.
+"""The offsets of every member of a tar, by a scan that copies nothing and trusts nothing.
 
 Reads ustar, GNU (long names, base-256 sizes, sparse files) and PAX (extended and global headers), and
 verifies every checksum. Offsets and sizes are bytes from the start of the buffer."""
@@ -17,17 +17,21 @@ from dali_aesthetic.types import Buffer
 
 BLOCK = 512
 MAX_EXTENSION_BYTES = 1 << 20
-"""A long name or PAX header above this is damage: no honest one comes near, and it is held in memory."""
+"""A longer name or PAX header is damage: real ones are far smaller, and it is held in memory."""
 
 GLOBAL_HEADER = b"g"
 _ZERO_BLOCK = bytes(BLOCK)
 _LOW = 1 << 16
-"""adler32 started at 0 holds in its low 16 bits the sum of the bytes modulo 65521, made in C. Half a block
-adds up to at most 65280, so that its sum is exact."""
+"""adler32 started at 0 holds the sum of the bytes modulo 65521 in its low 16 bits, computed in C. The sum of
+half a block is exact, because it is at most 65280."""
 _FIELDS = struct.Struct("100s24x12s12x8sc100x6s82x155s12x")
 FILES = frozenset((b"0", b"\0", b"7", b"S"))
 _WITHOUT_DATA = frozenset((b"1", b"2", b"3", b"4", b"5", b"6"))
 _EXTENSIONS = frozenset((b"L", b"K", b"x", b"X", b"g"))
+_CHUNK = 1 << 20
+_MAGIC, _MAGIC_AT = b"ustar", 257
+_MOST_PADDING = 1 << 20
+"""Writers pad a tar to 10 KiB, for tapes to at most 1 MiB."""
 
 
 class TarDamage(ValueError):
@@ -67,7 +71,7 @@ class Member(NamedTuple):
 
 @dataclass(slots=True)
 class _Pending:
-    """What extension headers said about the member that follows them."""
+    """The extension headers of the member that follows them."""
 
     start: int
     name: str | None = None
@@ -149,7 +153,7 @@ def checksum(block: bytes) -> int:
 
 @lru_cache(maxsize=1 << 14)
 def _stated_sum(raw: bytes) -> int:
-    """What all 512 bytes of a header with this checksum field must add up to; -1 where it is no number."""
+    """The sum of all 512 bytes that a header with this checksum field must have; -1 where it is no number."""
     try:
         return int(raw.strip(b" \0") or b"0", 8) - 8 * 32 + sum(raw)
     except ValueError:
@@ -233,7 +237,7 @@ def _apply(
 
 
 def _after_sparse_maps(view: View, header: bytes, data: int) -> int:
-    """Where an old GNU sparse file's data starts: behind the maps that did not fit into its header."""
+    """The start of an old GNU sparse file's data: behind the maps that did not fit into its header."""
     more = header[482]
     while more and data + BLOCK <= len(view):
         more = view[data + 504 : data + 505].tobytes()[0]
@@ -241,20 +245,11 @@ def _after_sparse_maps(view: View, header: bytes, data: int) -> int:
     return data
 
 
-# FOLDED dali_aesthetic/shards/resync.py: Where a damaged tar goes on: the next block that can only be a header. And what is odd at a tar's end.
-
-
-_CHUNK = 1 << 20
-_MAGIC, _MAGIC_AT = b"ustar", 257
-_MOST_PADDING = 1 << 20
-"""Writers fill up 10 KiB; for tapes up to 1 MiB."""
-
-
 def next_header(buffer: Buffer | View, start: int) -> int:
-    """The offset of the first header at or behind the block at `start`; -1 where there is none.
+    """The offset of the first header at or behind the block at `start`, where a damaged tar goes on; or -1.
 
-    A header is a block with the magic of POSIX or GNU tar and a right checksum. The tars of before 1988 have
-    no magic: in one of those nothing is found. A tar stored within the damaged one is not told from it.
+    A header is a block with the magic of POSIX or GNU tar and a right checksum. Tars from before 1988 have
+    no magic, so nothing is found in them. Headers of a tar stored inside the damaged one are found too.
     """
     view = as_view(buffer)
     for first in range(start, len(view), _CHUNK):
@@ -269,14 +264,14 @@ def next_header(buffer: Buffer | View, start: int) -> int:
 
 
 def may_be_renamed(member: Member) -> bool:
-    """Whether an extension header that was lost may have had another name, and so another key: a header has
-    room for 100 bytes, and Python's tarfile writes `?` there for what is not ASCII."""
+    """Whether a lost extension header may have held another name, and so another key: a header has room for
+    100 bytes, and Python's tarfile writes `?` there for characters that are not ASCII."""
     is_alone = member.data_offset - member.header_offset == BLOCK
     return is_alone and (len(member.name.encode()) >= 100 or "?" in member.name)
 
 
 def odd_end(buffer: Buffer | View, end: int) -> str:
-    """What is odd behind a tar's last member, which ends at `end`; empty where nothing is."""
+    """The oddity behind a tar's last member, which ends at `end`; empty where there is none."""
     view = as_view(buffer)
     if len(view) - end < 2 * BLOCK:
         return "tar without its end marker (two zero blocks), it may have been cut"

@@ -42,8 +42,8 @@ def read_tar(
 ) -> Iterator[Sample | ShardEnd]:
     """Yields the samples of a tar in its order, then its one ShardEnd. Raises nothing for bad data.
 
-    Behind damage it goes on at the next header. The samples on both sides of it are `truncated`: which of
-    their members are lost can't be known. `opener` streams it from a store.
+    After damage reading continues at the next header. The samples on both sides are `truncated`, because it
+    can't be known which of their members are lost. `opener` streams the tar from a store.
     """
     try:
         view = _open(shard, limits, opener)
@@ -103,7 +103,7 @@ class Oddities:
 
 @dataclass(slots=True)
 class _Group:
-    """The sample being gathered: its ranges of the tar and what was found in them."""
+    """The sample being gathered: its ranges of the tar and the members in them."""
 
     key: str
     first: int
@@ -133,7 +133,7 @@ class _Group:
             self.unknown.append(member)
 
     def add_range(self, start: int, end: int) -> None:
-        """Takes the bytes from `start` to `end`, as one piece with the bytes right before them."""
+        """Takes the bytes from `start` to `end`; adjacent ranges become one."""
         ranges = self.ranges
         if ranges and ranges[-1][1] == start:
             ranges[-1] = (ranges[-1][0], end)
@@ -142,7 +142,7 @@ class _Group:
 
 
 def _data(member: Member, group: _Group, entries: tuple[memoryview, ...]) -> memoryview:
-    """The member's bytes out of its sample's entries: from a store a second slice may be a second copy."""
+    """The member's bytes from its sample's entries: with a store, another slice may be another copy."""
     data = member.data_offset
     index = next(index for index, (start, end) in enumerate(group.ranges) if start < data <= end)
     start = data - group.ranges[index][0]
@@ -160,9 +160,8 @@ class _TarReader:
         self.resumed = False
         self.end = -1
         self.records: dict[str, str] = {}
-        # PAX global headers in force, as (keys, start, end). A kept sample may be the first of its output
-        # tar or follow any other, so each carries them all: the meaning of its entries then doesn't
-        # depend on what else is kept.
+        # PAX global headers in force, as (keys, start, end). Each kept sample carries them all,
+        # because it may be the first of its output tar or follow any other sample.
         self.globals: list[tuple[frozenset[str], int, int]] = []
         self.globals_version = 0
 
@@ -183,7 +182,7 @@ class _TarReader:
         yield self._end()
 
     def _read_from(self, start: int) -> Generator[Sample, None, TarDamage | None]:
-        """Yields the samples that are complete; returns the damage that ended it, if any did."""
+        """Yields the complete samples from `start` on; returns the damage at which it stopped, if any."""
         try:
             for member in scan_tar(self.view, start, self.records):
                 self.end = member.next_offset
@@ -196,9 +195,9 @@ class _TarReader:
         return None
 
     def _resume(self, found: TarDamage) -> int:
-        """Notes the damage; returns the offset where reading can go on, or -1."""
+        """Notes the damage; returns the offset where reading continues, or -1."""
         if self.group is not None:
-            # Which members it still had can't be known, and a sample without its caption is not kept.
+            # Its remaining members are unknown, and a sample without its caption is not kept.
             self.group.cut = self.group.cut or f"the tar is damaged right after it ({found})"
         start = -1 if found.is_end else next_header(self.view, found.offset + BLOCK)
         self.damages.append(f"{found}; went on at byte {start}" if start >= 0 else str(found))
@@ -214,7 +213,7 @@ class _TarReader:
         return ShardEnd(shard=self.shard, damage=" | ".join(shown), warnings=self.oddities.warnings())
 
     def _take(self, member: Member) -> _Group | None:
-        """Adds a file to its sample; returns the sample before it where a new one starts."""
+        """Adds a file to its sample; returns the previous sample if the file starts a new one."""
         key, suffix = split_name(member.name)
         if not key:
             self.oddities.add("files without a key (no name before the first dot) left out", member.name)
@@ -253,7 +252,7 @@ class _TarReader:
         return self.group
 
     def _skip(self, member: Member) -> None:
-        """Counts an entry that is no file; a global header is remembered."""
+        """Counts an entry that is not a file; remembers a global header."""
         if member.type != GLOBAL_HEADER:
             self.oddities.add("entries that are no files left out", member.name)
             return
@@ -301,12 +300,12 @@ class _TarReader:
             return (self.view[ranges[0][0] : ranges[0][1]],)
         entries = [self.view[start:end] for start, end in ranges]
         if ranges and ranges[-1][1] > self.total:
-            # The file ends inside the padding of its last member, whose data is whole.
+            # The file ends inside the padding of its last member, whose data is complete.
             entries.append(memoryview(bytes(ranges[-1][1] - self.total)))
         return tuple(entries)
 
     def _is_image(self, member: Member) -> bool:
-        # Not the whole member: a video may be larger than the memory, and than what a member may have.
+        # Not the whole member: a video may be larger than the memory and than the limit of a member.
         start = member.data_offset
         return looks_like_image(self.view[start : start + min(member.size, HEAD_BYTES)])
 

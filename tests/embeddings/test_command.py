@@ -35,6 +35,19 @@ def test_both_commands_write_the_same_scores(embeddings: Path) -> None:
     assert first.equals(second)
 
 
+def test_score_takes_a_list_of_embeddings_and_refuses_a_mixture(embeddings: Path) -> None:
+    (embeddings / "list.txt").write_text(f"\ufeff# embeddings\n{embeddings}/e.npy\n")
+    given = ["--output", embeddings / "out", "--head", "random:1"]
+    assert _call("score", "--input", f"@{embeddings}/list.txt", *given).exit_code == 0
+    assert pq.read_table(embeddings / "out/scores/e.parquet").num_rows == 50
+    (embeddings / "a.tar").write_bytes(b"x")
+    for texts in (("e.npy", "a.tar"), ("a.tar", "e.npy")):
+        inputs = [part for text in texts for part in ("--input", embeddings / text)]
+        refused = _call("score", *inputs, *given)
+        assert refused.exit_code == 2
+        assert "of one kind" in " ".join(refused.output.split())
+
+
 def test_the_stored_scores_are_cut_by_select(embeddings: Path) -> None:
     _call("score-embeddings", "-i", embeddings / "e.npy", "-o", embeddings / "out", "--head", "random:1")
     scores = pq.read_table(embeddings / "out/scores/e.parquet")["aesthetic_score"].to_numpy()

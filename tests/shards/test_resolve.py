@@ -5,17 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
+from dali_aesthetic import Config, ModelConfig, Threshold, run
 from dali_aesthetic.shards import InputError, plan_shards
 from dali_aesthetic.types import Shard
+from dali_aesthetic.write.output import OutputMismatch
+from tests.conftest import jpeg
 from tests.shards.tar_factory import JPEG, joined, read_one, unpack
 from tests.shards.test_plan import touch
 
 
 @pytest.fixture
-def photos(tmp_path: Path) -> Path:
+def folder(tmp_path: Path) -> Path:
     """A folder with a caption beside an image, images of two extensions and a folder below."""
-    root = tmp_path / "photos"
+    root = tmp_path / "folder"
     touch(root, "a.txt", "a.jpg.json", "c.png", "notes.md", ".hidden.jpg", "sub/d.jpg", "sub/d.txt")
     for name in ("a.jpg", "b.jpg"):
         (root / name).write_bytes(JPEG)
@@ -28,19 +32,19 @@ def images(*texts: str | Path) -> list[str]:
     return [name for shard in shards for name in shard.files]
 
 
-def test_a_single_image_is_an_input(photos: Path) -> None:
-    (shard,) = plan_shards(photos / "a.jpg")
-    assert (shard.kind, shard.name, shard.source) == ("folder", "00000", str(photos))
+def test_a_single_image_is_an_input(folder: Path) -> None:
+    (shard,) = plan_shards(folder / "a.jpg")
+    assert (shard.kind, shard.name, shard.source) == ("folder", "00000", str(folder))
     samples, _ = read_one(shard)
     assert [sample.key for sample in samples] == ["a"]
     assert unpack(joined(samples)) == [("a.jpg", JPEG), ("a.txt", b"x"), ("a.jpg.json", b"x")]
 
 
-def test_a_pattern_of_images_takes_their_sidecars_and_no_other_image(photos: Path) -> None:
-    assert images(photos / "*.jpg") == ["a.jpg", "a.txt", "a.jpg.json", "b.jpg"]
-    assert images(photos / "**/*.jpg") == ["a.jpg", "a.txt", "a.jpg.json", "b.jpg", "sub/d.jpg", "sub/d.txt"]
-    assert images(photos / "{b,c}.*") == ["b.jpg", "c.png"]
-    assert images(photos / "a.jpg", photos / "b.jpg") == images(photos / "*.jpg"), "as a shell expands it"
+def test_a_pattern_of_images_takes_their_sidecars_and_no_other_image(folder: Path) -> None:
+    assert images(folder / "*.jpg") == ["a.jpg", "a.txt", "a.jpg.json", "b.jpg"]
+    assert images(folder / "**/*.jpg") == ["a.jpg", "a.txt", "a.jpg.json", "b.jpg", "sub/d.jpg", "sub/d.txt"]
+    assert images(folder / "{b,c}.*") == ["b.jpg", "c.png"]
+    assert images(folder / "a.jpg", folder / "b.jpg") == images(folder / "*.jpg"), "as a shell expands it"
 
 
 @pytest.mark.parametrize("text", ["photo.jpg", "./photo.jpg", "*.jpg", "."])
@@ -54,21 +58,48 @@ def test_a_relative_image_has_the_key_of_its_folder(
     assert [(sample.key, sample.message) for sample in samples] == [("photo", "")]
 
 
-def test_a_pattern_that_matches_all_gives_the_shards_of_the_folder(photos: Path) -> None:
+def test_a_pattern_that_matches_all_gives_the_shards_of_the_folder(folder: Path) -> None:
     def shards(text: Path) -> list[Shard]:
         return list(plan_shards(text, samples_per_shard=2))
 
-    assert len(shards(photos)) == 2
-    assert shards(photos / "**/*.*g") == shards(photos)
-    before = shards(photos / "*.jpg")
-    assert shards(photos / "*.jpg") == before
-    (photos / "b.jpg").write_bytes(JPEG + b"longer")
-    assert [shard.name for shard in shards(photos / "*.jpg")] == [shard.name for shard in before]
-    assert shards(photos / "*.jpg") != before
+    assert len(shards(folder)) == 2
+    assert shards(folder / "**/*.*g") == shards(folder)
+    before = shards(folder / "*.jpg")
+    assert shards(folder / "*.jpg") == before
+    (folder / "b.jpg").write_bytes(JPEG + b"longer")
+    assert [shard.name for shard in shards(folder / "*.jpg")] == [shard.name for shard in before]
+    assert shards(folder / "*.jpg") != before
 
 
-def test_a_list_of_images_may_name_folders_too(photos: Path, tmp_path: Path) -> None:
-    (tmp_path / "list.txt").write_text(f"# some\n{photos}/b.jpg\n\n{photos}/sub\n")
+def test_a_run_of_a_pattern_is_resumed_and_keeps_what_a_run_of_the_folder_keeps(
+    tmp_path: Path, photos: list[Image.Image], tiny_model: ModelConfig
+) -> None:
+    for number in range(3):
+        (tmp_path / f"in/{number}.jpg").parent.mkdir(exist_ok=True)
+        (tmp_path / f"in/{number}.jpg").write_bytes(jpeg(photos[number]))
+        (tmp_path / f"in/{number}.txt").write_text(f"caption {number}")
+
+    def score(text: str, output: str) -> int:
+        config = Config(
+            input=(str(tmp_path / text),),
+            output=str(tmp_path / output),
+            device="cpu",
+            model=tiny_model,
+            threshold=Threshold(raw=-100.0),
+        )
+        return run(config).num_skipped
+
+    assert score("in", "folder") == score("in/*.jpg", "pattern") == 0
+    for name in ("shards/00000.tar", "scores/00000.parquet"):
+        assert (tmp_path / "pattern" / name).read_bytes() == (tmp_path / "folder" / name).read_bytes()
+    assert score("in/*.jpg", "pattern") == 1
+    (tmp_path / "in/3.jpg").write_bytes(jpeg(photos[3]))
+    with pytest.raises(OutputMismatch, match="changed since it was written"):
+        score("in/*.jpg", "pattern")
+
+
+def test_a_list_of_images_may_name_folders_too(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text(f"# some\n{folder}/b.jpg\n\n{folder}/sub\n")
     assert images(f"@{tmp_path / 'list.txt'}") == ["b.jpg", "sub/d.jpg", "sub/d.txt"]
 
 
