@@ -25,7 +25,7 @@ from dali_aesthetic.decode.batches import fill_batches
 from dali_aesthetic.decode.decoder import DaliDecoder
 from dali_aesthetic.decode.geometry import resize_steps
 from dali_aesthetic.decode.headers import Limits
-from dali_aesthetic.run_shard import Rooms, run_shards
+from dali_aesthetic.run_shard import Stages, run_shards
 from dali_aesthetic.score.scorer import Scorer
 from dali_aesthetic.shards.plan import plan_shards
 from dali_aesthetic.shards.read import read_shards
@@ -129,13 +129,13 @@ def loop_work(pattern: str, folder: Path, batch_size: int, kept: float) -> Work:
     def work() -> int:
         stats = RunStats()
         with ShardSink(fresh(folder / "host-output"), NullScorer.head_names, threshold.keep) as sink:
-            rooms = Rooms(
+            stages = Stages(
                 limits=Limits(),
                 decoder=cast(DaliDecoder, NullDecoder()),
                 scorer=cast(Scorer, NullScorer(batch_size)),
                 sink=sink,
             )
-            for report in run_shards(shards, rooms, stats):
+            for report in run_shards(shards, stages, stats):
                 assert not report.error, report.error
         return stats.num_samples
 

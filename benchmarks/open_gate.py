@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 from dali_aesthetic.config import Config, GateConfig
-from dali_aesthetic.launch.calibration_file import read_calibration
 from dali_aesthetic.launch.precision import prepare
+from dali_aesthetic.launch.worker import read_calibration
 from dali_aesthetic.score.backends.calibration import Trial
 from dali_aesthetic.shards.plan import plan_shards
 

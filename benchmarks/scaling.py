@@ -27,7 +27,7 @@ from benchmarks.record import Measured
 from benchmarks.settings import Settings
 from benchmarks.throughput import NOTHING, fresh
 from dali_aesthetic.config import Config
-from dali_aesthetic.launch.result import RunResult
+from dali_aesthetic.launch.engine import RunResult
 from dali_aesthetic.launch.run import run
 from dali_aesthetic.overlap import cpu_count, every
 from dali_aesthetic.stats import RunStats

@@ -21,7 +21,7 @@ from dali_aesthetic.config import Config
 from dali_aesthetic.decode.batches import fill_batches
 from dali_aesthetic.launch.worker import Worker, build_worker
 from dali_aesthetic.overlap import ahead
-from dali_aesthetic.run_shard import Rooms, run_shards
+from dali_aesthetic.run_shard import Stages, run_shards
 from dali_aesthetic.shards.plan import plan_shards
 from dali_aesthetic.shards.read import read_shards
 from dali_aesthetic.stats import RunStats
@@ -184,13 +184,13 @@ def run_once(bench: Bench, pattern: Sequence[str], threshold: Threshold) -> RunS
     worker, stats, course = bench.worker, RunStats(), []
     output = fresh(bench.folder / "output")
     with ShardSink(output, worker.scorer.head_names, threshold.keep) as sink:
-        rooms = Rooms(
+        stages = Stages(
             limits=worker.limits,
             decoder=worker.decoder,
             scorer=worker.scorer,
             sink=sink,
         )
-        for _ in run_shards(plan_shards(pattern), rooms, stats):
+        for _ in run_shards(plan_shards(pattern), stages, stats):
             course.append((stats.seconds, stats.num_samples))
     finish(bench.device)
     stats.finish()

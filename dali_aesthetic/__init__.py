@@ -10,9 +10,11 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
+from dali_aesthetic.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from dali_aesthetic.config import Config, ConfigError, DecodeConfig, ModelConfig
-    from dali_aesthetic.launch.result import RunResult
+    from dali_aesthetic.launch.engine import RunResult
     from dali_aesthetic.launch.run import run
     from dali_aesthetic.library import ImageScorer, score_images
     from dali_aesthetic.score.published import WeightsUnavailable
@@ -23,7 +25,6 @@ if TYPE_CHECKING:
 # 180 images/s in place of 11,100, and the encoder waits for it.
 os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")
 
-__version__ = "0.1.0"
 __all__ = [
     "Config",
     "ConfigError",
@@ -42,7 +43,7 @@ _HOMES = {
     "DecodeConfig": "config",
     "ImageScorer": "library",
     "ModelConfig": "config",
-    "RunResult": "launch.result",
+    "RunResult": "launch.engine",
     "Threshold": "threshold",
     "WeightsUnavailable": "score.published",
     "run": "launch.run",

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from dali_aesthetic import __version__
 from dali_aesthetic.commands import compact, download, embeddings, filter, inspect, run, verify
+from dali_aesthetic.version import __version__
 
 app = typer.Typer(
     help="Score image datasets by aesthetic quality and keep the good part.",

@@ -20,7 +20,8 @@ from rich.console import Console
 
 from dali_aesthetic.config import Config, ConfigError, Device, ModelConfig, at_home
 from dali_aesthetic.display import watch_on
-from dali_aesthetic.launch.run import RunResult, run_local
+from dali_aesthetic.launch.engine import RunResult
+from dali_aesthetic.launch.run import run
 from dali_aesthetic.score.published import WeightsUnavailable
 from dali_aesthetic.threshold import Threshold
 
@@ -63,7 +64,7 @@ def run_demo(
 
 
 def _launch(config: Config, console: Console) -> RunResult:
-    return run_local(config, watch=partial(watch_on, console))
+    return run(config, watch=partial(watch_on, console))
 
 
 def _with_random_weights(config: Config, folder: Path) -> Config:

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dali_aesthetic.config import Config
-from dali_aesthetic.launch.result import RunResult
+from dali_aesthetic.launch.engine import RunResult
 from dali_aesthetic.stats import RunStats
 from dali_aesthetic.threshold import PRESETS, RAW_PER_UNIT, percent
 from dali_aesthetic.types import Status

@@ -30,31 +30,33 @@ BATCHES_IN_FLIGHT = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rooms:
-    """The working parts, built once per worker and used for all of its shards."""
+class Stages:
+    """The working parts of a worker, built once for all of its shards. `batch_bytes` of None is no limit."""
 
     limits: Limits
     decoder: DaliDecoder
     scorer: Scorer
     sink: ShardSink
     read_limits: ReadLimits = DEFAULT_LIMITS
-    batch_bytes: int = 1 << 40
+    batch_bytes: int | None = None
 
 
-def run_shards(shards: Iterable[Shard], rooms: Rooms, stats: RunStats) -> Generator[ShardReport, None, None]:
+def run_shards(
+    shards: Iterable[Shard], stages: Stages, stats: RunStats
+) -> Generator[ShardReport, None, None]:
     """Process `shards` in order; a report for each as it is committed, or given up with an error."""
-    samples = read_shards(shards, rooms.read_limits)
-    size = rooms.scorer.batch_size
-    batches = fill_batches(samples, size, rooms.limits, rooms.batch_bytes, BATCHES_IN_FLIGHT)
+    samples = read_shards(shards, stages.read_limits)
+    size = stages.scorer.batch_size
+    batches = fill_batches(samples, size, stages.limits, stages.batch_bytes, BATCHES_IN_FLIGHT)
     encoded = ahead(batches, 2, "storage")
-    images = ahead(rooms.decoder.decode(encoded), 2, "decode")
-    launched = ahead(rooms.scorer.score(images), 2, "encode")
+    images = ahead(stages.decoder.decode(encoded), 2, "decode")
+    launched = ahead(stages.scorer.score(images), 2, "encode")
     stats.stages = [encoded.times, images.times, launched.times]
     with calm_collector():
         for pending in launched:
             scored = _wait(pending, stats)
-            yield from _write(scored, rooms, stats)
-        yield from _timed(rooms.sink.flush, stats)
+            yield from _write(scored, stages, stats)
+        yield from _timed(stages.sink.flush, stats)
 
 
 def _wait(pending: PendingScores, stats: RunStats) -> ScoredBatch:
@@ -64,10 +66,10 @@ def _wait(pending: PendingScores, stats: RunStats) -> ScoredBatch:
     return scored
 
 
-def _write(scored: ScoredBatch, rooms: Rooms, stats: RunStats) -> list[ShardReport]:
-    reports = _timed(lambda: rooms.sink.write(scored), stats)
+def _write(scored: ScoredBatch, stages: Stages, stats: RunStats) -> list[ShardReport]:
+    reports = _timed(lambda: stages.sink.write(scored), stats)
     raw_R = scored.scores_RH[:, 0]
-    stats.add(scored.headers, int(rooms.sink.keep(raw_R).sum()), preset_counts(raw_R))
+    stats.add(scored.headers, int(stages.sink.keep(raw_R).sum()), preset_counts(raw_R))
     return reports
 
 

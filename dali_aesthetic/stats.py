@@ -1,4 +1,4 @@
-"""Counters of a run that add, and the verdict on what bounds it."""
+"""Counters of a run: they add up over workers and name the stage that bounds it."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ class Reports:
 
 @dataclass(slots=True)
 class RunStats:
-    """What a run has done so far. Times are seconds; rates count every sample, good or bad.
+    """The counters of a run so far. Times are seconds; rates count every sample, good or bad.
 
     `presets` counts by name how many scores each preset would keep, whatever the run's own threshold is.
     `workers` has the latest tally of each worker by name where several processes share the run, and
@@ -228,6 +228,27 @@ class RunStats:
         work = self.work_times() if self.num_samples else {}  # building the decoder is no bound
         slowest = max(work, key=lambda name: work[name], default="")
         return slowest if work.get(slowest, 0) > 0 else ""
+
+
+class StreamCounter:
+    """Adds up the streams of shards that a worker works one after another."""
+
+    def __init__(self, before: Tally | None = None) -> None:
+        self._before = before or Tally()
+        self._stats: RunStats | None = None
+
+    def begin(self) -> RunStats:
+        """The counters of a new stream."""
+        self._stats = RunStats()
+        return self._stats
+
+    def end(self) -> None:
+        """The stream has ended. No other thread may call `tally` meanwhile."""
+        self._before, self._stats = self.tally(), None
+
+    def tally(self) -> Tally:
+        """All streams up to now."""
+        return self._before if self._stats is None else self._before + self._stats.tally()
 
 
 def tally_of(report: ShardReport) -> Tally:

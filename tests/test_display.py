@@ -10,7 +10,7 @@ from rich.console import Console
 
 from dali_aesthetic.config import Config
 from dali_aesthetic.display import Progress, as_dict, clock, preset_rows, share, summary, watch_on
-from dali_aesthetic.launch.result import RunResult
+from dali_aesthetic.launch.engine import RunResult
 from dali_aesthetic.stats import RunStats, Tally
 from dali_aesthetic.threshold import preset_counts
 from dali_aesthetic.types import ImageHeader, Route, ShardReport, Status

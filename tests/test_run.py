@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from dali_aesthetic.config import Config, ModelConfig
-from dali_aesthetic.launch.run import run_local
+from dali_aesthetic.launch.run import run
 from dali_aesthetic.threshold import Threshold
 from tests.conftest import jpeg, read_members, snapshot, write_shard
 
@@ -38,10 +38,10 @@ def raw_at_median(output: Path, names: list[str]) -> float:
 def scored(shards_dir: Path, tiny_model: ModelConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run over the three shards that keeps about half of the images."""
     first = tmp_path_factory.mktemp("first")
-    run_local(config(str(shards_dir), first, tiny_model))
+    run(config(str(shards_dir), first, tiny_model))
     cut = raw_at_median(first, ["00000", "00001", "00002"])
     output = tmp_path_factory.mktemp("scored")
-    result = run_local(config(str(shards_dir), output, tiny_model, threshold={"raw": cut}))
+    result = run(config(str(shards_dir), output, tiny_model, threshold={"raw": cut}))
     assert result.exit_code == 0
     assert 0 < result.stats.num_kept < result.stats.num_scored
     return output
@@ -63,7 +63,7 @@ def test_scores_are_those_of_pil_and_open_clip_with_the_real_head(
     model = ModelConfig(
         encoder="ViT-B-32-quickgelu", weights=str(tmp_path / "vit_b_32.pt"), heads=(str(head),)
     )
-    run_local(config(str(shard), tmp_path / "out", model))
+    run(config(str(shard), tmp_path / "out", model))
 
     images = torch.stack([transform(Image.open(tmp_path / name)) for name in _write_all(encoded, tmp_path)])
     with torch.inference_mode():
@@ -131,10 +131,10 @@ def test_a_rerun_skips_what_is_committed_and_redoes_what_is_missing(
     cut = json.loads((scored / "run.json").read_text())["identity"]["min_raw"]
     same = config(str(shards_dir), scored, tiny_model, threshold={"raw": cut})
     before = snapshot(scored)
-    assert run_local(same).num_skipped == 3
+    assert run(same).num_skipped == 3
     assert snapshot(scored) == before
     (scored / "stats" / "00001.json").unlink()
-    result = run_local(same)
+    result = run(same)
     assert (result.num_skipped, [r.name for r in result.stats.reports]) == (2, ["00001"])
     assert snapshot(scored) == before
 
@@ -144,7 +144,7 @@ def test_a_rerun_with_another_config_is_refused_and_names_the_fields(
 ) -> None:
     other = tiny_model.model_copy(update={"weights": "random:2"})
     with pytest.raises(ValueError, match=r"(?s)min_raw: .* there, 9.0 now.*weights: .*random:1.*random:2"):
-        run_local(config(str(shards_dir), scored, other, threshold={"raw": 9.0}))
+        run(config(str(shards_dir), scored, other, threshold={"raw": 9.0}))
 
 
 def test_outputs_do_not_depend_on_how_batches_fall(
@@ -152,7 +152,7 @@ def test_outputs_do_not_depend_on_how_batches_fall(
 ) -> None:
     """The middle shard alone fills other batches; its bytes must be the same."""
     cut = json.loads((scored / "run.json").read_text())["identity"]["min_raw"]
-    run_local(config(str(shards_dir / "00001.tar"), tmp_path, tiny_model, threshold={"raw": cut}))
+    run(config(str(shards_dir / "00001.tar"), tmp_path, tiny_model, threshold={"raw": cut}))
     alone, together = snapshot(tmp_path), snapshot(scored)
     for name in ("shards/00001.tar", "scores/00001.parquet"):
         assert alone[name] == together[name]
@@ -163,9 +163,7 @@ def test_a_cut_tar_is_processed_up_to_the_cut_and_says_so(
 ) -> None:
     whole = (shards_dir / "00000.tar").read_bytes()
     (tmp_path / "cut.tar").write_bytes(whole[: int(len(whole) * 0.6)])
-    result = run_local(
-        config(str(tmp_path / "cut.tar"), tmp_path / "out", tiny_model, threshold={"raw": -1e9})
-    )
+    result = run(config(str(tmp_path / "cut.tar"), tmp_path / "out", tiny_model, threshold={"raw": -1e9}))
     assert result.exit_code == 0
     (report,) = result.stats.damaged
     assert str(report.num_samples) != "0"
@@ -185,7 +183,7 @@ def test_a_folder_of_images_becomes_shards_of_the_files_own_bytes(
         (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "in" / name).write_bytes(content)
     (tmp_path / "in" / "a" / "one.txt").write_text("a caption")
-    result = run_local(config(str(tmp_path / "in"), tmp_path / "out", tiny_model, threshold={"raw": -1e9}))
+    result = run(config(str(tmp_path / "in"), tmp_path / "out", tiny_model, threshold={"raw": -1e9}))
     assert result.exit_code == 0
     got = rows(tmp_path / "out", "00000")
     assert [(row["key"], row["status"]) for row in got] == [
@@ -205,7 +203,7 @@ def test_a_shard_that_is_no_tar_fails_and_the_others_do_not(
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "bad.tar").write_text("<html>404 not found</html>" * 100)
     (tmp_path / "in" / "good.tar").write_bytes((shards_dir / "00002.tar").read_bytes())
-    result = run_local(config(str(tmp_path / "in"), tmp_path / "out", tiny_model))
+    result = run(config(str(tmp_path / "in"), tmp_path / "out", tiny_model))
     assert result.exit_code == 1
     assert [report.name for report in result.stats.failed] == ["bad"]
     assert sorted(p.name for p in (tmp_path / "out" / "stats").iterdir()) == ["good.json"]
@@ -215,15 +213,15 @@ def test_a_shard_that_is_no_tar_fails_and_the_others_do_not(
 def test_zero_images_are_never_a_success(tiny_model: ModelConfig, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="empty"):
-        run_local(config(str(tmp_path / "empty"), tmp_path / "out", tiny_model))
+        run(config(str(tmp_path / "empty"), tmp_path / "out", tiny_model))
     with tarfile.open(tmp_path / "nothing.tar", "w"):
         pass
-    assert run_local(config(str(tmp_path / "nothing.tar"), tmp_path / "out", tiny_model)).exit_code == 1
+    assert run(config(str(tmp_path / "nothing.tar"), tmp_path / "out", tiny_model)).exit_code == 1
 
 
 def test_several_heads_score_one_pass_and_the_first_decides(shards_dir: Path, tmp_path: Path) -> None:
     model = ModelConfig(encoder="ViT-B-32", weights="random:1", heads=("random:1", "random:2"))
-    run_local(config(str(shards_dir / "00000.tar"), tmp_path, model, threshold={"raw": 5.0}))
+    run(config(str(shards_dir / "00000.tar"), tmp_path, model, threshold={"raw": 5.0}))
     table = pq.read_table(tmp_path / "scores" / "00000.parquet")
     others = [name for name in table.column_names if name.startswith("aesthetic_score_") and "01" not in name]
     assert len(others) == 1

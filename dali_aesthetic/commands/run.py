@@ -24,7 +24,7 @@ from dali_aesthetic.commands.options import (
 from dali_aesthetic.config import Config, ConfigError
 
 if TYPE_CHECKING:
-    from dali_aesthetic.launch.result import RunResult, Watch
+    from dali_aesthetic.launch.engine import RunResult, Watch
 
 commands = typer.Typer()
 RUN_EXAMPLES = """

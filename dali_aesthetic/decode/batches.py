@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
 
@@ -17,7 +18,7 @@ def fill_batches(
     stream: Iterable[Sample | ShardEnd],
     batch_size: int,
     limits: Limits,
-    max_bytes: int = 1 << 40,
+    max_bytes: int | None = None,
     in_flight: int = 1,
 ) -> Iterator[EncodedBatch]:
     """Check each sample's header and group the stream into batches of `batch_size` decodable images.
@@ -29,6 +30,7 @@ def fill_batches(
     Bad samples travel along and take no slot of the batch.
     """
     batch, recent = _Open(), _Recent(in_flight - 1)
+    limit = sys.maxsize if max_bytes is None else max_bytes
     for item in stream:
         if isinstance(item, ShardEnd):
             batch.ended.append(item)
@@ -36,12 +38,12 @@ def fill_batches(
         # Shards that end exactly at a batch's border commit with that batch, hence the check comes first.
         full = batch.num_images == batch_size or len(batch.samples) == _ROWS_PER_IMAGE * batch_size
         num_bytes = sum(map(len, item.entries)) or len(item.image or b"")
-        if batch.samples and (full or batch.num_bytes + num_bytes > max_bytes):
+        if batch.samples and (full or batch.num_bytes + num_bytes > limit):
             recent.add(batch.num_bytes)
             yield batch.close()
             batch = _Open()
         if not batch.samples:
-            for _ in range(recent.num_empty(max(num_bytes, max_bytes), in_flight * max_bytes)):
+            for _ in range(recent.num_empty(max(num_bytes, limit), in_flight * limit)):
                 recent.add(0)
                 yield EncodedBatch(samples=(), headers=())
         batch.add(item, check(item, limits), num_bytes)

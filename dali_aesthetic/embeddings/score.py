@@ -17,7 +17,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-import dali_aesthetic
 from dali_aesthetic.embeddings.files import EmbeddingFile, find_embeddings, fingerprint
 from dali_aesthetic.embeddings.table import EmbeddingScores
 from dali_aesthetic.layout import EMBEDDINGS, IDENTITY, committed_names, read_stats
@@ -28,6 +27,7 @@ from dali_aesthetic.shards.listing import InputError
 from dali_aesthetic.stores.location import is_url
 from dali_aesthetic.threshold import Threshold
 from dali_aesthetic.types import ShardReport, Status
+from dali_aesthetic.version import __version__
 from dali_aesthetic.write.lock import claim
 from dali_aesthetic.write.output import OutputMismatch, clean_leftovers, write_run_record
 
@@ -170,7 +170,7 @@ def _record(
         "heads": list(bank.names),
         "normalize": normalize,
     }
-    versions = {"dali_aesthetic": dali_aesthetic.__version__, "torch": torch.__version__}
+    versions = {"dali_aesthetic": __version__, "torch": torch.__version__}
     return {
         IDENTITY: identity,
         "input": [file.path for file in files],

@@ -14,11 +14,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from dali_aesthetic.config import Config, DecodeConfig, ModelConfig
-from dali_aesthetic.decode.headers import Limits
-from dali_aesthetic.launch.worker import Worker, build_worker, run_record
+from dali_aesthetic.config import Config, DecodeConfig, GuardConfig, ModelConfig
+from dali_aesthetic.launch.work import work_shards
+from dali_aesthetic.launch.worker import build_worker, run_record
 from dali_aesthetic.layout import read_stats, shard_file
-from dali_aesthetic.run_shard import Rooms, run_shards
 from dali_aesthetic.score.head import HeadBank
 from dali_aesthetic.score.weights import download, load_head
 from dali_aesthetic.shards.plan import plan_shards
@@ -26,7 +25,6 @@ from dali_aesthetic.stats import RunStats
 from dali_aesthetic.threshold import Threshold
 from dali_aesthetic.types import Shard
 from dali_aesthetic.write.output import open_output
-from dali_aesthetic.write.sink import ShardSink
 
 try:
     from loguru import logger
@@ -51,7 +49,9 @@ class AestheticShardStage(ProcessingStage):  # type: ignore[misc]
 
     Kept samples are copied byte for byte; `output_dir` receives what `dali-aesthetic run` writes, with a row
     for every sample. A shard that is committed there is not done again. Shards are named by their path below
-    `input_dir`; where that is not given, by their file name alone, which then must be unique.
+    `input_dir`; where that is not given, by their file name alone, which then must be unique. Encoded images
+    on their way take up to `memory_budget_gb` GiB in each worker (None: a quarter of the host's memory, at
+    most 16).
     """
 
     output_dir: str
@@ -64,6 +64,7 @@ class AestheticShardStage(ProcessingStage):  # type: ignore[misc]
     encoder: str = _ENCODER
     weights: str = "openai"
     head: str = "laion-v2"
+    memory_budget_gb: float | None = None
     name: str = "aesthetic_shards"
 
     def __post_init__(self) -> None:
@@ -99,15 +100,9 @@ class AestheticShardStage(ProcessingStage):  # type: ignore[misc]
         shards = [self._shard(index, path) for index, path in enumerate(task.data)]
         todo = open_output(self.output_dir, run_record(config, worker), shards)
         stats = RunStats()
-        with ShardSink(
-            self.output_dir,
-            worker.scorer.head_names,
-            config.threshold.keep,
-            max_bad_fraction=config.guard.max_bad_fraction,
-        ) as sink:
-            for report in run_shards(todo, _rooms(worker, sink), stats):
-                if self.verbose:
-                    logger.info(f"{self.name}: {report.name}: {report.num_kept} of {report.num_samples} kept")
+        for report in work_shards(config, worker, todo, stats):
+            if self.verbose:
+                logger.info(f"{self.name}: {report.name}: {report.num_kept} of {report.num_samples} kept")
         if stats.failed:
             listed = "; ".join(f"{report.source}: {report.error}" for report in stats.failed)
             raise RuntimeError(f"{len(stats.failed)} of {len(shards)} shards failed: {listed}")
@@ -134,6 +129,7 @@ class AestheticShardStage(ProcessingStage):  # type: ignore[misc]
                 model_dir=_path(self.model_dir),
             ),
             decode=DecodeConfig(batch_size=self.model_inference_batch_size),
+            guard=GuardConfig(memory_budget_gb=self.memory_budget_gb),
         )
 
     def _shard(self, index: int, path: str) -> Shard:
@@ -210,11 +206,6 @@ class ImageAestheticFilterStage(BaseFilterStage):  # type: ignore[misc]
     def _head(self) -> str:
         theirs = Path(self.model_dir or "") / _THEIR_HEAD
         return str(theirs) if self.head == "laion-v2" and self.model_dir and theirs.is_file() else self.head
-
-
-def _rooms(worker: Worker, sink: ShardSink) -> Rooms:
-    limits: Limits = worker.limits
-    return Rooms(limits=limits, decoder=worker.decoder, scorer=worker.scorer, sink=sink)
 
 
 def _path(model_dir: str | None) -> Path | None:

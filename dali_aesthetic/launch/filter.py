@@ -8,24 +8,25 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
 
 import numpy as np
 
 from dali_aesthetic.config import Config
-from dali_aesthetic.launch.result import RunResult, Watch
+from dali_aesthetic.launch.engine import Prepared, RunResult, Watch, launch
 from dali_aesthetic.launch.run import run
-from dali_aesthetic.launch.worker import cut_identity
+from dali_aesthetic.launch.slurm import Task
+from dali_aesthetic.launch.work import sink_of
+from dali_aesthetic.launch.worker import cut_identity, read_limits_of
 from dali_aesthetic.layout import CONFIG, IDENTITY, SCORED, committed_names
 from dali_aesthetic.overlap import ahead
 from dali_aesthetic.shards.opened import ReadLimits
-from dali_aesthetic.shards.plan import plan_shards
 from dali_aesthetic.shards.read import read_shards
 from dali_aesthetic.stats import RunStats
 from dali_aesthetic.threshold import preset_counts
 from dali_aesthetic.types import EncodedBatch, Sample, ScoredBatch, Shard, ShardEnd
-from dali_aesthetic.write.lock import claim
-from dali_aesthetic.write.output import open_output
 from dali_aesthetic.write.read_scores import (
     ScoresMismatch,
     StoredScores,
@@ -46,21 +47,7 @@ def filter_scored(config: Config, scores: str, *, watch: Watch | None = None) ->
     shard without committed scores is in the result's `stats.failed`.
     """
     scored_by = read_scored_by(scores)
-    config = _with_limits(config, scored_by)
-    shards = plan_shards(config.input, output=config.output, image_column=config.image_column)
-    if config.threshold.top is not None:
-        raw_scores = read_raw_scores(scores, _scored_names(scores, shards))
-        config = config.model_copy(update={"threshold": config.threshold.resolve_top(raw_scores)})
-    with claim(config.output):
-        todo = open_output(config.output, _record(config, scored_by), shards)
-        stats = RunStats()
-        with _sink(config, scored_by) as sink, (watch or _unwatched)(stats, len(todo)):
-            limits = ReadLimits.of(config.guard.max_member_mb, config.guard.max_tar_gb)
-            _write(todo, scores, sink, stats, limits)
-        stats.finish()
-    return RunResult(
-        stats=stats, num_shards=len(shards), num_skipped=len(shards) - len(todo), threshold=config.threshold
-    )
+    return launch(_with_limits(config, scored_by), partial(_stored_scores, scores, scored_by), watch)
 
 
 def run_top(config: Config, *, watch: Watch | None = None) -> RunResult:
@@ -72,6 +59,26 @@ def run_top(config: Config, *, watch: Watch | None = None) -> RunResult:
     if first.exit_code:
         return first
     return filter_scored(config, scored, watch=watch)
+
+
+@contextmanager
+def _stored_scores(
+    scores: str, scored_by: dict[str, Any], config: Config, shards: Sequence[Shard], task: Task
+) -> Iterator[Prepared]:
+    """The engine of a cut."""
+    if config.threshold.top is not None:
+        raw_scores = read_raw_scores(scores, _scored_names(scores, shards))
+        config = config.model_copy(update={"threshold": config.threshold.resolve_top(raw_scores)})
+    identity = {"input": list(config.input), **cut_identity(config), "scored_by": scored_by}
+    record = {IDENTITY: identity, CONFIG: config.model_dump(mode="json")}
+    head_names = [str(head) for head in scored_by["heads"]]
+
+    def work(todo: Sequence[Shard], stats: RunStats) -> None:
+        with sink_of(config, head_names) as sink:
+            _write(todo, scores, sink, stats, read_limits_of(config))
+        stats.finish()
+
+    yield Prepared(config=config, record=record, work=work)
 
 
 def _write(
@@ -165,25 +172,3 @@ def _with_limits(config: Config, scored_by: dict[str, object]) -> Config:
     limit = scored_by.get("max_member_mb", config.guard.max_member_mb)
     guard = config.guard.model_copy(update={"max_member_mb": limit})
     return config.model_copy(update={"guard": guard})
-
-
-def _sink(config: Config, scored_by: dict[str, object]) -> ShardSink:
-    heads = scored_by["heads"]
-    assert isinstance(heads, list)
-    guard = config.guard
-    return ShardSink(
-        config.output,
-        [str(head) for head in heads],
-        config.threshold.keep,
-        max_bad_fraction=guard.max_bad_fraction,
-        quarantine=guard.quarantine,
-    )
-
-
-def _record(config: Config, scored_by: dict[str, object]) -> dict[str, object]:
-    identity = {"input": list(config.input), **cut_identity(config), "scored_by": scored_by}
-    return {IDENTITY: identity, CONFIG: config.model_dump(mode="json")}
-
-
-def _unwatched(stats: RunStats, num_shards: int) -> nullcontext[None]:
-    return nullcontext()

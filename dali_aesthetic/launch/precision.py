@@ -10,6 +10,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,8 +18,14 @@ from torch import Tensor
 
 from dali_aesthetic.config import Config, ConfigError, ModelConfig
 from dali_aesthetic.decode.batches import fill_batches
-from dali_aesthetic.launch.calibration_file import read_calibration, write_calibration
-from dali_aesthetic.launch.worker import decoder_of, limits_of, model_reader, resolve_device
+from dali_aesthetic.launch.worker import (
+    decoder_of,
+    limits_of,
+    model_reader,
+    read_calibration,
+    read_limits_of,
+    resolve_device,
+)
 from dali_aesthetic.layout import CALIBRATION, IDENTITY, RECORD, NotARun, read_record
 from dali_aesthetic.overlap import beside
 from dali_aesthetic.score.backends.backend import import_libraries
@@ -28,9 +35,12 @@ from dali_aesthetic.score.build import ModelReader
 from dali_aesthetic.score.gate import GateLimits
 from dali_aesthetic.score.spec import spec_of
 from dali_aesthetic.shards.read import read_shards
-from dali_aesthetic.stores.access import exists
+from dali_aesthetic.stores.access import Uploader, exists
+from dali_aesthetic.stores.location import is_url
 from dali_aesthetic.threshold import PRESETS
 from dali_aesthetic.types import Shard
+from dali_aesthetic.write.files import write_whole
+from dali_aesthetic.write.output import write_once
 
 FEWEST_IMAGES = 48
 """Below this neither scales nor errors mean anything."""
@@ -66,6 +76,20 @@ def prepare(config: Config, shards: Sequence[Shard], reader: ModelReader | None 
         torch.cuda.empty_cache()
     _say(read_calibration(location).choice)
     return settled
+
+
+def write_calibration(output: str, calibration: Calibration, replace: bool = False) -> None:
+    """Puts the file into a run's output, whole or not at all.
+
+    On a disk the first of two writers wins unless it is to `replace` what is there; in a store the last.
+    """
+    content = calibration.to_bytes()
+    if is_url(output):
+        Uploader(output).put(CALIBRATION, content)
+        return
+    final = Path(output) / CALIBRATION
+    final.parent.mkdir(parents=True, exist_ok=True)
+    (write_whole if replace else write_once)(final, content)
 
 
 def preset_cuts() -> dict[str, float]:
@@ -196,7 +220,9 @@ def _first_images(config: Config, shards: Sequence[Shard], image_size: int, devi
     decoder = decoder_of(config, image_size, _DECODE_BATCH, device)
     parts = [torch.empty(0, image_size, image_size, 3, dtype=torch.uint8, device=device)]
     try:
-        for batch in decoder.decode(fill_batches(read_shards(shards), _DECODE_BATCH, limits_of(config))):
+        for batch in decoder.decode(
+            fill_batches(read_shards(shards, read_limits_of(config)), _DECODE_BATCH, limits_of(config))
+        ):
             parts.append(batch.images_NHWC[: len(batch.rows_N)].clone())
             if device.type == "cuda":
                 torch.cuda.synchronize(device)  # DALI may write over them once the batch is gone

@@ -1,22 +1,34 @@
-"""Working shards through on one device, under a lock that the launcher holds: what every launcher calls."""
+"""Works shards through on one device, within its memory and with progress: what every engine calls.
+
+The parts of a run are assembled from its config here: the sink, the stages and their limits.
+"""
 
 from __future__ import annotations
 
+import faulthandler
 import os
-from collections.abc import Generator, Iterable
-from contextlib import closing
+import sys
+import time
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import TextIO
 
 from dali_aesthetic.config import Config
-from dali_aesthetic.launch.stall import stall_guard
-from dali_aesthetic.launch.worker import Worker
-from dali_aesthetic.run_shard import BATCHES_IN_FLIGHT, Rooms, run_shards
-from dali_aesthetic.shards.opened import DEFAULT_LIMITS, ReadLimits
+from dali_aesthetic.launch.worker import Worker, read_limits_of
+from dali_aesthetic.overlap import every, stacks
+from dali_aesthetic.run_shard import BATCHES_IN_FLIGHT, Stages, run_shards
+from dali_aesthetic.shards.opened import DEFAULT_LIMITS
 from dali_aesthetic.stats import RunStats
 from dali_aesthetic.timing import timed
 from dali_aesthetic.types import Shard, ShardReport
 from dali_aesthetic.write.sink import ShardSink
+
+_GIB = 1 << 30
+_DEFAULT_SHARE, _MOST_BY_DEFAULT = 4, 16 * _GIB
+_CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+_GRACE_SECONDS = 30.0
 
 
 def work_shards(
@@ -30,39 +42,45 @@ def work_shards(
     a shard that was given up. Several streams may follow one another on one worker. `memory_share` is the
     number of workers that share this host's memory.
 
-    Raises OSError where the output can't be written, and whatever broke a room; ends the process where
+    Raises OSError where the output can't be written, and whatever broke a stage; ends the process where
     nothing moves for `config.guard.stall_timeout`.
     """
-    with _sink(config, worker) as sink, stall_guard(stats, config.guard.stall_timeout):
-        reports = run_shards(shards, _rooms(config, worker, sink, memory_share), stats)
+    with (
+        sink_of(config, worker.scorer.head_names, embeddings=config.save_embeddings) as sink,
+        stall_guard(stats, config.guard.stall_timeout),
+    ):
+        reports = run_shards(shards, stages_of(config, worker, sink, memory_share), stats)
         # Closed here and now: a signal between two reports would else leave the stages' threads running.
         with closing(timed(reports, config.output, stats, worker.start)) as timed_reports:
             yield from timed_reports
     stats.finish()
 
 
-def _sink(config: Config, worker: Worker) -> ShardSink:
+def sink_of(config: Config, head_names: Sequence[str], *, embeddings: bool = False) -> ShardSink:
+    """The writers of `config.output`, for scores of `head_names` and, where asked, `embeddings`."""
     return ShardSink(
         config.output,
-        worker.scorer.head_names,
+        head_names,
         config.threshold.keep,
         images=not config.scores_only,
         max_bad_fraction=config.guard.max_bad_fraction,
         quarantine=config.guard.quarantine,
-        embeddings=config.save_embeddings,
+        embeddings=embeddings,
     )
 
 
-def _rooms(config: Config, worker: Worker, sink: ShardSink, memory_share: int) -> Rooms:
+def stages_of(config: Config, worker: Worker, sink: ShardSink, memory_share: int = 1) -> Stages:
+    """The parts of the hot loop, bound to a share of the memory budget: a quarter reads ahead of the reader,
+    the rest holds the batches in flight."""
     budget = budget_bytes(config.guard.memory_budget_gb) // memory_share
-    ahead = min(DEFAULT_LIMITS.read_ahead_bytes, budget // 4)
-    return Rooms(
+    read_ahead = min(DEFAULT_LIMITS.read_ahead_bytes, budget // 4)
+    return Stages(
         read_limits=replace(
-            ReadLimits.of(config.guard.max_member_mb, config.guard.max_tar_gb),
+            read_limits_of(config),
             max_download_bytes=memory_bytes() // 2 // memory_share,
-            read_ahead_bytes=ahead,
+            read_ahead_bytes=read_ahead,
         ),
-        batch_bytes=(budget - ahead) // BATCHES_IN_FLIGHT,
+        batch_bytes=(budget - read_ahead) // BATCHES_IN_FLIGHT,
         limits=worker.limits,
         decoder=worker.decoder,
         scorer=worker.scorer,
@@ -70,29 +88,64 @@ def _rooms(config: Config, worker: Worker, sink: ShardSink, memory_share: int) -
     )
 
 
-# FOLDED dali_aesthetic/launch/memory.py: How much memory there is, and how much of it encoded images may take.
-
-
-_GIB = 1 << 30
-_DEFAULT_SHARE, _MOST_BY_DEFAULT = 4, 16 * _GIB
-_CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
-
-
-def memory_bytes() -> int:
-    """The machine's memory, or its container's share."""
-    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return min([physical, *map(_limit, _CGROUP_LIMITS)])
-
-
 def budget_bytes(budget_gb: float | None) -> int:
-    """What `memory_budget_gb` means; None is a quarter of the memory and at most 16 GiB."""
+    """`memory_budget_gb` in bytes; None is a quarter of the memory and at most 16 GiB."""
     if budget_gb is not None:
         return int(budget_gb * _GIB)
     return min(memory_bytes() // _DEFAULT_SHARE, _MOST_BY_DEFAULT)
 
 
-def _limit(path: str) -> int:
+def memory_bytes() -> int:
+    """The machine's memory, or its container's share."""
+    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min([physical, *filter(None, map(_cgroup_limit, _CGROUP_LIMITS))])
+
+
+def _cgroup_limit(path: str) -> int | None:
     try:
         return int(Path(path).read_text())
     except (OSError, ValueError):  # no such cgroup, or "max"
-        return 1 << 62
+        return None
+
+
+@contextmanager
+def stall_guard(stats: RunStats, timeout: float) -> Iterator[None]:
+    """Ends the process with exit code 1 where `stats` show no progress for `timeout` seconds; 0: never.
+
+    Every thread's stack is written to standard error before. A hang costs minutes then, not the night.
+    """
+    file = sys.__stderr__
+    if timeout <= 0 or file is None:
+        yield
+        return
+    watchdog = _Watchdog(stats, timeout, file)
+    try:
+        with every(min(1.0, timeout / 4), watchdog.check, "stall"):
+            yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+class _Watchdog:
+    """Compares the progress of `stats` with that of its last check."""
+
+    def __init__(self, stats: RunStats, timeout: float, file: TextIO) -> None:
+        self._stats, self._timeout, self._file = stats, timeout, file
+        self._progress, self._since = -1, 0.0
+
+    def check(self) -> None:
+        if self._stats.progress != self._progress:
+            self._progress, self._since = self._stats.progress, time.monotonic()
+            # For a hang that holds the interpreter lock, where this thread would never get its turn.
+            faulthandler.dump_traceback_later(self._timeout + _GRACE_SECONDS, exit=True, file=self._file)
+        elif time.monotonic() - self._since >= self._timeout:
+            self._end_process()
+
+    def _end_process(self) -> None:
+        self._file.write(
+            f"{stacks()}\nstalled: no progress for {self._timeout:g} s after {self._stats.num_samples:,} "
+            "samples; every thread's stack is above. Committed shards are kept: run the same command again "
+            "to go on (--stall-timeout sets the seconds, 0 waits for ever)\n"
+        )
+        self._file.flush()
+        os._exit(1)  # whatever hangs would also hang an orderly end

@@ -11,20 +11,22 @@ from typing import Any
 
 import torch
 
-import dali_aesthetic
 from dali_aesthetic.config import Config, ConfigError, ModelConfig
 from dali_aesthetic.decode.decoder import DaliDecoder
 from dali_aesthetic.decode.headers import Limits
 from dali_aesthetic.decode.pipelines import import_dali
-from dali_aesthetic.launch.calibration_file import read_calibration
 from dali_aesthetic.overlap import beside, cpu_count
 from dali_aesthetic.score.backends.backend import import_libraries
+from dali_aesthetic.score.backends.calibration import Calibration
 from dali_aesthetic.score.backends.fits import choose_backend, default_batch, resolve_backend
 from dali_aesthetic.score.build import Model, ModelReader, scorer_of
 from dali_aesthetic.score.published import OPENAI_SHA256
 from dali_aesthetic.score.scorer import Scorer
 from dali_aesthetic.score.spec import spec_of
+from dali_aesthetic.shards.opened import ReadLimits
+from dali_aesthetic.stores.access import read_bytes
 from dali_aesthetic.timing import process_age
+from dali_aesthetic.version import __version__
 from dali_aesthetic.write.rows import import_pandas
 
 _PACKAGES = ("torch", "nvidia-dali-cuda120", "nvidia-dali-cuda130", "open_clip_torch", "pillow", "pyarrow")
@@ -130,9 +132,22 @@ def _model(wanted: ModelConfig, device: torch.device, reader: ModelReader, laps:
     return model
 
 
+def read_calibration(location: str) -> Calibration:
+    """The fp8 scales and decision in a run's file. Raises ConfigError where it can't be read as one."""
+    try:
+        return Calibration.from_bytes(read_bytes(location))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"calibration {location}: {error}") from error
+
+
 def limits_of(config: Config) -> Limits:
-    """What the config lets an image be."""
+    """The limits of an image's size."""
     return Limits(config.decode.max_pixels, config.decode.max_pixels_per_byte)
+
+
+def read_limits_of(config: Config) -> ReadLimits:
+    """The limits of a member's and a tar's size."""
+    return ReadLimits.of(config.guard.max_member_mb, config.guard.max_tar_gb)
 
 
 def decoder_of(config: Config, image_size: int, batch_size: int, device: torch.device) -> DaliDecoder:
@@ -208,7 +223,7 @@ def cut_identity(config: Config) -> dict[str, Any]:
 def _environment(device: torch.device) -> dict[str, Any]:
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     return {
-        "dali_aesthetic": dali_aesthetic.__version__,
+        "dali_aesthetic": __version__,
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in _PACKAGES if _version(name)},
         "gpu": gpu,

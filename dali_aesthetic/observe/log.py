@@ -13,11 +13,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
 
-from dali_aesthetic import __version__
 from dali_aesthetic.config import ConfigError
 from dali_aesthetic.overlap import every
 from dali_aesthetic.stats import RunStats
 from dali_aesthetic.types import ShardReport
+from dali_aesthetic.version import __version__
 
 _LOG = logging.getLogger(__name__)
 _LOOK_SECONDS = 0.5

@@ -7,11 +7,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from dali_aesthetic import __version__
 from dali_aesthetic.config import ConfigError
 from dali_aesthetic.observe.nvml import GpuReading, Gpus
 from dali_aesthetic.stats import RunStats, Tally
 from dali_aesthetic.types import Status
+from dali_aesthetic.version import __version__
 
 if TYPE_CHECKING:
     from prometheus_client import Metric as Family

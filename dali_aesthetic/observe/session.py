@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
 from dali_aesthetic.config import Config
-from dali_aesthetic.launch.result import Watch
+from dali_aesthetic.launch.engine import Watch
 from dali_aesthetic.stats import RunStats
 
 

@@ -72,7 +72,7 @@ def verify_precision(config: Config, num_images: int) -> PrecisionReport:
     """Scores about `num_images` of `config.input` twice: as a run would, and by Pillow and the fp32 tower.
 
     fp8 is calibrated and judged as by a run on the same input; where its gate doesn't let it pass, the report
-    is on fp16. Raises ConfigError where no image could be scored, and what `launch.local.run` raises.
+    is on fp16. Raises ConfigError where no image could be scored, and what `launch.run.run` raises.
     """
     shards = plan_shards(config.input, output=config.output)
     with TemporaryDirectory() as folder:

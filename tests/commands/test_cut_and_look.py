@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from dali_aesthetic.cli import app
 from dali_aesthetic.config import Config, ModelConfig
-from dali_aesthetic.launch.run import run_local
+from dali_aesthetic.launch.run import run
 from tests.conftest import snapshot
 
 runner = CliRunner()
@@ -30,7 +30,7 @@ def call(*arguments: object) -> tuple[int, str]:
 def scored(shards_dir: Path, tiny_model: ModelConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("scored")
     values = {"input": str(shards_dir), "output": str(folder), "device": "cpu", "scores_only": True}
-    run_local(Config.build(values | {"model": tiny_model.model_dump()}))
+    run(Config.build(values | {"model": tiny_model.model_dump()}))
     return folder
 
 

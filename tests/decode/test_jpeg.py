@@ -14,7 +14,7 @@ from dali_aesthetic.config import Config, ModelConfig
 from dali_aesthetic.decode import jpeg as jpeg_header
 from dali_aesthetic.decode.headers import Limits
 from dali_aesthetic.decode.pillow import decode_reference
-from dali_aesthetic.launch.run import run_local
+from dali_aesthetic.launch.run import run
 from dali_aesthetic.types import ImageHeader, Route, Status
 from tests.conftest import write_shard
 from tests.decode.encoded import DEVICES, SIZE, decode_with, decoder, mean_error, photo, pixels_by_row, save
@@ -299,7 +299,7 @@ def test_a_run_records_whether_it_turned_images_and_refuses_to_mix(
     shard = write_shard(tmp_path / "in.tar", {"0000": tagged(6), "0001": tagged(1)})
     values = {"input": str(shard), "output": str(tmp_path / "out"), "device": "cpu"}
     values |= {"model": tiny_model.model_dump(), "threshold": {"raw": -1e9}}
-    run_local(Config.build({**values, "decode": {"apply_exif": True}}))
+    run(Config.build({**values, "decode": {"apply_exif": True}}))
     assert json.loads((tmp_path / "out" / "run.json").read_text())["identity"]["apply_exif"] is True
     with pytest.raises(ValueError, match="apply_exif: True there, False now"):
-        run_local(Config.build(values))
+        run(Config.build(values))

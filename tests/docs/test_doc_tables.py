@@ -14,7 +14,7 @@ from typer.core import TyperGroup
 
 import dali_aesthetic
 from dali_aesthetic.cli import app
-from dali_aesthetic.launch.run import run_local
+from dali_aesthetic.launch.run import run
 from dali_aesthetic.threshold import PRESETS
 from dali_aesthetic.types import ShardReport, Status
 from tests.docs.commands import ROOT
@@ -39,7 +39,7 @@ def named(document: Path, heading: str) -> list[str]:
 def test_documented_columns_match_a_run(sandbox: Path, tiny_weights: None) -> None:
     import pyarrow.parquet as pq
 
-    run_local(dali_aesthetic.Config.build({"input": "photos", "output": "out"}))
+    run(dali_aesthetic.Config.build({"input": "photos", "output": "out"}))
     schema = pq.read_table("out/scores").schema
     listed = {name: row[1] for row in tables(FORMAT, "scores/") for name in re.findall(r"`([^`]+)`", row[0])}
     assert listed == {field.name: str(field.type).replace("float", "float32") for field in schema}
@@ -55,7 +55,7 @@ def test_every_status_is_documented() -> None:
 def test_every_field_of_stats_and_run_json_is_documented(sandbox: Path, tiny_weights: None) -> None:
     import json
 
-    run_local(dali_aesthetic.Config.build({"input": "photos", "output": "out"}))
+    run(dali_aesthetic.Config.build({"input": "photos", "output": "out"}))
     stats, record = (json.loads(Path("out", name).read_bytes()) for name in ("stats/00000.json", "run.json"))
     assert sorted(named(FORMAT, "stats/")) == sorted(stats) == sorted(f.name for f in fields(ShardReport))
     assert sorted(named(FORMAT, "run.json")) == sorted(record)

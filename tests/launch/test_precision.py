@@ -22,7 +22,7 @@ pytest.importorskip("triton")
 from dali_aesthetic.config import Config, ConfigError
 from dali_aesthetic.launch import precision
 from dali_aesthetic.launch.precision import prepare
-from dali_aesthetic.launch.run import run_local
+from dali_aesthetic.launch.run import run
 from dali_aesthetic.launch.worker import build_worker
 from dali_aesthetic.layout import CALIBRATION
 from dali_aesthetic.score import build
@@ -69,7 +69,7 @@ def config(shards: str, output: Path, gate: dict[str, Any] = OPEN, **model: Any)
 
 
 def test_a_run_calibrates_on_its_input_and_records_it(shards: str, tmp_path: Path) -> None:
-    assert run_local(config(shards, tmp_path / "out")).exit_code == 0
+    assert run(config(shards, tmp_path / "out")).exit_code == 0
     content = (tmp_path / "out" / CALIBRATION).read_bytes()
     choice = Calibration.from_bytes(content).choice
     assert (choice.calibration_images, choice.check_images) == (29, 59), (
@@ -80,7 +80,7 @@ def test_a_run_calibrates_on_its_input_and_records_it(shards: str, tmp_path: Pat
     assert found["identity"]["backend"] == "fused"
     assert found["identity"]["calibration"] == hashlib.sha256(content).hexdigest()
     assert found["gate"]["trials"][0]["mean_error"] > 0
-    run_local(config(shards, tmp_path / "plain", backend="eager", precision="fp32"))
+    run(config(shards, tmp_path / "plain", backend="eager", precision="fp32"))
     ours, reference = scores(tmp_path / "out"), scores(tmp_path / "plain")
     assert (np.isnan(ours) == np.isnan(reference)).all()
     assert 0 < np.nanmean(abs(ours - reference)) < 0.1
@@ -90,12 +90,12 @@ def test_a_rerun_takes_the_same_scales_and_gives_the_same_bytes(
     shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     output = tmp_path / "out"
-    run_local(config(shards, output))
+    run(config(shards, output))
     before = snapshot(output)
     (output / "stats" / "00001.json").unlink()
     (output / "scores" / "00001.parquet").unlink()
     monkeypatch.setattr(precision, "_calibrate", None)  # whoever calibrates now fails
-    result = run_local(config(shards, output))
+    result = run(config(shards, output))
     assert result.num_skipped == 1
     assert snapshot(output) == before
 
@@ -114,11 +114,11 @@ def test_a_first_run_reads_its_weights_once(
 
     monkeypatch.setattr(build, "load_tower", counted)
     first, second = (config(shards, tmp_path / name, gate, backend="fused") for name in ("first", "second"))
-    run_local(first)
+    run(first)
     assert len(towers) == 1, "calibrated and scored with one"
     # Calibrated on one tower, scored with another, as where the first start was a process of its own.
     prepare(second, plan_shards(second.input))
-    run_local(second)
+    run(second)
     assert len(towers) == 3
     np.testing.assert_array_equal(scores(tmp_path / "first"), scores(tmp_path / "second"))
     assert record(tmp_path / "first")["identity"] == record(tmp_path / "second")["identity"]
@@ -143,7 +143,7 @@ def test_over_a_limit_it_falls_back_says_so_and_stays(
 ) -> None:
     output = tmp_path / "out"
     with caplog.at_level(logging.WARNING):
-        run_local(config(shards, output, CLOSED, backend="fused"))
+        run(config(shards, output, CLOSED, backend="fused"))
     assert "precision fp16 instead of fp8, which is over its limits (mean error" in caplog.text
     found = record(output)
     assert found["identity"]["precision"] == "fp16"
@@ -151,24 +151,24 @@ def test_over_a_limit_it_falls_back_says_so_and_stays(
     tried = [(trial["precision"], trial["float16_products"]) for trial in found["gate"]["trials"]]
     assert tried == [*(("fp8", list(products)) for products in calibrate.LADDER), ("bf16", [])]
     monkeypatch.setattr(precision, "_calibrate", None)
-    assert run_local(config(shards, output, CLOSED, backend="fused")).num_skipped == 2
-    assert run_local(config(shards, output, CLOSED, precision="fp16", backend="fused")).num_skipped == 2
+    assert run(config(shards, output, CLOSED, backend="fused")).num_skipped == 2
+    assert run(config(shards, output, CLOSED, precision="fp16", backend="fused")).num_skipped == 2
 
 
 def test_between_the_limits_of_both_a_run_is_in_bf16_and_stays(
     shards: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    run_local(config(shards, tmp_path / "closed", CLOSED, backend="fused"))
+    run(config(shards, tmp_path / "closed", CLOSED, backend="fused"))
     *fp8, bf16 = (trial["mean_error"] for trial in record(tmp_path / "closed")["gate"]["trials"])
     assert bf16 < min(fp8)
     gate = OPEN | {"max_mean_error": (bf16 + min(fp8)) / 2}
     asked = config(shards, tmp_path / "out", gate, backend="fused")
     with caplog.at_level(logging.WARNING):
-        run_local(asked)
+        run(asked)
     assert "precision bf16 instead of fp8, which is over its limits (mean error" in caplog.text
     assert record(tmp_path / "out")["identity"]["precision"] == "bf16"
-    assert run_local(asked).num_skipped == 2
-    run_local(config(shards, tmp_path / "other", gate, precision="bf16", backend="fused"))
+    assert run(asked).num_skipped == 2
+    run(config(shards, tmp_path / "other", gate, precision="bf16", backend="fused"))
     np.testing.assert_array_equal(scores(tmp_path / "out"), scores(tmp_path / "other"))
 
 
@@ -200,21 +200,21 @@ def test_scales_of_other_options_are_made_anew_unless_a_run_was_begun(shards: st
     first = (output / CALIBRATION).read_bytes()
     prepare(other, plan_shards(other.input))
     assert (output / CALIBRATION).read_bytes() != first
-    run_local(other)
+    run(other)
     with pytest.raises(ConfigError, match="made for another run: weights: random:2 there, random:1 now"):
-        run_local(asked)
+        run(asked)
 
 
 def test_auto_stays_with_what_an_earlier_start_took(shards: str, tmp_path: Path) -> None:
     output = tmp_path / "out"
-    run_local(config(shards, output, precision="bf16", backend="fused"))
+    run(config(shards, output, precision="bf16", backend="fused"))
     with pytest.raises(ConfigError, match="holds a run in bf16 and no calibration"):
-        run_local(config(shards, output))
+        run(config(shards, output))
     auto = config(shards, output, precision="auto", backend="fused")
     assert prepare(auto, plan_shards(auto.input)).model.precision == "bf16"
-    assert run_local(auto).num_skipped == 2
+    assert run(auto).num_skipped == 2
     with pytest.raises(RunMismatch, match="precision"):
-        run_local(config(shards, output, precision="fp16", backend="fused"))
+        run(config(shards, output, precision="fp16", backend="fused"))
 
 
 def test_auto_takes_fp8_where_its_gate_lets_it(shards: str, tmp_path: Path) -> None:
@@ -234,13 +234,13 @@ def test_other_precisions_are_left_alone(shards: str, tmp_path: Path) -> None:
 
 
 def test_another_runs_scales_can_be_named(shards: str, tmp_path: Path) -> None:
-    run_local(config(shards, tmp_path / "first"))
+    run(config(shards, tmp_path / "first"))
     shutil.move(tmp_path / "first" / CALIBRATION, tmp_path / "scales")
-    run_local(config(shards, tmp_path / "second", calibration=str(tmp_path / "scales")))
+    run(config(shards, tmp_path / "second", calibration=str(tmp_path / "scales")))
     np.testing.assert_array_equal(scores(tmp_path / "second"), scores(tmp_path / "first"))
     (tmp_path / "scales").write_bytes(b"torn")
     with pytest.raises(ConfigError, match=r"calibration .*scales: it is no calibration of a run"):
-        run_local(config(shards, tmp_path / "third", calibration=str(tmp_path / "scales")))
+        run(config(shards, tmp_path / "third", calibration=str(tmp_path / "scales")))
 
 
 def test_scales_of_other_weights_are_refused(shards: str, tmp_path: Path) -> None:
@@ -253,6 +253,6 @@ def test_scales_of_other_weights_are_refused(shards: str, tmp_path: Path) -> Non
     named = config(shards, tmp_path / "b", heads=(str(head),), calibration=f"{asked.output}/{CALIBRATION}")
     for other in (asked, named):
         with pytest.raises(ConfigError, match=r"the calibration was made with weights random:1, .* not with"):
-            run_local(other)
+            run(other)
     (tmp_path / "out" / CALIBRATION).unlink()
-    assert run_local(asked).exit_code == 0
+    assert run(asked).exit_code == 0

@@ -14,7 +14,7 @@ pytest.importorskip("triton")
 
 from dali_aesthetic.config import Config
 from dali_aesthetic.launch import precision
-from dali_aesthetic.launch.run import run_local
+from dali_aesthetic.launch.run import run
 from dali_aesthetic.layout import CALIBRATION
 from dali_aesthetic.score.backends import calibrate
 from dali_aesthetic.score.backends.fits import why_not_fused
@@ -65,7 +65,7 @@ def test_a_run_in_fp8_is_resumed_with_its_own_scales(
     shards: str, tmp_path: Path, wanted: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     output = tmp_path / "out"
-    assert run_local(config(shards, output, OPEN, wanted)).exit_code == 0
+    assert run(config(shards, output, OPEN, wanted)).exit_code == 0
     identity = record(output)["identity"]
     assert (identity["backend"], identity["precision"]) == ("fused", "fp8")
     assert len(identity["calibration"]) == 64
@@ -74,7 +74,7 @@ def test_a_run_in_fp8_is_resumed_with_its_own_scales(
     (output / "stats" / "00001.json").unlink()
     (output / "scores" / "00001.parquet").unlink()
     monkeypatch.setattr(precision, "_calibrate", None)  # whoever calibrates now fails
-    result = run_local(config(shards, output, OPEN, wanted))
+    result = run(config(shards, output, OPEN, wanted))
     assert (result.exit_code, result.num_skipped) == (0, 2)
     after = snapshot(output)
     assert after.keys() == before.keys()
@@ -85,16 +85,16 @@ def test_a_run_in_fp8_is_resumed_with_its_own_scales(
 
 def test_over_a_limit_the_run_is_fp16_and_stays_it(shards: str, tmp_path: Path) -> None:
     output = tmp_path / "out"
-    assert run_local(config(shards, output, CLOSED)).exit_code == 0
+    assert run(config(shards, output, CLOSED)).exit_code == 0
     found = record(output)
     assert (found["identity"]["backend"], found["identity"]["precision"]) == ("fused", "fp16")
     errors = [trial["mean_error"] for trial in found["gate"]["trials"]]
     assert len(errors) == len(calibrate.LADDER) + 1
     assert 0 < errors[2] < errors[0] < 0.05
-    assert run_local(config(shards, output, CLOSED)).num_skipped == 3
+    assert run(config(shards, output, CLOSED)).num_skipped == 3
 
 
 @pytest.mark.parametrize("batch", [1, 7, 255, 257])
 def test_any_batch_size_runs(shards: str, tmp_path: Path, batch: int) -> None:
-    assert run_local(config(f"{shards}/00000.tar", tmp_path / "out", OPEN, batch=batch)).exit_code == 0
+    assert run(config(f"{shards}/00000.tar", tmp_path / "out", OPEN, batch=batch)).exit_code == 0
     assert record(tmp_path / "out")["identity"]["precision"] == "fp8"

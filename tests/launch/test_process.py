@@ -1,4 +1,4 @@
-"""What the server has imported that workers on the CPU are forked from, and what counts of a dead one."""
+"""The preload of the fork server, and the counters of a dead worker."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ print(json.dumps([name for name in sys.modules if "." not in name]))
 """
 
 
-def test_workers_find_what_they_need_and_nothing_slow_besides() -> None:
+def test_the_fork_server_preloads_what_workers_need_and_nothing_slow_besides() -> None:
     done = subprocess.run(
         [sys.executable, "-c", PRELOADED, *_PRELOAD], capture_output=True, text=True, check=True
     )
@@ -26,11 +26,11 @@ def test_workers_find_what_they_need_and_nothing_slow_besides() -> None:
     assert not {"open_clip", "timm", "torchvision", "transformers", "ray", "typer"} & loaded
 
 
-def test_of_a_dead_worker_its_committed_samples_and_all_of_its_time_count() -> None:
+def test_a_dead_workers_committed_samples_and_all_of_its_time_count() -> None:
     worker = WorkerProcess.__new__(WorkerProcess)
     waits = {("decode", "consumer"): 2.0}
     worker.tally = Tally(num_samples=9, num_kept=5, work={"decode": 3.0}, waits=waits, seconds=4.0)
     worker.committed = Tally(num_samples=6, num_kept=3, statuses={"ok": 6})
-    assert worker.settled() == Tally(
+    assert worker.committed_tally() == Tally(
         num_samples=6, num_kept=3, statuses={"ok": 6}, work={"decode": 3.0}, waits=waits, seconds=4.0
     )

@@ -1,4 +1,4 @@
-"""A real Ray on this machine: the bytes of a single process, whoever dies, and what is given up by name."""
+"""A real Ray on this machine writes the bytes of a single process, whichever actor dies."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ import yaml
 
 from dali_aesthetic.config import Config, ConfigError
 from dali_aesthetic.launch.cluster import actor
-from dali_aesthetic.launch.cluster.actor import TASK, Order, ShardWorker
-from dali_aesthetic.launch.cluster.board import Board
+from dali_aesthetic.launch.cluster.actor import TASK, ShardWorker, WorkerSpec
 from dali_aesthetic.launch.cluster.driver import MOST_SHARDS_A_TASK, tasks
-from dali_aesthetic.launch.run import run, run_local
+from dali_aesthetic.launch.cluster.state import ClusterState
+from dali_aesthetic.launch.run import run
 from dali_aesthetic.launch.signals import keeping_handlers
 from dali_aesthetic.overlap import every
 from dali_aesthetic.stats import RunStats, Tally
@@ -106,7 +106,7 @@ def one_thread() -> Iterator[None]:
 def test_an_actor_killed_in_mid_shard_costs_nothing_but_time(
     cluster: object, one_thread: None, source: Path, tmp_path: Path
 ) -> None:
-    one = run_local(config(source, tmp_path / "one"))
+    one = run(config(source, tmp_path / "one"))
     output = tmp_path / "ray"
     killer = Killer(output)
     result = run(config(source, output, engine="ray", workers=2), watch=killer.watch)
@@ -135,7 +135,7 @@ def test_actors_reach_a_bucket_that_only_the_command_knows_the_way_to(
     for name in ("00000", "00001"):
         bucket.put(f"in/{name}.tar", (source / f"{name}.tar").read_bytes())
     url = f"{bucket.url}/in/{{00000..00001}}.tar"
-    run_local(config(url, tmp_path / "one"))
+    run(config(url, tmp_path / "one"))
     result = run(config(url, f"{bucket.url}/out", engine="ray", workers=1))
     assert result.exit_code == 0, result.stats.failed
     objects = {key: content for key, content in bucket.snapshot("out").items() if key != ".lock"}
@@ -144,7 +144,7 @@ def test_actors_reach_a_bucket_that_only_the_command_knows_the_way_to(
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_what_is_wrong_with_the_configuration_is_the_drivers_error(
+def test_a_configuration_error_of_an_actor_is_raised_by_the_driver(
     cluster: object, source: Path, tmp_path: Path
 ) -> None:
     wrong = config(source, tmp_path / "out", engine="ray", workers=1)
@@ -202,51 +202,53 @@ def shard(name: str) -> Shard:
     return Shard(index=0, name=name, kind="tar", source=f"{name}.tar")
 
 
-def test_a_task_that_comes_back_is_done_where_it_is_open_and_reported_where_it_is_done() -> None:
-    board = Board()
+def test_a_task_begun_again_redoes_its_open_shards_and_reports_the_done_ones() -> None:
+    state = ClusterState()
     shards = [shard(name) for name in "abcd"]
-    assert board.duty(shards).fresh == tuple(shards)
+    assert state.begin_task(shards).fresh == tuple(shards)
     for name in "abc":
-        board.begin(name)
+        state.begin_shard(name)
     done = ShardReport(name="a", source="a.tar", num_samples=3)
-    board.done(done, "GPU 0", Tally(num_samples=5))
-    duty = board.duty(shards)
-    assert [one.name for one in duty.fresh] == ["d"]
-    assert [one.name for one in duty.suspects] == ["b", "c"], "which of the two did it is not known"
-    assert duty.reports == (done,)
-    news = board.news()
-    assert news.incidents == ("a worker was lost; it was at b, c",)
-    assert news.workers == {"GPU 0": Tally(num_samples=5)}
+    state.add_report(done, "GPU 0", Tally(num_samples=5))
+    task = state.begin_task(shards)
+    assert [one.name for one in task.fresh] == ["d"]
+    assert [one.name for one in task.suspects] == ["b", "c"], "which of the two did it is not known"
+    assert task.reports == (done,)
+    progress = state.progress()
+    assert progress.incidents == ("a worker was lost; it was at b, c",)
+    assert progress.workers == {"GPU 0": Tally(num_samples=5)}
 
 
 def test_a_shard_is_given_up_at_its_third_death_and_its_neighbours_are_not() -> None:
-    board = Board()
+    state = ClusterState()
     shards = [shard("a"), shard("b")]
-    board.duty(shards)
-    board.begin("a")
-    board.begin("b")
-    board.duty(shards)
-    board.begin("a")
-    board.done(ShardReport(name="a", source="a.tar"), "GPU 0", Tally())
-    board.begin("b")
-    board.ends("ended by RuntimeError: CUDA error")
-    assert [one.name for one in board.duty(shards).suspects] == ["b"]
-    board.begin("b")
-    duty = board.duty(shards)
-    assert duty.fresh == duty.suspects == ()
-    errors = {report.name: report.error for report in duty.reports}
+    state.begin_task(shards)
+    state.begin_shard("a")
+    state.begin_shard("b")
+    state.begin_task(shards)
+    state.begin_shard("a")
+    state.add_report(ShardReport(name="a", source="a.tar"), "GPU 0", Tally())
+    state.begin_shard("b")
+    state.end_worker("ended by RuntimeError: CUDA error")
+    assert [one.name for one in state.begin_task(shards).suspects] == ["b"]
+    state.begin_shard("b")
+    task = state.begin_task(shards)
+    assert task.fresh == task.suspects == ()
+    errors = {report.name: report.error for report in task.reports}
     assert errors == {"a": "", "b": "a worker died over it 3 times; the last one was lost"}
-    assert "CUDA error" in board.news().incidents[1]
+    assert "CUDA error" in state.progress().incidents[1]
 
 
-def test_who_takes_over_a_gpu_counts_on_from_who_died_on_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    board = Board()
-    board.count("node GPU 0", Tally(num_samples=1000, seconds=60))
-    monkeypatch.setattr(actor, "_name", lambda order: "node GPU 0")
-    monkeypatch.setattr(actor, "_prepared", lambda order: (order.config, 1))
+def test_a_worker_counts_on_from_the_one_that_died_under_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    state = ClusterState()
+    state.set_tally("node GPU 0", Tally(num_samples=1000, seconds=60))
+    monkeypatch.setattr(actor, "_name", lambda spec: "node GPU 0")
+    monkeypatch.setattr(actor, "_on_this_node", lambda spec: (spec.config, 1))
     monkeypatch.setattr(ShardWorker, "_build", lambda self, identity: None)
-    monkeypatch.setattr(ShardWorker, "_tell", lambda self, what, *words: getattr(board, what)(*words))
-    there = Order(
+    monkeypatch.setattr(
+        ShardWorker, "_call", lambda self, method, *arguments: getattr(state, method)(*arguments)
+    )
+    spec = WorkerSpec(
         config=config("in", "out"),
         folder="",
         stores=StoreSettings.here(),
@@ -254,14 +256,14 @@ def test_who_takes_over_a_gpu_counts_on_from_who_died_on_it(monkeypatch: pytest.
         cpus_each=1,
         most_workers=None,
     )
-    assert ShardWorker(there, {}, board)._tally() == Tally(num_samples=1000, seconds=60)
+    assert ShardWorker(spec, {}, state)._counter.tally() == Tally(num_samples=1000, seconds=60)
 
 
-def test_an_error_that_all_would_meet_is_kept_for_the_driver() -> None:
-    board = Board()
-    board.stop(OSError(28, "No space left on device"))
-    board.stop(ConfigError("another"))
-    assert isinstance(board.news().fatal, OSError)
+def test_the_first_fatal_error_is_kept_for_the_driver() -> None:
+    state = ClusterState()
+    state.fail_run(OSError(28, "No space left on device"))
+    state.fail_run(ConfigError("another"))
+    assert isinstance(state.progress().fatal, OSError)
 
 
 @pytest.mark.parametrize(
@@ -274,7 +276,7 @@ def test_tasks_hold_all_shards_in_order(num_shards: int, num_workers: int, size:
     assert {len(task) for task in names[:-1]} <= {size}
 
 
-def test_what_ray_does_to_the_signals_is_undone() -> None:
+def test_rays_signal_handlers_are_undone() -> None:
     """It would end the process at once, and the lock on the output would stay."""
     before = signal.getsignal(signal.SIGTERM)
     with keeping_handlers():

@@ -14,7 +14,7 @@ from PIL import Image
 
 from dali_aesthetic.config import Config, ModelConfig
 from dali_aesthetic.launch.filter import filter_scored, run_top
-from dali_aesthetic.launch.run import run_local
+from dali_aesthetic.launch.run import run
 from dali_aesthetic.threshold import Threshold
 from tests.conftest import add_member, jpeg, snapshot
 
@@ -33,7 +33,7 @@ def outputs(folder: Path) -> dict[str, bytes]:
 @pytest.fixture(scope="module")
 def scored(shards_dir: Path, tiny_model: ModelConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("scored")
-    result = run_local(config(shards_dir, folder, tiny_model, scores_only=True))
+    result = run(config(shards_dir, folder, tiny_model, scores_only=True))
     assert (result.exit_code, result.stats.num_kept) == (0, 0)
     return folder
 
@@ -70,7 +70,7 @@ def test_filter_writes_what_run_would_have_written(
         "nothing": {"raw": 1e6},
         "all": {"raw": -1e6},
     }[bounds]
-    run_local(config(shards_dir, tmp_path / "run", tiny_model, threshold=threshold))
+    run(config(shards_dir, tmp_path / "run", tiny_model, threshold=threshold))
     result = filter_scored(config(shards_dir, tmp_path / "cut", tiny_model, threshold=threshold), str(scored))
     assert result.exit_code == 0
     assert outputs(tmp_path / "cut") == outputs(tmp_path / "run")
@@ -84,7 +84,7 @@ def test_keep_top_is_score_then_cut_and_equals_the_run_at_its_quantile(
     assert result.stats.num_kept == round(0.25 * len(ok))
     cut = Threshold(top=0.25).resolve_top(raw_scores).min_raw
     assert result.threshold.min_raw == cut
-    run_local(config(shards_dir, tmp_path / "run", tiny_model, threshold={"raw": cut}))
+    run(config(shards_dir, tmp_path / "run", tiny_model, threshold={"raw": cut}))
     assert outputs(tmp_path / "top") == outputs(tmp_path / "run")
     again = run_top(config(shards_dir, tmp_path / "top", tiny_model, threshold={"top": "25%"}))
     assert again.num_skipped == 3
@@ -101,8 +101,8 @@ def test_a_cut_reads_under_the_limits_that_were_scored_under(
             add_member(tar, f"{key}.bin", bytes(mib << 20))
             add_member(tar, f"{key}.json", b'{"of": "%s"}' % key.encode())
     small = {"guard": {"max_member_mb": 1}}
-    run_local(config(source, tmp_path / "run", tiny_model, threshold={"raw": -1e6}, **small))
-    run_local(config(source, tmp_path / "scored", tiny_model, scores_only=True, **small))
+    run(config(source, tmp_path / "run", tiny_model, threshold={"raw": -1e6}, **small))
+    run(config(source, tmp_path / "scored", tiny_model, scores_only=True, **small))
     filter_scored(
         config(source, tmp_path / "cut", tiny_model, threshold={"raw": -1e6}), str(tmp_path / "scored")
     )
@@ -151,7 +151,7 @@ def test_photos_that_were_replaced_since_they_were_scored_are_refused(
     source.mkdir()
     for number, photo in enumerate(photos[:3]):
         (source / f"{number}.jpg").write_bytes(jpeg(photo))
-    run_local(config(source, tmp_path / "scored", tiny_model, scores_only=True))
+    run(config(source, tmp_path / "scored", tiny_model, scores_only=True))
     source.rename(tmp_path / "moved")
     moved = config(tmp_path / "moved", tmp_path / "moved-cut", tiny_model, threshold={"raw": -1e6})
     assert filter_scored(moved, str(tmp_path / "scored")).stats.num_kept == 3

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dali_aesthetic.config import Config
-from dali_aesthetic.launch.run import run_local
+from dali_aesthetic.launch.run import run
 from dali_aesthetic.layout import TIMING
 from dali_aesthetic.stats import RunStats
 from dali_aesthetic.timing import process_age, timed
@@ -46,7 +46,7 @@ def test_a_streams_first_line_tells_what_came_before(tmp_path: Path) -> None:
 
 def test_a_run_tells_where_its_first_seconds_went(shards_dir: Path, tmp_path: Path, tiny_model: Any) -> None:
     begun = time.perf_counter()
-    run_local(Config(input=(str(shards_dir),), output=str(tmp_path), device="cpu", model=tiny_model))
+    run(Config(input=(str(shards_dir),), output=str(tmp_path), device="cpu", model=tiny_model))
     took = time.perf_counter() - begun
     line = json.loads((tmp_path / TIMING).read_text().splitlines()[0])
     assert list(line["start"]) == ["before", "weights", "imports", "encoder", "first batch", "decoder"]

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from dali_aesthetic.config import Config, ConfigError
-from dali_aesthetic.launch.run import run_local
+from dali_aesthetic.launch.run import run
 from dali_aesthetic.observe import log
 from dali_aesthetic.observe.log import json_log
 from dali_aesthetic.observe.session import observing
@@ -29,7 +29,7 @@ def test_a_run_from_its_start_to_its_end(config: Callable[..., Config], tmp_path
     path = tmp_path / "log.jsonl"
     wanted = config(observe={"log_json": str(path)})
     with observing(wanted, None) as watch:
-        result = run_local(wanted, watch=watch)
+        result = run(wanted, watch=watch)
     lines = events(path)
     shards = lines[1:-1]
     assert [line["event"] for line in lines] == ["start", *["shard_committed"] * 3, "shard_failed", "end"]
@@ -43,7 +43,7 @@ def test_a_run_from_its_start_to_its_end(config: Callable[..., Config], tmp_path
     assert list(end["first"]) == ["storage", "decode", "encode", "scores", "commit"]
     assert 0 < end["first"]["commit"] <= end["seconds"]
     with observing(wanted, None) as watch:
-        run_local(wanted, watch=watch)
+        run(wanted, watch=watch)
     again = events(path)[len(lines) :]
     assert [line["event"] for line in again] == ["start", "shard_failed", "end"], "a rerun adds to it"
 
@@ -108,7 +108,7 @@ def test_a_full_disk_ends_the_log_with_a_warning_and_not_the_run(
     target.symlink_to("/dev/full")
     wanted = config(observe={"log_json": str(target)})
     with observing(wanted, None) as watch:
-        result = run_local(wanted, watch=watch)
+        result = run(wanted, watch=watch)
     assert len(result.stats.reports) == 4
     told = [record.getMessage() for record in caplog.records if "--log-json" in record.getMessage()]
     assert told == [f"--log-json {target} ends here, the run goes on: No space left on device"]

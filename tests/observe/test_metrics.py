@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from dali_aesthetic.config import Config
-from dali_aesthetic.launch.run import run_local
+from dali_aesthetic.launch.run import run
 from dali_aesthetic.observe.metrics import METRICS, ONE_WORKER, PREFIX, Value, read_metrics
 from dali_aesthetic.observe.nvml import GpuReading
 from dali_aesthetic.stats import RunStats, Tally
@@ -27,7 +27,7 @@ def test_the_documented_names_kinds_and_labels_are_those_of_the_code() -> None:
 
 
 def test_a_run_has_every_metric_with_its_labels(config: Callable[..., Config]) -> None:
-    stats = run_local(config()).stats
+    stats = run(config()).stats
     values = list(read_metrics(stats, 4, [GPU]))
     labels = {metric.name: metric.labels for metric in METRICS}
     assert {value.name for value in values} == labels.keys()

@@ -13,7 +13,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from dali_aesthetic.config import Config, ConfigError
-from dali_aesthetic.launch.run import run_local
+from dali_aesthetic.launch.run import run
 from dali_aesthetic.observe.metrics import METRICS, PREFIX
 from dali_aesthetic.observe.session import observing
 from dali_aesthetic.overlap import every
@@ -55,7 +55,7 @@ def test_a_run_is_scraped_while_it_works(config: Callable[..., Config]) -> None:
         assert url.startswith("http://127.0.0.1:"), "nobody outside is served unless told so"
         before = scrape(url)
         assert before["samples_total", ("main",)] == 0
-        result = run_local(wanted, watch=watch)
+        result = run(wanted, watch=watch)
         after = scrape(url)
     assert during, "scraped while the loop ran"
     counts = [before, *during, after]

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from dali_aesthetic.config import Config, ConfigError
-from dali_aesthetic.launch.run import run_local
+from dali_aesthetic.launch.run import run
 from dali_aesthetic.observe.session import observing
 
 BLOCK, HEADER = 32768, struct.Struct("<IHB")
@@ -57,7 +57,7 @@ def test_a_run_is_there_with_its_config_values_and_verdict(
 ) -> None:
     wanted = config(observe={"wandb": "aesthetic"})
     with observing(wanted, None) as watch:
-        result = run_local(wanted, watch=watch)
+        result = run(wanted, watch=watch)
     found = list(records(offline))
     (begun,) = [record.run for record in found if record.WhichOneof("record_type") == "run"]
     settings = {item.key: json.loads(item.value_json) for item in begun.config.update}

@@ -1,7 +1,7 @@
-"""A cluster: Ray Data over the list of shards with a pool of actors. Image bytes never go through Ray.
+"""The engine of a cluster: Ray Data maps the list of shards over a pool of actors.
 
-Placement, autoscaling and retries are Ray's. A row is the names of some shards on the way in, and what became
-of them on the way out; the actors read and write the storage themselves.
+Placement, autoscaling and retries are Ray's. A row holds some shards on the way in and their reports on the
+way out. Image bytes never go through Ray: the actors read and write the storage themselves.
 """
 
 from __future__ import annotations
@@ -13,25 +13,24 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
+from functools import partial
 from types import ModuleType
 from typing import Any
 
 from dali_aesthetic.config import Config, ConfigError
-from dali_aesthetic.launch.cluster.actor import REPORTS, TASK, Order, ShardWorker, settle
-from dali_aesthetic.launch.cluster.board import Board, News
-from dali_aesthetic.launch.result import RunResult, Watch, unwatched
+from dali_aesthetic.launch.cluster.actor import REPORTS, TASK, ShardWorker, WorkerSpec, settle
+from dali_aesthetic.launch.cluster.state import ClusterState, Progress
+from dali_aesthetic.launch.engine import Prepared
 from dali_aesthetic.launch.signals import keeping_handlers
+from dali_aesthetic.launch.slurm import Task
 from dali_aesthetic.overlap import every
 from dali_aesthetic.score.published import WeightsUnavailable
-from dali_aesthetic.shards.plan import plan_shards
 from dali_aesthetic.stats import RunStats
 from dali_aesthetic.stores.settings import StoreSettings
 from dali_aesthetic.types import Shard, ShardReport, Status
-from dali_aesthetic.write.lock import claim
-from dali_aesthetic.write.output import clean_leftovers, open_output
 
 MOST_SHARDS_A_TASK = 64
-"""Between two tasks a worker's stages run empty for a second; a task that is lost is begun anew."""
+"""Between two tasks a worker's stages run empty for a second, but a lost task is begun anew."""
 _TASKS_A_WORKER = 8
 _FIRST_SHARDS = 256
 _POLL_SECONDS = 1.0
@@ -41,27 +40,19 @@ class ClusterFailed(RuntimeError):
     """Ray gave up."""
 
 
-def run_ray(config: Config, *, watch: Watch | None = None) -> RunResult:
-    """As `launch.local.run`, with actors of the Ray cluster that this process is connected to, or connects to
+@contextmanager
+def ray_actors(config: Config, shards: Sequence[Shard], task: Task) -> Iterator[Prepared]:
+    """The engine of a cluster: actors of the Ray cluster that this process is connected to, or connects to
     (RAY_ADDRESS, a cluster of this machine, or else a new one on it alone).
 
     `config.launch` says how many actors: `gpus` with a GPU each, or `workers` on the CPU; with neither, as
     many as the cluster has GPUs for, or CPUs where it has no GPU. Raises ConfigError where Ray is missing,
-    and ClusterFailed where it gives up. A shard over which three workers died is in the result's
-    `stats.failed`.
+    and ClusterFailed where it gives up.
     """
     ray = _import_ray()
-    with claim(config.output), _connected(ray):
-        shards = plan_shards(config.input, output=config.whole_output, image_column=config.image_column)
-        order, record = _settled(ray, _order(ray, config), shards)
-        todo = open_output(config.output, record, shards)
-        stats = RunStats()
-        with (watch or unwatched)(stats, len(todo)):
-            _work(ray, order, record, todo, stats)
-        clean_leftovers(config.output)  # those of actors that died on this node
-    return RunResult(
-        stats=stats, num_shards=len(shards), num_skipped=len(shards) - len(todo), threshold=config.threshold
-    )
+    with _connected(ray):
+        spec, record = _settled(ray, _spec(ray, config), shards)
+        yield Prepared(config=spec.config, record=record, work=partial(_work, ray, spec, record))
 
 
 def tasks(shards: Sequence[Shard], num_workers: int) -> list[dict[str, str]]:
@@ -99,13 +90,13 @@ def _connected(ray: ModuleType) -> Iterator[None]:
         ray.shutdown()
 
 
-def _order(ray: ModuleType, config: Config) -> Order:
+def _spec(ray: ModuleType, config: Config) -> WorkerSpec:
     wanted, cluster = config.launch, ray.cluster_resources()
     on_gpus = wanted.workers is None and config.device != "cpu"
     if wanted.gpus is None and config.device == "auto":
         on_gpus = on_gpus and bool(cluster.get("GPU"))
     most = wanted.workers if not on_gpus else None if wanted.gpus == "all" else wanted.gpus
-    return Order(
+    return WorkerSpec(
         config=config,
         folder=os.getcwd(),
         stores=StoreSettings.here(),
@@ -115,63 +106,63 @@ def _order(ray: ModuleType, config: Config) -> Order:
     )
 
 
-def _settled(ray: ModuleType, order: Order, shards: Sequence[Shard]) -> tuple[Order, dict[str, Any]]:
-    """The order with its precision settled, and the run's record: found out where a worker would run."""
-    first = ray.remote(num_gpus=order.gpus_each, num_cpus=order.cpus_each)(settle)
+def _settled(ray: ModuleType, spec: WorkerSpec, shards: Sequence[Shard]) -> tuple[WorkerSpec, dict[str, Any]]:
+    """The spec with its precision settled and the content of `run.json`, from where a worker would run."""
+    first = ray.remote(num_gpus=spec.gpus_each, num_cpus=spec.cpus_each)(settle)
     try:
-        model, record = ray.get(first.remote(order, list(shards[:_FIRST_SHARDS])))
+        model, record = ray.get(first.remote(spec, list(shards[:_FIRST_SHARDS])))
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, ValueError | OSError | WeightsUnavailable):
             raise error.cause from None
         raise
-    return replace(order, config=order.config.model_copy(update={"model": model})), record
+    return replace(spec, config=spec.config.model_copy(update={"model": model})), record
 
 
 def _work(
-    ray: ModuleType, order: Order, record: dict[str, Any], todo: Sequence[Shard], stats: RunStats
+    ray: ModuleType, spec: WorkerSpec, record: dict[str, Any], todo: Sequence[Shard], stats: RunStats
 ) -> None:
-    board = ray.remote(num_cpus=0, max_restarts=-1)(Board).remote()
+    state = ray.remote(num_cpus=0, max_restarts=-1)(ClusterState).remote()
     identity = json.loads(json.dumps(record["identity"]))
 
     def poll() -> None:
-        with suppress(ray.exceptions.RayError):  # while the board is moved to another node
-            _take(stats, ray.get(board.news.remote()))
+        with suppress(ray.exceptions.RayError):  # while the actor of the state is moved to another node
+            _copy(stats, ray.get(state.progress.remote()))
 
     try:
         if todo:
-            with every(_POLL_SECONDS, poll, "ray"), _dataset(ray, order, identity, board, todo) as dataset:
+            with every(_POLL_SECONDS, poll, "ray"), _dataset(ray, spec, identity, state, todo) as dataset:
                 # Not iter_rows: it fetches in threads, and one that outlives Ray ends the process.
                 for bundle in dataset.iter_internal_ref_bundles():
                     for block in ray.get(list(bundle.block_refs)):
                         for row in ray.data.block.BlockAccessor.for_block(block).iter_rows(True):
                             stats.reports += [_report(one) for one in json.loads(row[REPORTS])]
     except ray.exceptions.RayError as error:
-        news: News = ray.get(board.news.remote())
-        raise (news.fatal or ClusterFailed(f"Ray gave up: {error}")) from error
-    _take(stats, ray.get(board.news.remote()))
-    _settle_counts(stats)
+        progress: Progress = ray.get(state.progress.remote())
+        raise (progress.fatal or ClusterFailed(f"Ray gave up: {error}")) from error
+    _copy(stats, ray.get(state.progress.remote()))
+    _subtract_lost(stats)
     stats.finish()
 
 
 @contextmanager
 def _dataset(
-    ray: ModuleType, order: Order, identity: dict[str, Any], board: Any, todo: Sequence[Shard]
+    ray: ModuleType, spec: WorkerSpec, identity: dict[str, Any], state: Any, todo: Sequence[Shard]
 ) -> Iterator[Any]:
-    """The rows that come out as tasks end, to be looked at once; behind the block the actors are gone."""
+    """The rows that come out as tasks end, to be iterated once; after the block the actors are gone."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     # What its object store has room for: nothing that we put there matters.
     logging.getLogger("ray.data._internal.execution.resource_manager").setLevel(logging.ERROR)
-    work = tasks(todo, order.most_workers or _room(ray, order))
+    work = tasks(todo, spec.most_workers or _num_workers(ray, spec))
     pool = ray.data.ActorPoolStrategy(min_size=1, max_size=len(work))
-    if order.most_workers is not None:
-        pool = ray.data.ActorPoolStrategy(size=min(len(work), order.most_workers))
+    if spec.most_workers is not None:
+        pool = ray.data.ActorPoolStrategy(size=min(len(work), spec.most_workers))
     dataset = ray.data.from_items(work, override_num_blocks=len(work)).map(
         ShardWorker,
-        fn_constructor_args=(order, identity, board),
+        fn_constructor_args=(spec, identity, state),
         compute=pool,
-        num_gpus=order.gpus_each,
-        num_cpus=order.cpus_each,
+        num_gpus=spec.gpus_each,
+        num_cpus=spec.cpus_each,
     )
     try:
         yield dataset
@@ -182,10 +173,10 @@ def _dataset(
         raise
 
 
-def _room(ray: ModuleType, order: Order) -> int:
-    """Workers that the cluster has room for now."""
+def _num_workers(ray: ModuleType, spec: WorkerSpec) -> int:
+    """The number of workers that the cluster has room for now."""
     cluster = ray.cluster_resources()
-    room = cluster.get("GPU", 0) if order.gpus_each else cluster.get("CPU", 0) // order.cpus_each
+    room = cluster.get("GPU", 0) if spec.gpus_each else cluster.get("CPU", 0) // spec.cpus_each
     return max(1, int(room))
 
 
@@ -193,14 +184,14 @@ def _report(values: dict[str, Any]) -> ShardReport:
     return ShardReport(**{**values, "warnings": tuple(values["warnings"])})
 
 
-def _take(stats: RunStats, news: News) -> None:
-    for name, tally in news.workers.items():
+def _copy(stats: RunStats, progress: Progress) -> None:
+    for name, tally in progress.workers.items():
         stats.set_worker(name, tally)
-    stats.incidents[:] = news.incidents
+    stats.incidents[:] = progress.incidents
 
 
-def _settle_counts(stats: RunStats) -> None:
-    """Takes off what workers counted that died before it was committed, and was counted again."""
+def _subtract_lost(stats: RunStats) -> None:
+    """Takes off what dead workers counted and did not commit: it was done, and counted, again."""
     committed = stats.reports.committed
     stats.num_samples, stats.num_kept = committed.num_samples, committed.num_kept
     stats.statuses.clear()

@@ -1,13 +1,15 @@
-"""A worker process: asks for shards, works them through, tells the launcher. Imports nothing heavy by itself.
+"""A worker process: asks for shards, commits them, reports to the launcher.
 
-Three pipes, because a pipe has one writer at a time: `asks` belongs to whichever thread reads the stream of
-shards, `news` to the main thread, `beats` to the one that sends the counters twice a second.
+Importing this module is cheap, and what is heavy is imported by functions: the process must be tied to its
+launcher and handle signals before it spends seconds on torch and DALI.
+
+There are three pipes because a pipe has one writer at a time. `requests` belongs to whichever thread reads
+the stream of shards, `messages` to the main thread, `heartbeats` to the one that sends the counters.
 """
 
 from __future__ import annotations
 
 import ctypes
-import errno
 import os
 import pickle
 import signal
@@ -20,35 +22,35 @@ from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
 from dali_aesthetic.config import Config, ConfigError, ModelConfig
-from dali_aesthetic.launch.node.slots import Slot
+from dali_aesthetic.launch.failures import is_fatal
+from dali_aesthetic.launch.node.slots import Slot, nearest_cpus
 from dali_aesthetic.launch.slurm import Task, settling
+from dali_aesthetic.stats import StreamCounter
 
 if TYPE_CHECKING:
     from dali_aesthetic.launch.worker import Worker
     from dali_aesthetic.score.build import ModelReader
-    from dali_aesthetic.stats import RunStats, Tally
     from dali_aesthetic.types import Shard
 
 MODEL, FIRST, NEXT = "model", "first", "next"
-"""What a worker asks for: the model section with its precision settled, or else the shards to settle it on; a
-stream's first shard, as long as that takes; one more."""
+"""The requests: the model section with its precision settled, or else the shards to settle it on; the first
+shard of a stream, waited for as long as that takes; the next shard of the stream."""
 
-BEAT_SECONDS = 0.5
+HEARTBEAT_SECONDS = 0.5
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG
-_OWN_TROUBLE = (errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EAGAIN)
 
 
 @dataclass(frozen=True, slots=True)
 class Pipes:
     """The worker's ends."""
 
-    asks: Connection
-    news: Connection
-    beats: Connection
+    requests: Connection
+    messages: Connection
+    heartbeats: Connection
 
 
 @dataclass(frozen=True, slots=True)
-class Settled:
+class ModelSettled:
     """The run's model section, its precision settled by this worker for all."""
 
     model: ModelConfig
@@ -56,13 +58,13 @@ class Settled:
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """The worker is built; `record` is what `run.json` would hold."""
+    """The worker is built. `record` is what `run.json` would hold."""
 
     record: dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Broken:
+class Failed:
     """The worker ends. `fatal` is an error that every worker would meet: the launcher raises it."""
 
     text: str
@@ -70,7 +72,7 @@ class Broken:
 
 
 def main(config: Config, slot: Slot, task: Task, pipes: Pipes) -> None:
-    """The process's life: build, work streams of shards until there are no more, exit."""
+    """The process's life: build the worker, work streams of shards until there are no more, exit."""
     _die_with_launcher()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the launcher decides
     signal.signal(signal.SIGTERM, _stop)
@@ -83,7 +85,7 @@ def main(config: Config, slot: Slot, task: Task, pipes: Pipes) -> None:
         code = 1
         traceback.print_exc()
         with suppress(OSError):
-            pipes.news.send(Broken(f"{type(error).__name__}: {error}", _fatal(error)))
+            pipes.messages.send(Failed(f"{type(error).__name__}: {error}", _fatal(error)))
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)  # what is committed is on disk; libraries' clean-up at exit can hang or crash
@@ -98,25 +100,22 @@ def _stop(number: int, frame: object) -> None:
     raise _Stopped
 
 
-class _BadStart(Exception):
-    """Wraps what went wrong before the first shard, where configuration and weights are looked at."""
+class _StartFailed(Exception):
+    """Wraps an error from before the first shard, where configuration and weights are looked at."""
 
 
 def _fatal(error: Exception) -> Exception | None:
-    """What no other worker would fare better with: configuration, weights, a full disk."""
+    """The error to raise in the launcher: of configuration, weights or the output."""
     from dali_aesthetic.score.published import WeightsUnavailable
 
-    cause = error.__cause__ if isinstance(error, _BadStart) else None
+    cause = error.__cause__ if isinstance(error, _StartFailed) else None
     if isinstance(cause, ValueError | WeightsUnavailable | OSError):
         return _portable(cause)
-    passing = isinstance(error, ConnectionError | TimeoutError)
-    if isinstance(error, OSError) and not passing and error.errno not in _OWN_TROUBLE:
-        return _portable(error)
-    return None
+    return _portable(error) if is_fatal(error) else None
 
 
 def _portable(error: Exception) -> Exception:
-    """`error`, or its words where it can't travel to another process."""
+    """`error`, or its text as an OSError where it can't be pickled."""
     try:
         pickle.loads(pickle.dumps(error))
     except Exception:
@@ -139,18 +138,17 @@ def _work(config: Config, slot: Slot, task: Task, pipes: Pipes) -> None:
         config = config.model_copy(update={"model": _settle_model(config, task, pipes, reader)})
         worker = build_worker(config, reader)
     except Exception as error:
-        raise _BadStart(f"could not start: {type(error).__name__}: {error}") from error
-    pipes.news.send(Ready(run_record(config, worker)))
-    totals = _Totals(pipes.beats)
+        raise _StartFailed(f"could not start: {type(error).__name__}: {error}") from error
+    pipes.messages.send(Ready(run_record(config, worker)))
+    counter = StreamCounter()
     while (first := _ask(pipes, FIRST)) is not None:
-        _stream(config, slot, worker, first, pipes, totals)
+        _stream(config, slot, worker, first, pipes, counter)
 
 
 def _on_slot(config: Config, slot: Slot) -> Config:
     """The config with the slot's device and threads; the process bound to the cores near its GPU."""
     import torch
 
-    from dali_aesthetic.launch.node.slots import nearest_cpus
     from dali_aesthetic.launch.worker import resolve_device
 
     torch.set_num_threads(slot.threads)
@@ -174,21 +172,29 @@ def _settle_model(config: Config, task: Task, pipes: Pipes, reader: ModelReader)
         return answer
     with settling(config.output, task):
         model = prepare(config, answer, reader).model
-    pipes.news.send(Settled(model))
+    pipes.messages.send(ModelSettled(model))
     return model
 
 
-def _stream(config: Config, slot: Slot, worker: Worker, first: Shard, pipes: Pipes, totals: _Totals) -> None:
+def _stream(
+    config: Config, slot: Slot, worker: Worker, first: Shard, pipes: Pipes, counter: StreamCounter
+) -> None:
     from dali_aesthetic.launch.work import work_shards
     from dali_aesthetic.overlap import every
-    from dali_aesthetic.stats import RunStats
 
-    stats = totals.begin(RunStats())
+    def send_heartbeat() -> None:
+        try:
+            pipes.heartbeats.send(counter.tally())
+        except OSError:  # The launcher has gone. A fork server lives on with its children, so that its
+            os.kill(os.getpid(), signal.SIGKILL)  # end does not reach them.
+
+    stats = counter.begin()
     reports = work_shards(config, worker, _shards(first, pipes), stats, memory_share=slot.sharers)
-    with every(BEAT_SECONDS, totals.send, "beat"), closing(reports):
+    with every(HEARTBEAT_SECONDS, send_heartbeat, "heartbeat"), closing(reports):
         for report in reports:
-            pipes.news.send(report)
-    totals.end()
+            pipes.messages.send(report)
+    counter.end()
+    pipes.heartbeats.send(counter.tally())
 
 
 def _shards(first: Shard, pipes: Pipes) -> Iterator[Shard]:
@@ -198,33 +204,6 @@ def _shards(first: Shard, pipes: Pipes) -> Iterator[Shard]:
         shard = _ask(pipes, NEXT)
 
 
-def _ask(pipes: Pipes, what: str) -> Any:
-    pipes.asks.send(what)
-    return pipes.asks.recv()
-
-
-class _Totals:
-    """What the worker has done in all of its streams, sent while it works."""
-
-    def __init__(self, beats: Connection) -> None:
-        from dali_aesthetic.stats import Tally
-
-        self._beats = beats
-        self._before: Tally = Tally()
-        self._stats: RunStats | None = None
-
-    def begin(self, stats: RunStats) -> RunStats:
-        self._stats = stats
-        return stats
-
-    def send(self) -> None:
-        if self._stats is not None:
-            try:
-                self._beats.send(self._before + self._stats.tally())
-            except OSError:  # The launcher has gone. A fork server lives on with its children, so that its
-                os.kill(os.getpid(), signal.SIGKILL)  # end does not reach them.
-
-    def end(self) -> None:
-        assert self._stats is not None
-        self._before, self._stats = self._before + self._stats.tally(), None
-        self._beats.send(self._before)
+def _ask(pipes: Pipes, request: str) -> Any:
+    pipes.requests.send(request)
+    return pipes.requests.recv()

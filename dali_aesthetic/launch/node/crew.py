@@ -1,28 +1,46 @@
-"""The workers of a node: listened to, given shards as they ask, replaced where they die."""
+"""The engine of one node: worker processes that get shards as they ask for them and are replaced if they die.
+
+A worker reads ahead, so several shards are open in it when it dies, and which of them did it can't be told.
+Each of them becomes a suspect and is done again alone, in a stream of its own. A shard that was open
+`MOST_DEATHS` times is given up.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from dali_aesthetic.config import Config, ConfigError, ModelConfig
-from dali_aesthetic.launch.node.child import FIRST, MODEL, NEXT, Broken, Ready, Settled
+from dali_aesthetic.config import Config, ModelConfig
+from dali_aesthetic.launch.engine import Prepared
+from dali_aesthetic.launch.failures import check_same_run, given_up
+from dali_aesthetic.launch.node.child import FIRST, MODEL, NEXT, Failed, ModelSettled, Ready
 from dali_aesthetic.launch.node.process import WorkerProcess, wait_for_any
-from dali_aesthetic.launch.node.slots import Slot
+from dali_aesthetic.launch.node.slots import Slot, find_slots
 from dali_aesthetic.launch.slurm import ALONE, Task
 from dali_aesthetic.stats import RunStats, Tally
 from dali_aesthetic.types import Shard, ShardReport
 
-_DEATHS_IN_A_ROW = 10
+_MOST_DEATHS_IN_A_ROW = 10
 """Without a shard committed in between: then the slot is given up. A few shards that kill stay below it."""
-_FAILED_STARTS_IN_A_ROW = 3
+_MOST_FAILED_STARTS_IN_A_ROW = 3
 _SILENCE_SECONDS = 60.0
 """Beyond the stall timeout: the worker's own guard comes first, it can say where it hangs."""
 _END_SECONDS = 20.0
 _SHARDS_TO_SETTLE_ON = 1000
 """They hold more images than settling the precision takes, and are few enough to send."""
+
+
+@contextmanager
+def node_processes(config: Config, shards: Sequence[Shard], task: Task) -> Iterator[Prepared]:
+    """The engine of a node: the workers that `config.launch` asks for; this process touches no image.
+
+    Raises ConfigError where the node has too few GPUs, and `AllWorkersLost`.
+    """
+    with Crew(config, find_slots(config), task) as crew:
+        yield Prepared(config=config, record=crew.first_record(shards), work=crew.work)
 
 
 class AllWorkersLost(RuntimeError):
@@ -31,29 +49,29 @@ class AllWorkersLost(RuntimeError):
 
 @dataclass(slots=True)
 class _Place:
-    """A slot, its worker (None: given up), what its earlier workers settled, and their deaths in a row."""
+    """A slot, its worker (None: given up), the counters of its earlier workers, and their deaths in a row."""
 
     slot: Slot
     worker: WorkerProcess | None = None
-    settled: Tally = field(default_factory=Tally)
+    committed: Tally = field(default_factory=Tally)
     deaths: int = 0
-    last_words: str = ""
+    reason: str = ""
 
 
 class Crew:
-    """The workers from the first start to the last end, and what they did: `stats`. A context manager."""
+    """The workers from the first start to the last end. A context manager."""
 
     def __init__(self, config: Config, slots: Sequence[Slot], task: Task = ALONE) -> None:
-        self.stats = RunStats()
         self._config, self._task = config, task
+        self._stats = RunStats()
         self._record: dict[str, Any] | None = None
-        self._handout: Handout | None = None
+        self._queue: ShardQueue | None = None
         self._places = [_Place(slot) for slot in slots]
         self._first_shards: list[Shard] = []
         self._model: ModelConfig | None = None
-        self._settler: WorkerProcess | None = None
-        self._asking_model: list[WorkerProcess] = []
-        self._waiting: list[WorkerProcess] = []
+        self._model_settler: WorkerProcess | None = None
+        self._waiting_for_model: list[WorkerProcess] = []
+        self._waiting_for_shard: list[WorkerProcess] = []
 
     def __enter__(self) -> Crew:
         try:
@@ -68,7 +86,7 @@ class Crew:
         self._end()
 
     def first_record(self, shards: Sequence[Shard]) -> dict[str, Any]:
-        """Waits for the first worker to be ready; what it says `run.json` should hold.
+        """Waits for the first worker to be ready, and returns the content of `run.json` that it sent.
 
         The first one to ask settles the precision for all, on the first of `shards`. Raises what kept workers
         from starting: ConfigError, WeightsUnavailable, OSError.
@@ -76,135 +94,137 @@ class Crew:
         self._first_shards = list(shards[:_SHARDS_TO_SETTLE_ON])
         while self._record is None:
             self._step()
-        self.stats = RunStats(incidents=self.stats.incidents)  # the clock starts here, as for one process
         return self._record
 
-    def work(self, shards: Sequence[Shard]) -> None:
+    def work(self, shards: Sequence[Shard], stats: RunStats) -> None:
         """Until every shard is reported. Raises `AllWorkersLost`, and OSError for an unwritable output."""
-        self._handout = Handout(shards)
-        self.stats.workers = {place.slot.name: Tally() for place in self._places}
-        while not (self._handout.finished and self._all_idle()):
-            self._serve_waiting(self._handout)
+        stats.incidents += self._stats.incidents  # from the start
+        stats.workers = {place.slot.name: Tally() for place in self._places}
+        self._stats, self._queue = stats, ShardQueue(shards)
+        while not (self._queue.finished and self._all_idle()):
+            self._begin_streams(self._queue)
             self._step()
-        self.stats.finish()
+        stats.finish()
 
     def _workers(self) -> list[WorkerProcess]:
         return [place.worker for place in self._places if place.worker is not None]
 
     def _all_idle(self) -> bool:
-        return all(worker in self._waiting or not worker.ready for worker in self._workers())
+        return all(worker in self._waiting_for_shard or not worker.ready for worker in self._workers())
 
-    def _serve_waiting(self, handout: Handout) -> None:
+    def _begin_streams(self, queue: ShardQueue) -> None:
         is_only = sum(worker.ready for worker in self._workers()) == 1
-        for worker in list(self._waiting):
-            shard = handout.first(worker.name, is_only=is_only)
+        for worker in list(self._waiting_for_shard):
+            shard = queue.first(worker.name, is_only=is_only)
             if shard is not None:
-                self._waiting.remove(worker)
+                self._waiting_for_shard.remove(worker)
                 worker.answer(shard)
 
-    def _serve_model(self) -> None:
-        """To those who ask for the model section; the first one is asked to settle it meanwhile."""
-        while self._asking_model and (self._model is not None or self._settler is None):
-            worker = self._asking_model.pop()
+    def _send_model(self) -> None:
+        """Answers requests for the model section; the first worker to ask settles it meanwhile."""
+        while self._waiting_for_model and (self._model is not None or self._model_settler is None):
+            worker = self._waiting_for_model.pop()
             if self._model is None:
-                self._settler = worker
+                self._model_settler = worker
             worker.answer(self._model or self._first_shards)
 
     def _step(self) -> None:
         workers = self._workers()
         if not workers:
-            raise AllWorkersLost("no worker stays alive:\n  " + "\n  ".join(self.stats.incidents[-5:]))
-        self._serve_model()
+            raise AllWorkersLost("no worker stays alive:\n  " + "\n  ".join(self._stats.incidents[-5:]))
+        self._send_model()
         wait_for_any(workers, 1.0)
         for place in self._places:
             if place.worker is not None:
-                self._listen(place, place.worker)
+                self._receive(place, place.worker)
 
-    def _listen(self, place: _Place, worker: WorkerProcess) -> None:
-        has_ended = worker.has_ended  # looked at first: what it said before its end is then all there
+    def _receive(self, place: _Place, worker: WorkerProcess) -> None:
+        has_ended = worker.has_ended  # looked at first: all that it sent before its end is then in the pipes
         for message in worker.messages():
-            self._take(place, worker, message)
+            self._handle(place, worker, message)
         if has_ended:
-            self._bury(place, worker)
+            self._replace(place, worker)
         elif self._is_silent(worker):
-            place.last_words = f"was silent for {time.monotonic() - worker.heard_at:.0f} s and was ended"
+            place.reason = f"was silent for {time.monotonic() - worker.heard_at:.0f} s and was ended"
             worker.kill()
 
-    def _take(self, place: _Place, worker: WorkerProcess, message: object) -> None:
+    def _handle(self, place: _Place, worker: WorkerProcess, message: object) -> None:
         if isinstance(message, Ready):
-            self._check_same(worker, message.record)
+            self._check_record(worker, message.record)
             worker.ready = True
-        elif isinstance(message, Broken):
+        elif isinstance(message, Failed):
             if message.fatal is not None:
                 raise message.fatal
-            place.last_words = f"ended by {message.text}"
+            place.reason = f"ended by {message.text}"
         elif isinstance(message, Tally):
-            self.stats.set_worker(worker.name, place.settled + message)
+            self._stats.set_worker(worker.name, place.committed + message)
         elif isinstance(message, ShardReport):
-            self._note(place, worker, message)
-        elif isinstance(message, Settled):
+            self._add_report(place, worker, message)
+        elif isinstance(message, ModelSettled):
             self._model = message.model
         elif message == MODEL:
-            self._asking_model.append(worker)
+            self._waiting_for_model.append(worker)
         elif message == FIRST:
-            self._waiting.append(worker)
+            self._waiting_for_shard.append(worker)
         elif message == NEXT:
-            assert self._handout is not None, "it was given a first shard"
-            worker.answer(self._handout.next(worker.name))
+            assert self._queue is not None, "it was given a first shard"
+            worker.answer(self._queue.next(worker.name))
 
-    def _note(self, place: _Place, worker: WorkerProcess, report: ShardReport) -> None:
-        assert self._handout is not None
-        self._handout.done(worker.name, report)
-        self.stats.reports.append(report)
+    def _add_report(self, place: _Place, worker: WorkerProcess, report: ShardReport) -> None:
+        assert self._queue is not None
+        self._queue.done(worker.name, report)
+        self._stats.reports.append(report)
         place.deaths = 0
 
-    def _check_same(self, worker: WorkerProcess, record: dict[str, Any]) -> None:
-        """Raises ConfigError where a GPU of another kind would give other scores."""
+    def _check_record(self, worker: WorkerProcess, record: dict[str, Any]) -> None:
         if self._record is None:
             self._record = record
-        ours, first = record["identity"], self._record["identity"]
-        if other := sorted(name for name in ours if ours[name] != first.get(name)):
-            listed = ", ".join(f"{name}: {ours[name]!r}, not {first.get(name)!r}" for name in other)
-            raise ConfigError(
-                f"{worker.name} would run with another {listed}: leave it out (CUDA_VISIBLE_DEVICES), or "
-                "give --backend and --precision that all of the GPUs have"
-            )
+        fix = (
+            "leave it out (CUDA_VISIBLE_DEVICES), or give --backend and --precision that all of the GPUs have"
+        )
+        check_same_run(worker.name, record["identity"], self._record["identity"], fix)
 
     def _is_silent(self, worker: WorkerProcess) -> bool:
         timeout = self._config.guard.stall_timeout
-        busy = worker.ready and worker not in self._waiting
+        busy = worker.ready and worker not in self._waiting_for_shard
         return busy and timeout > 0 and time.monotonic() - worker.heard_at > timeout + _SILENCE_SECONDS
 
-    def _bury(self, place: _Place, worker: WorkerProcess) -> None:
-        """Settle what it did, take back what it had open, start another one in its place."""
-        why = place.last_words or f"died {worker.why}"
-        place.last_words = ""
-        place.settled += worker.settled()
+    def _replace(self, place: _Place, worker: WorkerProcess) -> None:
+        """Counts what a dead worker committed, takes back its open shards and starts another in its place."""
+        why = place.reason or f"died {worker.why}"
+        place.reason = ""
+        place.committed += worker.committed_tally()
         place.deaths += 1
-        redone = 0
-        if self._handout is not None:
-            self.stats.set_worker(worker.name, place.settled)
-            given_up, redone = self._handout.died(worker.name, why)
-            self.stats.reports += given_up
-        self.stats.incidents.append(f"{worker.name} {why}" + (f"; redone: {redone} shards" if redone else ""))
-        self._waiting = [other for other in self._waiting if other is not worker]
-        self._asking_model = [other for other in self._asking_model if other is not worker]
-        self._settler = None if self._settler is worker else self._settler
-        most = _DEATHS_IN_A_ROW if worker.ready else _FAILED_STARTS_IN_A_ROW
+        num_redone = self._take_back(place, worker, why)
+        redone = f"; redone: {num_redone} shards" if num_redone else ""
+        self._stats.incidents.append(f"{worker.name} {why}{redone}")
+        self._waiting_for_shard = [other for other in self._waiting_for_shard if other is not worker]
+        self._waiting_for_model = [other for other in self._waiting_for_model if other is not worker]
+        self._model_settler = None if self._model_settler is worker else self._model_settler
+        most = _MOST_DEATHS_IN_A_ROW if worker.ready else _MOST_FAILED_STARTS_IN_A_ROW
         worker.close()
         place.worker = None
         if place.deaths >= most:
-            self.stats.incidents.append(
+            self._stats.incidents.append(
                 f"{place.slot.name} was given up after {place.deaths} deaths in a row"
             )
-        elif self._handout is None or not self._handout.finished:
+        elif self._queue is None or not self._queue.finished:
             place.worker = WorkerProcess(self._config, place.slot, self._task)
 
+    def _take_back(self, place: _Place, worker: WorkerProcess, why: str) -> int:
+        """The number of its open shards that will be done again."""
+        if self._queue is None:
+            return 0
+        self._stats.set_worker(worker.name, place.committed)
+        reports, num_redone = self._queue.take_back(worker.name, why)
+        self._stats.reports += reports
+        return num_redone
+
     def _end(self) -> None:
-        """Every worker ends: those that wait for a shard at once, others abandon what they have open."""
+        """Ends every worker: those that wait for a shard at once, others abandon what they have open."""
         workers, deadline = self._workers(), time.monotonic() + _END_SECONDS
         for worker in workers:
-            if worker in self._waiting:
+            if worker in self._waiting_for_shard:
                 worker.answer(None)
             else:
                 worker.ask_to_end()
@@ -217,18 +237,8 @@ class Crew:
             place.worker = None
 
 
-# FOLDED dali_aesthetic/launch/handout.py: Which worker does which shard: handed out one by one as workers ask, and again where a worker died.
-#
-# A worker reads ahead, so several shards are open in it when it dies, and which of them did it can't be told.
-# Each of them becomes a suspect and is done again alone, in a stream of its own. A shard that was there
-# `MOST_DEATHS` times is given up.
-
-
-MOST_DEATHS = 3
-
-
-class Handout:
-    """Shards still to do, those open in each worker, and the suspects."""
+class ShardQueue:
+    """Hands shards to workers: those still to do, the ones open in each worker, and the suspects."""
 
     def __init__(self, shards: Iterable[Shard]) -> None:
         self._fresh: Iterator[Shard] = iter(shards)
@@ -244,7 +254,7 @@ class Handout:
         return not (self._next or self._suspects or any(self._open.values()))
 
     def first(self, worker: str, *, is_only: bool = True) -> Shard | None:
-        """The first shard of a stream; None where there is none now (more may come back from the dead).
+        """The first shard of a stream; None where there is none now (a death may bring some back).
 
         A suspect goes to another worker than the one that died over it, unless that `is_only`: it may have
         been the GPU's fault.
@@ -258,25 +268,24 @@ class Handout:
         return self._give_fresh(worker)
 
     def next(self, worker: str) -> Shard | None:
-        """The next one of the stream; None ends it, so that what is open in it gets committed."""
+        """The next shard of the stream; None ends it, so that what is open in it gets committed."""
         return None if worker in self._alone else self._give_fresh(worker)
 
     def done(self, worker: str, report: ShardReport) -> None:
         """A shard of the worker was committed, or given up by the worker itself."""
         self._open[worker].pop(report.name, None)
 
-    def died(self, worker: str, why: str) -> tuple[list[ShardReport], int]:
-        """Takes back what was open in the worker: reports of those given up, and the number of others."""
-        given_up = []
+    def take_back(self, worker: str, why: str) -> tuple[list[ShardReport], int]:
+        """Takes back a dead worker's open shards: reports of the given up, and the number of the others."""
+        reports: list[ShardReport] = []
         taken_back = self._open.pop(worker, {})
         for shard in taken_back.values():
             deaths = self._deaths[shard.name] = self._deaths.get(shard.name, 0) + 1
-            if deaths < MOST_DEATHS:
+            if report := given_up(shard, deaths, why):
+                reports.append(report)
+            else:
                 self._suspects.append((shard, worker))
-                continue
-            error = f"a worker died over it {deaths} times; the last one {why}"
-            given_up.append(ShardReport(name=shard.name, source=shard.source, error=error))
-        return given_up, len(taken_back) - len(given_up)
+        return reports, len(taken_back) - len(reports)
 
     def _give_fresh(self, worker: str) -> Shard | None:
         shard = self._next

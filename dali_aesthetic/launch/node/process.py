@@ -1,4 +1,4 @@
-"""One worker process as the launcher sees it: started, heard, ended."""
+"""The launcher's side of a worker process: start it, receive its messages, end it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _PRELOAD = ["dali_aesthetic.launch.work", "dali_aesthetic.launch.precision", "nv
 
 
 class WorkerProcess:
-    """A running worker on a slot. `tally` is its latest count, `committed` what its reports add up to."""
+    """A running worker on a slot. `tally` is its latest heartbeat, `committed` the sum of its reports."""
 
     def __init__(self, config: Config, slot: Slot, task: Task = ALONE) -> None:
         # A CPU worker is forked from a server that has the libraries imported: quick to restart, and their
@@ -34,23 +34,27 @@ class WorkerProcess:
         self.ready = False
         self.tally, self.committed = Tally(), Tally()
         self.heard_at = time.monotonic()
-        (self.asks, asks), (self.news, news), (self.beats, beats) = (
-            context.Pipe(way) for way in (True, False, False)
+        (self.requests, requests), (self.inbox, messages), (self.heartbeats, heartbeats) = (
+            context.Pipe(duplex) for duplex in (True, False, False)
         )
         self._process = context.Process(
             target=child.main,
-            args=(config, slot, task, child.Pipes(asks, news, beats)),
+            args=(config, slot, task, child.Pipes(requests, messages, heartbeats)),
             name=slot.name,
             daemon=True,
         )
         with _visible(slot):
             self._process.start()
-        for end in (asks, news, beats):
+        for end in (requests, messages, heartbeats):
             end.close()  # else the pipe would stay open when the worker dies
 
     @property
+    def _pipes(self) -> tuple[Connection, Connection, Connection]:
+        return self.requests, self.inbox, self.heartbeats
+
+    @property
     def name(self) -> str:
-        """Its slot's."""
+        """The slot's name."""
         return self.slot.name
 
     @property
@@ -59,8 +63,8 @@ class WorkerProcess:
 
     @property
     def sources(self) -> list[Any]:
-        """What to wait for: its pipes and its end."""
-        pipes = [pipe for pipe in (self.asks, self.news, self.beats) if not pipe.closed]
+        """What to wait for: its open pipes and its end."""
+        pipes = [pipe for pipe in self._pipes if not pipe.closed]
         return [*pipes, self._process.sentinel]
 
     @property
@@ -68,8 +72,8 @@ class WorkerProcess:
         return not self._process.is_alive()
 
     def messages(self) -> Iterator[object]:
-        """All that it has said since, in the order of each pipe."""
-        for pipe in (self.news, self.beats, self.asks):
+        """All messages since the last call, in the order of each pipe."""
+        for pipe in (self.inbox, self.heartbeats, self.requests):
             while (message := _received(pipe)) is not None:
                 self.heard_at = time.monotonic()
                 if isinstance(message, Tally):
@@ -79,17 +83,17 @@ class WorkerProcess:
                 yield message
 
     def answer(self, shard: object) -> None:
-        """Gives it a shard, or None: no more of this stream, or at all."""
-        self.heard_at = time.monotonic()  # it said nothing while it waited, however long that was
-        with suppress(OSError):  # it has died, which its end tells
-            self.asks.send(shard)
+        """Answers a request, with a shard or None: the stream, or all work, ends."""
+        self.heard_at = time.monotonic()  # it sent nothing while it waited, however long that was
+        with suppress(OSError):  # it has died, and the sentinel tells
+            self.requests.send(shard)
 
     def kill(self) -> None:
         self._process.kill()
 
     def ask_to_end(self) -> None:
-        """It abandons what is open and exits."""
-        self.asks.close()
+        """Makes it abandon what is open and exit."""
+        self.requests.close()
         self._process.terminate()
 
     def wait(self, timeout: float) -> bool:
@@ -99,7 +103,7 @@ class WorkerProcess:
 
     @property
     def why(self) -> str:
-        """How it ended."""
+        """How it ended, for a message."""
         code = self._process.exitcode
         if code is None or code >= 0:
             return f"with exit code {code}"
@@ -107,14 +111,14 @@ class WorkerProcess:
         return f"by {signal.Signals(-code).name}{hint}"
 
     def close(self) -> None:
-        for pipe in (self.asks, self.news, self.beats):
+        for pipe in self._pipes:
             pipe.close()
         self._process.close()
 
-    def settled(self) -> Tally:
-        """What counts of a worker that died: what it committed, the rest is done again.
+    def committed_tally(self) -> Tally:
+        """The counters of a dead worker without the samples that it did not commit: they are done again.
 
-        Which presets the lost samples would have met isn't known: those counts are scaled.
+        Which presets those would have met isn't known, so the counts by preset are scaled.
         """
         share = min(1.0, self.committed.num_samples / max(1, self.tally.num_samples))
         presets = {name: round(count * share) for name, count in self.tally.presets.items()}
@@ -130,15 +134,15 @@ class WorkerProcess:
 
 
 def wait_for_any(workers: list[WorkerProcess], timeout: float) -> None:
-    """Until one of them says something or ends."""
+    """Waits until one of them sends something or ends."""
     connection.wait([source for worker in workers for source in worker.sources], timeout)
 
 
 @contextmanager
 def _visible(slot: Slot) -> Iterator[None]:
-    """What is started within the block sees the slot's GPU alone, from its first line on.
+    """A process that is started within the block sees the slot's GPU alone, from its first line on.
 
-    Set by the worker itself it would come too late where an import has asked CUDA for its devices.
+    Set by the worker itself, the variable would come too late where an import has asked CUDA for devices.
     """
     before = os.environ.get(VISIBLE)
     if slot.visible is not None:
@@ -153,7 +157,7 @@ def _visible(slot: Slot) -> Iterator[None]:
 
 
 def _received(pipe: Connection) -> object | None:
-    """What lies in the pipe, or None; also where its writer died within a message."""
+    """The next message in the pipe, or None where there is none or its writer died within one."""
     try:
         return pipe.recv() if not pipe.closed and pipe.poll() else None
     except (EOFError, OSError):

@@ -1,0 +1,90 @@
+"""The order of a run, the same for every engine: plan, claim, prepare, open, work, result.
+
+An engine does the work: this process (`run.py`), processes of this node (`node/`), actors of a cluster
+(`cluster/`), or the sink alone, fed with stored scores (`filter.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+from dali_aesthetic.config import Config
+from dali_aesthetic.launch.slurm import ALONE, Task
+from dali_aesthetic.shards.plan import plan_shards
+from dali_aesthetic.stats import RunStats
+from dali_aesthetic.threshold import Threshold
+from dali_aesthetic.types import Shard
+from dali_aesthetic.write.lock import claim
+from dali_aesthetic.write.output import clean_leftovers, open_output
+
+Watch = Callable[[RunStats, int], AbstractContextManager[object]]
+"""Entered for the length of the work, with its live counters and the number of shards to do."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """An engine that is ready.
+
+    `config` has the model's precision and a share's threshold resolved; `record` is what `run.json` holds.
+    `work` commits or gives up every shard that it is given, counts along, and stops the clock.
+    """
+
+    config: Config
+    record: dict[str, Any]
+    work: Callable[[Sequence[Shard], RunStats], None]
+
+
+Engine = Callable[[Config, Sequence[Shard], Task], AbstractContextManager[Prepared]]
+"""Prepares for the planned shards under a claimed output; what it started has ended when the block has."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunResult:
+    """What a run did. `num_skipped` shards were committed by an earlier run of the same command.
+
+    `threshold` is the one that was applied, a share of the samples resolved to its raw score.
+    """
+
+    stats: RunStats
+    num_shards: int
+    num_skipped: int
+    threshold: Threshold
+
+    @property
+    def exit_code(self) -> int:
+        """0 where every shard is committed and at least one image was ever scored, else 1.
+
+        A task of a job with more tasks than shards has none and is complete.
+        """
+        scored_nothing = self.num_shards > 0 and self.stats.num_scored == 0 and self.num_skipped == 0
+        return 1 if self.stats.failed or scored_nothing else 0
+
+
+def launch(config: Config, engine: Engine, watch: Watch | None = None, task: Task = ALONE) -> RunResult:
+    """One run by `engine`; of several tasks that share the output, this one's part.
+
+    Raises ConfigError for an input that can't be planned, OutputBusy, RunMismatch and OutputMismatch (all of
+    them ValueErrors), OSError where the output can't be written, and what the engine raises.
+    """
+    shards = plan_shards(config.input, output=config.whole_output, image_column=config.image_column)
+    job = "" if task.is_alone else task.job
+    with (
+        claim(config.output, job=job, leads=task.index == 0),
+        engine(config, shards, task) as prepared,
+    ):
+        todo = task.part(open_output(config.output, prepared.record, shards), len(shards))
+        stats = RunStats()
+        with watch(stats, len(todo)) if watch else nullcontext():
+            prepared.work(todo, stats)
+        if stats.incidents:
+            clean_leftovers(config.output)  # temporary files of workers that died
+    num_shards = task.part_size(len(shards))
+    return RunResult(
+        stats=stats,
+        num_shards=num_shards,
+        num_skipped=num_shards - len(todo),
+        threshold=prepared.config.threshold,
+    )
