@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -51,7 +52,7 @@ class Survey:
         return plain | {"estimated_samples": self.estimated_samples}
 
 
-def survey(inputs: Sequence[str], max_shards: int) -> Survey:
+def survey(inputs: str | Path | Sequence[str | Path], max_shards: int) -> Survey:
     """Read the first, the last and evenly spaced shards between, `max_shards` at most.
 
     Raises InputError where `inputs` name nothing to read.

@@ -1,4 +1,4 @@
-"""The command line as people meet it: exit codes, messages, frozen flags."""
+"""The command line: exit codes, messages, flags."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.conftest import snapshot
 
 
 def call(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
-    """In a process of its own, as a shell does: seconds of imports, so only where a shell is the point."""
+    """In a process of its own, as from a shell. It costs seconds of imports."""
     return subprocess.run(
         [sys.executable, "-m", "dali_aesthetic", *map(str, arguments)],
         capture_output=True,
@@ -33,7 +33,7 @@ def call(*arguments: object, **environment: str) -> subprocess.CompletedProcess[
 
 
 def invoke(*arguments: object) -> Result:
-    """In this process; an error that nobody made a message of is raised here."""
+    """In this process. An exception that no message was made of is raised here."""
     done = CliRunner().invoke(app, [str(argument) for argument in arguments])
     if done.exception is not None and not isinstance(done.exception, SystemExit):
         raise done.exception
@@ -45,7 +45,7 @@ def tiny(*arguments: object) -> list[object]:
     return ["run", *arguments, *model, "--batch-size", "8"]
 
 
-def test_a_run_from_the_shell_writes_what_the_contract_names(shards_dir: Path, tmp_path: Path) -> None:
+def test_a_run_writes_the_documented_files(shards_dir: Path, tmp_path: Path) -> None:
     done = call(
         *tiny("--input", shards_dir / "0000{0..1}.tar", "--output", tmp_path / "out", "--threshold", "0.5")
     )
@@ -59,7 +59,7 @@ def test_a_run_from_the_shell_writes_what_the_contract_names(shards_dir: Path, t
     assert "1 empty, 1 truncated" in done.stderr
 
 
-def test_globs_expanded_by_the_shell_are_understood(shards_dir: Path, tmp_path: Path) -> None:
+def test_an_input_expanded_by_the_shell_is_taken_whole(shards_dir: Path, tmp_path: Path) -> None:
     expanded = [shards_dir / "00000.tar", shards_dir / "00001.tar"]
     done = invoke(*tiny("--output", tmp_path / "out", "--input", *expanded))
     assert done.exit_code == 0, done.stderr
@@ -103,7 +103,7 @@ def test_a_shell_sees_exit_2_and_one_message(shards_dir: Path, tmp_path: Path) -
     assert "Traceback" not in done.stderr
 
 
-def test_missing_weights_are_exit_2_and_say_how_to_get_them(shards_dir: Path, tmp_path: Path) -> None:
+def test_missing_weights_are_exit_2_with_the_command_that_gets_them(shards_dir: Path, tmp_path: Path) -> None:
     done = call(
         "run", "--input", shards_dir, "--output", tmp_path / "out", "--device", "cpu",
         HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path), HOME=str(tmp_path),
@@ -115,7 +115,7 @@ def test_missing_weights_are_exit_2_and_say_how_to_get_them(shards_dir: Path, tm
     assert not (tmp_path / "out").exists()
 
 
-def test_download_says_what_it_has_and_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_download_prints_each_file_and_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "nothing to download" in invoke("download", "--weights", "random", "--head", "random:1").stderr
     path = tmp_path / "[bold] models" / ("long" * 30) / "head.safetensors"
     file = ResolvedFile(name="head.safetensors", source="", sha256="0" * 64, path=str(path))
@@ -154,14 +154,14 @@ def test_a_yaml_file_gives_fields_and_flags_win(shards_dir: Path, tmp_path: Path
         ({"unit": None}, {"preset": "high", "max_raw": 8.0}),
     ],
 )
-def test_a_flag_overrules_other_spellings_of_its_own_bound_alone(
+def test_a_flag_replaces_other_spellings_of_its_own_bound_only(
     flags: dict[str, object], fields: dict[str, object]
 ) -> None:
     file = {"threshold": {"preset": "high", "max_raw": 8.0}}
     assert merge(file, {"threshold": flags}) == {"threshold": fields}
 
 
-def test_a_file_that_is_no_text_is_named(tmp_path: Path) -> None:
+def test_a_config_file_that_is_not_utf8_is_named_in_the_error(tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_bytes(b"output: caf\xe9\n")
     done = invoke("run", "--config", tmp_path / "run.yaml")
     assert done.exit_code == 2
@@ -173,8 +173,8 @@ def flags_of(command: str) -> set[str]:
     return {flag for parameter in parameters for flag in parameter.opts if flag.startswith("--")}
 
 
-def test_no_flag_of_run_is_lost() -> None:
-    """Scripts of users have them: one goes with a line in the changelog, and from this list."""
+def test_run_keeps_the_flags_that_scripts_use() -> None:
+    """To remove one, take it from this list and add a line to the changelog."""
     assert flags_of("run") >= FLAGS
 
 
@@ -188,7 +188,7 @@ FLAGS = {
 }  # fmt: skip
 
 
-def test_help_and_version_do_not_wait_for_torch_and_name_the_defaults() -> None:
+def test_help_and_version_do_not_import_torch_and_help_shows_defaults() -> None:
     code = "import sys; from dali_aesthetic.cli import app; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
     assert call("--version").stdout.strip()
@@ -199,26 +199,26 @@ def test_help_and_version_do_not_wait_for_torch_and_name_the_defaults() -> None:
     assert f"(default: {default.weights})" in text
 
 
-def test_every_command_shows_examples_in_its_help() -> None:
+def test_every_command_has_an_example_in_its_help() -> None:
     commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
     assert len(commands) >= 12
     assert not [name for name, command in commands.items() if "dali-aesthetic " + name not in command.epilog]
 
 
-def test_quiet_says_nothing_of_success(shards_dir: Path, tmp_path: Path) -> None:
-    """In a process of its own: what libraries write past Python would show too."""
+def test_quiet_prints_nothing_on_success(shards_dir: Path, tmp_path: Path) -> None:
+    """In a process of its own, so that output of native libraries counts too."""
     done = call(*tiny("--input", shards_dir / "00001.tar", "--output", tmp_path, "--quiet"))
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-def test_quiet_says_what_went_wrong(tmp_path: Path) -> None:
+def test_quiet_prints_failures(tmp_path: Path) -> None:
     (tmp_path / "bad.tar").write_text("no tar " * 200)
     done = invoke(*tiny("--input", tmp_path / "bad.tar", "--output", tmp_path / "out", "--quiet"))
     assert done.exit_code == 1
     assert "bad.tar" in done.stderr
 
 
-def test_json_is_for_machines(shards_dir: Path, tmp_path: Path) -> None:
+def test_json_prints_the_summary_as_json(shards_dir: Path, tmp_path: Path) -> None:
     where = ("--input", shards_dir / "00001.tar", "--output", tmp_path)
     said = json.loads(invoke(*tiny(*where, "--json", "--raw-threshold", "-1000")).stdout)
     assert (said["samples"], said["kept"], said["committed"]) == (10, 8, 1)

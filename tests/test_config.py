@@ -1,4 +1,4 @@
-"""Configs are right at birth or refused with the field, the value and the fix."""
+"""A config is valid when it is built, or refused with the field, the value and the fix."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_errors_name_the_field_and_the_fix(values: dict[str, object], message: s
         Config.build(values)
 
 
-def test_a_home_that_the_shell_left_is_the_home(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_leading_tilde_is_the_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/ada")
     inputs = ["~/{0..3}.tar", "@~/list.txt", "s3://~/in", "./~/in", "~in", "in/~/b", "@in"]
     config = Config.build({"input": inputs, "output": "~/kept", "model": {"model_dir": "~/models"}})
@@ -65,16 +65,16 @@ def test_flags_win_over_the_file_section_by_section() -> None:
 
 
 @pytest.mark.parametrize("wrong", [0.9, 0, "high", []])
-def test_what_stands_for_a_section_is_not_lost_below_flags(wrong: object) -> None:
+def test_a_value_in_place_of_a_section_is_refused_despite_flags(wrong: object) -> None:
     with pytest.raises(ConfigError, match=r"^threshold: .* does not fit"):
         Config.build(merge(MINIMAL | {"threshold": wrong}, {"threshold": {"unit": None}}))
     Config.build(merge(MINIMAL | {"threshold": None}, {"threshold": {"unit": None}}))
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
-def test_the_examples_are_valid(path: Path) -> None:
+def test_example_configs_are_valid(path: Path) -> None:
     Config.build(yaml.safe_load(path.read_text()))
 
 
-def test_there_are_examples() -> None:
+def test_example_configs_exist() -> None:
     assert CONFIGS

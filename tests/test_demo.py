@@ -1,4 +1,4 @@
-"""The demo set is real, complete and the same each time; random weights come under a banner only."""
+"""The demo set is complete and reproducible; random weights are used under a banner only."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_the_set_has_about_200_samples_of_image_txt_and_json(demo_set: Path) -> 
     assert suffixes.count("jpg") + suffixes.count("webp") == suffixes.count("txt")
 
 
-def test_its_images_decode(demo_set: Path) -> None:
+def test_the_images_of_the_set_decode(demo_set: Path) -> None:
     with tarfile.open(demo_set / "demo-00000.tar") as tar:
         for member in tar.getmembers()[:30]:
             if member.name.endswith(("jpg", "webp")):
@@ -42,15 +42,15 @@ def test_its_images_decode(demo_set: Path) -> None:
                 Image.open(io.BytesIO(content.read())).load()
 
 
-def test_the_set_is_the_same_each_time(demo_set: Path, tmp_path: Path) -> None:
+def test_the_set_is_reproducible(demo_set: Path, tmp_path: Path) -> None:
     make_demo_set(tmp_path)
     assert snapshot(tmp_path) == snapshot(demo_set)
 
 
-def test_without_weights_the_demo_says_that_scores_mean_nothing(
+def test_without_weights_a_banner_says_that_scores_mean_nothing(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """On two of the photos: what is said and written does not depend on how many there are."""
+    """On two of the photos, to save time."""
     monkeypatch.setattr(demo, "PHOTOS", demo.PHOTOS[:2])
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
@@ -64,7 +64,7 @@ def test_without_weights_the_demo_says_that_scores_mean_nothing(
     assert not (tmp_path / "demo" / "output").exists()
 
 
-def test_missing_photos_are_told_with_the_extra_that_has_them(
+def test_missing_photos_are_refused_with_the_extra_to_install(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setitem(sys.modules, "skimage", None)
@@ -72,7 +72,7 @@ def test_missing_photos_are_told_with_the_extra_that_has_them(
         make_demo_set(tmp_path / "input")
 
 
-def test_a_home_that_the_shell_left_is_the_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_leading_tilde_is_the_home_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     asked = []
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setattr(demo, "make_demo_set", lambda folder: asked.append(folder) or "")

@@ -1,4 +1,4 @@
-"""What a person reads: a line while it runs, a table after."""
+"""The progress line of a run and the summary table at its end."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def stats() -> RunStats:
     return stats
 
 
-def test_the_line_has_rate_share_bad_and_time_left(stats: RunStats) -> None:
+def test_the_progress_line_has_rate_kept_share_bad_count_and_time_left(stats: RunStats) -> None:
     line = Progress(stats, 3).line()
     for part in ("1/3 shards", "5 images", "images/s", "kept 25.0%", "bad 1", "ETA"):
         assert part in line
@@ -61,14 +61,14 @@ def test_the_summary_shows_what_each_preset_would_keep_of_this_data() -> None:
     assert preset_rows(RunStats(), "laion-v2") == []
 
 
-def test_a_log_file_gets_no_live_line(stats: RunStats) -> None:
+def test_a_log_file_gets_no_progress_line(stats: RunStats) -> None:
     console = Console(file=io.StringIO())
     with watch_on(console, stats, 3):
         pass
     assert console.file.getvalue() == ""  # type: ignore[attr-defined]
 
 
-def test_a_terminal_gets_one(stats: RunStats) -> None:
+def test_a_terminal_gets_a_progress_line(stats: RunStats) -> None:
     console = Console(file=io.StringIO(), force_terminal=True, width=160)
     with watch_on(console, stats, 3):
         pass
@@ -76,7 +76,7 @@ def test_a_terminal_gets_one(stats: RunStats) -> None:
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(5, "0:05"), (65, "1:05"), (3723, "1:02:03")])
-def test_clock(seconds: int, text: str) -> None:
+def test_seconds_are_shown_as_a_clock(seconds: int, text: str) -> None:
     assert clock(seconds) == text
 
 
@@ -84,7 +84,7 @@ def test_a_share_of_nothing_is_a_dash() -> None:
     assert (share(1, 4), share(0, 0)) == ("25.0%", "-")
 
 
-def test_each_worker_has_its_rate() -> None:
+def test_each_worker_has_a_rate_on_the_progress_line() -> None:
     stats = RunStats()
     progress = Progress(stats, 3)
     assert progress.worker_line() == ""
@@ -98,7 +98,7 @@ def test_each_worker_has_its_rate() -> None:
     assert second == "GPU 1 0/s"
 
 
-def test_workers_and_their_deaths_are_in_the_summary() -> None:
+def test_the_summary_has_each_worker_and_the_incidents() -> None:
     stats = RunStats(incidents=["GPU 1 died by SIGKILL; redone: 2 shards"])
     stats.set_worker("GPU 0", Tally(num_samples=4, statuses={"ok": 4}, seconds=2.0))
     console = Console(file=io.StringIO(), width=120)

@@ -30,7 +30,7 @@ def scorer(tiny_model: ModelConfig) -> ImageScorer:
     return ImageScorer(tiny_model, device="cpu", decode=DecodeConfig(batch_size=BATCH_SIZE))
 
 
-def test_every_form_of_an_image_has_the_runs_score(
+def test_paths_bytes_and_pil_images_score_as_in_a_run(
     scorer: ImageScorer, tiny_model: ModelConfig, photos: list[Image.Image], tmp_path: Path
 ) -> None:
     encoded = {f"{i:03d}": jpeg(photo) for i, photo in enumerate(photos[-5:])}
@@ -69,22 +69,22 @@ def test_pil_images_that_cannot_be_read_are_nan_in_their_place(
 
 
 @pytest.mark.parametrize("image", [None, 5, np.zeros((40, 40, 3), np.uint8), bytearray(b"x"), io.BytesIO()])
-def test_what_is_no_image_is_named(scorer: ImageScorer, image: Any) -> None:
+def test_an_object_of_another_type_is_refused_by_its_type(scorer: ImageScorer, image: Any) -> None:
     with pytest.raises(TypeError, match=f"an image of type {type(image).__name__}: give a path"):
         scorer.score([image])
 
 
 @pytest.mark.parametrize("image", ["a.jpg", b"\xff\xd8"])
-def test_one_image_alone_is_no_list(scorer: ImageScorer, image: Any) -> None:
+def test_a_single_path_or_bytes_in_place_of_a_list_is_refused(scorer: ImageScorer, image: Any) -> None:
     with pytest.raises(TypeError, match="a list of images"):
         scorer.score(image)
 
 
-def test_nothing_in_is_nothing_out(scorer: ImageScorer) -> None:
+def test_an_empty_list_gives_an_empty_array(scorer: ImageScorer) -> None:
     assert scorer.score([]).shape == (0,)
 
 
-def test_a_path_that_is_not_there_raises(scorer: ImageScorer, tmp_path: Path) -> None:
+def test_a_missing_path_raises(scorer: ImageScorer, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         scorer.score([tmp_path / "none.jpg"])
 
@@ -99,7 +99,7 @@ def test_a_stream_gives_the_same_scores_in_order(scorer: ImageScorer, photos: li
     assert list(scorer.score_stream([])) == []
 
 
-def test_a_stream_without_end_takes_little_ahead_and_ends_when_left(
+def test_an_endless_stream_prefetches_few_images_and_ends_when_closed(
     scorer: ImageScorer, photos: list[Image.Image]
 ) -> None:
     taken, image = 0, jpeg(photos[-1])
@@ -120,7 +120,7 @@ def test_a_stream_without_end_takes_little_ahead_and_ends_when_left(
     assert taken == after
 
 
-def test_a_stream_that_breaks_raises_behind_what_came_before(
+def test_a_failing_stream_raises_after_the_batches_before_it(
     scorer: ImageScorer, photos: list[Image.Image], tmp_path: Path
 ) -> None:
     image = jpeg(photos[-1])
@@ -131,7 +131,7 @@ def test_a_stream_that_breaks_raises_behind_what_came_before(
     assert np.isfinite(scores).all()
 
 
-def test_a_stream_is_left_while_its_images_are_waited_for(
+def test_a_stream_can_be_closed_while_its_source_blocks(
     scorer: ImageScorer, photos: list[Image.Image], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(library, "_PATIENCE_S", 0.2)
@@ -150,7 +150,9 @@ def test_a_stream_is_left_while_its_images_are_waited_for(
     more.set()
 
 
-def test_a_scorer_that_is_in_use_says_so_and_goes_on(scorer: ImageScorer, photos: list[Image.Image]) -> None:
+def test_a_scorer_in_use_refuses_a_second_call_and_continues(
+    scorer: ImageScorer, photos: list[Image.Image]
+) -> None:
     image, other = jpeg(photos[-1]), jpeg(photos[-2])
     alone = scorer.score([image, other]).tolist()
     stream = scorer.score_stream([image, other] * (5 * BATCH_SIZE))
@@ -163,18 +165,18 @@ def test_a_scorer_that_is_in_use_says_so_and_goes_on(scorer: ImageScorer, photos
     assert scorer.score([image, other]).tolist() == alone
 
 
-def test_score_images_is_one_call(tiny_model: ModelConfig, photos: list[Image.Image]) -> None:
+def test_score_images_scores_in_one_call(tiny_model: ModelConfig, photos: list[Image.Image]) -> None:
     scores = score_images(photos[:2], tiny_model, device="cpu")
     assert scores.shape == (2,)
     assert np.isfinite(scores).all()
 
 
-def test_a_model_that_cannot_be_is_a_config_error() -> None:
+def test_an_unknown_encoder_is_a_config_error() -> None:
     with pytest.raises(ConfigError, match="no-such-encoder"):
         ImageScorer(ModelConfig(encoder="no-such-encoder", weights="random:0", heads=("random:0",)))
 
 
-def test_opened_images_are_held_to_the_same_settings_as_their_bytes(
+def test_decode_settings_apply_to_pil_images_as_to_bytes(
     tiny_model: ModelConfig, photos: list[Image.Image]
 ) -> None:
     small, large = photos[0].resize((240, 200)), photos[1].resize((400, 300))
@@ -194,7 +196,7 @@ def test_opened_images_are_held_to_the_same_settings_as_their_bytes(
     assert abs(ImageScorer(tiny_model, device="cpu").score([Image.open(turned)])[0] - opened[0]) > 1e-3
 
 
-def test_a_process_that_lacks_the_models_threads_says_so() -> None:
+def test_a_forked_process_refuses_to_build_a_scorer() -> None:
     script = """
 import multiprocessing, sys
 from dali_aesthetic import ImageScorer, ModelConfig

@@ -1,4 +1,4 @@
-"""Planning: figures that add up, from rates that were measured."""
+"""The cost estimate: its figures add up, and its rates were measured."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from dali_aesthetic.config import ConfigError
-from dali_aesthetic.cost import Plan, known_rates, make_plan
+from dali_aesthetic.cost import Plan, known_rates, make_plan, read_count
 
 
 def plan(**change: object) -> Plan:
@@ -52,12 +52,26 @@ def test_every_assumption_is_printed_and_names_its_measurement() -> None:
     assert "cost" not in plan(price=None).as_text()
 
 
-def test_short_and_long_runs_are_told_in_their_units() -> None:
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [("10M", 10e6), ("1.5B", 1.5e9), ("2k", 2e3), ("2K", 2e3), ("1T", 1e12), ("5e9", 5e9), ("300", 300.0)],
+)
+def test_a_number_of_images_may_have_a_suffix(text: str, count: float) -> None:
+    assert read_count(text) == count
+
+
+@pytest.mark.parametrize("text", ["", "M", "many", "1.5Q", "1 0"])
+def test_a_number_of_images_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"--images .*: give a number such as 5e9, 10M or 1.5B"):
+        read_count(text)
+
+
+def test_hours_are_shown_as_minutes_or_days_where_that_reads_better() -> None:
     assert " minutes" in plan(images=1e6).as_text()
     assert " days)" in plan(gpus=1).as_text()
 
 
-def test_an_unknown_gpu_lists_the_known() -> None:
+def test_an_unknown_gpu_is_refused_with_the_known_ones() -> None:
     with pytest.raises(ConfigError, match=r"'tpu'.*there are .*h100"):
         plan(gpu="tpu")
     assert plan(gpu="H100") == plan()
@@ -70,12 +84,12 @@ def test_an_unknown_gpu_lists_the_known() -> None:
         {"price": float("nan")}, {"image_kb": 0.0}, {"keep": 1.1}, {"keep": -0.1},
     ],
 )  # fmt: skip
-def test_nonsense_is_refused_and_named(change: dict[str, float]) -> None:
+def test_an_impossible_number_is_refused_by_its_flag(change: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match="--" + next(iter(change)).replace("_", "-")):
         plan(**change)
 
 
-def test_from_the_shell() -> None:
+def test_the_command_prints_text_or_json() -> None:
     done = call("--images", "5e9", "--gpus", "64", "--gpu", "h100", "--price", "2.5", "--json")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
@@ -84,7 +98,7 @@ def test_from_the_shell() -> None:
     assert "GPU-hours" in call("--images", "1e6").stdout
 
 
-def test_nonsense_from_the_shell_is_exit_2() -> None:
+def test_an_impossible_number_is_exit_2_in_the_shell() -> None:
     for arguments in (("--images", "1e6", "--gpu", "abacus"), ("--images", "many"), ("--images", "-5")):
         done = call(*arguments)
         assert done.returncode == 2, done.stderr

@@ -1,4 +1,4 @@
-"""One meaning, several spellings, and errors that say what was meant."""
+"""The threshold: several spellings of one cut, and errors that suggest the right one."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_two_spellings_are_refused() -> None:
         Threshold(unit=0.5, preset="high")
 
 
-def test_a_raw_number_given_as_unit_says_what_was_meant() -> None:
+def test_a_raw_score_given_as_unit_suggests_the_raw_flag() -> None:
     with pytest.raises(
         ValidationError, match=r"did you mean --raw-threshold 5 \(the same as --threshold 0.5\)"
     ):
@@ -41,7 +41,7 @@ def test_a_raw_number_given_as_unit_says_what_was_meant() -> None:
         Threshold(unit=-0.1)
 
 
-def test_unknown_presets_are_listed() -> None:
+def test_an_unknown_preset_is_refused_with_the_known_ones() -> None:
     with pytest.raises(ValidationError, match="'best' is unknown: choose from permissive, standard"):
         Threshold(preset="best")
 
@@ -59,14 +59,14 @@ def test_the_comparison_is_in_float32_and_includes_the_cut() -> None:
     assert cut.keep(scores).tolist() == [True, False, False, True]
 
 
-def test_the_share_of_laion_is_told_for_its_own_head_only() -> None:
+def test_the_keep_rate_of_laion_is_given_for_its_own_head_only() -> None:
     assert "25.3%" in Threshold(unit=0.5).describe("laion-v2")
     assert "0.13%" in Threshold(preset="laion-6.25").describe("laion-v2")
     assert "LAION" not in Threshold(unit=0.5).describe("laion-v1")
     assert "LAION" not in Threshold(preset="premium").describe("laion-v2")
 
 
-def test_presets_rise_with_falling_shares() -> None:
+def test_a_higher_preset_keeps_a_smaller_share() -> None:
     shares = [p.laion_share for p in sorted(PRESETS.values(), key=lambda p: p.raw) if p.laion_share]
     assert shares == sorted(shares, reverse=True)
 
@@ -90,7 +90,7 @@ def test_a_top_share_is_an_exact_quantile(top: object, kept: int) -> None:
     assert Threshold(top=top).resolve_top(with_bad).keep(with_bad).sum() == kept
 
 
-def test_ties_at_the_cut_are_all_kept_and_a_share_must_be_one() -> None:
+def test_ties_at_the_cut_are_kept_and_an_impossible_share_is_refused() -> None:
     scores = np.array([1, 2, 2, 2, 3], np.float32)
     assert Threshold(top=0.4).resolve_top(scores).keep(scores).sum() == 4
     for nonsense in ("a quarter", "0%", "120%", -0.1):
@@ -102,7 +102,7 @@ def test_ties_at_the_cut_are_all_kept_and_a_share_must_be_one() -> None:
         Threshold(top=0.5).resolve_top(np.array([np.nan], np.float32))
 
 
-def test_what_the_presets_keep_is_what_their_thresholds_keep() -> None:
+def test_preset_counts_match_the_presets_as_thresholds() -> None:
     cuts = np.array([preset.raw for preset in PRESETS.values()], np.float32)
     scores = np.concatenate([cuts, np.nextafter(cuts, np.float32(0)), np.array([np.nan, np.inf], np.float32)])
     kept = {name: int(Threshold(preset=name).keep(scores).sum()) for name in PRESETS}

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -40,14 +41,14 @@ from dali_aesthetic.write.sink import ShardSink
 _ROWS = 1024
 
 
-def filter_scored(config: Config, scores: str, *, watch: Watch | None = None) -> RunResult:
+def filter_scored(config: Config, scores: str | Path, *, watch: Watch | None = None) -> RunResult:
     """Write the samples of `config.input` whose score in the folder `scores` is within the threshold.
 
     Raises `ScoresMismatch` where the folder holds no scores, or those of another input; else as `run`. A
     shard without committed scores is in the result's `stats.failed`.
     """
     scored_by = read_scored_by(scores)
-    return launch(_with_limits(config, scored_by), partial(_stored_scores, scores, scored_by), watch)
+    return launch(_with_limits(config, scored_by), partial(_stored_scores, str(scores), scored_by), watch)
 
 
 def run_top(config: Config, *, watch: Watch | None = None) -> RunResult:

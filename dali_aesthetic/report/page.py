@@ -286,12 +286,12 @@ def speed_points(speed: Speed) -> dict[str, Any]:
 # FOLDED dali_aesthetic/report/location.py: `report` of an output wherever it is.
 
 
-def report_at(output: str, html: Path | None = None, by: str | None = None) -> str:
+def report_at(output: str | Path, html: Path | None = None, by: str | None = None) -> str:
     """As `write_report`; gives back where the page is.
 
     At a URL it is made from a local copy of records and scores, and its pictures come from the sources alone.
     """
-    if not is_url(output):
+    if isinstance(output, Path) or not is_url(output):
         return str(write_report(output, html=html, by=by))
     files = (file(name) for name in sorted(committed_names(output)) for file in (stats_file, scores_file))
     with mirrored(output, [RECORD, *files]) as root:

@@ -149,10 +149,10 @@ def _same_column(found: pa.ChunkedArray, expected: pa.ChunkedArray) -> bool:
     )
 
 
-def verify_location(output: str, against_input: bool = False) -> Verdict:
+def verify_location(output: str | Path, against_input: bool = False) -> Verdict:
     """As `verify_output`. At a URL one shard at a time is downloaded, and of an output that was made by
     `compact` nothing can be checked."""
-    if not is_url(output):
+    if isinstance(output, Path) or not is_url(output):
         return verify_output(Path(output), against_input)
     read_record(output)
     names = sorted(committed_names(output))

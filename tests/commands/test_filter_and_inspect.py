@@ -1,4 +1,4 @@
-"""The commands beside `run`, called as from a shell."""
+"""`select`, `filter`, `inspect` and `doctor`, called as from a shell."""
 
 from __future__ import annotations
 
@@ -15,7 +15,11 @@ from typer.testing import CliRunner
 
 from dali_aesthetic.cli import app
 from dali_aesthetic.config import Config, ModelConfig
+from dali_aesthetic.inspect_input import survey
+from dali_aesthetic.launch.filter import filter_scored
 from dali_aesthetic.launch.run import run
+from dali_aesthetic.report.page import report_at
+from dali_aesthetic.verify.outputs import verify_location
 from tests.conftest import snapshot
 
 runner = CliRunner()
@@ -45,7 +49,7 @@ def test_select_prints_the_kept_keys(scored: Path) -> None:
     assert text.splitlines() == expected
 
 
-def test_select_ends_without_a_word_where_nobody_reads_on(scored: Path) -> None:
+def test_select_ends_silently_when_its_reader_closes_the_pipe(scored: Path) -> None:
     read, write = os.pipe()
     os.close(read)
     command = [sys.executable, "-m", "dali_aesthetic", "select", "--scores", str(scored)]
@@ -60,7 +64,7 @@ def test_select_of_a_folder_without_scores_is_a_wrong_configuration(tmp_path: Pa
     assert call("select", "--scores", tmp_path, "--threshold", 0.5) == (2, "")
 
 
-def test_filter_from_the_shell(scored: Path, shards_dir: Path, tmp_path: Path) -> None:
+def test_filter_writes_the_kept_shards(scored: Path, shards_dir: Path, tmp_path: Path) -> None:
     code, _ = call(
         "filter", "--scores", scored, "--input", shards_dir, "--output", tmp_path, "--keep-top", "25%"
     )
@@ -72,24 +76,14 @@ def test_filter_from_the_shell(scored: Path, shards_dir: Path, tmp_path: Path) -
 def test_filter_compares_with_laion_for_its_head_alone(
     scored: Path, shards_dir: Path, tmp_path: Path
 ) -> None:
-    given = (
-        "filter",
-        "--scores",
-        scored,
-        "--input",
-        shards_dir,
-        "--output",
-        tmp_path,
-        "--preset",
-        "standard",
-    )
-    result = runner.invoke(app, [str(argument) for argument in given])
+    where = ("--scores", scored, "--input", shards_dir, "--output", tmp_path)
+    result = runner.invoke(app, ["filter", *map(str, where), "--preset", "standard"])
     assert "raw score >= 5" in result.stderr
     assert "LAION" not in result.stderr
     assert json.loads((tmp_path / "run.json").read_bytes())["config"]["model"]["heads"] == ["random:1"]
 
 
-def test_what_filter_wrote_can_be_cut_again(scored: Path, shards_dir: Path, tmp_path: Path) -> None:
+def test_the_output_of_filter_can_be_filtered_again(scored: Path, shards_dir: Path, tmp_path: Path) -> None:
     cut = ("filter", "--input", shards_dir, "--raw-threshold", 0)
     assert call(*cut, "--scores", scored, "--output", tmp_path / "a")[0] == 0
     assert call(*cut, "--scores", tmp_path / "a", "--output", tmp_path / "b")[0] == 0
@@ -98,7 +92,7 @@ def test_what_filter_wrote_can_be_cut_again(scored: Path, shards_dir: Path, tmp_
     assert call(*cut, "--scores", tmp_path / "packed", "--output", tmp_path / "c")[0] == 2
 
 
-def test_inspect_says_what_is_there(shards_dir: Path, tmp_path: Path) -> None:
+def test_inspect_summarises_the_input(shards_dir: Path, tmp_path: Path) -> None:
     code, text = call("inspect", "--input", shards_dir, "--json", "--shards", 3)
     found = json.loads(text)
     assert code == 0
@@ -107,7 +101,7 @@ def test_inspect_says_what_is_there(shards_dir: Path, tmp_path: Path) -> None:
     assert call("inspect", "--input", tmp_path)[0] == 2
 
 
-def test_doctor_ends_with_1_where_something_fails(tmp_path: Path) -> None:
+def test_doctor_exits_with_1_if_a_check_fails(tmp_path: Path) -> None:
     tiny = ("--encoder", "ViT-B-32", "--weights", "random:0", "--head", "random:0", "--device", "cpu")
     code, text = call("doctor", *tiny, "--output", tmp_path, "--json")
     checks = {finding["check"]: finding["verdict"] for finding in json.loads(text)}
@@ -116,3 +110,11 @@ def test_doctor_ends_with_1_where_something_fails(tmp_path: Path) -> None:
     assert call("doctor", *tiny, "--output", tmp_path / "file" / "x")[0] == 1
     assert call("doctor", *tiny[:-1], "gpu")[0] == 2
     assert call("doctor", *tiny, "--engine", "rya")[0] == 2
+
+
+def test_functions_of_the_library_take_paths(scored: Path, shards_dir: Path, tmp_path: Path) -> None:
+    config = Config.build({"input": shards_dir, "output": tmp_path / "out", "threshold": {"raw": 0}})
+    assert filter_scored(config, scored).exit_code == 0
+    assert verify_location(tmp_path / "out").problems == ()
+    assert report_at(tmp_path / "out") == str(tmp_path / "out" / "report.html")
+    assert survey(shards_dir, 1).num_read == 1
