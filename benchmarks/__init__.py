@@ -1,1 +1,1 @@
-"""How fast each part is on this machine. Imports the package; the package never imports this."""
+"""Benchmarks of the package on this machine. They import the package, which never imports them."""

@@ -1,8 +1,8 @@
-"""The guard against losing speed: ratios of this machine's fresh results against the committed ones.
+"""The guard against lost speed: ratios of fresh results against those of the committed ones.
 
-A ratio's two sides are measured in one run on one machine, so it does not move with the machine as a rate
-does. The host's samples per second of CPU time do, so they are compared on the same CPU model only. So does a
-DataLoader beside a GPU: its rate is its cores', so ours over it is compared on as many of the same CPU only.
+Both sides of a ratio are measured in one run, so that it depends less on the machine than a rate. The host's
+samples per second of CPU time depend on the CPU and are compared on the same model only. A DataLoader's rate
+depends on its cores, so that ours over it is compared on as many cores of the same model only.
 """
 
 from __future__ import annotations
@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from benchmarks.result import Result, Row, newest
-from benchmarks.tables import OURS, encoder_row, end_to_end
+from benchmarks.cases import encoder_row, end_to_end
+from benchmarks.results import Result, Row, newest
+from benchmarks.tables import OURS
 
 PARTS = ("host", "end-to-end", "peers")
-"""What has to be measured for the ratios."""
+"""The parts that measure the ratios."""
 MOST_LOST = 0.10
 PEER = "webdataset + DataLoader + open_clip"
 END_TO_END = "end to end, 25% kept"
@@ -23,7 +24,7 @@ HOST = "host loop, 25% kept"
 
 @dataclass(frozen=True, slots=True)
 class Ratio:
-    """`like` says what must be equal for two of the same name to be compared."""
+    """A ratio; two of one name are compared if `like` is equal."""
 
     name: str
     value: float
@@ -32,7 +33,7 @@ class Ratio:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """A ratio now and as committed; either may be missing."""
+    """A fresh and a committed ratio; either may be missing."""
 
     name: str
     now: float | None
@@ -58,7 +59,7 @@ class Verdict:
 
 
 def ratios(results: Sequence[Result]) -> list[Ratio]:
-    """Every ratio that the newest of these results give."""
+    """All ratios of the newest of these results."""
     found = [
         *(_over_peer(result) for result in newest(results, "peers").values()),
         *(_over_encoder(result) for result in end_to_end(results).values()),
@@ -72,9 +73,9 @@ def compare(fresh: Sequence[Result], committed: Sequence[Result]) -> list[Verdic
     slugs = {result.slug for result in fresh}
     now = _by_key(ratios(fresh))
     before = _by_key(ratios([result for result in committed if result.slug in slugs]))
-    # A committed ratio of another CPU or encoder says nothing about this run: it is not missing from it.
-    themes = {name for name, _ in now}
-    missing = [key for key in before if key not in now and key[0] not in themes]
+    # Missing only if no fresh ratio has its name: with another CPU or encoder there is nothing to compare.
+    names = {name for name, _ in now}
+    missing = [key for key in before if key not in now and key[0] not in names]
     keys = [*now, *missing]
     return [Verdict(name, now.get((name, like)), before.get((name, like)), like) for name, like in keys]
 
@@ -90,7 +91,7 @@ def _over_peer(result: Result) -> Ratio | None:
 
 
 def _over_encoder(result: Result) -> Ratio | None:
-    # A quick run is short, so that its start and end weigh more.
+    # In a quick run start and end weigh more.
     quick = ("quick",) if result.content["settings"].get("quick") else ()
     like = (result.slug, _encoder(result), *quick)
     return _quotient("end to end over encoder only", result.row(END_TO_END), encoder_row(result), like)

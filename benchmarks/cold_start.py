@@ -1,7 +1,7 @@
 """From the start of a process to its first committed scores, with empty caches and with full ones.
 
-Each row is whole runs of the command line on one small shard, so that everything counts: imports, weights
-from a file, the decoder, compiling, calibration, the first batches, the commit.
+A row is runs of the command line on one small shard, so that everything counts: imports, weights from a file,
+the decoder, compiling, calibration, the first batches, the commit.
 """
 
 from __future__ import annotations
@@ -21,11 +21,10 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from benchmarks import open_gate
+from benchmarks.bench import OPEN, fresh
 from benchmarks.open_clip_model import saved_weights
-from benchmarks.record import Measured, Record
+from benchmarks.results import Measured, Record
 from benchmarks.settings import Settings
-from benchmarks.throughput import fresh
 from dali_aesthetic.layout import CALIBRATION, TIMING
 from dali_aesthetic.score.backends.cache import LIBRARIES, VARIABLE
 
@@ -41,16 +40,23 @@ CPU_WAYS = (("eager", "fp32"), ("torchscript", "fp32"))
 BOUND_S = 300
 
 
+def measure(settings: Settings) -> None:
+    """From the start of a process to its first committed scores, with empty caches and with full ones."""
+    record = settings.record("cold-start")
+    measure_cold_start(record, settings)
+    record.note("complete", True)
+
+
 def measure_cold_start(record: Record, settings: Settings) -> None:
-    """Every backend first with an empty cache folder, then with the one that run left."""
+    """Every backend with an empty cache folder, then with the one that this run left."""
     folder = fresh(settings.data / "cold-start")
-    # QuickGELU, as OpenAI's weights are: the tower that the fused kernels take.
+    # With QuickGELU, as OpenAI's weights are: the fused kernels take no other tower.
     encoder = settings.encoder or ("ViT-L-14-quickgelu" if settings.on_gpu else "ViT-B-32-quickgelu")
     weights = saved_weights(encoder, "random:0", folder)
     count = 768 if settings.on_gpu else 32
     shard = _shard(folder / "00000.tar", count)
     record.note("images", count)
-    base = {"device": settings.chip.type, "gate": open_gate.OPEN, "threshold": {"raw": 5.0}}
+    base = {"device": settings.chip.type, "gate": OPEN, "threshold": {"raw": 5.0}}
     model: dict[str, object] = {"encoder": encoder, "weights": weights, "heads": ["random:0"]}
     repeats = 1 if settings.quick else settings.num_repeats
     for backend, precision in ways(settings):
@@ -69,7 +75,7 @@ def measure_cold_start(record: Record, settings: Settings) -> None:
 
 
 def ways(settings: Settings) -> Sequence[tuple[str, str]]:
-    """Backends and precisions; when quick on a GPU only those that a run takes by itself."""
+    """Backends and precisions; when quick on a GPU only those that `auto` may take."""
     if not settings.on_gpu:
         return CPU_WAYS
     return QUICK_GPU_WAYS if settings.quick else GPU_WAYS
@@ -94,13 +100,13 @@ def _measure(
 
 
 def _pieces(output: Path) -> dict[str, Any]:
-    """What the last repeat says: how long its parts took to build, and its first of each stage."""
+    """The last repeat's seconds to build each part, and to the first item of each stage."""
     line = json.loads((output / TIMING).read_text().splitlines()[0])
     return {"start": line["start"], "first": line["first"]}
 
 
 def _seconds(config: Mapping[str, Any], shard: Path, folder: Path, cache: Path) -> float:
-    """From the start of the command to its first committed shard. Raises RuntimeError where it fails."""
+    """From the start of the command to its first committed shard. Raises RuntimeError if it fails."""
     output, file, log = fresh(folder / "out"), folder / "run.yaml", folder / "log"
     file.write_text(yaml.safe_dump({**config, "input": [str(shard)], "output": str(output)}))
     command = [sys.executable, "-m", "dali_aesthetic", "run", "--config", str(file), "--quiet"]
@@ -123,7 +129,7 @@ def _seconds(config: Mapping[str, Any], shard: Path, folder: Path, cache: Path) 
 
 
 def _environment(cache: Path) -> dict[str, str]:
-    """This process's, with the caches of all libraries below `cache`."""
+    """This process's environment, with the caches of all libraries below `cache`."""
     kept = {name: value for name, value in os.environ.items() if name not in LIBRARIES}
     return {**kept, VARIABLE: str(cache)}
 
@@ -135,7 +141,7 @@ def _kept_scales(folder: Path) -> str:
 
 
 def _shard(path: Path, count: int) -> Path:
-    """Smooth pictures of 512 pixels' short side."""
+    """Write a tar of `count` smooth pictures with a short side of 512 pixels."""
     rng = np.random.default_rng(0)
     with tarfile.open(path, "w") as tar:
         for number in range(count):

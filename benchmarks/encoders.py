@@ -1,4 +1,4 @@
-"""Every way to run the encoder, one after the other on the same device, against the limit of the chip."""
+"""Every way to run the encoder on one device, against the limit of the chip."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from benchmarks.bench import encoder_row, make_bench
+from benchmarks.measure import for_seconds, measure_rate
 from benchmarks.open_clip_model import open_clip_tower
-from benchmarks.record import Measured, Record
-from benchmarks.result import read_record
+from benchmarks.results import Measured, Record, read_record
 from benchmarks.settings import Settings
-from benchmarks.throughput import encoder_row, head_work, make_bench
-from benchmarks.timing import for_seconds, measure_rate
 from dali_aesthetic.score.backends.fits import resolve_backend
 from dali_aesthetic.score.clip import Normalize
 from dali_aesthetic.score.head import HeadBank
@@ -22,14 +21,21 @@ from dali_aesthetic.score.weights import load_head
 
 BACKENDS = ("eager", "torchscript", "triton", "fused")
 SLOW_TO_COMPILE = ("compile",)
-"""Minutes on a CPU; on a GPU half a minute and two. Last, so that what is cut off has all the others."""
+"""Minutes on a CPU, half a minute and two on a GPU; measured last, as a run may be cut off."""
 PRECISIONS = ("fp32", "fp16", "bf16", "fp8")
 BASELINE = "open_clip eager"
 HEAD = "head alone"
 
 
+def measure(settings: Settings) -> None:
+    """The encoder in every backend and precision, and open_clip's."""
+    record = settings.record("encoders")
+    measure_encoders(record, settings)
+    record.note("complete", True)
+
+
 def measure_encoders(record: Record, settings: Settings) -> None:
-    """open_clip's own tower, then each backend that there is in each precision, and the head alone."""
+    """open_clip's tower, then every available backend in every precision, and the head alone."""
     precision = "fp16" if settings.on_gpu else "fp32"
     if not record.has(f"{BASELINE} {precision}"):
         limit = encoder_limit(record.path, settings.encoder_name, precision)
@@ -51,24 +57,25 @@ def _measure_backends(record: Record, settings: Settings, backends: Sequence[str
             try:
                 resolve_backend(name, wanted, settings.chip)
             except ValueError:
-                continue  # this backend, or this precision of it, isn't there
+                continue  # this backend, or this precision of it, can't run here
             _measure_backend(record, settings, name, wanted)
 
 
 def _head_row(settings: Settings) -> Measured:
     spec = spec_of(settings.encoder_name)
-    head, _ = load_head(settings.head, settings.encoder_name, spec.embed_dim, None)
-    bench = make_bench(settings)
-    work = head_work(bench, HeadBank([head], spec.embed_dim).to(settings.chip), spec.embed_dim)
+    loaded, _ = load_head(settings.head, settings.encoder_name, spec.embed_dim, None)
+    bench, head = make_bench(settings), HeadBank([loaded], spec.embed_dim).to(settings.chip)
+    embeddings_ND = torch.randn(bench.worker.scorer.batch_size, spec.embed_dim, device=settings.chip)
+    work = for_seconds(lambda: head(embeddings_ND), bench.seconds / 4, settings.chip, len(embeddings_ND))
     row = bench.measure(HEAD, work)
     bench.worker.decoder.close()
     return row
 
 
 def encoder_limit(encoders: Path, encoder: str, precision: str) -> float | None:
-    """Images/s that the GEMM rate of the ceilings beside a result of encoders allows; None without any.
+    """Images/s at the GEMM rate of the ceilings that stand beside a result of encoders; None without them.
 
-    They must be of its hardware and day: chips of one name, and days, differ by some percent.
+    They must be of the same hardware and day: chips of one name, and days, differ by some percent.
     """
     path = encoders.with_name(encoders.name.replace("encoders", "ceilings", 1))
     if not path.exists() or (ceilings := read_record(path))["settings"]["encoder"] != encoder:
@@ -85,12 +92,12 @@ def _measure_backend(record: Record, settings: Settings, name: str, precision: s
         row = encoder_row(bench, limit, title)
         record.add(row)
         bench.worker.decoder.close()
-    except Exception as error:  # a backend may fail in as many ways as its libraries have
+    except Exception as error:  # libraries of backends raise errors of many types
         record.skip(title, f"{type(error).__name__}: {error}".splitlines()[0][:300])
 
 
 def _open_clip_row(settings: Settings, precision: str, limit: float | None) -> Measured:
-    """What most people run: open_clip's `encode_image` as it comes, in the same precision."""
+    """open_clip's image tower as it comes, in the same precision: the baseline."""
     device = settings.chip
     dtype = torch.float16 if precision == "fp16" else torch.float32
     spec = spec_of(settings.encoder_name)

@@ -1,8 +1,8 @@
-"""From tars on disk to committed output, by encoder, beside what it does alone on the same pixels.
+"""From tars on disk to committed output, by encoder, beside the encoder alone on the same pixels.
 
-Every encoder runs in a process of its own, as in a run. `of the limit` of a row is its share of the encoder
-alone, which is measured before and after the runs: heat lowers the clocks. A row counts whole runs, from the
-first read to the last commit; its `steady` one leaves their start and end out (`throughput.steady_rate`).
+Each encoder runs in a process of its own. A row counts whole runs, from the first read to the last commit;
+its `steady` row leaves out their start and end (`bench.steady_rate`). The limit of both is the encoder alone,
+measured before and after the runs because heat lowers the clocks.
 """
 
 from __future__ import annotations
@@ -14,12 +14,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from benchmarks import datasets as kinds
-from benchmarks.child import in_child
-from benchmarks.dataset import link_shards
-from benchmarks.record import Measured, Record
-from benchmarks.settings import Settings
-from benchmarks.throughput import (
+from benchmarks.bench import (
     NOTHING,
     Bench,
     cut_for_share,
@@ -32,23 +27,33 @@ from benchmarks.throughput import (
     run_once,
     steady_rate,
 )
-from benchmarks.timing import measure_rate
-from benchmarks.where import verdict
+from benchmarks.datasets import MEASURED, link_shards, title_of
+from benchmarks.measure import measure_rate
+from benchmarks.processes import in_child
+from benchmarks.results import Measured, Record
+from benchmarks.settings import Settings
+from benchmarks.stages import verdict
 from dali_aesthetic.threshold import Threshold
 
 ENCODER = "encoder only, same run"
 USUAL = "end to end, 25% kept"
 GPU_WAYS = (("fused", "fp16"), ("fused", "fp8"), ("torchscript", "fp16"))
-"""Backends and precisions that are measured beside the one that is taken by itself."""
+"""Backends and precisions that are measured beside the one that `auto` takes."""
 FASTEST = ("fused", "fp8")
 PROGRESSIVE = f"{USUAL}, 30% progressive, {' '.join(FASTEST)}"
-"""Progressive JPEGs have no hardware to decode them: the fastest encoder feels it first."""
+"""No hardware decodes progressive JPEGs: the fastest encoder is the first that has to wait for them."""
 _BOUND_S = 120
 _TITLE_OF_KINDS = "kept shares and kinds"
 
 
+def measure(settings: Settings) -> None:
+    """From tars on disk to committed output, by encoder: kept shares, then kinds of images."""
+    record = settings.record("end-to-end")
+    record.note("complete", measure_end_to_end(record, settings))
+
+
 def measure_end_to_end(record: Record, settings: Settings) -> bool:
-    """The usual encoder first, then others, then what else may be kept and read. Whether all is done."""
+    """The usual encoder, then others, then other kept shares and inputs. Whether all of it is done."""
     bound_s = _BOUND_S * (1 if settings.quick and settings.on_gpu else 10)
     ended = [in_child(measure_encoder, record, settings, USUAL, bound_s=bound_s)]
     usual = record.row(ENCODER) or {}
@@ -64,13 +69,13 @@ def measure_end_to_end(record: Record, settings: Settings) -> bool:
 
 
 def other_ways(settings: Settings) -> Sequence[tuple[str, str]]:
-    """None where one is asked for, and none on a CPU."""
+    """Other backends and precisions; none on a CPU or if the options name one."""
     chosen = (settings.backend, settings.precision) != ("auto", "auto")
     return () if chosen or not settings.on_gpu else GPU_WAYS
 
 
 def measure_encoder(record: Record, settings: Settings, backend: str = "", precision: str = "") -> None:
-    """An encoder alone, a quarter kept end to end, and the encoder again; without a name the usual one."""
+    """An encoder alone, end to end with a quarter kept, and alone again; by default the usual encoder."""
     other = f"{backend} {precision}" if backend else ""
     bench = make_bench(settings, **({"backend": backend, "precision": precision} if backend else {}))
     images_NHWC, name = first_pixels(bench), f"encoder only, {other}" if other else ENCODER
@@ -84,7 +89,7 @@ def measure_encoder(record: Record, settings: Settings, backend: str = "", preci
 
 
 def measure_kinds(record: Record, settings: Settings) -> None:
-    """The other shares kept, then the other kinds of images, once each."""
+    """Other kept shares, then other kinds of images, once each."""
     bench = make_bench(settings)
     limit = record.row(ENCODER)
     rate = limit["median"] if limit else statistics.median(encoder_row(bench).values)
@@ -94,14 +99,14 @@ def measure_kinds(record: Record, settings: Settings) -> None:
     for share in (0.0, 1.0):
         if not record.has(name := f"end to end, {100 * share:.0f}% kept"):
             _add_runs(record, bench, name, pattern, cut_for_share(bench, pattern, share), rate)
-    for kind, short_side in kinds.KINDS[1:]:
-        if not record.has(name := f"end to end, {kinds.title(kind, short_side)}"):
+    for kind, short_side in MEASURED[1:]:
+        if not record.has(name := f"end to end, {title_of(kind, short_side)}"):
             pattern = long_input(settings, rate, kind, short_side)
             _add_runs(record, bench, name, pattern, NOTHING, rate)
 
 
 def measure_progressive(record: Record, settings: Settings, backend: str, precision: str) -> None:
-    """A quarter kept end to end where three of ten JPEGs are progressive, by this encoder."""
+    """End to end with a quarter kept, where three of ten JPEGs are progressive."""
     bench = make_bench(settings, backend=backend, precision=precision)
     limit = record.row(f"encoder only, {backend} {precision}")
     rate = limit["median"] if limit else statistics.median(encoder_row(bench).values)
@@ -112,7 +117,7 @@ def measure_progressive(record: Record, settings: Settings, backend: str, precis
 def long_input(
     settings: Settings, rate: float, kind: str = "baseline", short_side: int = 512
 ) -> tuple[str, ...]:
-    """Shards for some seconds at `rate`, so that a run's start and end weigh little; other kinds get half."""
+    """Shards for some seconds at `rate`, so that start and end weigh little; half for other kinds."""
     spec = settings.datasets.spec(kind, short_side)
     source = Path(settings.datasets.make(kind, short_side)).parent / "bench-00000.tar"
     seconds = settings.num_seconds * (4 if kind == "baseline" and short_side == 512 else 2)
@@ -123,7 +128,7 @@ def long_input(
 def _add_runs(
     record: Record, bench: Bench, name: str, pattern: Sequence[str], keep: Threshold, limit: float
 ) -> None:
-    """The row of whole runs and, where these are long enough, that of their steady part."""
+    """Add a row of whole runs and, if they are long enough, one of their steady part."""
     steady: list[float] = []
     once = end_to_end_work(bench, pattern, keep)
 
@@ -149,7 +154,7 @@ def _add_runs(
 
 
 def _add_limit(record: Record, bench: Bench, before: Measured, title: str, images_NHWC: Tensor) -> None:
-    """The encoder once more, and the runs' rows with the median of both as their limit."""
+    """Measure the encoder again, and set the median of both times as the limit of the runs' rows."""
     after = encoder_row(bench, name=before.name, images_NHWC=images_NHWC)
     both = [*before.values, *after.values]
     medians = [round(statistics.median(rates), 1) for rates in (before.values, after.values)]

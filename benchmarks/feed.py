@@ -1,28 +1,27 @@
-"""What decoding delivers beside a busy encoder: that, not the decoder alone, bounds what a run can reach.
+"""The decoder beside a busy encoder: that rate bounds a run, not the rate of the decoder alone.
 
-The package's decoder goes through batches that are read already, and nobody waits for its pixels; the encoder
-encodes the same pixels all the time. Beside the way the package runs there are two that it avoids: with the
-driver's own 8 hardware queues, and with the encoder replayed as a CUDA graph. Each way is a process.
+The package's decoder decodes batches that are in memory, and its pixels are dropped; the encoder encodes the
+same pixels again and again. Two ways that the package avoids are measured too: the driver's default of 8
+hardware queues, and the encoder replayed as a CUDA graph. Each way runs in a process of its own.
 """
 
 from __future__ import annotations
 
 import os
 import statistics
+import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import cycle
+from types import TracebackType
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from benchmarks.busy import BusyEncoder, Replayed
-from benchmarks.child import in_child
-from benchmarks.machine import GpuSampler
-from benchmarks.record import Measured, Record
-from benchmarks.settings import Settings
-from benchmarks.throughput import (
+from benchmarks.bench import (
     Bench,
     decoding,
     encoded_batches,
@@ -30,6 +29,12 @@ from benchmarks.throughput import (
     first_pixels,
     make_bench,
 )
+from benchmarks.machine import GpuSampler
+from benchmarks.processes import in_child
+from benchmarks.results import Measured, Record
+from benchmarks.settings import Settings
+from dali_aesthetic.score.backends.backend import Backend
+from dali_aesthetic.score.scorer import Scorer
 from dali_aesthetic.types import ImageBatch
 
 ALONE = "decode alone"
@@ -43,18 +48,26 @@ NOTE = (
     "encoder_alone: the encoder's images/s meanwhile, and without the decoder."
 )
 _BOUND_S = 60
+AHEAD = 3
+"""Batches launched and not yet done: a run has two in a queue and one or two in hand."""
 
 
 @dataclass(slots=True)
 class Fed:
-    """Images/s of each window, and when the first one began (`perf_counter`'s seconds)."""
+    """Images/s of each window, and the start of the first one (seconds of `perf_counter`)."""
 
     rates: list[float] = field(default_factory=list)
     began: float = 0.0
 
 
+def measure(settings: Settings) -> None:
+    """The decoder beside a busy encoder, which can bound a run."""
+    record = settings.record("feed")
+    record.note("complete", measure_feed(record, settings))
+
+
 def measure_feed(record: Record, settings: Settings) -> bool:
-    """Every encoder that runs here as in a run; then with few queues, and as a graph. Whether all is done."""
+    """Every encoder that can run here: as in a run, with 8 queues, as a graph. Whether all of it is done."""
     record.note("note", NOTE)
     ways = (
         [(settings.backend, settings.precision)]
@@ -67,7 +80,7 @@ def measure_feed(record: Record, settings: Settings) -> bool:
         for backend, precision in ways:
             name = title(backend, precision)
             if how and record.row(name) is None:
-                continue  # it can't run here, and the record says why
+                continue  # it can't run here; the record has the reason
             name = title(backend, precision, how)
             env = {QUEUES: "8"} if how == FEW_QUEUES else None
             words = (name, backend, precision, how)
@@ -83,7 +96,7 @@ def title(backend: str, precision: str, how: str = "") -> str:
 def measure_beside(
     record: Record, settings: Settings, name: str, backend: str, precision: str, how: str
 ) -> None:
-    """One way: the encoder alone, the decoder alone, and both at a time."""
+    """Measure an encoder run in one way: encoder alone, decoder alone, both at once."""
     bench = make_bench(settings, backend=backend, precision=precision)
     images_NHWC, window_s = first_pixels(bench), bench.seconds / 2
     if how == GRAPH:
@@ -94,7 +107,7 @@ def measure_beside(
         decoder_alone = take(decoded, window_s, bench.repeats)
     if not record.has(ALONE):
         record.add(Measured(name=ALONE, values=decoder_alone.rates, detail=_around()))
-    # The encoder is busy before the first feed, and stops before the decoder has to empty itself.
+    # The encoder starts before the first batch is fed and stops before the decoder is drained.
     with (
         decoding(bench, cycle(batches)) as decoded,
         GpuSampler(bench.device) as gpu,
@@ -114,7 +127,7 @@ def measure_beside(
 
 
 def alone_rate(bench: Bench, images_NHWC: Tensor) -> float:
-    """Images/s of the busy encoder with nothing beside it."""
+    """Images/s of the busy encoder alone."""
     with BusyEncoder(bench.worker.scorer, images_NHWC) as encoder:
         time.sleep(bench.seconds)
     return encoder.rate()
@@ -123,7 +136,7 @@ def alone_rate(bench: Bench, images_NHWC: Tensor) -> float:
 def take(decoded: Iterator[ImageBatch], seconds: float, windows: int) -> Fed:
     """Images/s by window of about `seconds`, each a whole number of batches.
 
-    The first batch counts for none: the decoder was idle before it.
+    The first batch doesn't count: the decoder was idle before it.
     """
     fed = Fed()
     next(decoded)
@@ -138,5 +151,92 @@ def take(decoded: Iterator[ImageBatch], seconds: float, windows: int) -> Fed:
 
 
 def _around() -> dict[str, Any]:
-    """The number of hardware queues, where it is set."""
+    """The number of hardware queues, if it is set."""
     return {"hardware_queues": int(os.environ[QUEUES])} if QUEUES in os.environ else {}
+
+
+class BusyEncoder:
+    """Encodes the same pixels in a thread while its block runs, on the scorer's stream, `AHEAD` ahead."""
+
+    def __init__(self, scorer: Scorer, images_NHWC: Tensor) -> None:
+        self._scorer, self._images_NHWC = scorer, images_NHWC
+        self._stop = threading.Event()
+        self._failure: BaseException | None = None
+        self._ended: list[float] = []
+        self._thread = threading.Thread(target=self._work, name="busy encoder", daemon=True)
+
+    def __enter__(self) -> BusyEncoder:
+        """Return once the first batch is done. Raises what the encoder raised."""
+        self._thread.start()
+        while not self._ended and self._thread.is_alive():
+            time.sleep(0.001)
+        self._raise()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
+        if error is None:
+            self._raise()
+
+    def rate(self, since: float = 0.0) -> float:
+        """Images/s between the ends of the first and the last batch after `since`, a time of `perf_counter`.
+
+        With fewer than three batches after `since`, of all batches so far.
+        """
+        times = [end for end in self._ended if end >= since]
+        times = times if len(times) > 2 else self._ended
+        return (len(times) - 1) * len(self._images_NHWC) / max(times[-1] - times[0], 1e-9)
+
+    def _raise(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+
+    def _work(self) -> None:
+        try:
+            with torch.cuda.stream(self._scorer.stream):
+                self._encode()
+        except BaseException as error:  # raised again by the thread that runs the block
+            self._failure = error
+
+    def _encode(self) -> None:
+        launched: deque[torch.cuda.Event] = deque()
+        stream = self._scorer.stream
+        while not self._stop.is_set() or len(self._ended) < 3:
+            self._scorer.backend(self._images_NHWC)
+            if stream is not None:
+                event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+                event.record(stream)
+                launched.append(event)
+                if len(launched) <= AHEAD:
+                    continue
+                launched.popleft().synchronize()
+            self._ended.append(time.perf_counter())
+        if stream is not None:
+            stream.synchronize()
+
+
+class Replayed:
+    """A backend replayed as a CUDA graph, which the package doesn't do. Has the interface of `Backend`."""
+
+    def __init__(self, backend: Backend, images_NHWC: Tensor) -> None:
+        """Capture the encoding of these pixels."""
+        self.name, self.precision = backend.name, backend.precision
+        self.spec, self.head_names = backend.spec, backend.head_names
+        stream: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        with torch.cuda.stream(stream):
+            for _ in range(3):  # compiles; that must not be captured
+                backend(images_NHWC)
+        stream.synchronize()
+        self._graph = torch.cuda.CUDAGraph()
+        # thread_local: the decoder's threads may call CUDA during the capture.
+        capture: Any = torch.cuda.graph(self._graph, capture_error_mode="thread_local")
+        with capture:
+            self._outputs = backend(images_NHWC)
+
+    def __call__(self, images_NHWC: Tensor) -> tuple[Tensor, Tensor]:
+        """Scores and embeddings of the pixels of the capture; the argument is ignored."""
+        self._graph.replay()
+        return self._outputs

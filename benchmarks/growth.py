@@ -1,4 +1,4 @@
-"""How cost grows: with the batch size, and with the number of shards that the same samples lie in."""
+"""Growth of cost with the batch size, and with the number of shards that hold the samples."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.dataset import cut_dataset
-from benchmarks.record import Measured, Record
-from benchmarks.throughput import NOTHING, Bench, encoder_row, end_to_end_row
+from benchmarks.bench import NOTHING, Bench, calibrated, encoder_row, end_to_end_row, make_bench
+from benchmarks.datasets import cut_dataset
+from benchmarks.results import Measured, Record
+from benchmarks.settings import Settings
 from dali_aesthetic.config import Config
 from dali_aesthetic.launch.worker import build_worker
 
@@ -19,10 +20,26 @@ GPU_BATCHES = (32, 64, 128, 256, 512, 1019)
 CPU_BATCHES = (1, 4, 16)
 
 
+def measure(settings: Settings) -> None:
+    """Growth of cost with the batch size and the number of shards."""
+    record = settings.record("growth")
+    config = calibrated(settings.config(settings.datasets.make()))
+    batches = list(GPU_BATCHES if settings.on_gpu else CPU_BATCHES)
+    batches = batches[1::2] if settings.quick else batches
+    batch_growth(record, config, settings.data, batches, 1, settings.num_seconds / 2)
+    bench = make_bench(settings)
+    bench.repeats = 1
+    counts = (1, 100, 10_000) if settings.on_gpu else (1, 100) if settings.quick else (1, 10, 100, 1000)
+    source = Path(settings.datasets.make()).parent / "bench-00000.tar"
+    shard_growth(record, bench, source, settings.data / "small", counts, per_shard=8)
+    bench.worker.decoder.close()
+    record.note("complete", True)
+
+
 def batch_growth(
     record: Record, config: Config, folder: Path, batches: Sequence[int], repeats: int, seconds: float
 ) -> None:
-    """The encoder at several batch sizes, with the device memory each needs."""
+    """The encoder at several batch sizes, with the device memory of each."""
     device = torch.device("cuda" if torch.cuda.is_available() and config.device != "cpu" else "cpu")
     for batch_size in batches:
         if record.has(name := f"encoder, batch {batch_size}"):
@@ -38,19 +55,19 @@ def batch_growth(
 def shard_growth(
     record: Record, bench: Bench, source: Path, folder: Path, counts: tuple[int, ...], per_shard: int
 ) -> None:
-    """End to end over many small shards: what a shard costs beside its samples."""
+    """End to end over small shards, which shows the cost of a shard itself."""
     for count in counts:
         if record.has(name := f"end to end, {count} shards of {per_shard}"):
             continue
         pattern = cut_dataset(folder / f"{count}-shards", source, count, per_shard)
-        # Many shards are a long run, which needs no other to warm up.
+        # A run over many shards is long enough without a warm-up.
         warm_ups = int(count < 100)
         measure = partial(end_to_end_row, bench, name, (pattern,), NOTHING, warm_ups=warm_ups)
         record.add(_with_memory(measure, bench.device))
 
 
 def _with_memory(measure: Callable[[], Measured], device: torch.device) -> Measured:
-    """The row, with the most device memory that torch held for tensors meanwhile; DALI's own is not in it."""
+    """The row with the peak of device memory that torch held for tensors; DALI's memory is not in it."""
     if device.type != "cuda":
         return measure()
     torch.cuda.reset_peak_memory_stats(device)

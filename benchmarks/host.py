@@ -1,7 +1,7 @@
-"""The host side alone: scan, check, feed, sink, with nothing behind the feed that computes.
+"""The host side alone: scan, check, feed and sink, without decoding and encoding. Needs no GPU.
 
-The loop is the package's own (`run_shards`), its threads and queues included; decoder and encoder are null
-stages that take the same steps on the host as the real ones. No GPU is needed.
+The loop is the package's own (`run_shards`) with its threads and queues. Decoder and scorer are null stages
+that do the same work on the host as the real ones.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import os
 import pstats
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -18,9 +19,10 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from benchmarks.record import Measured, Record
-from benchmarks.throughput import NOTHING, fresh
-from benchmarks.timing import Work, measure_rate
+from benchmarks.bench import fresh, share_to_threshold
+from benchmarks.measure import Work, measure_rate
+from benchmarks.results import Record
+from benchmarks.settings import Settings
 from dali_aesthetic.decode.batches import fill_batches
 from dali_aesthetic.decode.decoder import DaliDecoder
 from dali_aesthetic.decode.geometry import resize_steps
@@ -40,14 +42,36 @@ IMAGE_SIZE = 224
 _CPU = torch.device("cpu")
 
 
+def measure(settings: Settings) -> None:
+    """The host side alone, on two cores: the package's loop with null stages for decoder and scorer."""
+    record = settings.record("host")
+    spec, pattern = settings.host_shards()
+    record.note("dataset", asdict(spec))
+    measure_host(
+        record,
+        pattern,
+        settings.data,
+        batch_size=settings.batch_size or 512,
+        repeats=settings.num_repeats,
+        num_cores=NUM_CORES,
+    )
+    record.note("complete", True)
+
+
+def profile(settings: Settings) -> None:
+    """The host side's time by function, with the overhead of the profiler."""
+    _, pattern = settings.host_shards()
+    print(profile_host(pattern, settings.data, settings.batch_size or 512, lines=40))
+
+
 class NullDecoder:
-    """Prepares what DALI would be fed, arrays and regions, and decodes nothing."""
+    """Prepares the arrays and regions that DALI would be fed, and decodes nothing."""
 
     def __init__(self) -> None:
         self._pixels = torch.zeros(1, 1, 1, 3, dtype=torch.uint8)
 
     def decode(self, batches: Iterable[EncodedBatch]) -> Iterator[ImageBatch]:
-        """Batches whose pixels are a placeholder."""
+        """Batches with a placeholder for their pixels."""
         for batch in batches:
             rows = feed(batch)
             yield ImageBatch(
@@ -59,7 +83,7 @@ class NullDecoder:
 
 
 class NullScorer:
-    """Gives every image a score, uniform in 0..10, and computes nothing."""
+    """Gives every image a random score, uniform in 0..10."""
 
     head_names = ("random",)
 
@@ -68,7 +92,7 @@ class NullScorer:
         self._rng = np.random.default_rng(0)
 
     def score(self, batches: Iterable[ImageBatch]) -> Iterator[PendingScores]:
-        """Scores that are there at once."""
+        """Scores without waiting."""
         for batch in batches:
             scores_RH = np.full((len(batch.encoded.samples), 1), np.nan, np.float32)
             scores_RH[batch.rows_N, 0] = self._rng.uniform(0, 10, len(batch.rows_N))
@@ -81,7 +105,7 @@ def _itself(scored: ScoredBatch) -> ScoredBatch:
 
 
 def feed(batch: EncodedBatch) -> list[int]:
-    """What the decoder prepares for DALI; the rows that it would decode."""
+    """Prepare a batch for DALI as the decoder does; returns the rows that DALI would decode."""
     rows = [row for row, header in enumerate(batch.headers) if header.route is Route.DALI]
     images = [np.frombuffer(image, np.uint8) for row in rows if (image := batch.samples[row].image)]
     sizes = [(batch.headers[row].width, batch.headers[row].height) for row in rows]
@@ -93,7 +117,7 @@ def feed(batch: EncodedBatch) -> list[int]:
 def measure_host(
     record: Record, pattern: str, folder: Path, *, batch_size: int, repeats: int, num_cores: int
 ) -> None:
-    """Each step up to and including the one named, in one thread; then the loop with all its threads."""
+    """The steps in one thread, each with those before it; then the loop with all its threads."""
     with limited_to(num_cores) as cores:
         record.note("cores_used", cores)
         for name, work in _steps(pattern, batch_size).items():
@@ -106,7 +130,7 @@ def measure_host(
 
 
 def profile_host(pattern: str, folder: Path, batch_size: int, lines: int) -> str:
-    """The functions that take most time of their own, one thread after the other, as a table."""
+    """A table of the functions with most own time; the steps run one after the other in one thread."""
     profiler = cProfile.Profile()
     batches = []
     start = time.process_time()
@@ -122,7 +146,7 @@ def profile_host(pattern: str, folder: Path, batch_size: int, lines: int) -> str
 
 
 def loop_work(pattern: str, folder: Path, batch_size: int, kept: float) -> Work:
-    """The package's loop between null stages; `kept` is the share of samples written."""
+    """The package's loop with null stages; `kept` is the share of samples written."""
     shards = plan_shards(pattern)
     threshold = share_to_threshold(kept)
 
@@ -142,13 +166,8 @@ def loop_work(pattern: str, folder: Path, batch_size: int, kept: float) -> Work:
     return work
 
 
-def share_to_threshold(kept: float) -> Threshold:
-    """The cut that keeps this share of scores uniform in 0..10."""
-    return NOTHING if kept <= 0 else Threshold(raw=10 * (1 - kept))
-
-
 class limited_to:
-    """Runs its block on at most `num_cores` of this process's cores, and gives back how many these are."""
+    """Restricts this process to `num_cores` of its cores while the block runs; yields their number."""
 
     def __init__(self, num_cores: int) -> None:
         self._before = os.sched_getaffinity(0)
@@ -203,10 +222,3 @@ def _profile_table(profiler: cProfile.Profile, samples: int, lines: int) -> str:
         f"{1e6 * own / samples:8.2f} us  {calls / samples:7.2f} calls  {Path(file).name}:{line} {function}"
         for (file, line, function), (_, calls, own, _, _) in entries
     )
-
-
-def summary(measured: Measured) -> str:
-    """One sentence on a row of the host loop."""
-    row = measured.as_row()
-    per_core = 1e6 / row["cpu_us_per_image"]
-    return f"{row['name']}: {row['median']:,.0f} samples/s, {per_core:,.0f} per core of CPU time"

@@ -1,6 +1,6 @@
-"""Every kernel of the fused encoder by itself, against what bounds it: products, or the memory's traffic.
+"""Every kernel of the fused encoder by itself, against its bound: matrix products or memory traffic.
 
-Both bounds are measured in the same run: a share says how good a kernel is, not how cool the chip was.
+Both bounds are measured in the same run, so that the chip's temperature doesn't change the shares.
 
 Shape legend: N images, P patches of an image, L = P + 1 tokens, W width, F MLP width, K values of a patch, H
 heads, R = N * L or N * P rows.
@@ -14,20 +14,23 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from benchmarks.ceilings import copy_bandwidth, gemm_rate
-from benchmarks.record import Measured, Record
-from benchmarks.timing import for_seconds, measure_rate
+from benchmarks.limits import copy_bandwidth, gemm_rate
+from benchmarks.measure import for_seconds, measure_rate
+from benchmarks.results import Measured, Record
+from benchmarks.roofline import VIT_L_14
+from benchmarks.settings import Settings
 from dali_aesthetic.score.backends import folding
-from dali_aesthetic.score.backends.kernels import attention, class_block, embed, gemm, layernorm
+from dali_aesthetic.score.backends.fits import why_not_fused
 from dali_aesthetic.score.clip import LAYER_NORM_EPS
 from dali_aesthetic.score.spec import TowerSpec
 
 FLOAT8 = torch.float8_e4m3fn
+# Kernels are imported where they are used: not every torch has Triton.
 
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
-    """One launch for a batch: the operations and bytes that an image needs of it, each byte moved once."""
+    """A launch for a batch, and its operations and bytes for one image, each byte moved once."""
 
     name: str
     launch: Callable[[], object]
@@ -36,7 +39,7 @@ class Kernel:
     precision: str = "fp16"
 
     def seconds(self, teraflops: dict[str, float], gigabytes: float) -> tuple[float, str]:
-        """The least that an image can take, and which of the two is to blame."""
+        """The least time for an image, and which of the two bounds it."""
         bounds = {
             "products": self.flops / (teraflops[self.precision] * 1e12),
             "memory": self.bytes / (gigabytes * 1e9),
@@ -45,10 +48,27 @@ class Kernel:
         return bounds[what], what
 
 
+def measure(settings: Settings) -> None:
+    """Every kernel of the fused encoder by itself, against its bound. Needs a Hopper GPU and QuACK."""
+    if reason := why_not_fused(VIT_L_14, settings.chip, "fp8"):
+        print(f"  the fused kernels can't run here, {reason}: nothing measured")
+        return
+    record = settings.record("kernels")
+    measure_kernels(
+        record,
+        VIT_L_14,
+        settings.chip,
+        batch_size=settings.batch_size or 1019,
+        repeats=settings.num_repeats,
+        seconds=settings.num_seconds / 4,
+    )
+    record.note("complete", True)
+
+
 def measure_kernels(
     record: Record, spec: TowerSpec, device: torch.device, *, batch_size: int, repeats: int, seconds: float
 ) -> None:
-    """A row a kernel: images/s of one launch, its share of the bound, microseconds an image."""
+    """Add a row for each kernel: images/s of a launch, share of the bound, microseconds an image."""
     side = 8192 if device.type == "cuda" else 256
     teraflops = {
         name: gemm_rate(
@@ -77,7 +97,7 @@ def measure_kernels(
 
 
 def kernels_of(spec: TowerSpec, batch_size: int, device: torch.device) -> Iterator[Kernel]:
-    """All of them, one after another; the buffers of one are made when it is its turn."""
+    """All kernels; buffers are allocated when the iterator reaches their kernel."""
     shapes = _Shapes(spec, batch_size, device)
     yield from _embedding(shapes)
     yield from _norms(shapes)
@@ -108,6 +128,8 @@ class _Shapes:
 
 
 def _embedding(at: _Shapes) -> Iterator[Kernel]:
+    from dali_aesthetic.score.backends.kernels import embed
+
     spec, images, patches, width = at.spec, at.images, at.patches, at.spec.width
     size, columns = spec.image_size, folding.padded_patch(spec.patch_size)
     pixels = torch.randint(0, 256, (images, size, size, 3), dtype=torch.uint8, device=at.device)
@@ -130,6 +152,8 @@ def _embedding(at: _Shapes) -> Iterator[Kernel]:
 
 
 def _norms(at: _Shapes) -> Iterator[Kernel]:
+    from dali_aesthetic.score.backends.kernels import layernorm
+
     rows, width = at.images * at.spec.tokens, at.spec.width
     each = at.spec.tokens * width
     h = at.noise(rows, width)
@@ -156,6 +180,8 @@ def _norms(at: _Shapes) -> Iterator[Kernel]:
 
 
 def _attention(at: _Shapes) -> Iterator[Kernel]:
+    from dali_aesthetic.score.backends.kernels import attention, class_block
+
     spec, images, patches, width = at.spec, at.images, at.patches, at.spec.width
     qkv, qkv_class = at.noise(images * patches, 3 * width), at.noise(images, 3 * width)
     qkv[:, :width] *= folding.softmax_scale(width // spec.heads)
@@ -218,6 +244,8 @@ _EPILOGUES = {
 
 
 def _launch(at: _Shapes, name: str, fp8: bool, x: Tensor, out: Tensor) -> Callable[[], object]:
+    from dali_aesthetic.score.backends.kernels import gemm
+
     epilogue = _EPILOGUES[name, fp8]
     rows, out_channels = out.shape
     weight = (at.noise(out_channels, x.shape[1]) / x.shape[1] ** 0.5).to(x.dtype)

@@ -1,4 +1,4 @@
-"""What a result was measured on: hardware, driver, versions, and the GPU's clocks and power meanwhile."""
+"""The machine: hardware, driver and versions, and a GPU's clocks and power while it works."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _PACKAGES = (
 
 
 def describe(device: torch.device) -> dict[str, Any]:
-    """Names and versions, nothing that identifies the machine."""
+    """Names and versions; nothing that identifies one machine."""
     return {
         "hardware": hardware(device),
         "driver": _driver() if device.type == "cuda" else None,
@@ -45,8 +45,10 @@ def slug(device: torch.device) -> str:
 
 
 class GpuSampler:
-    """Samples a GPU while its block runs: clocks (MHz), power (W), utilisation (%) of its SMs, its memory and
-    its JPEG decoders, memory in use (MiB). Does nothing for a device that is no GPU."""
+    """Samples a GPU while its block runs; on a CPU it does nothing.
+
+    Clocks in MHz, power in W, utilisation of SMs, memory and JPEG decoders in %, memory in use in MiB.
+    """
 
     def __init__(self, device: torch.device, interval_s: float = 0.1) -> None:
         self._device = device
@@ -73,7 +75,7 @@ class GpuSampler:
             self.joules = _joules(self._device) - self._start_joules
 
     def medians(self) -> dict[str, float]:
-        """The median of each figure over the block, memory its maximum; empty without a GPU."""
+        """The median of each figure, the maximum of memory in use; empty without a GPU."""
         if not self._rows:
             return {}
         medians = {name: statistics.median(row[name] for row in self._rows) for name in self._rows[0]}
@@ -87,7 +89,7 @@ class GpuSampler:
 
 
 def _nvml(device: torch.device) -> tuple[Any, Any]:
-    """NVML and its handle of a torch device, which `CUDA_VISIBLE_DEVICES` may have renumbered."""
+    """NVML and its handle of a torch device, by UUID: `CUDA_VISIBLE_DEVICES` renumbers torch's devices."""
     import pynvml
 
     pynvml.nvmlInit()
@@ -99,7 +101,7 @@ def _nvml(device: torch.device) -> tuple[Any, Any]:
 
 
 def _joules(device: torch.device) -> float:
-    """Energy since the driver was loaded; 0 where the GPU doesn't count it."""
+    """Energy since the driver was loaded; 0 for GPUs that don't count it."""
     pynvml, handle = _nvml(device)
     try:
         return float(pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)) / 1000
@@ -108,7 +110,7 @@ def _joules(device: torch.device) -> float:
 
 
 def _figures(pynvml: Any, handle: Any) -> dict[str, float]:
-    """A figure that this GPU doesn't tell is -1."""
+    """Current figures; -1 for what this GPU doesn't report."""
     utilisation = pynvml.nvmlDeviceGetUtilizationRates(handle)
     figures = {
         "sm_mhz": float(pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_SM)),
@@ -126,7 +128,7 @@ def _figures(pynvml: Any, handle: Any) -> dict[str, float]:
 
 
 def _limits(device: torch.device) -> dict[str, float]:
-    """The most the GPU is allowed: power (W) and SM clock (MHz)."""
+    """The GPU's limits of power (W) and SM clock (MHz)."""
     pynvml, handle = _nvml(device)
     return {
         "watts": pynvml.nvmlDeviceGetPowerManagementLimit(handle) / 1000,

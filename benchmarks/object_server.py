@@ -1,7 +1,8 @@
-"""A store on loopback that costs little itself: `python -m benchmarks.object_server FOLDER`.
+"""A cheap object store on loopback for measuring clients: `python -m benchmarks.object_server FOLDER`.
 
-Answers GET (with Range and If-Match) and HEAD for the files of a folder as S3 and HTTP clients ask, from the
-page cache by sendfile, and looks at no signature. Prints its port. For measuring clients, not for data.
+Answers GET with ranges, and HEAD, for the files of a folder, as S3 and HTTP clients ask; by sendfile from the
+page cache, and without looking at signatures. Prints its port. A program of its own, so that it starts
+without torch.
 """
 
 from __future__ import annotations
@@ -48,11 +49,11 @@ class _Handler(BaseHTTPRequestHandler):
     do_HEAD = do_GET
 
     def log_message(self, format: str, *arguments: object) -> None:
-        """Silent."""
+        """Log nothing."""
 
 
 def main(folder: str) -> None:
-    """Serves until the process is ended."""
+    """Serve until the process is terminated."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Handler, Path(folder)))
     print(server.server_address[1], flush=True)
     server.serve_forever()

@@ -1,4 +1,4 @@
-"""open_clip's own image tower with our weights: the reference, and what the peers run."""
+"""open_clip's image tower with our weights: the reference, and the model of the peers."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def open_clip_tower(spec: TowerSpec, weights: str) -> nn.Module:
     """`visual` of `open_clip.create_model`, with the weights of that name (`random:0`, a path, `openai`)."""
     import open_clip
 
-    # Without its text tower, which nobody here needs and which takes as long to initialise.
+    # On meta: the text tower isn't needed and would take as long to initialise.
     with torch.device("meta"):
         model: Any = open_clip.create_model(spec.name, pretrained=None, device="meta")
     visual: nn.Module = model.visual.to_empty(device="cpu")
@@ -42,10 +42,10 @@ def open_clip_tower(spec: TowerSpec, weights: str) -> nn.Module:
 
 
 def saved_weights(encoder: str, weights: str, folder: Path) -> str:
-    """The path of a file in `folder`, made unless it is there, with a tower's random weights (`random:0`) as
-    open_clip would publish them. Weights that aren't random are named as they were.
+    """The path of a tower's weights; random ones (`random:0`) are saved in `folder`, unless the file exists.
 
-    Drawing takes a core ten seconds: no part of a start, and worse for many processes side by side.
+    The file has open_clip's names. Drawing random weights takes a core
+    ten seconds, which would count as a start, and is worse with many processes side by side.
     """
     if not weights.startswith("random"):
         return weights
@@ -53,7 +53,7 @@ def saved_weights(encoder: str, weights: str, folder: Path) -> str:
     if not file.exists():
         tower, _ = load_tower(encoder, weights, None)
         state = open_clip_state(tower.state_dict())
-        partial = file.with_suffix(".partial")  # what is cut off in the middle must not be found later
+        partial = file.with_suffix(".partial")  # a partial file must not be found later
         safetensors.torch.save_file({f"visual.{k}": part.contiguous() for k, part in state.items()}, partial)
         partial.replace(file)
     return str(file)

@@ -1,33 +1,32 @@
-"""Plots of results, as small SVG files whose bytes depend on the numbers alone."""
+"""Plots of results: small SVG files, reproducible byte for byte."""
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.result import Result, Row, newest
-from benchmarks.result_table import hardware_line, plot_file
+from benchmarks.cases import cases, end_to_end
+from benchmarks.markdown import hardware_line, plot_file
+from benchmarks.results import Result, Row, newest
 from benchmarks.roofline import VIT_L_14, needed_bytes, needed_flops
-from benchmarks.throughput_table import cases, end_to_end
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _LINE = 1.11
-"""The factor that a line of text takes of the roofline's axis."""
+"""The height of a line of text on the roofline's logarithmic axis, as a factor."""
 OURS, OTHER, LIMIT = "#2a7f62", "#8a9ba8", "#c0392b"
 
 
 def write_plots(results: Sequence[Result], folder: Path) -> list[Path]:
-    """Every plot that the results have data for; the files written."""
+    """Draw every plot that the results have data for; returns the paths."""
     return [draw(folder / name, paint, height) for name, paint, height in _plots(results)]
 
 
 def _plots(results: Sequence[Result]) -> Iterator[tuple[str, Callable[[Axes], None], float]]:
-    """File, what paints it, and how high it is."""
+    """File name, painter and height in inches of each plot."""
     for result in end_to_end(results).values():
         height = _bars_height(len(cases(result)))
         yield plot_file(result, "throughput"), partial(throughput, result=result), height
@@ -39,12 +38,10 @@ def _plots(results: Sequence[Result]) -> Iterator[tuple[str, Callable[[Axes], No
         encoders = newest(results, "encoders").get(slug) or newest(results, "encoder").get(slug)
         paint = partial(roofline, ceilings=result, encoders=encoders)
         yield plot_file(result, "roofline"), paint, 3.6
-    for result in newest(results, "simulation").values():
-        yield plot_file(result, "simulation"), partial(scaling, simulation=result), 3.2
 
 
 def draw(path: Path, paint: Callable[[Axes], None], height: float = 3.2) -> Path:
-    """One plot to a file."""
+    """Draw a plot into a file."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
@@ -65,7 +62,7 @@ def draw(path: Path, paint: Callable[[Axes], None], height: float = 3.2) -> Path
 
 
 def throughput(axes: Axes, result: Result) -> None:
-    """Whole runs as bars, what their steady part has more as lighter ones, the encoder alone as a mark."""
+    """Whole runs as bars, the excess of the steady rate in a lighter colour, the encoder alone as a mark."""
     found = cases(result)
     for position, case in enumerate(found):
         whole, steady = case.whole.median, case.steady or case.whole.median
@@ -83,7 +80,7 @@ def throughput(axes: Axes, result: Result) -> None:
 
 
 def stages(axes: Axes, result: Result) -> None:
-    """Images/s of each stage by itself; the encoder's rate as a line, which the others have to reach."""
+    """Images/s of each stage by itself, with a line at the encoder's rate, which the others must reach."""
     rows = [row for row in result.rows if row.unit == "images/s"]
     encoder = result.row("encoder")
     line = encoder.median if encoder else 0.0
@@ -100,7 +97,7 @@ def stages(axes: Axes, result: Result) -> None:
 
 
 def waterfall(axes: Axes, ladder: Result) -> None:
-    """Microseconds an image from the slowest row to the fastest, each bar what a step takes off."""
+    """Microseconds an image from the slowest row to the fastest; the light part is what a step saves."""
     rows = sorted(ladder.rows, key=lambda row: row.median)
     times = [1e6 / row.median for row in rows]
     for position, (row, time) in enumerate(zip(rows, times, strict=True)):
@@ -115,7 +112,7 @@ def waterfall(axes: Axes, ladder: Result) -> None:
 
 
 def roofline(axes: Axes, ceilings: Result, encoders: Result | None) -> None:
-    """The chip's limits as lines, its encoders as points; the title says where those are of another day."""
+    """The chip's limits as lines, the encoders as points; the title has the date of these if it differs."""
     from matplotlib.ticker import LogLocator
 
     copy = ceilings.row("copy within device memory")
@@ -139,21 +136,6 @@ def roofline(axes: Axes, ceilings: Result, encoders: Result | None) -> None:
     _title(axes, ceilings, f"; encoders: {other}" if other else "")
 
 
-def scaling(axes: Axes, simulation: Result) -> None:
-    """Simulated images/s against the number of workers, a line for each case, with what is ideal."""
-    cases = dict.fromkeys(row.detail["case"] for row in simulation.rows)
-    for case in cases:
-        rows = [row for row in simulation.rows if row.detail["case"] == case]
-        workers = [row.detail["workers"] for row in rows]
-        axes.plot(workers, [row.median for row in rows], "o-", markersize=2, linewidth=1, label=case)
-    axes.plot(
-        workers, [row.limit or 0.0 for row in rows], "k:", linewidth=1, label="every worker at its full rate"
-    )
-    axes.set(xscale="log", yscale="log", xlabel="workers", ylabel="images/s")
-    axes.set_title(textwrap.fill(f"simulated: {simulation.content['note']}", 130), fontsize=6)
-    axes.legend(fontsize=6, frameon=False)
-
-
 def _roof(axes: Axes, gemm: Row, bandwidth: float | None, left: float, right: float) -> None:
     label = " ".join(gemm.name.split()[:2])
     ridge = 1000 * gemm.median / bandwidth if bandwidth else left
@@ -166,7 +148,7 @@ def _roof(axes: Axes, gemm: Row, bandwidth: float | None, left: float, right: fl
 
 
 def _points(axes: Axes, rows: Sequence[Row], intensity: float, roofs: Sequence[float]) -> None:
-    """Encoders of one intensity: they lie above each other, and their names below where there is room."""
+    """Encoders of one intensity are above each other: a name moves down until it has room."""
     flops = needed_flops(VIT_L_14)
     rates = {row.name: row.median * flops / 1e12 for row in rows}
     height = min((roof for roof in roofs if roof >= max(rates.values())), default=float("inf"))
@@ -183,7 +165,7 @@ def _points(axes: Axes, rows: Sequence[Row], intensity: float, roofs: Sequence[f
 
 
 def _intensity(precision: str) -> float:
-    """Operations that an image needs for each byte that it has to move."""
+    """Operations of an image per byte that it moves."""
     return needed_flops(VIT_L_14) / needed_bytes(VIT_L_14, precision)
 
 
@@ -200,7 +182,7 @@ def _title(axes: Axes, result: Result, more: str = "") -> None:
 
 
 def _bars_height(number: int) -> float:
-    """Inches in which the names of so many bars have room."""
+    """Inches that the names of `number` bars need."""
     return 0.8 + 0.2 * max(number, 4)
 
 

@@ -1,12 +1,12 @@
-"""Score errors of whole runs on the demo's photos against Pillow and fp32, as `verify --precision` says."""
+"""Score errors of whole runs on the demo's photos against Pillow and fp32, as in `verify --precision`."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
 from typing import Any
 
-from benchmarks.open_gate import calibrated, gate_detail
-from benchmarks.record import Measured
+from benchmarks.bench import calibrated, gate_detail
+from benchmarks.results import Measured
 from benchmarks.settings import Settings
 from dali_aesthetic.config import Config, ConfigError
 from dali_aesthetic.demo import make_demo_set
@@ -17,14 +17,14 @@ GPU_PRECISIONS = ("fp16", "bf16", "fp8", "fp32")
 _ALL_IMAGES, _SOME_IMAGES = 1000, 60
 
 
-def precision(settings: Settings) -> None:
-    """Score errors and changed decisions of each precision on the demo's photos, against PIL and fp32."""
+def measure(settings: Settings) -> None:
+    """Score errors and changed decisions of each precision on the demo's photos, against Pillow and fp32."""
     record = settings.record("precision")
     pattern = make_demo_set(settings.data / "demo")
     for name in GPU_PRECISIONS if settings.on_gpu else CPU_PRECISIONS:
         if name in (record.get("measured") or []):
             continue
-        # On a GPU starting takes all the time.
+        # On a GPU most of the time is the start, whatever the number of images.
         images = _SOME_IMAGES if settings.quick and not settings.on_gpu else _ALL_IMAGES
         row = measure_precision(settings.config(pattern, precision=name), images)
         if isinstance(row, Measured):
@@ -36,7 +36,7 @@ def precision(settings: Settings) -> None:
 
 
 def measure_precision(config: Config, images: int) -> Measured | str:
-    """The mean error of the score and, as its detail, the rest; or why this precision can't be had here."""
+    """A row of the mean score error, the rest in its detail; or the reason why this precision can't run."""
     try:
         config = calibrated(config)
         report = verify_precision(config, images)

@@ -1,7 +1,7 @@
-"""What a tower must compute and move for one image, counted from its shape.
+"""Operations and bytes of a tower for one image, counted from its shape.
 
-One multiply-add counts two operations. `needed` leaves out what no score depends on: in the last block only
-the class token is looked at, so its other queries, projections and MLP rows are not computed.
+A multiply-add counts as two operations. `needed` leaves out what no score depends on: only the class token
+leaves the last block, so that the other tokens' queries, projections and MLP rows there are not needed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ VIT_L_14 = TowerSpec(
     name="ViT-L-14-quickgelu", image_size=224, patch_size=14, width=1024, layers=24, heads=16, mlp_width=4096,
     embed_dim=768, quick_gelu=True,
 )  # fmt: skip
-"""The tower of the encoder's ladder: the one that the published heads were made for."""
+"""The tower of the encoder ladder, which the published heads were trained for."""
 ELEMENT_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "fp8": 1}
 
 
@@ -45,7 +45,7 @@ def block_gemms(spec: TowerSpec) -> tuple[GemmShape, ...]:
 
 
 def full_flops(spec: TowerSpec) -> float:
-    """Operations of the whole tower for one image, as open_clip runs it."""
+    """Operations of the whole tower for one image, as in open_clip."""
     return _embed_flops(spec) + spec.layers * _block_flops(spec)
 
 
@@ -58,7 +58,7 @@ def needed_flops(spec: TowerSpec) -> float:
 
 
 def needed_bytes(spec: TowerSpec, precision: str) -> float:
-    """Bytes through device memory for one image where all but GEMMs and attention is fused.
+    """Bytes through device memory for one image where everything but GEMMs and attention is fused.
 
     Each block: qkv, attention, proj with the residual, fc1 with the activation, fc2 with the residual. The
     weights are left out: a batch reads them once. The residual stream of fp8 is fp16.
@@ -70,7 +70,7 @@ def needed_bytes(spec: TowerSpec, precision: str) -> float:
 
 
 def limits(spec: TowerSpec, tflops: float, gb_per_s: float, precision: str) -> dict[str, float]:
-    """Images/s that the matrix units, and the memory, would allow if nothing else cost time."""
+    """Images/s if nothing but products, or nothing but memory traffic, took time."""
     return {
         "compute": tflops * 1e12 / needed_flops(spec),
         "memory": gb_per_s * 1e9 / needed_bytes(spec, precision),
@@ -78,7 +78,7 @@ def limits(spec: TowerSpec, tflops: float, gb_per_s: float, precision: str) -> d
 
 
 def limit_at_own_shapes(spec: TowerSpec, tflops: Mapping[str, float]) -> float:
-    """Images/s if the blocks' matrix products, at the speed of each shape, were all there is to do."""
+    """Images/s if nothing but the blocks' products took time, each shape at its own speed."""
     seconds = sum(shape.flops / (tflops[shape.name] * 1e12) for shape in block_gemms(spec))
     kv_share = 2 / 3 * block_gemms(spec)[0].flops / (tflops["qkv"] * 1e12)
     return 1 / ((spec.layers - 1) * seconds + kv_share)

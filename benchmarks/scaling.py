@@ -1,8 +1,8 @@
-"""One GPU against several of the same host, through the launcher that a run uses: images/s and efficiency.
+"""One GPU against several of the same host, through the package's launcher: images/s and efficiency.
 
-The same work for each GPU, however many there are, so that all of them run for as long. The rate is that of
-the time in which every worker was at work: each worker's own slope of samples over time, added up. What the
-start and the last shards cost stands beside it.
+Every GPU gets the same work, so that all run for as long. The rate is the sum of the workers' rates over the
+time in which all of them worked: a worker's rate is the slope of its samples over time. Rates of whole runs,
+with start and last shards, are in the detail.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from benchmarks.bounded import descendants
-from benchmarks.dataset import DatasetSpec, make_dataset
+from benchmarks.bench import NOTHING, fresh
+from benchmarks.datasets import DatasetSpec, make_dataset
 from benchmarks.machine import GpuSampler
-from benchmarks.record import Measured
+from benchmarks.processes import descendants
+from benchmarks.results import Measured
 from benchmarks.settings import Settings
-from benchmarks.throughput import NOTHING, fresh
 from dali_aesthetic.config import Config
 from dali_aesthetic.launch.engine import RunResult
 from dali_aesthetic.launch.run import run
@@ -40,9 +40,9 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 
 @dataclass(slots=True)
 class Course:
-    """Readings of a run while it goes on: when, how many samples each worker has, CPU seconds of all.
+    """Readings during a run: time, samples of each worker so far, CPU seconds of all processes.
 
-    `gpus` are the medians of each of `devices` over that time.
+    `gpus` are the medians of each of `devices` over the run.
     """
 
     devices: Sequence[torch.device] = ()
@@ -53,7 +53,7 @@ class Course:
 
     @contextmanager
     def watch(self, stats: RunStats, num_shards: int) -> Iterator[None]:
-        """Reads `stats` for as long as the block runs."""
+        """Read `stats` at intervals while the block runs."""
 
         def read() -> None:
             self.times.append(time.perf_counter())
@@ -67,7 +67,7 @@ class Course:
         self.gpus = [sampler.medians() for sampler in samplers]
 
     def steady(self) -> slice:
-        """The readings at which every worker had begun and none had come to its end."""
+        """The readings at which every worker had begun and none had ended."""
         names = sorted(set().union(*self.samples))
         counts_WT = np.array([[reading.get(name, 0) for reading in self.samples] for name in names])
         if not counts_WT.size:
@@ -77,7 +77,7 @@ class Course:
         return slice(first, last + 1)
 
     def worker_rates(self) -> dict[str, float]:
-        """Samples per second of each worker in the steady part. Raises ValueError where there is none."""
+        """Samples per second of each worker in the steady part. Raises ValueError if there is none."""
         part = self.steady()
         times_T = np.array(self.times[part])
         if len(times_T) < 4:
@@ -93,8 +93,8 @@ class Course:
         return _slope(np.array(self.times[part]), self.cpu[part])
 
 
-def scaling(settings: Settings) -> None:
-    """One GPU of this host, two, ... all, a process each; on a CPU one worker and two."""
+def measure(settings: Settings) -> None:
+    """One GPU of this host, two, ... all, with a process each; on a CPU one worker and two."""
     settings = _with_precision(settings)
     record = settings.record("scaling")
     source = _shard(settings)
@@ -105,7 +105,7 @@ def scaling(settings: Settings) -> None:
     runs: dict[int, list[_Run]] = {count: [] for count in counts}
     for _ in range(settings.repeats or (1 if settings.quick else 2)):
         for count in counts:
-            runs[count].append(_measure(settings, source, count, per_worker * count, threshold))
+            runs[count].append(_run(settings, source, count, per_worker * count, threshold))
             record.add(_row(runs, count))
     record.note("complete", True)
 
@@ -119,7 +119,7 @@ _NOTE = (
 
 @dataclass(frozen=True, slots=True)
 class _Source:
-    """One tar, linked as often as there may be shards, in `folder`."""
+    """A tar of `distinct` images in `folder`, which is linked as every shard."""
 
     folder: Path
     distinct: int
@@ -158,7 +158,7 @@ def _shard(settings: Settings) -> _Source:
 
 
 def _listed(source: _Source, num_shards: int) -> str:
-    """A list file of so many links to the shard."""
+    """A list file of `num_shards` links to the tar."""
     links = fresh(source.folder.with_name("scaling-links"))
     first = (source.folder / "bench-00000.tar").resolve()
     for number in range(num_shards):
@@ -177,7 +177,7 @@ def _config(settings: Settings, listing: str, count: int, threshold: Threshold) 
 
 
 def _warm_up(settings: Settings, source: _Source) -> tuple[Threshold, float]:
-    """Fills the caches of compiled kernels; the cut that keeps the share, and roughly a worker's rate."""
+    """Run once, which fills the caches of compiled kernels; the threshold, and roughly a worker's rate."""
     import pyarrow.parquet as pq
 
     num_shards = 12 if settings.on_gpu else 2
@@ -189,7 +189,7 @@ def _warm_up(settings: Settings, source: _Source) -> tuple[Threshold, float]:
     return Threshold(raw=float(np.quantile(scores, 1 - KEPT_SHARE))), result.stats.samples_per_second
 
 
-def _measure(settings: Settings, source: _Source, count: int, num_shards: int, threshold: Threshold) -> _Run:
+def _run(settings: Settings, source: _Source, count: int, num_shards: int, threshold: Threshold) -> _Run:
     config = _config(settings, _listed(source, num_shards), count, threshold)
     devices = [torch.device("cuda", index) for index in range(count)] if settings.on_gpu else []
     course, start = Course(devices=devices), time.perf_counter()
@@ -218,7 +218,7 @@ def _row(runs: dict[int, list[_Run]], count: int) -> Measured:
 
 
 def _detail(runs: Sequence[_Run]) -> dict[str, Any]:
-    """The last run in detail, and the median of what the whole run came to, without start-up and with."""
+    """Figures of the last run, and medians of whole runs, without the start and with it."""
     last = runs[-1]
     stats = last.result.stats
     return {
@@ -243,18 +243,18 @@ def _median(values: Iterator[float]) -> float:
 
 
 def _slope(times_T: npt.NDArray[np.float64], values: Sequence[float]) -> float:
-    """Least squares: readings come when they come, samples a batch at a time."""
+    """Least squares, as readings come at irregular times and samples in batches."""
     return float(np.polyfit(times_T - times_T[0], np.asarray(values, np.float64), 1)[0])
 
 
 def tree_cpu_seconds(pid: int) -> float:
-    """User and system time of a process and all that it started and that still run."""
+    """User and system time of a process and of all processes below it that still run."""
     return sum(map(_cpu_seconds, [pid, *descendants(pid)]))
 
 
 def _cpu_seconds(pid: int) -> float:
     try:
         fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
-    except OSError:  # it ended meanwhile
+    except OSError:  # it has ended
         return 0.0
     return (int(fields[11]) + int(fields[12])) / _TICKS

@@ -1,4 +1,4 @@
-"""What a benchmark run is about: model, data, how often, where to."""
+"""The options that all parts share: device, model, data, repeats, folders."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ from typing import Any, Self
 
 import torch
 
-from benchmarks.dataset import DatasetSpec, make_dataset
-from benchmarks.datasets import Datasets
-from benchmarks.record import Record
+from benchmarks.datasets import Datasets, DatasetSpec, make_dataset
+from benchmarks.results import Record
 from dali_aesthetic.config import Config
 from dali_aesthetic.launch.worker import resolve_device
 from dali_aesthetic.overlap import cpu_count
@@ -19,7 +18,7 @@ from dali_aesthetic.overlap import cpu_count
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """The options of every part. Zero or empty means: as fits the device, and `quick`."""
+    """The options of a part. Zero or empty: a default by device and `quick`."""
 
     device: str = "auto"
     encoder: str = ""
@@ -38,14 +37,14 @@ class Settings:
     results: Path = Path("benchmarks/results")
 
     def as_json(self) -> str:
-        """For another process."""
+        """As text, for a child process."""
         return json.dumps(
             {name: str(value) if isinstance(value, Path) else value for name, value in asdict(self).items()}
         )
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """What `as_json` gave."""
+        """The settings that `as_json` wrote."""
         fields = json.loads(text)
         return cls(**{**fields, "data": Path(fields["data"]), "results": Path(fields["results"])})
 
@@ -63,29 +62,29 @@ class Settings:
 
     @property
     def num_seconds(self) -> float:
-        """How long one repeat of work without an end of its own goes on."""
+        """Seconds of a repeat of work that has no end of its own."""
         return self.seconds or (4.0 if not self.quick else 2.0 if self.on_gpu else 0.3)
 
     @property
     def encoder_name(self) -> str:
-        """The published weights are QuickGELU's; with random ones only the name can say so."""
+        """On a GPU with QuickGELU, as the published weights are: random ones take it from the name alone."""
         return self.encoder or ("ViT-L-14-quickgelu" if self.on_gpu else "ViT-B-32")
 
     @property
     def datasets(self) -> Datasets:
-        """The shards: 8,192 of the usual images on a GPU, fewer where quick or on a CPU."""
+        """The usual shards: 8,192 images on a GPU, 6,144 when quick, under 200 on a CPU."""
         distinct, shards = (1024, 8) if self.on_gpu else (96, 2)
         if self.quick:
             distinct, shards = (1024, 6) if self.on_gpu else (40, 2)
         return Datasets(self.data, self.distinct or distinct, self.num_shards or shards)
 
     def host_shards(self) -> tuple[DatasetSpec, str]:
-        """Shards for the host side, whose per-shard costs must not stand out; their spec and glob."""
+        """Spec and glob of the host theme's shards, large enough that a shard's own cost is small."""
         spec = DatasetSpec(distinct=self.distinct or 512, num_shards=self.num_shards or 8)
         return spec, make_dataset(self.data / "host", spec, cpu_count())
 
     def config(self, pattern: str, **model: Any) -> Config:
-        """The package's config of a run over `pattern`; `model` overrules fields of its model section."""
+        """A config of the package for a run over `pattern`; `model` overrides fields of its model section."""
         fields = {
             "encoder": self.encoder_name,
             "weights": self.weights,
@@ -104,11 +103,11 @@ class Settings:
         )
 
     def named(self) -> dict[str, Any]:
-        """What a result file says of these settings."""
+        """These settings as a result file has them: without folders and `resume`."""
         plain = {name: value for name, value in asdict(self).items() if not isinstance(value, Path)}
         del plain["resume"]
         return {**plain, "encoder": self.encoder_name}
 
     def record(self, theme: str, date: str = "") -> Record:
-        """A result file of this theme that names these settings, of today unless a date is given."""
+        """The theme's result file for these settings, today's unless a date is given."""
         return Record(theme, self.results, self.chip, self.named(), resume=self.resume, date=date)

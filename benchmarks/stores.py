@@ -1,8 +1,8 @@
-"""What reading from a store costs, on loopback: clients of S3 side by side, the package's reader, the loop.
+"""The cost of reading from a store on loopback: S3 clients, the package's reader, and the host's whole loop.
 
-The server is `benchmarks.object_server`, whose time isn't counted. The figure to look at is the client's CPU
-time, since the network is no network; and each round goes through all of them in turn, so that
-other work on the machine meets them alike.
+The server is `benchmarks.object_server`; its time isn't counted. The figure is the client's CPU time, as
+loopback is no network. Rounds go through all rows in turn, so that other load on the machine affects them
+alike.
 """
 
 from __future__ import annotations
@@ -10,25 +10,27 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from statistics import median
 
+from benchmarks.bench import fresh
 from benchmarks.host import NUM_CORES, TARGET, limited_to, loop_work
-from benchmarks.record import Measured, Record
+from benchmarks.measure import Clock, Work, cpu_seconds
+from benchmarks.results import Measured, Record
 from benchmarks.settings import Settings
-from benchmarks.throughput import fresh
-from benchmarks.timing import Clock, Work, cpu_seconds
 from dali_aesthetic.shards.read import read_shards
 from dali_aesthetic.types import Shard, ShardEnd
 
 PART = 8 << 20
 THREADS = 8
 SAMPLE_BYTES = 100_000
-"""A GPU's target is `host.TARGET` samples/s of so many bytes."""
+"""Bytes of a sample; the target for a GPU is `host.TARGET` of them a second."""
 PER_GB, PER_SAMPLE = "CPU s/GB", "CPU us/sample"
 NOTE = (
     "Plain HTTP on loopback; CPU time of the reading process, user and system, medians of interleaved "
@@ -41,7 +43,7 @@ Read = Callable[[tuple[int, int]], object]
 
 
 def obstore_client(endpoint: str) -> Read:
-    """The client in use."""
+    """obstore, the package's client."""
     import obstore
     from obstore.store import S3Store
 
@@ -50,7 +52,7 @@ def obstore_client(endpoint: str) -> Read:
 
 
 def s3fs_client(endpoint: str) -> Read:
-    """fsspec's own."""
+    """s3fs, fsspec's client."""
     import s3fs
 
     system = s3fs.S3FileSystem(endpoint_url=endpoint)
@@ -58,7 +60,7 @@ def s3fs_client(endpoint: str) -> Read:
 
 
 def boto3_client(endpoint: str) -> Read:
-    """Amazon's own."""
+    """boto3, Amazon's client."""
     import boto3
 
     client = boto3.client("s3", endpoint_url=endpoint)
@@ -77,8 +79,15 @@ CLIENTS: dict[str, Callable[[str], Read]] = {
 }
 
 
+def measure(settings: Settings) -> None:
+    """The cost of reading from a store, against a server on loopback."""
+    record = settings.record("stores")
+    measure_stores(record, settings)
+    record.note("complete", True)
+
+
 def measure_stores(record: Record, settings: Settings) -> None:
-    """Each way to read in turn, in rounds; then the host's loop from a disk and from a store, in rounds."""
+    """Rounds over all ways to read, then rounds over the host's loop from a disk and from a store."""
     megabytes, rounds = (60, 2) if settings.quick else (200, 5)
     rounds = settings.repeats or rounds
     record.note("note", NOTE)
@@ -104,7 +113,7 @@ def measure_stores(record: Record, settings: Settings) -> None:
 
 @contextmanager
 def server(folder: Path) -> Iterator[str]:
-    """The loopback store in a process of its own; its URL."""
+    """A server for `folder` in a process of its own; yields its URL."""
     command = [sys.executable, "-m", "benchmarks.object_server", str(folder)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
@@ -116,7 +125,7 @@ def server(folder: Path) -> Iterator[str]:
 
 
 def reading_works(record: Record, folder: Path, url: str, megabytes: int) -> dict[str, Work]:
-    """Every way to read, by name; each returns the bytes it read. A client not installed is skipped."""
+    """All ways to read, by name; their work counts bytes. Clients that aren't installed are skipped."""
     bucket = folder / "bucket"
     bucket.mkdir()
     size = megabytes * 1_000_000
@@ -139,7 +148,7 @@ def reading_works(record: Record, folder: Path, url: str, megabytes: int) -> dic
 
 
 def by_client(make: Callable[[str], Read], url: str, size: int) -> Work:
-    """The whole object in parts, several at a time."""
+    """Reads the whole object in parts of `PART` bytes, `THREADS` at a time."""
     read = make(url)
     parts = [(start, min(start + PART, size)) for start in range(0, size, PART)]
 
@@ -153,7 +162,7 @@ def by_client(make: Callable[[str], Read], url: str, size: int) -> Work:
 
 
 def by_package(source: str, num_bytes: int) -> Work:
-    """The package's reader over a tar: parts, scan, samples."""
+    """The package's reader over a tar four times: parts, scan, samples."""
     shards = [Shard(index=index, name=f"{index}", kind="tar", source=source) for index in range(4)]
 
     def work() -> int:
@@ -165,7 +174,7 @@ def by_package(source: str, num_bytes: int) -> Work:
 
 
 def _add(record: Record, works: dict[str, Work], rounds: int, unit: str) -> None:
-    """A row for each work: CPU time for what it counts, bytes or samples."""
+    """Add a row for each work: CPU time by what it counts, bytes or samples."""
     clocks = {name: Clock() for name in works}
     for number in range(rounds + 1):
         for name, work in works.items():
@@ -190,9 +199,6 @@ def _add(record: Record, works: dict[str, Work], rounds: int, unit: str) -> None
 
 
 def _write_tar(path: Path, num_samples: int) -> int:
-    import tarfile
-    from io import BytesIO
-
     image = b"\xff\xd8\xff" + os.urandom(97_000)
     with tarfile.open(path, "w") as tar:
         for index in range(num_samples):

@@ -1,8 +1,8 @@
-"""DALI's own tar reader, the usual resize and crop, open_clip under `torch.compile`: the best short script.
+"""DALI's tar reader, the usual resize and crop, open_clip under `torch.compile`: the best short script.
 
-In its favour: decoding in hardware, one process, nothing written. Compiled before its time counts, which
-starts with a few batches decoded ahead and ends with as many. DALI's reader gives no keys, so scores are told
-apart by position.
+In its favour: decoding in hardware, one process, nothing written. It is compiled before its time counts,
+which starts with a few batches decoded ahead and ends with as many. DALI's reader has no keys, so that scores
+go by position.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ BATCH = 256
 
 
 def run(job: Job) -> PeerResult:
-    """Raises Unavailable without DALI."""
+    """Raises Unavailable if DALI is missing."""
     try:
         pipeline = _pipeline(job)
     except ImportError as error:
@@ -94,7 +94,7 @@ def _pass(job: Job, pipeline: Any, tower: Any, head: torch.nn.Module, count: int
         pixels = torch.utils.dlpack.from_dlpack(images.as_tensor())
         embeddings_ND = tower(pixels)
         parts.append(head(F.normalize(embeddings_ND.float(), dim=-1))[:, 0])
-        # DALI may write over pixels that nobody refers to, so they are held until their scores are there.
+        # DALI may overwrite pixels without a reference: they are held until their scores are computed.
         held.append((pixels, parts[-1]))
         if len(held) > 2:
             held.popleft()[1].cpu()

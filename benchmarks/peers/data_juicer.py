@@ -1,10 +1,10 @@
-"""data-juicer's `image_aesthetics_filter`, from its released wheel, in a process a core, or half as many.
+"""data-juicer's `image_aesthetics_filter`, from its released wheel, in as many processes as cores, or half.
 
-Its filter encodes one sample at a time, so a batch is one image whatever else is set; its way to more speed
-is more processes on the same GPU. In its favour: the images' bytes lie in each process's memory, it has no
-dataset to write, the samples' way through Arrow is not paid for, and all that hf_clip.py gives. Its weights
-are ours, put into the Hugging Face CLIP that it would load (the wheel that wraps that one,
-simple-aesthetics-predictor, is then not needed).
+Its filter encodes one sample at a time, so that a batch is one image whatever is set; more speed comes from
+more processes on the same GPU. In its favour: the images' bytes are in each process's memory, no dataset is
+written, samples don't go through Arrow, and the TF32 products and faster processor of hf_clip.py. Our weights
+are put into the Hugging Face CLIP that it would load; the wheel that wraps it, simple-aesthetics-predictor,
+isn't needed then.
 """
 
 from __future__ import annotations
@@ -27,16 +27,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.peers import placeholders
-from benchmarks.peers.fewer import with_fewer
-from benchmarks.peers.gate import Gate
 from benchmarks.peers.hf_clip import hf_clip, hf_precision
-from benchmarks.peers.job import Job, PeerResult, Unavailable, versions
+from benchmarks.peers.job import Gate, Job, PeerResult, Unavailable, versions, with_fewer
 
 _WAIT_S = 300
 
 
 def run(job: Job) -> PeerResult:
-    """Raises Unavailable where the wheel, or one that it imports, is missing."""
+    """Raises Unavailable if the wheel or a dependency is missing."""
     if importlib.util.find_spec("data_juicer") is None:
         raise Unavailable(
             "py-data-juicer is not installed; name a folder that has it in BENCH_DATA_JUICER_PATH"
@@ -68,11 +66,11 @@ def _measure(job: Job, replaced: Sequence[str]) -> PeerResult:
 
 
 MakeScorer = Callable[[Job], Callable[[bytes], float]]
-"""Loads a model in the process that calls it; what comes back scores one encoded image."""
+"""Loads a model in the calling process; the function that it returns scores one encoded image."""
 
 
 def score_in_processes(job: Job, make_scorer: MakeScorer) -> tuple[dict[str, float], int, float]:
-    """All images, one by one, dealt out to `num_workers` processes: scores by key, their number, seconds."""
+    """Score all images one by one in `num_workers` processes: scores by key, number of images, seconds."""
     folder = Path(job.output) / "ready"
     shutil.rmtree(folder, ignore_errors=True)
     gate = Gate(str(folder), job.num_workers)
@@ -90,7 +88,7 @@ def score_in_processes(job: Job, make_scorer: MakeScorer) -> tuple[dict[str, flo
 
 
 def _score_share(job: Job, make_scorer: MakeScorer, gate: Gate, rank: int) -> list[tuple[str, float]]:
-    """This process's share of the images: keys and scores, in the tars' order."""
+    """Keys and scores of this process's share of the images, in the tars' order."""
     torch.set_num_threads(1)
     images = [item for tar in job.few_tars() for item in _images(tar).items()][rank :: job.num_workers]
     try:
@@ -98,15 +96,15 @@ def _score_share(job: Job, make_scorer: MakeScorer, gate: Gate, rank: int) -> li
         for _, image in islice(images, 8):
             score(image)
     finally:
-        gate.arrive()  # also where it failed: the others must not wait for it
+        gate.arrive()  # also after a failure: the others must not wait for it
     gate.wait(_WAIT_S)
     return [(key, score(image)) for key, image in images]
 
 
 def _import() -> list[str]:
-    """Its operators, with a placeholder where there is no Ray: other operators ask for it. Its name, if so.
+    """Import its operators, with a placeholder for Ray if it is missing; returns the names of placeholders.
 
-    Raises ImportError for another that is missing, where it would itself call pip in the middle of an import.
+    Raises ImportError for other missing packages, which it would install with pip during the import.
     """
     replaced = placeholders.install(["ray"])
     from data_juicer.utils.lazy_loader import LazyLoader
@@ -121,7 +119,7 @@ def _import() -> list[str]:
 
 
 def data_juicer_filter(job: Job) -> Callable[[bytes], float]:
-    """Its filter as a function of encoded bytes; the score it gives, on the head's own scale."""
+    """Its filter as a function from encoded bytes to the score, on the head's scale."""
     _import()
     from data_juicer.ops.filter.image_aesthetics_filter import ImageAestheticsFilter
     from data_juicer.utils import model_utils
@@ -143,7 +141,7 @@ def data_juicer_filter(job: Job) -> Callable[[bytes], float]:
 
 
 class _Predictor:
-    """Answers as the model that its filter loads: pixels to logits."""
+    """Stands in for the model that its filter loads: pixels to logits."""
 
     def __init__(self, job: Job, clip: Any) -> None:
         self.device, self._clip, self._head = torch.device(job.device), clip, job.head_layer()

@@ -1,8 +1,8 @@
-"""webdataset + DataLoader with Pillow + open_clip: what most people write, and what clip-retrieval does.
+"""webdataset + DataLoader with Pillow + open_clip: the usual script, and the way of clip-retrieval.
 
-In its favour: as many workers as cores, kept from the pass that warms up to the one that counts; images cross
-between processes as uint8 and are normalised on the device (the usual script sends float32, four times as
-much); only scores are kept, no image is written.
+In its favour: as many workers as cores, kept from the warm-up to the pass that counts; images go between
+processes as uint8 and are normalised on the device (the usual script sends float32, four times as much); only
+scores are kept, no image is written.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ BATCH = 256
 
 
 def run(job: Job) -> PeerResult:
-    """Raises Unavailable without webdataset."""
+    """Raises Unavailable if webdataset is missing."""
     try:
         import webdataset as wds
     except ImportError as error:
@@ -64,7 +64,7 @@ def run(job: Job) -> PeerResult:
 
 
 class _Passes:
-    """The tars of each pass: few in the first, all in the next. Workers are kept, and count passes so."""
+    """The tars of each pass: few in the first, all in the next. Workers are kept and count the passes."""
 
     def __init__(self, *passes: Sequence[str]) -> None:
         self._passes = list(passes)
@@ -74,7 +74,7 @@ class _Passes:
 
 
 class _ToPixels:
-    """In a worker: one sample to key and uint8 RGB square, by open_clip's own transform."""
+    """In a worker: from a sample to its key and a uint8 RGB square, by open_clip's transform."""
 
     def __init__(self, image_size: int) -> None:
         import open_clip
@@ -107,7 +107,7 @@ class _Scorer:
 
 
 def _pass(loader: Iterable[Any], score: _Scorer) -> tuple[int, dict[str, float]]:
-    """All images once; scores by key, which the last of the equal tars decides."""
+    """A pass over all images; the number of images and scores by key (all tars have the same keys)."""
     keys: list[str] = []
     parts = []
     for batch_keys, images in loader:

@@ -31,8 +31,8 @@ _PARTS = {
 def hf_clip(spec: TowerSpec, weights: str, device: str) -> tuple[Any, Any]:
     """`CLIPModel` in float32 on the device, and the image processor that goes with it.
 
-    In favour of the peers that load it so: matrix products in TF32 (see `hf_precision`), and the processor on
-    torchvision, two to three times as fast as the one on Pillow that 4.x still takes unless told otherwise.
+    In favour of the peers: matrix products in TF32 (see `hf_precision`), and the processor on torchvision,
+    two to three times as fast as the one on Pillow, the default of 4.x.
     """
     from transformers import CLIPConfig, CLIPModel
 
@@ -48,7 +48,7 @@ def hf_clip(spec: TowerSpec, weights: str, device: str) -> tuple[Any, Any]:
         "hidden_act": "quick_gelu" if spec.quick_gelu else "gelu",
     }
     text = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 1}
-    # Not initialised: the weights overwrite it. Buffers that no state holds must then be given.
+    # On meta, as the weights replace it; buffers that aren't in the state must then be set.
     with torch.device("meta"):
         model = CLIPModel(CLIPConfig(vision_config=vision, text_config=text, projection_dim=spec.embed_dim))
     model = model.to_empty(device="cpu")
@@ -65,12 +65,12 @@ def hf_clip(spec: TowerSpec, weights: str, device: str) -> tuple[Any, Any]:
 
 
 def hf_precision(device: str) -> str:
-    """What `hf_clip` computes in on a device."""
+    """The precision of `hf_clip` on a device."""
     return "fp32, products in TF32" if device.startswith("cuda") else "fp32"
 
 
 def _processor_type() -> Any:
-    """The one on torchvision: it lost its suffix with 5.0."""
+    """The processor on torchvision, which lost its suffix with 5.0."""
     import transformers
 
     old = int(transformers.__version__.partition(".")[0]) < 5
@@ -78,7 +78,7 @@ def _processor_type() -> Any:
 
 
 class _Tensors:
-    """Newer versions of the library wrap image features in an object; the callers here want the tensor."""
+    """Returns image features as a tensor: newer versions of the library wrap it in an object."""
 
     def __init__(self, model: Any) -> None:
         self._model = model

@@ -1,13 +1,15 @@
-"""What every peer is asked to do, and what it hands back; both travel between processes as JSON."""
+"""Shared by peers: the job and its result, a gate for workers, fewer workers where memory runs out."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import os
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import nn
@@ -16,6 +18,10 @@ from dali_aesthetic.score.head import HeadMLP
 from dali_aesthetic.score.spec import TowerSpec, spec_of
 from dali_aesthetic.score.weights import load_head
 
+T = TypeVar("T")
+_POLL_S = 0.02
+_OVERFLOWS = ("CUDA out of memory", "CUDA allocation failed", "CUDA error: out of memory")
+
 
 class Unavailable(RuntimeError):
     """The peer can't run here; the message says why."""
@@ -23,11 +29,11 @@ class Unavailable(RuntimeError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """Score every image of `tars` on `device`, keep those of at least `cut` where the peer can write.
+    """Score every image of `tars` on `device`; if the peer can write, keep those of at least `cut`.
 
-    All tars are the same file; the scores wanted back are those of the first. `precision` is the one a
-    peer may choose (fp16 on a GPU); `backend`, `our_precision` and `batch_size` (0: the default) are ours.
-    `max_images` bounds a slow peer; a fast one may do more.
+    All tars are the same file, and scores of the first are returned. `precision` is the one that a peer may
+    choose (fp16 on a GPU); `backend`, `our_precision` and `batch_size` (0: the default) are this package's.
+    `max_images` bounds a slow peer; a fast one may score more. Goes to the peer's process as JSON.
     """
 
     tars: tuple[str, ...]
@@ -59,11 +65,11 @@ class Job:
         return as_layer(head.mlp).to(self.device)
 
     def few_tars(self) -> tuple[str, ...]:
-        """As many of the tars as hold `max_images`, at least one."""
+        """The tars that hold `max_images`, at least one."""
         return self.tars[: max(1, self.max_images // self.per_tar)]
 
     def warm_tars(self) -> tuple[str, ...]:
-        """What a fast program may go through before its time counts: a tar for each core."""
+        """The tars of a fast program's warm-up: one for each core."""
         return self.few_tars()[: self.num_workers]
 
     def write(self, path: Path) -> None:
@@ -77,10 +83,10 @@ class Job:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PeerResult:
-    """`num_images` in `seconds`: from models loaded and warmed up to the last result written, or in memory.
+    """`num_images` in `seconds`, from models loaded and warmed up to the last result written or in memory.
 
-    `scores` are the first tar's, by key, or by position where the peer gives no keys. `settings` says how
-    it was tuned, `writes` what it leaves behind, `detail` what else its row should say.
+    `scores` are the first tar's, by key, or by position for a peer without keys. `settings` are those it was
+    tuned with, `writes` describes its output, `detail` is added to its row.
     """
 
     num_images: int
@@ -103,7 +109,7 @@ def as_layer(mlp: HeadMLP) -> nn.Linear:
 
 
 def versions(*packages: str) -> dict[str, str]:
-    """Installed versions of those that are installed."""
+    """The versions of those packages that are installed."""
     found = {}
     for package in packages:
         try:
@@ -116,3 +122,55 @@ def versions(*packages: str) -> dict[str, str]:
 def position_key(index: int) -> str:
     """The key of the sample at a position of the benchmark's own shards."""
     return f"{index:08d}"
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """Opens once `expected` processes have arrived, so that time counts from the last loaded model.
+
+    Each leaves a file in `folder`: the workers may be Ray's actors as well as our own processes.
+    """
+
+    folder: str
+    expected: int
+
+    def arrive(self) -> None:
+        """Say that this process is ready."""
+        folder = Path(self.folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / str(os.getpid())).touch()
+
+    def wait(self, bound_s: float) -> None:
+        """Wait until it is open. Raises TimeoutError after `bound_s` seconds."""
+        end = time.monotonic() + bound_s
+        while not self.is_open():
+            if time.monotonic() > end:
+                arrived = len(self._arrivals())
+                raise TimeoutError(f"{arrived} of {self.expected} workers ready after {bound_s:.0f} s")
+            time.sleep(_POLL_S)
+
+    def is_open(self) -> bool:
+        """Whether all have arrived."""
+        return len(self._arrivals()) >= self.expected
+
+    def opened_at(self) -> float:
+        """When it opened, seconds since 1970; workers that were started again later don't count."""
+        return self._arrivals()[self.expected - 1]
+
+    def _arrivals(self) -> list[float]:
+        folder = Path(self.folder)
+        return sorted(path.stat().st_mtime for path in folder.iterdir()) if folder.exists() else []
+
+
+def with_fewer(measure: Callable[[int], T], count: int) -> T:
+    """`measure(count)` with that many processes; if the GPU's memory runs out, once more with half of them.
+
+    A driver can refuse a process its context, or memory, long before the GPU's memory is full (see
+    peers_h100_2026-11-27), and when depends on the machine.
+    """
+    try:
+        return measure(count)
+    except Exception as error:
+        if count == 1 or not any(words in str(error) for words in _OVERFLOWS):
+            raise
+    return measure(count // 2)

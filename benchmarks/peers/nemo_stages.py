@@ -1,7 +1,8 @@
-"""NeMo Curator's own image stages with our weights in them: read, embed, filter, write.
+"""NeMo Curator's image stages with our weights: read, embed, filter, write.
 
-Its weights are ours, put into the Hugging Face CLIP that its stage would load; its head is ours as one layer.
-Can be imported once `placeholders.install()` has stood in for what is missing.
+Our weights are put into the Hugging Face CLIP that its stage would load; the head is one layer. A module of
+its own, as it can be imported only after `placeholders.install()`, and Ray's workers import the classes by
+name.
 """
 
 from __future__ import annotations
@@ -21,26 +22,25 @@ from nemo_curator.stages.image.filters.aesthetic_filter import ImageAestheticFil
 from nemo_curator.stages.image.io.image_reader import ImageReaderStage
 from nemo_curator.tasks import ImageBatch
 
-from benchmarks.peers.gate import Gate
 from benchmarks.peers.hf_clip import hf_clip
-from benchmarks.peers.job import Job, position_key
+from benchmarks.peers.job import Gate, Job, position_key
 
 MODEL_BATCH = 256
-"""Eight times its default; its reader hands over 100 images at a time, so that is what a batch holds."""
+"""Eight times its default; a batch holds 100 images, as many as its reader hands over at a time."""
 READER_BATCH = 100
-"""Its reader's own default: what it decodes at a time and hands over."""
+"""Its reader's default: the images that it decodes and hands over at a time."""
 _WAIT_S = 300
 
 
 class Reader(ImageReaderStage):  # type: ignore[misc]
-    """Waits, warmed up, for the models where there is a gate; asks DALI for a GPU only where there is one."""
+    """Warms up and waits for the gate, if any; asks DALI for a GPU only if there is one."""
 
     gate: Gate | None = None
 
     def process(self, task: Any) -> list[ImageBatch]:
-        # The pipeline goes by the annotation: stages that return a list have their batches spread again.
+        # The annotation matters: the pipeline spreads the batches of stages that return a list.
         if self.gate is not None and not self.gate.is_open():
-            super().process(task)  # warms up, in time that it would spend waiting
+            super().process(task)  # warms up while it would wait
             self.gate.wait(_WAIT_S)
         batches: list[ImageBatch] = super().process(task)
         return batches
@@ -60,7 +60,7 @@ def _without_gpu(**options: Any) -> Callable[..., Any]:
 
 
 class Embedder(ImageEmbeddingStage):  # type: ignore[misc]
-    """With our image tower. Where there is a gate, a batch has gone through before it arrives."""
+    """With our image tower. With a gate it scores a batch before it arrives."""
 
     job: Any = None
     gate: Gate | None = None
@@ -72,7 +72,7 @@ class Embedder(ImageEmbeddingStage):  # type: ignore[misc]
         self.model = CLIPImageEmbeddings("")
         self.model.clip, self.model.processor = hf_clip(self.job.spec, self.job.weights, self.model.device)
         if self.gate is not None:
-            # Of several sizes, as its reader hands them over: equal ones take another way through the model.
+            # Of several sizes, as its reader's are: the model handles equal sizes differently.
             full = min(READER_BATCH, self.model_inference_batch_size)
             count, size = full if torch.cuda.is_available() else 2, self.job.spec.image_size
             self.model([np.zeros((size + i % 2, size, 3), np.uint8) for i in range(count)])
@@ -80,7 +80,7 @@ class Embedder(ImageEmbeddingStage):  # type: ignore[misc]
 
 
 class Scorer(ImageAestheticFilterStage):  # type: ignore[misc]
-    """With our head; notes the scores of all images, kept or not, in a file of its own in `notes`."""
+    """With our head; writes the scores of all images, kept or not, to a file in `notes`."""
 
     job: Any = None
     notes: str = ""
@@ -101,7 +101,7 @@ class Scorer(ImageAestheticFilterStage):  # type: ignore[misc]
 
 
 def noted_scores(notes: Path, tar: str) -> tuple[dict[str, float], int]:
-    """Scores of one tar's images by position, and how many of all tars were noted."""
+    """The scores of a tar's images by position, and the number of scores of all tars."""
     lines = [line.split() for path in sorted(notes.glob("*.txt")) for line in path.read_text().splitlines()]
     found = {name: float(score) for name, score in lines}
     own = {name: score for name, score in found.items() if name.rpartition("_")[0] == Path(tar).stem}

@@ -1,25 +1,25 @@
-"""This package, by the same rules as the others: it also writes scores and kept samples.
+"""This package by the same rules as the others, and in fp8; it also writes scores and kept samples.
 
-Its time counts from the first read to the last commit of a pass over all tars, after one over as many as a
-DataLoader has for its warm-up.
+Its time counts from the first read to the last commit of a pass over all tars, after a warm-up over as many
+tars as a DataLoader gets.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from benchmarks.open_gate import calibrated, gate_detail
-from benchmarks.peers.job import Job, PeerResult, versions
-from benchmarks.throughput import Bench, run_once
-from dali_aesthetic.config import Config
+from benchmarks.bench import Bench, calibrated, gate_detail, run_once
+from benchmarks.peers.job import Job, PeerResult, Unavailable, versions
+from dali_aesthetic.config import Config, ConfigError
 from dali_aesthetic.launch.worker import build_worker
 from dali_aesthetic.threshold import Threshold
 
 
 def run(job: Job) -> PeerResult:
-    """One pass to warm up, one that counts. Raises ConfigError where fp8 is asked for and can't be."""
+    """A warm-up, then the pass that counts. Raises ConfigError if fp8 is asked for and can't run."""
     config = calibrated(_config(job))
     worker = build_worker(config)
     bench = Bench(config=config, worker=worker, folder=Path(job.output))
@@ -44,6 +44,20 @@ def run(job: Job) -> PeerResult:
         kept_tars=(str(folder / "shards" / f"{first}.tar"),),
         detail=gate_detail(config),
     )
+
+
+def run_fp8(job: Job) -> PeerResult:
+    """The same in fp8 with its gate opened (see `bench.OPEN`).
+
+    Raises Unavailable without a GPU that has fp8, and if the options ask for another encoder.
+    """
+    chosen = (job.backend, job.our_precision)
+    if chosen != ("auto", "auto"):
+        raise Unavailable(f"backend {chosen[0]} and precision {chosen[1]} are asked for")
+    try:
+        return run(replace(job, our_precision="fp8"))
+    except ConfigError as reason:
+        raise Unavailable(str(reason)) from reason
 
 
 def _config(job: Job) -> Config:

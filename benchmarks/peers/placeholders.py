@@ -1,4 +1,4 @@
-"""Stand-ins for packages that a peer imports and that what is driven of it never calls."""
+"""Stand-ins for packages that a peer imports and never calls here."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ PACKAGES = ("ray", "cosmos_xenna")
 
 
 def install(packages: Sequence[str] = PACKAGES) -> list[str]:
-    """A placeholder for each of `packages` that isn't installed; the names of those that now have one.
+    """Install a placeholder for each of `packages` that is missing; returns the names of those that have one.
 
-    Ray calls it by its name in every worker that it starts, before the worker imports anything.
+    Ray calls it by name in every worker that it starts, before other imports: this module imports little.
     """
     held = {finder.package for finder in sys.meta_path if isinstance(finder, _Placeholder)}
     missing = [name for name in packages if name not in held and importlib.util.find_spec(name) is None]
@@ -27,7 +27,7 @@ def install(packages: Sequence[str] = PACKAGES) -> list[str]:
 
 
 class _Placeholder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Gives modules of a missing package that answer to every name and do nothing."""
+    """Makes modules of a missing package that have every name and do nothing."""
 
     def __init__(self, package: str) -> None:
         self.package = package
@@ -49,5 +49,5 @@ class _Placeholder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 def _answer(name: str) -> Any:
     if name.startswith("__"):
         raise AttributeError(name)
-    # The one name that is used at import: a limit that is put into the environment as text.
+    # The only value that is used at import: a limit, which is written to the environment.
     return 40_000 if name == "API_LIMIT" else MagicMock()

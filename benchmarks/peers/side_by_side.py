@@ -1,63 +1,103 @@
-"""Every peer in turn, each in a process of its own, on the same images, the same GPU and the same cores."""
+"""Other programs and ours in turn, each in its own process, on the same images, GPU and cores.
+
+Beside the speed: how far a program's scores are from the reference, and what it changed of the samples it
+kept.
+"""
 
 from __future__ import annotations
 
 import importlib
+import io
 import json
 import os
 import re
 import sys
+import tarfile
 import traceback
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from PIL import Image
 
-from benchmarks.bounded import run_bounded
-from benchmarks.dataset import DatasetSpec, make_dataset
-from benchmarks.open_clip_model import saved_weights
-from benchmarks.peers.compare import kept_fidelity, reference_scores, score_error
+from benchmarks.datasets import DatasetSpec, make_dataset
+from benchmarks.open_clip_model import open_clip_tower, saved_weights
 from benchmarks.peers.job import Job, PeerResult, Unavailable
-from benchmarks.record import Measured, Record
+from benchmarks.processes import run_bounded
+from benchmarks.results import Measured, Record
 from benchmarks.settings import Settings
 from dali_aesthetic.overlap import cpu_count
 
-PEERS = {
-    "dali_aesthetic": "ours",
-    "dali_aesthetic, fp8 (gate opened)": "ours_fp8",
-    "webdataset + DataLoader + open_clip": "dataloader",
-    "DALI + open_clip + torch.compile": "dali_compile",
-    "NeMo Curator, its stages in one process": "nemo_curator",
-    "data-juicer, its filter": "data_juicer",
-    "NeMo Curator, its pipeline with Ray Data": "nemo_curator_ray",
-}
-"""What a row is called, and the module that runs it: first what a run that is cut off should still have."""
 BOUND_S = 90
-"""Seconds a peer may take when quick; ten times as many when not."""
-_START_S = {"ours_fp8": 60, "dali_compile": 30, "data_juicer": 150, "nemo_curator_ray": 210}
-"""Seconds more for what takes long to start (scales, compiling, workers), which a rate doesn't count."""
+"""Seconds for a peer when quick; ten times as many when not."""
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """A program: a function of a module of this folder, from a job to its result.
+
+    `start_s` are seconds added to its bound for a long start (scales, compiling, workers), which is not in
+    its rate. `share` of the images go to a slow program; its rate doesn't depend on their number. `paths` are
+    environment variables that name folders with its own libraries, as bundle.sh makes them.
+    """
+
+    module: str
+    function: str = "run"
+    start_s: float = 0
+    share: float = 1
+    paths: tuple[str, ...] = ()
+
+    @property
+    def output(self) -> str:
+        """The name of the folder for its output."""
+        return f"{self.module}-{self.function}"
+
+    def run(self, job: Job) -> PeerResult:
+        """Run it in this process."""
+        module = importlib.import_module(f"benchmarks.peers.{self.module}")
+        result: PeerResult = getattr(module, self.function)(job)
+        return result
+
+
+PEERS = {
+    "dali_aesthetic": Peer("ours"),
+    "dali_aesthetic, fp8 (gate opened)": Peer("ours", "run_fp8", start_s=60),
+    "webdataset + DataLoader + open_clip": Peer("dataloader"),
+    "DALI + open_clip + torch.compile": Peer("dali_compile", start_s=30),
+    "NeMo Curator, its stages in one process": Peer(
+        "nemo_curator", share=3 / 160, paths=("BENCH_NEMO_PATH",)
+    ),
+    "data-juicer, its filter": Peer(
+        "data_juicer", start_s=150, share=3 / 80, paths=("BENCH_DATA_JUICER_PATH",)
+    ),
+    "NeMo Curator, its pipeline with Ray Data": Peer(
+        "nemo_curator", "run_with_ray", start_s=210, share=3 / 20, paths=("BENCH_NEMO_PATH", "BENCH_RAY_PATH")
+    ),
+}
+"""By the names of their rows, the most important first: a run may be cut off."""
 _TARS_A_CORE = 10
-"""On a GPU: enough that the start and the end of a fast run, about a second, weigh little."""
+"""On a GPU. Start and end of a fast run take about a second, which has to weigh little."""
 _MOST_TARS = 160
-"""Of many cores each has fewer: the GPU is the limit then."""
-_SLOW = {"nemo_curator": 3 / 160, "nemo_curator_ray": 3 / 20, "data_juicer": 3 / 80}
-"""The share of the images that a slow peer is given; its rate does not depend on it."""
+"""Fewer for each core of many: the GPU is the limit then."""
 _LONGEST_REASON = 300
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _FRAME = re.compile(r'^( +)File ".*\n(?:\1 +.*\n)*', re.MULTILINE)
 _FOLDERS = re.compile(r"(?<![\w:/])(?:/[\w.@+-]+)+/(?=[\w.])")
 _ADVICE = re.compile(r"\n(?:Search for|CUDA kernel errors might) .*", re.DOTALL)
-"""Below every CUDA error stands how to look for its cause."""
+"""The advice below every CUDA error."""
 _CHAIN = re.compile(r"\n\s*(?:The above exception was|During handling of the above)")
 _EXCEPTION = re.compile(r"[\w.]*(Error|Exception|Interrupt|Exit)(\(\w+\))?(:|$)")
-_OWN_PATHS = {
-    "nemo_curator": ("BENCH_NEMO_PATH",),
-    "nemo_curator_ray": ("BENCH_NEMO_PATH", "BENCH_RAY_PATH"),
-    "data_juicer": ("BENCH_DATA_JUICER_PATH",),
-}
-"""Environment variables that name folders with a peer's own libraries; bundle.sh makes what goes there."""
+
+
+def measure(settings: Settings) -> None:
+    """Other programs for the same job and ours, side by side on the same images."""
+    record = settings.record("peers")
+    measure_peers(record, settings)
+    record.note("complete", True)
 
 
 def measure_peers(record: Record, settings: Settings) -> None:
@@ -68,12 +108,13 @@ def measure_peers(record: Record, settings: Settings) -> None:
     record.note("score_spread", float(f"{np.std(list(reference.values())):.3g}"))
     torch.cuda.empty_cache()  # the peers need the memory
     bound_s = BOUND_S * (1 if settings.quick else 10)
-    for title, module in PEERS.items():
+    for title, peer in PEERS.items():
         if record.has(title):
             continue
-        images = int(len(job.tars) * job.per_tar * _SLOW.get(module, 1))
-        fields = {**asdict(job), "cut": cut, "output": str(Path(job.output) / module), "max_images": images}
-        outcome = _in_own_process(Job(**fields), module, bound_s + _START_S.get(module, 0))
+        images = int(len(job.tars) * job.per_tar * peer.share)
+        output = str(Path(job.output) / peer.output)
+        own_job = replace(job, cut=cut, output=output, max_images=images)
+        outcome = _in_own_process(own_job, title, bound_s + peer.start_s)
         if isinstance(outcome, str):
             record.skip(title, outcome)
         else:
@@ -81,7 +122,7 @@ def measure_peers(record: Record, settings: Settings) -> None:
 
 
 def make_job(settings: Settings) -> Job:
-    """As many shards for each worker of a DataLoader, and the settings that all peers share."""
+    """The job of all peers, with as many tars for each worker of a DataLoader."""
     workers = cpu_count()
     rounds = max(1, min(_TARS_A_CORE, _MOST_TARS // workers)) if settings.on_gpu else 1
     few, shards = 256 if settings.on_gpu else settings.distinct or 16, rounds * workers
@@ -107,24 +148,24 @@ def make_job(settings: Settings) -> Job:
     )
 
 
-def _in_own_process(job: Job, module: str, bound_s: float) -> dict[str, Any] | str:
-    """The peer's result, or why there is none."""
+def _in_own_process(job: Job, title: str, bound_s: float) -> dict[str, Any] | str:
+    """The peer's result, or the reason why there is none."""
     folder = Path(job.output)
     folder.mkdir(parents=True, exist_ok=True)
     question, answer = folder / "job.json", folder / "result.json"
     answer.unlink(missing_ok=True)
     job.write(question)
-    command = [sys.executable, "-m", "benchmarks.peers.side_by_side", module, str(question), str(answer)]
-    code = run_bounded(command, bound_s, _environment(module))
+    command = [sys.executable, "-m", "benchmarks.peers.side_by_side", title, str(question), str(answer)]
+    code = run_bounded(command, bound_s, _environment(PEERS[title]))
     if not answer.exists():
         return f"not done after {bound_s:.0f} s" if code is None else f"ended with exit code {code}"
     found: dict[str, Any] = json.loads(answer.read_text())
     return str(found["skipped"]) if "skipped" in found else found
 
 
-def _environment(module: str) -> dict[str, str]:
-    """A peer's own libraries, where they lie in folders of their own, before everybody's."""
-    own = [folder for name in _OWN_PATHS.get(module, ()) if (folder := os.environ.get(name))]
+def _environment(peer: Peer) -> dict[str, str]:
+    """A peer's own libraries before all others."""
+    own = [folder for name in peer.paths if (folder := os.environ.get(name))]
     return {"PYTHONPATH": os.pathsep.join([*own, os.environ.get("PYTHONPATH", "")])} if own else {}
 
 
@@ -136,31 +177,107 @@ def _row(title: str, found: dict[str, Any], reference: dict[str, float], source:
     return Measured(name=title, values=[found["num_images"] / found["seconds"]], detail=detail)
 
 
-def answer(module: str, question: Path, target: Path) -> None:
-    """Run one peer in this process and leave its result, or why it can't run, in `target`."""
-    run = importlib.import_module(f"benchmarks.peers.{module}").run
+def answer(title: str, question: Path, target: Path) -> None:
+    """Run a peer in this process; write its result, or the reason why there is none, to `target`."""
     try:
-        result: PeerResult = run(Job.read(question))
-        text = json.dumps(asdict(result))
+        text = json.dumps(asdict(PEERS[title].run(Job.read(question))))
     except Unavailable as reason:
         text = json.dumps({"skipped": str(reason)})
-    except Exception as error:  # whatever it is, the other peers go on
+    except Exception as error:  # one that fails must not end the others
         traceback.print_exc()
         text = json.dumps({"skipped": f"failed: {why(error)}"})
     target.write_text(text)
 
 
 def why(error: Exception) -> str:
-    """One line that says what went wrong: where an error quotes a worker's, what that one said first."""
+    """An error as one line; if it quotes the error of a worker, the worker's."""
     text = "".join(traceback.format_exception_only(error))
     for noise in (_COLOUR, _FRAME, _FOLDERS, _ADVICE):
         text = noise.sub("", text)
-    # Ray wraps what a worker raised: the cause comes first.
+    # Ray wraps the errors of workers: the cause comes first.
     lines = _CHAIN.split(text)[0].splitlines()
     last = max((at for at, line in enumerate(lines) if _EXCEPTION.match(line)), default=0)
     reason = " ".join(" ".join(lines[last:]).split())
     half = _LONGEST_REASON // 2
     return reason if len(reason) <= _LONGEST_REASON else f"{reason[:half]} … {reason[-half:]}"
+
+
+@torch.inference_mode()
+def reference_scores(job: Job, count: int) -> dict[str, float]:
+    """Scores by Pillow and open_clip in float32, by key, for the first `count` images of the first tar."""
+    import open_clip
+
+    transform: Any = open_clip.image_transform(
+        job.spec.image_size, is_train=False, mean=job.spec.mean, std=job.spec.std
+    )
+    images = _images(Path(job.tars[0]))
+    keys = sorted(images)[:count]
+    tower = open_clip_tower(job.spec, job.weights).to(job.device)
+    head = job.head_layer()
+    scores: dict[str, float] = {}
+    for start in range(0, len(keys), 32):
+        chunk = keys[start : start + 32]
+        pixels = torch.stack([transform(Image.open(io.BytesIO(images[key]))) for key in chunk])
+        embeddings_ND = tower(pixels.to(job.device))
+        found = head(F.normalize(embeddings_ND, dim=-1))[:, 0].tolist()
+        scores.update(zip(chunk, found, strict=True))
+    return scores
+
+
+def score_error(scores: Mapping[str, float], reference: Mapping[str, float]) -> dict[str, float]:
+    """Absolute differences of raw scores over the keys that both have."""
+    both = [key for key in reference if scores.get(key) is not None]
+    if not both:
+        return {}
+    errors = np.abs([scores[key] - reference[key] for key in both])
+    return {
+        "score_error_mean": float(f"{errors.mean():.3g}"),
+        "score_error_p99": float(f"{np.quantile(errors, 0.99):.3g}"),
+        "scores_compared": len(both),
+    }
+
+
+def kept_fidelity(kept_tars: Sequence[str], source: str) -> dict[str, int]:
+    """Counts of kept images: with other bytes, with another name; and members lost beside them.
+
+    Kept images with names that aren't in the source are matched by the number at the end of their name.
+    Members lost are captions and metadata of kept images.
+    """
+    original = _members(Path(source))
+    images = {name: content for name, content in original.items() if name.endswith(".jpg")}
+    sidecars = len(original) // max(1, len(images)) - 1
+    kept: dict[str, bytes] = {}
+    for tar in kept_tars:
+        kept |= _members(Path(tar))
+    kept_images = {name: content for name, content in kept.items() if name.endswith(".jpg")}
+    matched = {name: images.get(_original_name(name, images)) for name in kept_images}
+    return {
+        "kept_images_compared": len(kept_images),
+        "kept_images_with_other_bytes": sum(
+            content != matched[name] for name, content in kept_images.items()
+        ),
+        "kept_images_renamed": sum(name not in images for name in kept_images),
+        "members_lost": sidecars * len(kept_images) - (len(kept) - len(kept_images)),
+    }
+
+
+def _original_name(name: str, images: Mapping[str, bytes]) -> str:
+    if name in images:
+        return name
+    number = name.removesuffix(".jpg").rpartition("_")[2]
+    return f"{int(number):08d}.jpg" if number.isdecimal() else ""
+
+
+def _images(tar: Path) -> dict[str, bytes]:
+    return {
+        name.partition(".")[0]: content for name, content in _members(tar).items() if name.endswith(".jpg")
+    }
+
+
+def _members(path: Path) -> dict[str, bytes]:
+    with tarfile.open(path) as tar:
+        found = ((member.name, tar.extractfile(member)) for member in tar if member.isfile())
+        return {name: content.read() for name, content in found if content is not None}
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Made-up results in the format of the real ones."""
+"""Made-up results in the format of the real ones, and settings for short runs on a CPU."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.result import Result, read_result
+from benchmarks.results import Result, read_result
+from benchmarks.settings import Settings
 
 MACHINES = {
     "h100": {"hardware": "H100 80GB HBM3", "cpu": "Xeon", "cpu_cores": 16, "packages": {"torch": "2.11.0"}},
@@ -67,3 +68,11 @@ def whole(
         ),
         result(folder, "host", [row("host loop, 25% kept", 9000.0, cpu_us_per_image=host_us)]),
     ]
+
+
+def tiny_settings(folder: Path) -> Settings:
+    """A tiny encoder over shards of twelve images."""
+    return Settings(
+        device="cpu", encoder="ViT-S-32-alt", quick=True, distinct=12, num_shards=2, batch_size=4, repeats=1,
+        seconds=0.05, data=folder / "data", results=folder / "results",
+    )  # fmt: skip

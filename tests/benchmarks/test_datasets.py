@@ -1,4 +1,4 @@
-"""The shards that are measured on: counted, typed and made once."""
+"""The shards that are measured on: their kinds and counts, made once."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from benchmarks import dataset
-from benchmarks.dataset import KINDS, DatasetSpec, cut_dataset, make_dataset
+from benchmarks import datasets
+from benchmarks.datasets import KINDS, DatasetSpec, cut_dataset, make_dataset
 from tests.conftest import read_members
 
 
@@ -22,7 +22,7 @@ def image_members(path: Path) -> list[tuple[str, bytes]]:
     ("kind", "formats"),
     [("baseline", {"JPEG": 8}), ("progressive", {"JPEG": 8}), ("mixed", {"JPEG": 4, "PNG": 2, "WEBP": 2})],
 )
-def test_a_kind_is_what_it_says(tmp_path: Path, kind: str, formats: dict[str, int]) -> None:
+def test_a_kind_has_the_formats_of_its_name(tmp_path: Path, kind: str, formats: dict[str, int]) -> None:
     spec = DatasetSpec(short_side=64, distinct=8, num_shards=1, kind=kind)
     make_dataset(tmp_path, spec, 1)
     images = [Image.open(io.BytesIO(data)) for _, data in image_members(tmp_path / "bench-00000.tar")]
@@ -68,13 +68,11 @@ def test_fewer_shards_are_as_many_as_asked_for(tmp_path: Path) -> None:
         assert len(list(tmp_path.glob("bench-*.tar"))) == count
 
 
-def test_shards_cut_off_in_the_middle_pass_for_no_others(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_shards_that_were_cut_off_are_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = DatasetSpec(short_side=32, distinct=3, num_shards=1)
     make_dataset(tmp_path, spec, 1)
     whole = read_members(tmp_path / "bench-00000.tar")
-    monkeypatch.setattr(dataset, "_saved", lambda *image, **options: 1 / 0)
+    monkeypatch.setattr(datasets, "_saved", lambda *image, **options: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         make_dataset(tmp_path, DatasetSpec(short_side=48, distinct=3, num_shards=1), 1)
     monkeypatch.undo()
@@ -93,6 +91,6 @@ def test_small_shards_hold_the_first_samples_of_a_large_one(tmp_path: Path) -> N
         assert len(tar.getnames()) == 6
 
 
-def test_a_kind_that_there_is_not_is_refused() -> None:
+def test_an_unknown_kind_is_refused() -> None:
     with pytest.raises(ValueError, match=KINDS[0]):
         DatasetSpec(kind="raw")

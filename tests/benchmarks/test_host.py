@@ -9,10 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.dataset import DatasetSpec, make_dataset
+from benchmarks.datasets import DatasetSpec, make_dataset
 from benchmarks.host import limited_to, loop_work, measure_host, profile_host
-from benchmarks.record import Record
-from benchmarks.result import read_result
+from benchmarks.results import Record, read_result
 from tests.conftest import read_members
 
 SPEC = DatasetSpec(short_side=48, distinct=20, num_shards=2)

@@ -1,4 +1,4 @@
-"""The kernels' microbenchmarks, with kernels replaced by torch: what is launched, and what bounds it."""
+"""The benchmarks of kernels, with kernels replaced by torch: what is launched, and what bounds it."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ import torch
 
 pytest.importorskip("triton")
 
-from benchmarks import kernels, parts
+from benchmarks import kernels
 from benchmarks.kernels import Kernel, kernels_of, measure_kernels
-from benchmarks.record import Record
-from benchmarks.result import read_result
+from benchmarks.results import Record, read_result
 from benchmarks.roofline import VIT_L_14
 from benchmarks.settings import Settings
 from benchmarks.tables import blocks
@@ -71,11 +70,11 @@ def test_the_slower_of_products_and_memory_is_the_bound() -> None:
     assert work.seconds(rates, 0.1) == (1e-2, "memory")
 
 
-def test_without_the_kernels_it_says_why_and_writes_nothing(
+def test_where_the_kernels_can_not_run_it_says_why_and_writes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(fits, "why_not_quack", lambda device: "it needs a Hopper GPU")
     monkeypatch.setattr(kernels, "measure_kernels", None)
-    parts.kernels(Settings(device="cpu", results=tmp_path))
+    kernels.measure(Settings(device="cpu", results=tmp_path))
     assert "it needs a Hopper GPU" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())

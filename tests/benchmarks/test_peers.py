@@ -1,4 +1,4 @@
-"""Peers: one that can't run here says why, and what is compared is counted right."""
+"""Peers: reasons of those that can't run here, their workers, and the counts that are compared."""
 
 from __future__ import annotations
 
@@ -15,22 +15,30 @@ import pytest
 import torch
 
 from benchmarks.check import PEER
-from benchmarks.dataset import DatasetSpec
+from benchmarks.datasets import DatasetSpec
 from benchmarks.open_clip_model import saved_weights
 from benchmarks.peers import side_by_side
-from benchmarks.peers.compare import kept_fidelity, score_error
-from benchmarks.peers.fewer import with_fewer
-from benchmarks.peers.gate import Gate
 from benchmarks.peers.hf_clip import hf_state
-from benchmarks.peers.job import Job, Unavailable
-from benchmarks.peers.side_by_side import _SLOW, PEERS, answer, make_job, measure_peers, why
-from benchmarks.record import Record
-from benchmarks.result import read_result
+from benchmarks.peers.job import Gate, Job, Unavailable, with_fewer
+from benchmarks.peers.side_by_side import (
+    PEERS,
+    answer,
+    kept_fidelity,
+    make_job,
+    measure_peers,
+    score_error,
+    why,
+)
+from benchmarks.results import Record, read_result
 from benchmarks.settings import Settings
+from benchmarks.tables import OURS
 from dali_aesthetic.score.clip import VisionTower
 from dali_aesthetic.score.spec import spec_of
 from dali_aesthetic.score.weights import load_tower
 from tests.benchmarks.test_roofline import SMALL
+
+NEMO = "NeMo Curator, its stages in one process"
+RAY = "NeMo Curator, its pipeline with Ray Data"
 
 
 def a_job(tmp_path: Path, **change: object) -> Job:
@@ -59,16 +67,16 @@ def test_a_job_travels_as_json_and_bounds_a_slow_peer(tmp_path: Path) -> None:
     assert a_job(tmp_path, max_images=3).few_tars() == ("a.tar",)
 
 
-@pytest.mark.parametrize("module", sorted(set(PEERS.values()) - {"ours"}))
+@pytest.mark.parametrize("title", [title for title in PEERS if title != "dali_aesthetic"])
 def test_a_peer_that_can_not_run_gives_its_reason(
-    module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    title: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def unavailable(job: Job) -> None:
         raise Unavailable("a package is missing")
 
-    monkeypatch.setattr(f"benchmarks.peers.{module}.run", unavailable)
+    monkeypatch.setattr(f"benchmarks.peers.{PEERS[title].module}.{PEERS[title].function}", unavailable)
     a_job(tmp_path).write(tmp_path / "job.json")
-    answer(module, tmp_path / "job.json", tmp_path / "result.json")
+    answer(title, tmp_path / "job.json", tmp_path / "result.json")
     assert json.loads((tmp_path / "result.json").read_text()) == {"skipped": "a package is missing"}
 
 
@@ -78,9 +86,9 @@ def test_a_peer_that_fails_says_why_and_leaves_the_traceback(
     def failing(job: Job) -> None:
         raise MemoryError("ray::Reader()\n  File x.py\n\x1b[36mMemoryError\x1b[39m: CUDA allocation failed")
 
-    monkeypatch.setattr("benchmarks.peers.nemo_curator_ray.run", failing)
+    monkeypatch.setattr("benchmarks.peers.nemo_curator.run_with_ray", failing)
     a_job(tmp_path).write(tmp_path / "job.json")
-    answer("nemo_curator_ray", tmp_path / "job.json", tmp_path / "result.json")
+    answer(RAY, tmp_path / "job.json", tmp_path / "result.json")
     found = json.loads((tmp_path / "result.json").read_text())
     assert found == {"skipped": "failed: MemoryError: CUDA allocation failed"}
     assert "Traceback" in capsys.readouterr().err
@@ -132,23 +140,23 @@ def test_the_reason_of_a_failure_is_one_line_from_the_last_exception_on() -> Non
     assert (long[:15], long[-2:], len(long)) == ("RuntimeError: b", "xe", 303)
 
 
-def test_where_fp8_can_not_be_the_second_row_says_why(tmp_path: Path) -> None:
-    from benchmarks.peers.ours_fp8 import run
+def test_where_fp8_can_not_run_its_row_has_the_reason(tmp_path: Path) -> None:
+    from benchmarks.peers.ours import run_fp8
 
     image = tmp_path / "a.tar"
     write(image, {"0.jpg": b"never read"})
     with pytest.raises(Unavailable, match="precision fp8 can't run here"):
-        run(a_job(tmp_path, tars=(str(image),)))
+        run_fp8(a_job(tmp_path, tars=(str(image),)))
     with pytest.raises(Unavailable, match="backend auto and precision fp16 are asked for"):
-        run(a_job(tmp_path, our_precision="fp16"))
+        run_fp8(a_job(tmp_path, our_precision="fp16"))
 
 
-def test_the_longest_to_start_comes_last_and_the_guards_peer_early() -> None:
-    order = list(PEERS.values())
-    assert order[0] == "ours"
-    assert order.index("dataloader") < min(map(order.index, _SLOW))
-    assert order[-1] == "nemo_curator_ray"
-    assert (PEERS["dali_aesthetic"], PEERS[PEER]) == ("ours", "dataloader")  # what the guard compares
+def test_the_peer_of_the_guard_comes_early_and_the_longest_start_last() -> None:
+    order = list(PEERS)
+    assert order[0] == OURS
+    assert order.index(PEER) < min(order.index(title) for title, peer in PEERS.items() if peer.share < 1)
+    assert order[-1] == RAY == max(PEERS, key=lambda title: PEERS[title].start_s)
+    assert (PEERS[OURS].module, PEERS[PEER].module) == ("ours", "dataloader")  # what the guard compares
 
 
 def test_all_peers_read_the_same_weights_from_a_file(tmp_path: Path) -> None:
@@ -172,9 +180,15 @@ def test_on_a_gpu_runs_are_long_and_slow_peers_get_a_part(
         assert (len(job.tars), len(job.warm_tars())) == (tars, cores)
         assert len(job.tars) % cores == 0
         if cores == 16:
-            given = {module: int(job.max_images * share) for module, share in _SLOW.items()}
+            given = {
+                peer.output: int(job.max_images * peer.share) for peer in PEERS.values() if peer.share < 1
+            }
             assert job.max_images == 40_960
-            assert given == {"nemo_curator": 768, "nemo_curator_ray": 6144, "data_juicer": 1536}
+            assert given == {
+                "nemo_curator-run": 768,
+                "nemo_curator-run_with_ray": 6144,
+                "data_juicer-run": 1536,
+            }
 
 
 def link_tars(folder: Path, spec: DatasetSpec, num_processes: int) -> str:
@@ -207,17 +221,17 @@ def test_without_its_package_data_juicer_says_so(tmp_path: Path, monkeypatch: py
 
 
 def test_without_ray_nemo_curators_pipeline_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from benchmarks.peers import nemo_curator_ray
+    from benchmarks.peers import nemo_curator
 
-    monkeypatch.setattr(nemo_curator_ray, "require_curator", lambda job: None)
+    monkeypatch.setattr(nemo_curator, "require_curator", lambda job: None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(Unavailable, match="BENCH_RAY_PATH"):
-        nemo_curator_ray.run(a_job(tmp_path))
+        nemo_curator.run_with_ray(a_job(tmp_path))
 
 
 @pytest.mark.parametrize(("cores", "embedders"), [(1, 1), (2, 1), (16, 12), (64, 48)])
 def test_nemo_curators_workers_fill_the_cores(cores: int, embedders: int) -> None:
-    from benchmarks.peers.nemo_curator_ray import Workers
+    from benchmarks.peers.nemo_curator import Workers
 
     workers = Workers.on(cores)
     assert workers.embedders == embedders
@@ -228,13 +242,13 @@ def test_nemo_curators_workers_fill_the_cores(cores: int, embedders: int) -> Non
     ("free_gib", "cores", "embedders"), [(77.0, 16, 12), (38.0, 16, 5), (22.0, 16, 1), (8.0, 2, 1)]
 )
 def test_nemo_curators_embedders_leave_room_on_the_gpu(free_gib: float, cores: int, embedders: int) -> None:
-    from benchmarks.peers import nemo_curator_ray as ray
+    from benchmarks.peers import nemo_curator as nemo
 
-    each_gib = ray.embedder_gib(spec_of("ViT-L-14-quickgelu"), ray.MODEL_BATCH)
+    each_gib = nemo.embedder_gib(spec_of("ViT-L-14-quickgelu"), nemo.RAY_MODEL_BATCH)
     assert each_gib == pytest.approx(3.3, abs=0.01)
-    workers = ray.Workers.on(cores, free_gib, each_gib)
+    workers = nemo.Workers.on(cores, free_gib, each_gib)
     assert workers.embedders == embedders
-    taken = embedders * each_gib + workers.readers * ray._READER_GIB + ray._SCORER_GIB
+    taken = embedders * each_gib + workers.readers * nemo._READER_GIB + nemo._SCORER_GIB
     assert embedders == 1 or taken < free_gib * 5 / 6
 
 
@@ -242,26 +256,26 @@ def test_nemo_curators_embedders_leave_room_on_the_gpu(free_gib: float, cores: i
     ("error", "tried"),
     [("MemoryError: CUDA allocation failed", [8, 4]), ("no such file", [8])],
 )
-def test_nemo_curator_gets_a_second_try_where_memory_overflows(
+def test_nemo_curator_gets_a_second_try_if_memory_runs_out(
     error: str, tried: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from benchmarks.peers import nemo_curator_ray as ray
+    from benchmarks.peers import nemo_curator as nemo
 
     seen = []
 
-    def failing(job: Job, workers: ray.Workers, replaced: object) -> None:
+    def failing(job: Job, workers: nemo.Workers, replaced: object) -> None:
         seen.append(workers.embedders)
         raise RuntimeError(error)
 
-    monkeypatch.setattr(ray, "require_curator", lambda job: None)
-    monkeypatch.setattr(ray.placeholders, "install", list)
-    monkeypatch.setattr(ray, "_measure", failing)
+    monkeypatch.setattr(nemo, "require_curator", lambda job: None)
+    monkeypatch.setattr(nemo.placeholders, "install", list)
+    monkeypatch.setattr(nemo, "_measure_with_ray", failing)
     with pytest.raises(RuntimeError, match=error):
-        ray.run(a_job(tmp_path, num_workers=10))
+        nemo.run_with_ray(a_job(tmp_path, num_workers=10))
     assert seen == tried
 
 
-def test_a_gpu_that_takes_no_more_processes_gets_half_as_many() -> None:
+def test_a_gpu_that_refuses_processes_gets_half_as_many() -> None:
     tried = []
 
     def measure(count: int) -> str:
@@ -322,13 +336,13 @@ def test_a_placeholder_answers_for_a_package_that_is_missing() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_a_peers_own_folders_come_before_everybodys(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_peers_own_folders_come_before_all_others(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BENCH_NEMO_PATH", "/nemo")
     monkeypatch.setenv("BENCH_RAY_PATH", "/ray")
     monkeypatch.setenv("PYTHONPATH", "/all")
-    assert side_by_side._environment("nemo_curator_ray") == {"PYTHONPATH": "/nemo:/ray:/all"}
-    assert side_by_side._environment("nemo_curator") == {"PYTHONPATH": "/nemo:/all"}
-    assert side_by_side._environment("ours") == {}
+    assert side_by_side._environment(PEERS[RAY]) == {"PYTHONPATH": "/nemo:/ray:/all"}
+    assert side_by_side._environment(PEERS[NEMO]) == {"PYTHONPATH": "/nemo:/all"}
+    assert side_by_side._environment(PEERS[OURS]) == {}
 
 
 def test_rows_and_skips_of_all_peers_are_in_the_record(
@@ -339,8 +353,8 @@ def test_rows_and_skips_of_all_peers_are_in_the_record(
         "scores": {"1": 5.5, "2": 4.0}, "kept_tars": (), "detail": {"gate": "opened"},
     }  # fmt: skip
 
-    def outcome(job: Job, module: str, bound_s: float) -> dict[str, object] | str:
-        return dict(found) if module == "ours" else f"no {module} here"
+    def outcome(job: Job, title: str, bound_s: float) -> dict[str, object] | str:
+        return dict(found) if title == OURS else f"no {title} here"
 
     monkeypatch.setattr(side_by_side, "make_job", lambda settings: a_job(tmp_path))
     monkeypatch.setattr(side_by_side, "reference_scores", lambda job, count: {"1": 5.0, "2": 4.0})

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.precision import measure_precision
-from benchmarks.record import Measured
-from benchmarks.result import newest, read_results
+from benchmarks.results import Measured, newest, read_results
 from benchmarks.tables import blocks
 from dali_aesthetic.config import Config, ModelConfig
 from tests.benchmarks import made_up

@@ -1,4 +1,4 @@
-"""From results to what shows them: figures come from result files, and the committed ones are up to date."""
+"""Everything that shows figures is made from result files, and what is committed is up to date."""
 
 from __future__ import annotations
 
@@ -9,14 +9,18 @@ from typing import Any
 
 import pytest
 
-from benchmarks.readme import fill, names
-from benchmarks.report import DOCUMENTS, RATES, README, texts, write_report
-from benchmarks.result import read_result, read_results
-from benchmarks.tables import blocks, page
+from benchmarks.report import DOCUMENTS, RATES, README, fill, texts, write_report
+from benchmarks.results import read_results
+from benchmarks.tables import blocks
 from tests.benchmarks import made_up
 
 ROOT = Path(__file__).parents[2]
 COMMITTED = ROOT / "benchmarks" / "results"
+
+
+def names(document: str) -> list[str]:
+    """The names of a document's blocks."""
+    return re.findall(r"<!-- bench:begin ([\w-]+) -->", document)
 
 
 def test_what_is_committed_is_what_the_command_would_write() -> None:
@@ -103,36 +107,6 @@ def test_a_result_cut_off_before_its_first_run_replaces_none(
     assert [path.name for path in written if path.suffix == ".svg"] == ["throughput_h100_2026-01-01.svg"]
 
 
-def test_peers_are_shown_with_the_factor_and_what_was_skipped(tmp_path: Path) -> None:
-    text = blocks(made_up.whole(tmp_path))["peers"]
-    assert "| webdataset + DataLoader + open_clip | 1,000 | 4.0 | 0.002 | nothing |" in text
-    assert "nothing: made up" in text
-
-
-def test_a_page_has_every_row_and_every_skip(tmp_path: Path) -> None:
-    rows = [made_up.row("a", 1234.0, limit=2468.0), made_up.row("b", 0.5, "GB/s", gpu={"watts": 700.0})]
-    text = page(made_up.result(tmp_path, "ceilings", rows))
-    assert "| a | 1,234 | images/s | 1,234 .. 1,234 | 1 | 50.0% |" in text
-    assert "| b | 0.5 | GB/s |" in text
-    assert "700" in text
-    assert "nothing: skipped, made up" in text
-
-
-def test_the_ladder_is_read_as_rows() -> None:
-    (path,) = COMMITTED.glob("encoder_h100_2026-11-22.json")
-    ladder = read_result(path)
-    content = json.loads(path.read_text())
-    assert [row.median for row in ladder.rows] == [row["images_per_second"] for row in content["ladder"]]
-    assert ladder.machine["hardware"] == "H100 80GB HBM3"
-
-
-@pytest.mark.parametrize("text", ["[1]", '{"theme": "host", "ro', "\xff"])
-def test_a_file_that_is_no_result_is_refused(tmp_path: Path, text: str) -> None:
-    (tmp_path / "host_cpu_2026-01-01.json").write_text(text, encoding="latin-1")
-    with pytest.raises(ValueError, match=r"host_cpu_2026-01-01.json is no result of these benchmarks"):
-        read_results(tmp_path)
-
-
 @pytest.mark.parametrize(
     ("document", "message"),
     [
@@ -141,7 +115,7 @@ def test_a_file_that_is_no_result_is_refused(tmp_path: Path, text: str) -> None:
         ("<!-- bench:begin nobody -->\n<!-- bench:end -->", "no such block: nobody"),
     ],
 )
-def test_markers_that_are_wrong_are_refused(document: str, message: str) -> None:
+def test_unpaired_markers_and_unknown_blocks_are_refused(document: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         fill(document, {"a": "text"})
 

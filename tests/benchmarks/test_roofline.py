@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.ceilings import gemm
+from benchmarks.limits import gemm
 from benchmarks.roofline import (
     VIT_L_14,
     block_gemms,

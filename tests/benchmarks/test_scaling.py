@@ -1,4 +1,4 @@
-"""Scaling: the rate of the time in which all workers are at work, measured through the real launcher."""
+"""Scaling: rates over the time in which all workers work, measured through the package's launcher."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def course(counts: list[tuple[int, int]]) -> Course:
     return Course(times=times, samples=samples, cpu=[2 * now for now in times])
 
 
-def test_the_rate_is_of_the_time_in_which_all_are_at_work() -> None:
+def test_the_rate_is_of_the_time_in_which_all_workers_work() -> None:
     late_start = [(0, 0), (50, 0)]
     together = [(100 + 50 * i, 25 * (i + 1)) for i in range(10)]
     early_end = [(550, 300), (550, 350), (550, 400)]

@@ -1,12 +1,11 @@
-"""What a theme's rows hold besides a rate is on its page and in the document of benchmarks."""
+"""Blocks and pages by theme: rates, and everything else that rows hold."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks.result import Result
-from benchmarks.simulation_table import shares_table
+from benchmarks.results import Result
 from benchmarks.tables import blocks, page
 from tests.benchmarks import made_up
 
@@ -46,7 +45,7 @@ def peers(folder: Path) -> Result:
     return made_up.result(folder, "peers", rows)
 
 
-def test_a_start_is_shown_with_its_pieces_and_what_they_leave(tmp_path: Path) -> None:
+def test_a_start_is_shown_with_its_pieces_and_the_rest(tmp_path: Path) -> None:
     result = starts(tmp_path)
     for text in (page(result), blocks([result])["cold-start"]):
         assert "| whole | rest | weights | before | first storage | first commit |" in text
@@ -54,13 +53,13 @@ def test_a_start_is_shown_with_its_pieces_and_what_they_leave(tmp_path: Path) ->
         assert "| fused fp8, warm | 20.0 | 15.5 | 1.00 | 3.00 | 0.10 | 0.50 |" in text
 
 
-def test_nothing_is_taken_from_a_median_nor_from_a_start_without_pieces(tmp_path: Path) -> None:
+def test_medians_and_starts_without_pieces_have_no_rest(tmp_path: Path) -> None:
     text = page(starts(tmp_path))
     assert "| eager fp16, warm | 9.0 |  | 1.00 |" in text
     assert "| eager fp16, cold | 8.0 |  |  |  |  |  |" in text
 
 
-def test_peers_are_shown_with_settings_and_what_they_did_to_what_they_kept(tmp_path: Path) -> None:
+def test_peers_are_shown_with_settings_and_their_changes_to_kept_samples(tmp_path: Path) -> None:
     result = peers(tmp_path)
     for text in (page(result), blocks([result])["peers-full"]):
         assert "| dali_aesthetic | 12,288 | batch size 1019; compiled on | 0.001 / 0.002 |" in text
@@ -69,7 +68,7 @@ def test_peers_are_shown_with_settings_and_what_they_did_to_what_they_kept(tmp_p
     assert "batch size" not in blocks([result])["peers"]
 
 
-def test_stages_ceilings_and_growth_show_what_was_read_off_the_gpu(tmp_path: Path) -> None:
+def test_stages_ceilings_and_growth_show_the_figures_of_the_gpu(tmp_path: Path) -> None:
     gpu = {"watts": 690.0, "sm_mhz": 1400.0, "jpeg_percent": 0.0}
     growth = [
         made_up.row("batch 64", 9.0, peak_device_mib=828, gpu=gpu),
@@ -90,12 +89,12 @@ def test_stages_ceilings_and_growth_show_what_was_read_off_the_gpu(tmp_path: Pat
         assert f"(../benchmarks/results/{plot}_h100_2026-01-01.svg)" in found[name]
 
 
-def test_a_page_says_once_what_the_gate_said_and_of_which_rows(tmp_path: Path) -> None:
+def test_a_page_has_every_verdict_of_the_gate_once_with_its_rows(tmp_path: Path) -> None:
     rows = [made_up.row(name, 1.0, gate="opened") for name in ("a", "b")]
     assert "a; b: gate opened." in page(made_up.result(tmp_path, "encoders", rows))
 
 
-def test_several_gpus_are_shown_with_the_encoder_that_was_asked_for(tmp_path: Path) -> None:
+def test_several_gpus_are_shown_with_the_encoder_that_the_options_name(tmp_path: Path) -> None:
     result = made_up.result(tmp_path, "scaling", [made_up.row("1 GPU", 2500.0, limit=2500.0)])
     asked = {"encoder": "ViT-L-14", "backend": "torchscript", "precision": "fp16"}
     chosen = made_up.with_settings(result, asked)
@@ -103,18 +102,7 @@ def test_several_gpus_are_shown_with_the_encoder_that_was_asked_for(tmp_path: Pa
     assert "ViT-L-14" not in blocks([result])["scaling"]
 
 
-def test_a_simulated_cluster_is_a_line_a_case_and_a_column_a_size(tmp_path: Path) -> None:
-    rows = [
-        made_up.row(f"{case}, {workers} workers", rate, limit=1e6 * workers, case=case, workers=workers)
-        for case, workers, rate in (("dealt", 2, 1e6), ("dealt", 1, 1e6), ("handed out", 2, 1.9e6))
-    ]
-    result = made_up.result(tmp_path, "simulation", rows)
-    table = shares_table(result).splitlines()
-    assert table[0] == "| of all workers' rates | 1 workers | 2 workers |"
-    assert table[2:] == ["| dealt | 100% (1 M/s) | 50% (1 M/s) |", "| handed out |  | 95% (1.9 M/s) |"]
-
-
-def test_the_host_has_a_table_for_each_kind_of_cores_not_for_each_gpu_beside_them(tmp_path: Path) -> None:
+def test_the_host_has_a_table_for_each_kind_of_cores_not_for_each_gpu(tmp_path: Path) -> None:
     def host(slug: str, rate: float, date: str) -> Result:
         found = made_up.result(tmp_path, "host", [made_up.row("host loop", rate)], slug, date)
         return replace(found, machine={**found.machine, "cpu": "Xeon", "cpu_cores": 2})
@@ -126,3 +114,35 @@ def test_the_host_has_a_table_for_each_kind_of_cores_not_for_each_gpu_beside_the
     assert "8,000" not in text
     other = replace(old, machine={**old.machine, "cpu_cores": 4})
     assert "8,000" in blocks([other, new])["host"]
+
+
+def test_feed_shows_the_newest_result_its_skips_and_then_the_steps_before(tmp_path: Path) -> None:
+    before = made_up.result(
+        tmp_path, "queues", [made_up.row("end to end, torchscript", 2385.0, limit=2584.0)]
+    )
+    assert "| end to end, torchscript | 2,385 | 92% |" in blocks([before])["feed"]
+    rows = [
+        made_up.row("decode alone", 25_000.0),
+        made_up.row("decode beside fused fp8", 9000.0, encoder_beside=5900.0, encoder_alone=6000.0),
+    ]
+    now = made_up.result(tmp_path, "feed", rows, date="2026-02-01")
+    text = blocks([before, now])["feed"]
+    assert "| decode beside fused fp8 | 9,000 | 5,900 | 6,000 |" in text
+    assert "nothing: made up." in text
+    assert text.index("decode beside") < text.index("The steps that led") < text.index("torchscript")
+    assert "| decode alone | 25,000 |  |  |" in page(now)
+
+
+def test_peers_are_shown_with_the_factor_and_what_was_skipped(tmp_path: Path) -> None:
+    text = blocks(made_up.whole(tmp_path))["peers"]
+    assert "| webdataset + DataLoader + open_clip | 1,000 | 4.0 | 0.002 | nothing |" in text
+    assert "nothing: made up" in text
+
+
+def test_a_page_has_every_row_and_every_skip(tmp_path: Path) -> None:
+    rows = [made_up.row("a", 1234.0, limit=2468.0), made_up.row("b", 0.5, "GB/s", gpu={"watts": 700.0})]
+    text = page(made_up.result(tmp_path, "ceilings", rows))
+    assert "| a | 1,234 | images/s | 1,234 .. 1,234 | 1 | 50.0% |" in text
+    assert "| b | 0.5 | GB/s |" in text
+    assert "700" in text
+    assert "nothing: skipped, made up" in text

@@ -11,7 +11,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from benchmarks.result import newest, read_results
+from benchmarks.results import newest, read_results
 from dali_aesthetic.cli import app
 from dali_aesthetic.config import Config, ConfigError, ModelConfig
 from dali_aesthetic.demo import make_demo_set
