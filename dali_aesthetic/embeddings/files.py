@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from dali_aesthetic.shards.listing import InputError
@@ -33,9 +34,9 @@ def find_embeddings(inputs: str | Path | Sequence[str | Path], exclude: str = ""
     where there is none, or a file lacks the metadata that the others of its folder have.
     """
     found = resolve(texts_of(inputs), exclude, "embeddings")
-    named = sorted(((shard_name(path, found.root), path) for path in found.files), key=lambda file: file[1])
-    check_names(named)
-    return [EmbeddingFile(name=name, path=path, metadata=_metadata(path)) for name, path in named]
+    name, paths = partial(shard_name, root=found.root), sorted(found.files)
+    check_names(paths, name)
+    return [EmbeddingFile(name=name(path), path=path, metadata=_metadata(path)) for path in paths]
 
 
 def holds_embeddings(inputs: Sequence[str]) -> bool:
