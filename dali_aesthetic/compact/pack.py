@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from dali_aesthetic.compact.kept import KeptSamples, Run, Unit, read_kept
 from dali_aesthetic.layout import TAR_END, read_stats, scores_file, shard_file, stats_file
 from dali_aesthetic.types import ShardReport, Status
-from dali_aesthetic.write.files import output_path, publish, write_temporary, write_whole
-from dali_aesthetic.write.writers import COMPRESSION, ShardTarWriter
+from dali_aesthetic.write.commit import WholeFile, commit
+from dali_aesthetic.write.files import output_path
+from dali_aesthetic.write.writers import TarWriter, to_parquet
 
 _LEAST_DIGITS = 5
 _DOUBLED = "members that came twice in one sample"
@@ -90,16 +90,14 @@ class Packer:
         return stats if stats.get("begin") == self._noted(begin) else None
 
     def _write(self, name: str, begin: Position) -> dict[str, Any]:
-        tar = ShardTarWriter(output_path(self.output, shard_file(name)))
+        tar = TarWriter(output_path(self.output, shard_file(name)))
         try:
             tables, next_one, doubled = self._fill(tar, begin)
             return self._commit(name, tar, tables, begin, next_one, doubled)
         finally:
             tar.abandon()
 
-    def _fill(
-        self, tar: ShardTarWriter, begin: Position
-    ) -> tuple[list[pa.Table], Position | None, list[str]]:
+    def _fill(self, tar: TarWriter, begin: Position) -> tuple[list[pa.Table], Position | None, list[str]]:
         """Writes the entries from `begin` on; returns their rows, where it stopped, and doubled keys."""
         tables: list[pa.Table] = []
         doubled: list[str] = []
@@ -124,23 +122,14 @@ class Packer:
     def _commit(
         self,
         name: str,
-        tar: ShardTarWriter,
+        tar: TarWriter,
         tables: Sequence[pa.Table],
         begin: Position,
         next_one: Position | None,
         doubled: Sequence[str],
     ) -> dict[str, Any]:
-        """Tar, scores, stats, in this order; a kill in between leaves the shard undone."""
         rows = merge_rows(tables, shard_file(name))
-        scores = output_path(self.output, scores_file(name))
-        temporary = write_temporary(scores, memoryview(to_parquet(rows)))
-        try:
-            tar.finish()
-            tar.publish()
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-        publish(temporary, scores)
+        scores = WholeFile(output_path(self.output, scores_file(name)), lambda: to_parquet(rows))
         report = ShardReport(
             name=name,
             source=self.run.shards[begin.shard].name,
@@ -154,10 +143,8 @@ class Packer:
             "begin": self._noted(begin),
             "next": None if next_one is None else self._noted(next_one),
         }
-        stats: dict[str, Any] = {**asdict(report), **places}
-        content = json.dumps(stats, indent=2, sort_keys=True).encode() + b"\n"
-        write_whole(output_path(self.output, stats_file(name)), content)
-        return stats
+        commit([tar, scores], output_path(self.output, stats_file(name)), lambda: report, facts=places)
+        return {**asdict(report), **places}
 
     def _read(self, shard: int) -> KeptSamples:
         if self._last is None or self._last[0] != shard:
@@ -201,7 +188,6 @@ def _fitting(
 
 
 _WHERE = "output_shard"
-_ROW_GROUP = 65_536
 
 
 def merge_rows(tables: Sequence[pa.Table], output_shard: str) -> pa.Table:
@@ -220,13 +206,6 @@ def merge_rows(tables: Sequence[pa.Table], output_shard: str) -> pa.Table:
     merged = pa.concat_tables([_fitted(table, schema) for table in tables])
     where = schema.get_field_index(_WHERE)
     return merged.set_column(where, _WHERE, pa.array([output_shard] * len(merged), pa.string()))
-
-
-def to_parquet(table: pa.Table) -> pa.Buffer:
-    """The whole file; the same rows give the same bytes with the same pyarrow."""
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, row_group_size=_ROW_GROUP, **COMPRESSION)
-    return sink.getvalue()
 
 
 def _common(one: pa.DataType, other: pa.DataType) -> pa.DataType:

@@ -5,10 +5,8 @@ Shape legend: R rows, H heads.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +16,10 @@ import pyarrow.compute as pc
 
 from dali_aesthetic.layout import scores_file, stats_file
 from dali_aesthetic.types import ShardReport, Status
-from dali_aesthetic.write.files import output_path, write_whole
+from dali_aesthetic.write.commit import commit
+from dali_aesthetic.write.files import output_path
 from dali_aesthetic.write.rows import MOST_PIXELS, score_columns
-from dali_aesthetic.write.writers import ParquetStream
+from dali_aesthetic.write.writers import ParquetWriter
 
 CLASH_PREFIX = "metadata_"
 _KEYS = ("key", "image_path")
@@ -28,7 +27,7 @@ _KEYS = ("key", "image_path")
 
 
 class EmbeddingScores:
-    """Writes `scores/NAME.parquet`, then `stats/NAME.json`, and only that one makes the file done.
+    """Writes the scores of one file of embeddings and its stats, as a run does for a shard.
 
     Every column of the metadata passes through; one that has the name of a column of ours gets `metadata_`
     before it, but for `key`, `width` and `height`, which fill ours.
@@ -42,7 +41,7 @@ class EmbeddingScores:
         self._score_names = score_columns(head_names)
         self._scores = output_path(output, scores_file(name))
         self._stats = output_path(output, stats_file(name))
-        self._stream: ParquetStream | None = None
+        self._writer: ParquetWriter | None = None
         self._statuses: Counter[str] = Counter()
         self.num_rows = self.num_kept = 0
 
@@ -59,8 +58,8 @@ class EmbeddingScores:
         for row, (status, message) in problems.items():
             statuses[row], messages[row] = status.value, message
         table = self._table(scores_RH, kept_R, statuses, messages, metadata)
-        self._stream = self._stream or ParquetStream(self._scores, table.schema)
-        self._stream.add(table.cast(self._stream.schema))
+        self._writer = self._writer or ParquetWriter(self._scores, table.schema)
+        self._writer.add(table.cast(self._writer.schema))
         self._statuses.update(statuses)
         self.num_rows += len(scores_RH)
         self.num_kept += int(np.count_nonzero(kept_R))
@@ -104,10 +103,10 @@ class EmbeddingScores:
         return pa.table(columns)
 
     def commit(self) -> ShardReport:
-        """Scores, then stats; a kill in between leaves the file of embeddings undone."""
-        if self._stream is None:
+        """Makes the file of embeddings done; see `write/commit.py`."""
+        if self._writer is None:
             self.add(np.empty((0, len(self._score_names)), np.float32), np.empty(0, np.bool_), {}, None)
-            assert self._stream is not None
+            assert self._writer is not None
         report = ShardReport(
             name=self.name,
             source=self.source,
@@ -118,15 +117,12 @@ class EmbeddingScores:
                 status.value: self._statuses[status.value] for status in Status if self._statuses[status]
             },
         )
-        self._stream.finish()
-        self._stream.publish()
-        write_whole(self._stats, json.dumps(asdict(report), indent=2, sort_keys=True).encode() + b"\n")
-        return report
+        return commit([self._writer], self._stats, lambda: report)
 
     def abandon(self) -> None:
         """Removes what isn't committed; also fine after `commit`."""
-        if self._stream is not None:
-            self._stream.abandon()
+        if self._writer is not None:
+            self._writer.abandon()
 
 
 def _is_text(column: pa.ChunkedArray | None) -> bool:

@@ -12,13 +12,15 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from dali_aesthetic.layout import embedding_files
-from dali_aesthetic.types import Sample
-from dali_aesthetic.write.files import output_path, publish, write_temporary
+from dali_aesthetic.types import Buffer, Sample
+from dali_aesthetic.write.commit import WholeFile
+from dali_aesthetic.write.files import output_path
 from dali_aesthetic.write.rows import SidecarColumns
+from dali_aesthetic.write.writers import to_parquet
 
+_ROWS_IN_GROUP = 1 << 20
 _COLUMNS = frozenset(("image_path", "source_shard", "source_offset"))
 
 
@@ -31,13 +33,13 @@ class ShardEmbeddings:
     """
 
     def __init__(self, output: Path, name: str) -> None:
-        self._matrix, self._metadata = (output_path(output, file) for file in embedding_files(name))
+        matrix, metadata = (output_path(output, file) for file in embedding_files(name))
+        self.parts = (WholeFile(matrix, self._matrix), WholeFile(metadata, self._metadata))
         self._rows: list[npt.NDArray[np.float16]] = []
         self._paths: list[str] = []
         self._sources: list[str] = []
         self._offsets: list[int] = []
         self._sidecars = SidecarColumns(_COLUMNS)
-        self._temporaries: list[Path] = []
 
     def add(
         self, samples: Sequence[Sample], embeddings_RD: npt.NDArray[np.float16], ok_R: npt.NDArray[np.bool_]
@@ -51,42 +53,22 @@ class ShardEmbeddings:
             self._sidecars.add(sample.sidecar)
         self._rows.append(embeddings_RD[ok_R])
 
-    def finish(self) -> None:
-        """Writes both files under temporary names, synced to disk; nothing where there is no row."""
+    def _matrix(self) -> Buffer | None:
         if not self._paths:
-            return
+            return None
         matrix = io.BytesIO()
         np.save(matrix, np.concatenate(self._rows))
-        self._temporaries.append(write_temporary(self._matrix, matrix.getbuffer()))
-        metadata = pa.BufferOutputStream()
-        pq.write_table(self._table(), metadata, compression="zstd", compression_level=3)
-        self._temporaries.append(write_temporary(self._metadata, memoryview(metadata.getvalue())))
+        return matrix.getbuffer()
 
-    def _table(self) -> pa.Table:
+    def _metadata(self) -> Buffer | None:
+        if not self._paths:
+            return None
         columns = {
             "image_path": _text(self._paths),
             "source_shard": _text(self._sources),
             "source_offset": pa.array(self._offsets, pa.int64()),
         }
-        return pa.table({**columns, **self._sidecars.arrays()})
-
-    @property
-    def finals(self) -> tuple[Path, ...]:
-        """The names its files get; where there is no row, none is there."""
-        return (self._matrix, self._metadata)
-
-    def publish(self) -> None:
-        """Gives the finished files their names, or makes sure that there are none of an earlier try."""
-        if not self._temporaries:
-            self._matrix.unlink(missing_ok=True)
-            self._metadata.unlink(missing_ok=True)
-        for temporary, final in zip(self._temporaries, (self._matrix, self._metadata), strict=False):
-            publish(temporary, final)
-
-    def abandon(self) -> None:
-        """Removes the temporary files; also fine after `publish`."""
-        for temporary in self._temporaries:
-            temporary.unlink(missing_ok=True)
+        return to_parquet(pa.table({**columns, **self._sidecars.arrays()}), _ROWS_IN_GROUP)
 
 
 def _text(names: Sequence[str]) -> pa.Array:

@@ -12,32 +12,32 @@ import pyarrow.parquet as pq
 
 from dali_aesthetic.stores.access import open_file
 from dali_aesthetic.types import ImageHeader, Sample, Status
-from dali_aesthetic.write.writers import ParquetStream
+from dali_aesthetic.write.commit import Part
+from dali_aesthetic.write.writers import ParquetWriter
 
 _ROWS, _READ_BYTES = 256, 8 << 20
 QUARANTINE_COLUMNS = ("quarantine_status", "quarantine_reason")
 
 
-class KeptRows:
-    """Notes which rows are kept and copies them from the input at the end, a row group at a time.
+class KeptRows(Part):
+    """Notes which rows are kept and copies them from the input when finished, a row group at a time.
 
     The schema with its metadata (Hugging Face's features) and the compression are the input's. A row group
     without a kept row is left out.
     """
 
     def __init__(self, final: Path, source: str) -> None:
-        self.final, self.source = final, source
-        self.num_bytes = 0
+        super().__init__(final)
+        self.source = source
         self._rows: list[int] = []
-        self._stream: ParquetStream | None = None
+        self._writer: ParquetWriter | None = None
 
     def add(self, samples: Sequence[Sample]) -> None:
         """Notes samples to keep, in input order."""
         self._rows += [sample.offset for sample in samples]
 
     def finish(self) -> None:
-        """Writes the file under a temporary name, synced to disk. Raises OSError where it can't be written or
-        the input became shorter."""
+        """See `Part`. Raises OSError where the file can't be written or the input became shorter."""
         rows = np.array(self._rows, np.int64)
         with open_file(self.source) as file:
             source = pq.ParquetFile(file, pre_buffer=False, buffer_size=_READ_BYTES)
@@ -45,16 +45,17 @@ class KeptRows:
                 raise OSError(
                     f"{self.source} became shorter while it was read: run again when it is finished"
                 )
-            self._stream = ParquetStream(self.final, self._schema(source), **_compression(source))
+            self._writer = ParquetWriter(self.final, self._schema(source), **_compression(source))
             start = done = 0
             for group in range(source.num_row_groups):
                 end = start + source.metadata.row_group(group).num_rows
                 here = rows[(rows >= start) & (rows < end)] - start
                 if len(here):
                     batches = source.iter_batches(_ROWS, row_groups=[group])
-                    self._stream.add(self._written(taken(batches, here, source.schema_arrow), done))
+                    self._writer.add(self._written(taken(batches, here, source.schema_arrow), done))
                 start, done = end, done + len(here)
-        self.num_bytes = self._stream.finish()
+        self._writer.finish()
+        self.num_bytes = self._writer.num_bytes
 
     def _schema(self, source: pq.ParquetFile) -> pa.Schema:
         return source.schema_arrow
@@ -63,20 +64,11 @@ class KeptRows:
         """What is written of a row group's noted rows, the first of which is the `start`th of all."""
         return table
 
-    @property
-    def finals(self) -> tuple[Path, ...]:
-        """The names its files get."""
-        return (self.final,)
-
-    def publish(self) -> None:
-        """Gives the finished file its final name."""
-        if self._stream is not None:
-            self._stream.publish()
-
     def abandon(self) -> None:
-        """Removes what was written; also fine after `publish`."""
-        if self._stream is not None:
-            self._stream.abandon()
+        """See `Part`."""
+        if self._writer is not None:
+            self._writer.abandon()
+        super().abandon()
 
 
 class BadRows(KeptRows):

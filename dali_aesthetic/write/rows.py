@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dali_aesthetic.types import Buffer, ImageHeader, Sample, Status
+from dali_aesthetic.write.writers import to_parquet
 
-_ROW_GROUP = 65_536
 _NO_NUMBER = "the model gave no number"
 MOST_PIXELS = 2**31 - 1
 """The longest side that the int32 columns of width and height hold."""
@@ -112,18 +112,9 @@ class ScoreRows:
             found.append(f"json keys beyond the first {MAX_COLUMNS} left out of the scores: {count}")
         return tuple(found)
 
-    def to_parquet(self) -> pa.Buffer:
+    def to_parquet(self) -> memoryview:
         """The whole file; the same rows give the same bytes with the same pyarrow."""
-        sink = pa.BufferOutputStream()
-        pq.write_table(
-            self._table(),
-            sink,
-            compression="zstd",
-            compression_level=3,
-            row_group_size=_ROW_GROUP,
-            write_statistics=True,
-        )
-        return sink.getvalue()
+        return to_parquet(self._table())
 
     def _table(self) -> pa.Table:
         kept = np.concatenate(self._kept) if self._kept else np.zeros(0, np.bool_)

@@ -1,11 +1,8 @@
-"""The only definition of done: a shard's tar (and embeddings), then its scores, then its stats, each whole or
-not at all."""
+"""Scored batches to files: kept samples are streamed, rows collected, and each shard that has ended committed."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -37,12 +34,13 @@ from dali_aesthetic.types import (
     ShardReport,
     Status,
 )
+from dali_aesthetic.write.commit import Part, WholeFile, abandon, commit
 from dali_aesthetic.write.destination import Destination, destination
 from dali_aesthetic.write.embeddings import ShardEmbeddings
-from dali_aesthetic.write.files import output_path, publish, write_temporary, write_whole
+from dali_aesthetic.write.files import output_path
 from dali_aesthetic.write.kept_rows import BadRows, KeptRows
 from dali_aesthetic.write.rows import ScoreRows, score_columns
-from dali_aesthetic.write.writers import ShardTarWriter
+from dali_aesthetic.write.writers import TarWriter
 
 JUDGED_FROM = 100
 """Samples a shard must have for its share of bad ones to say anything."""
@@ -198,16 +196,16 @@ class _OpenShard:
         self.num_kept = 0
         self._destination = destination
         output = destination.root
-        self._scores = output_path(output, scores_file(shard.name))
+        self._scores = WholeFile(output_path(output, scores_file(shard.name)), self.rows.to_parquet)
         self._stats = output_path(output, stats_file(shard.name))
         self._bad = output_path(output, quarantine_file(shard.name, suffix)) if quarantine else None
-        self.quarantine: ShardTarWriter | BadRows | None = None
+        self.quarantine: TarWriter | BadRows | None = None
         self.num_quarantined = 0
-        self.kept: ShardTarWriter | KeptRows | None = None
+        self.kept: TarWriter | KeptRows | None = None
         if images:
             final = output_path(output, shard_file(shard.name, suffix))
             parquet = shard.kind == "parquet"
-            self.kept = KeptRows(final, shard.source) if parquet else ShardTarWriter(final)
+            self.kept = KeptRows(final, shard.source) if parquet else TarWriter(final)
         self.embeddings = ShardEmbeddings(output, shard.name) if embeddings else None
 
     def add(
@@ -242,7 +240,7 @@ class _OpenShard:
             rows.add_bad(samples, headers)
             self.quarantine, self.num_quarantined = rows, rows.num_rows
         elif entries := [entry for sample in samples for entry in sample.entries]:
-            tar = self.quarantine if isinstance(self.quarantine, ShardTarWriter) else ShardTarWriter(final)
+            tar = self.quarantine if isinstance(self.quarantine, TarWriter) else TarWriter(final)
             tar.add(entries)
             self.quarantine = tar
             self.num_quarantined += sum(bool(sample.entries) for sample in samples)
@@ -260,28 +258,11 @@ class _OpenShard:
         )
 
     def commit(self, end: ShardEnd) -> ShardReport:
-        """Tars, embeddings, scores, stats, in this order; a kill in between leaves the shard undone.
+        """Makes the shard done; see `write/commit.py`."""
+        return commit(self._parts(), self._stats, partial(self._report, end), self._destination.deliver)
 
-        What failed on the way leaves no temporary file.
-        """
-        try:
-            return self._commit(end)
-        finally:
-            self.abandon()
-
-    def _commit(self, end: ShardEnd) -> ShardReport:
-        scores = write_temporary(self._scores, memoryview(self.rows.to_parquet()))
-        try:
-            for part in self._parts():
-                part.finish()
-            for part in self._parts():
-                part.publish()
-        except BaseException:
-            scores.unlink(missing_ok=True)
-            raise
-        publish(scores, self._scores)
-        self._destination.deliver([final for part in self._parts() for final in part.finals] + [self._scores])
-        report = ShardReport(
+    def _report(self, end: ShardEnd) -> ShardReport:
+        return ShardReport(
             name=self.shard.name,
             source=self.shard.source,
             num_samples=self.num_samples,
@@ -293,14 +274,13 @@ class _OpenShard:
             warnings=(*end.warnings, *self.rows.warnings()),
             fingerprint=self.shard.fingerprint,
         )
-        write_whole(self._stats, json.dumps(asdict(report), indent=2, sort_keys=True).encode() + b"\n")
-        self._destination.deliver([self._stats])
-        return report
 
     def abandon(self) -> None:
         """Removes the temporary files; also fine after `commit`."""
-        for part in self._parts():
-            part.abandon()
+        abandon(self._parts())
 
-    def _parts(self) -> list[ShardTarWriter | KeptRows | ShardEmbeddings]:
-        return [part for part in (self.kept, self.quarantine, self.embeddings) if part is not None]
+    def _parts(self) -> list[Part]:
+        """The scores last: `filter` and `verify` take a shard for begun by its samples or its scores."""
+        embeddings = () if self.embeddings is None else self.embeddings.parts
+        streamed = (part for part in (self.kept, self.quarantine) if part is not None)
+        return [*streamed, *embeddings, self._scores]
