@@ -1,27 +1,45 @@
-"""One run at a time in an output folder: a lock that ends with its process.
+"""One run at a time in an output: a file lock in a folder, a lease with a heartbeat at a URL.
 
-Two runs in one folder could not tear a file (every one is renamed into place whole), but they would do the
-same work twice. The lock is the run's, not a worker's: a launcher holds it for all the workers it starts.
+Neither protects files: each is written whole and is the same bytes whoever writes it, so two runs in one
+output could only do the same work twice. The lock belongs to the run, not to a worker: a launcher holds it for
+all the workers it starts.
+
+The kernel drops the lock of a process that dies; on NFS its server does. On a file system without locks only
+another process of this host is noticed. A lease is an object that its holder rewrites every
+`HEARTBEAT_SECONDS`; one without a heartbeat for `LEASE_SECONDS` has expired, and one of a dead process of this
+host at once. Where the store has conditional writes (S3 and its like), two runs never both start. Elsewhere
+two that start in the same second may.
 """
 
 from __future__ import annotations
 
 import errno
 import fcntl
+import json
 import os
+import secrets
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
+from typing import Any
 
 from dali_aesthetic.layout import LOCK
-from dali_aesthetic.stores.location import is_url
+from dali_aesthetic.overlap import every
+from dali_aesthetic.stores.access import read_bytes
+from dali_aesthetic.stores.location import is_url, join
+from dali_aesthetic.stores.open import store_of
+from dali_aesthetic.stores.retry import retried
+from dali_aesthetic.stores.store import LASTING, NoConditions, ObjectChanged, StoreError
 from dali_aesthetic.write.files import Owner, naming
-from dali_aesthetic.write.remote_lock import claim_url
 
-_MAX_OWNER_BYTES = 256
+HEARTBEAT_SECONDS = 15.0
+LEASE_SECONDS = 60.0
+_POLL_SECONDS = 2.0
+_MAX_HOLDER_BYTES = 256
 _JOB = "job "
-_JOIN_SECONDS, _JOIN_WAIT_SECONDS = 5.0, 0.05
+_JOIN_SECONDS, _JOIN_POLL_SECONDS = 5.0, 0.05
+_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 class OutputBusy(ValueError):
@@ -34,70 +52,77 @@ class OutputUnwritable(PermissionError):
 
 @contextmanager
 def claim(output: str | Path, *, job: str = "", leads: bool = True) -> Iterator[None]:
-    """Holds `output` for this process as long as the block runs, or for all processes of the same `job`.
+    """Holds `output` for this process while the block runs, or for all processes of the same `job`.
 
-    Raises OutputBusy naming the host and process that hold it, and OSError where it can't be written,
-    OutputUnwritable where that is for want of rights. The kernel drops the lock of a process that dies, on
-    NFS its server does. On a file system without locks only another process of this host is noticed. At a
-    URL see `remote_lock.py`; there the one process of a job that `leads` holds the lock for the others.
+    At a URL only the process of a job that `leads` takes the lease. Raises OutputBusy naming the host and
+    process that hold it, OutputUnwritable where permission is missing, and another OSError where the output
+    can't be written.
     """
-    if is_url(os.fspath(output)) and not leads:
-        yield
-        return
-    if is_url(os.fspath(output)):
-        with claim_url(os.fspath(output), LOCK) as lock:
-            if not lock.is_held:
-                raise _busy(output, str(lock.holder or ""))
+    location = os.fspath(output)
+    if is_url(location):
+        with _leased(location) if leads else nullcontext():
             yield
-        return
-    path = Path(output) / LOCK
+    else:
+        with _locked(Path(output) / LOCK, job):
+            yield
+
+
+@contextmanager
+def _locked(path: Path, job: str) -> Iterator[None]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = _join_job(path, job) if job else _acquire(path)
+        descriptor = _lock(path, f"{_JOB}{job}" if job else str(Owner.current()), shared=bool(job))
     except PermissionError as error:
         raise _unwritable(path.parent, error) from None
     try:
         yield
     finally:
         if not job or _is_last(descriptor):
-            path.unlink(missing_ok=True)  # before the lock goes: afterwards it may be another's
+            path.unlink(missing_ok=True)  # while the lock is held: afterwards the file may be another run's
         os.close(descriptor)
 
 
-def _join_job(path: Path, job: str) -> int:
-    """A lock that the processes of one job share. The first one writes the job's name while it is alone."""
-    name, deadline = f"{_JOB}{job}".encode()[:_MAX_OWNER_BYTES], time.monotonic() + _JOIN_SECONDS
+def _lock(path: Path, holder: str, shared: bool) -> int:
+    """A descriptor that holds the lock `path`, which names the `holder`.
+
+    The first process of a job names it while it holds the lock alone, and then shares it. Others of the job
+    wait for that.
+    """
+    name = holder.encode()[:_MAX_HOLDER_BYTES]
+    deadline = time.monotonic() + (_JOIN_SECONDS if shared else 0.0)
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
-            if _join(descriptor, path, name):
+            if _try_lock(descriptor, path, name, shared):
                 return descriptor
-            if time.monotonic() > deadline:
+            # Its last holder may have removed the file since it was opened: then the lock is on nothing.
+            if _is_same_file(descriptor, path) and time.monotonic() >= deadline:
                 raise _busy(path.parent, _read(descriptor))
         except BaseException:
             os.close(descriptor)
             raise
         os.close(descriptor)
-        time.sleep(_JOIN_WAIT_SECONDS)
+        time.sleep(_JOIN_POLL_SECONDS)
 
 
-def _join(descriptor: int, path: Path, name: bytes) -> bool:
-    """Whether the lock is ours and our job's. Another process may be just writing its name: then not yet."""
+def _try_lock(descriptor: int, path: Path, name: bytes, shared: bool) -> bool:
     try:
-        if _flock(descriptor, fcntl.LOCK_EX) and _is_same_file(descriptor, path):
-            with naming(path):
-                os.ftruncate(descriptor, 0)
-                os.pwrite(descriptor, name, 0)
-        # From exclusive to shared there may be a moment without a lock: what is written is read again.
-        return (
-            _flock(descriptor, fcntl.LOCK_SH)
-            and _is_same_file(descriptor, path)
-            and os.pread(descriptor, _MAX_OWNER_BYTES, 0) == name
-        )
+        alone = _flock(descriptor, fcntl.LOCK_EX)
     except OSError as error:
-        if error.errno in (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS):
-            return True  # a file system without locks: nobody can be noticed
-        raise
+        if error.errno not in _NO_LOCKS:
+            raise
+        there = Owner.parse(_read(descriptor))
+        others = there is not None and there.is_here and there.is_alive and there != Owner.current()
+        if not shared and not others:
+            _write(descriptor, path, name)
+        return shared or not others
+    if alone and _is_same_file(descriptor, path):
+        _write(descriptor, path, name)
+    if not shared:
+        return alone and _is_same_file(descriptor, path)
+    # Going from exclusive to shared may drop the lock for a moment: the name is read again.
+    is_ours = _flock(descriptor, fcntl.LOCK_SH) and _read(descriptor).encode() == name
+    return is_ours and _is_same_file(descriptor, path)
 
 
 def _is_last(descriptor: int) -> bool:
@@ -111,42 +136,26 @@ def _is_last(descriptor: int) -> bool:
 def _flock(descriptor: int, kind: int) -> bool:
     try:
         fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):  # NFS says the latter
+    except (BlockingIOError, PermissionError):  # NFS raises the latter
         return False
     return True
 
 
 def _read(descriptor: int) -> str:
-    return os.pread(descriptor, _MAX_OWNER_BYTES, 0).decode("utf-8", "replace")
+    return os.pread(descriptor, _MAX_HOLDER_BYTES, 0).decode("utf-8", "replace")
 
 
-def _acquire(path: Path) -> int:
-    while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        try:
-            _lock(descriptor, path)
-            # Its last owner may have removed the file after we opened it: then the lock is on nothing.
-            if _is_same_file(descriptor, path):
-                with naming(path):
-                    os.ftruncate(descriptor, 0)
-                    os.pwrite(descriptor, str(Owner.current()).encode(), 0)
-                return descriptor
-        except BaseException:
-            os.close(descriptor)
-            raise
-        os.close(descriptor)
+def _write(descriptor: int, path: Path, name: bytes) -> None:
+    with naming(path):
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, name, 0)
 
 
-def _lock(descriptor: int, path: Path) -> None:
-    text = _read(descriptor)
-    there = Owner.parse(text)
+def _is_same_file(descriptor: int, path: Path) -> bool:
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):  # NFS says the latter
-        raise _busy(path.parent, text) from None
-    except OSError as error:  # the file system has no locks
-        if there is not None and there.is_here and there.is_alive and there != Owner.current():
-            raise _busy(path.parent, text) from error
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        return False
 
 
 def _unwritable(output: Path, error: PermissionError) -> OutputUnwritable:
@@ -168,8 +177,104 @@ def _busy(output: str | Path, holder: str) -> OutputBusy:
     )
 
 
-def _is_same_file(descriptor: int, path: Path) -> bool:
+@contextmanager
+def _leased(output: str) -> Iterator[None]:
+    lease = _Lease(output)
+    lease.acquire()
     try:
-        return os.path.samestat(os.fstat(descriptor), os.stat(path))
-    except FileNotFoundError:
-        return False
+        with every(HEARTBEAT_SECONDS, lease.renew, "lease"):
+            yield
+    finally:
+        lease.release()
+
+
+class _Lease:
+    """The lease object of one output."""
+
+    def __init__(self, output: str) -> None:
+        self._output, self._url = output, join(output, LOCK)
+        self._store, self._key = store_of(self._url)
+        self._run, self._beats, self._tag = secrets.token_hex(8), 0, ""
+
+    def acquire(self) -> None:
+        """Takes the lease, an expired one too: another host's is watched for up to `LEASE_SECONDS`.
+
+        Raises OutputBusy where it is held.
+        """
+        while not self._write(None):
+            if (found := self._read()) is None:
+                continue  # released meanwhile
+            content, tag = found
+            owner = Owner.parse(str(content.get("owner")))
+            if not self._has_expired(content, owner):
+                raise _busy(self._output, str(owner or ""))
+            if self._write(tag):
+                return
+
+    def renew(self) -> None:
+        """A heartbeat. A failure doesn't stop the run: at worst another one does the same work."""
+        with suppress(StoreError, *LASTING):
+            self._write(self._tag)
+
+    def release(self) -> None:
+        """Removes the lease if it still is ours."""
+        with suppress(StoreError, *LASTING):
+            if (found := self._read()) is not None and self._is_ours(found):
+                retried(lambda: self._store.delete(self._key), f"removing {self._url}")
+
+    def _has_expired(self, content: dict[str, Any], owner: Owner | None) -> bool:
+        if owner is not None and owner.is_here:
+            return not owner.is_alive
+        end = time.monotonic() + LEASE_SECONDS
+        while time.monotonic() < end:
+            time.sleep(_POLL_SECONDS)
+            if (found := self._read()) is None or found[0] != content:
+                return found is None
+        return True
+
+    def _write(self, tag: str | None) -> bool:
+        """Writes the lease in place of the version `tag`, or of none. Whether it is ours then."""
+        self._beats += 1
+        facts = {"owner": str(Owner.current()), "run": self._run, "renewed": self._beats}
+        content, writing = json.dumps(facts).encode(), f"writing {self._url}"
+        try:
+            if tag is None:
+                retried(lambda: self._store.create(self._key, content), writing)
+            else:
+                retried(lambda: self._store.replace(self._key, content, tag), writing)
+        except (FileExistsError, ObjectChanged):
+            pass  # ours after all, if an attempt went through whose answer got lost
+        except FileNotFoundError:
+            if tag is None:
+                raise
+            return False
+        except NoConditions:
+            if tag is None and self._read() is not None:
+                return False
+            retried(lambda: self._store.put(self._key, content), writing)
+        if (found := self._read()) is None or not self._is_ours(found):
+            return False
+        self._tag = found[1]
+        return True
+
+    def _read(self) -> tuple[dict[str, Any], str] | None:
+        """Content and tag; None where there is no lease."""
+        while True:
+            try:
+                tag = retried(lambda: self._store.info(self._key), self._url).tag
+                return _parsed(read_bytes(self._url)), tag
+            except FileNotFoundError:
+                return None
+            except ObjectChanged:
+                continue  # renewed between the two calls
+
+    def _is_ours(self, found: tuple[dict[str, Any], str]) -> bool:
+        return found[0].get("run") == self._run
+
+
+def _parsed(content: bytes) -> dict[str, Any]:
+    try:
+        found = json.loads(content)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -1,4 +1,4 @@
-"""The lock of an output at a URL: one run at a time, and none for ever."""
+"""The lease of an output at a URL: one run at a time, and none for ever."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from collections.abc import Iterator
 import fsspec
 import pytest
 
-from dali_aesthetic.write import remote_lock
+from dali_aesthetic.stores.open import store_of
+from dali_aesthetic.write import lock
 from dali_aesthetic.write.files import Owner
 from dali_aesthetic.write.lock import OutputBusy, claim
 from tests.stores.fixtures import bucket, s3_server
@@ -22,10 +23,10 @@ __all__ = ["bucket", "s3_server"]
 
 
 @pytest.fixture(autouse=True)
-def _in_a_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote_lock, "RENEW_SECONDS", 0.1)
-    monkeypatch.setattr(remote_lock, "STALE_SECONDS", 0.8)
-    monkeypatch.setattr(remote_lock, "_LOOK_SECONDS", 0.1)
+def _short_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock, "HEARTBEAT_SECONDS", 0.1)
+    monkeypatch.setattr(lock, "LEASE_SECONDS", 0.8)
+    monkeypatch.setattr(lock, "_POLL_SECONDS", 0.1)
 
 
 @pytest.fixture(params=["s3", "memory"])
@@ -35,9 +36,9 @@ def output(request: pytest.FixtureRequest, bucket: Bucket) -> Iterator[str]:
     fsspec.filesystem("memory").store.clear()
 
 
-def put_lock(output: str, owner: Owner) -> None:
+def put_lease(output: str, owner: Owner) -> None:
     content = json.dumps({"owner": str(owner), "run": "another", "renewed": 1}).encode()
-    store, key = remote_lock.store_of(f"{output}/.lock")
+    store, key = store_of(f"{output}/.lock")
     store.put(key, content)
 
 
@@ -58,24 +59,24 @@ def test_a_second_run_is_refused_and_a_third_comes_after_the_first(output: str) 
         pass
 
 
-def test_a_dead_process_of_this_host_is_replaced_at_once(output: str) -> None:
-    put_lock(output, Owner(Owner.current().host, dead_process(), 1))
+def test_the_lease_of_a_dead_process_of_this_host_is_taken_over_at_once(output: str) -> None:
+    put_lease(output, Owner(Owner.current().host, dead_process(), 1))
     begun = time.monotonic()
     with claim(output):
         assert time.monotonic() - begun < 0.7
 
 
-def test_a_silent_host_is_replaced_after_a_while(output: str) -> None:
-    put_lock(output, Owner("elsewhere.1", 1, 1))
+def test_a_lease_without_heartbeat_expires(output: str) -> None:
+    put_lease(output, Owner("elsewhere.1", 1, 1))
     begun = time.monotonic()
     with claim(output):
         assert time.monotonic() - begun >= 0.8
 
 
-def test_a_host_that_renews_is_not_replaced(output: str) -> None:
+def test_a_lease_with_a_heartbeat_is_not_taken_over(output: str) -> None:
     owner = Owner("elsewhere.1", 1, 1)
-    put_lock(output, owner)
-    store, key = remote_lock.store_of(f"{output}/.lock")
+    put_lease(output, owner)
+    store, key = store_of(f"{output}/.lock")
     content = json.dumps({"owner": str(owner), "run": "another", "renewed": 2}).encode()
     renewal = threading.Timer(0.3, lambda: store.put(key, content))
     renewal.start()
@@ -84,7 +85,7 @@ def test_a_host_that_renews_is_not_replaced(output: str) -> None:
     renewal.join()
 
 
-def test_of_many_that_begin_together_one_gets_it(bucket: Bucket) -> None:
+def test_of_many_runs_that_start_together_one_gets_the_lease(bucket: Bucket) -> None:
     """At a store with conditional writes."""
     output, outcomes = f"{bucket.url}/out", []
     gate, done = threading.Barrier(6), threading.Event()
@@ -110,8 +111,9 @@ def test_of_many_that_begin_together_one_gets_it(bucket: Bucket) -> None:
     assert bucket.keys() == []
 
 
-def test_a_lock_that_another_took_over_is_left_to_it(bucket: Bucket) -> None:
+def test_a_lease_that_another_run_took_over_is_left_to_it(bucket: Bucket) -> None:
     output = f"{bucket.url}/out"
     with claim(output):
-        put_lock(output, Owner("elsewhere.1", 1, 1))
+        put_lease(output, Owner("elsewhere.1", 1, 1))
+        time.sleep(0.5)  # heartbeats that must not take it back
     assert json.loads(bucket.get("out/.lock"))["run"] == "another"
