@@ -2,7 +2,7 @@
 
     from dali_aesthetic import Config, run, score_images
 
-`score_images` gives the scores of some images; `run` does what the command line does.
+`score_images` returns the scores of some images; `run` does what the command `run` does.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from dali_aesthetic.score.published import WeightsUnavailable
     from dali_aesthetic.threshold import Threshold
 
-# Streams that share a hardware queue run one after the other, and the driver makes 8 unless told otherwise
-# before its first use; DALI alone has more streams than that. Beside a busy ViT-L/14 the decoder then gives
-# 180 images/s in place of 11,100, and the encoder waits for it.
+# Streams that share a hardware queue run one after the other. The driver makes 8 queues unless told otherwise
+# before its first use, and DALI alone has more streams. Beside a busy ViT-L/14 the decoder then falls from
+# 11,100 to 180 images/s, and the encoder waits for it.
 os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""What a run would take: hours, cost and storage rates, from the speed that was measured on a kind of GPU."""
+"""Cost estimate of a run: hours, price and storage rates, from the measured speed of a GPU type."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _SUFFIXES = {"k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "t": 1e12}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rate:
-    """Images/s of one GPU from tars on disk to committed output, and how it was measured."""
+    """Images/s of one GPU, from tars on disk to committed output, and how they were measured."""
 
     images_per_second: float
     encoder: str
@@ -29,7 +29,7 @@ class Rate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """The answer: `cost` in the price's currency, None without a price; GB are 10^9 bytes, TB 10^12."""
+    """The estimate. `cost` is in the currency of the price, None without one; GB are 10^9 bytes, TB 10^12."""
 
     images: int
     gpus: int
@@ -49,7 +49,7 @@ class Plan:
         return json.dumps(asdict(self), indent=1)
 
     def as_text(self) -> str:
-        """A few lines for people, the assumptions last."""
+        """The estimate in a few lines, the assumptions last."""
         lines = [
             f"{self.images:,} images on {self.gpus:,} x {self.gpu}: {_hours(self.hours)}",
             f"{self.gpu_hours:,.1f} GPU-hours" + ("" if self.cost is None else f", cost {self.cost:,.2f}"),
@@ -63,13 +63,13 @@ class Plan:
 
 
 def known_rates() -> dict[str, Rate]:
-    """Measured rates by kind of GPU, as they came with the package."""
+    """Measured rates by GPU type, from the package's rates.json."""
     content = json.loads(resources.files("dali_aesthetic").joinpath("rates.json").read_text())
     return {gpu: Rate(**fields) for gpu, fields in content["gpus"].items()}
 
 
 def make_plan(images: float, gpus: int, gpu: str, price: float | None, image_kb: float, keep: float) -> Plan:
-    """Raises `ConfigError` for a GPU that was not measured and for numbers that make no sense."""
+    """Estimate a run. Raises `ConfigError` for a GPU that was not measured and for impossible numbers."""
     _check(images, gpus, price, image_kb, keep)
     rate = _rate(gpu)
     together = gpus * rate.images_per_second
@@ -103,7 +103,7 @@ def read_count(text: str) -> float:
 def _rate(gpu: str) -> Rate:
     rates = known_rates()
     if gpu.lower() not in rates:
-        raise ConfigError(f"no measurement of a {gpu!r} came with this version: there are {', '.join(rates)}")
+        raise ConfigError(f"--gpu {gpu!r} was not measured: there are {', '.join(rates)}")
     return rates[gpu.lower()]
 
 
@@ -126,7 +126,7 @@ def _assumptions(rate: Rate, gpus: int, price: float | None, image_kb: float, ke
         f"each GPU does {rate.images_per_second:,.0f} images/s end to end, as one {rate.hardware} did on "
         f"{rate.date} ({measured}; {rate.source})",
         f"samples of {image_kb:g} KB, of which {100 * keep:g}% are kept; scores and stats are not counted",
-        "storage keeps up with the rates above, no worker fails, and starting takes no time",
+        "storage keeps up with the rates above, no worker fails, and start-up takes no time",
     ]
     if gpus > 1:
         found.append(f"{gpus:,} GPUs are {gpus:,} times as fast as one; only one was measured")

@@ -1,7 +1,7 @@
-"""The demo: a small data set of real photos, good and bad, and a run on it.
+"""The demo: a run on a small data set of real photos, good and bad.
 
-The photos ship with scikit-image; each comes as it is, in crops, and in variants that a score should
-dislike (blurred, noisy, tiny, over-compressed).
+The photos ship with scikit-image. Each is included as it is, in crops, and in variants that should score
+low (blurred, noisy, tiny, over-compressed).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ PHOTOS = (
 )  # fmt: skip
 RANDOM_BANNER = """
 [bold white on red] RANDOM WEIGHTS: THE SCORES BELOW MEAN NOTHING [/]
-The pretrained weights could not be had, so the demo shows the machinery with random ones:
+The pretrained weights are not available, so the demo runs with random ones:
 
 {reason}
 """
@@ -42,9 +42,9 @@ Variant = Callable[[Image.Image], bytes]
 def run_demo(
     folder: Path, model_dir: Path | None, device: Device, console: Console
 ) -> tuple[RunResult, Config]:
-    """Make the set in `folder`/input unless it is there, and run on it into `folder`/output.
+    """Make the set in `folder`/input unless it exists, and run on it into `folder`/output.
 
-    On a GPU it is the default model. Without one it is ViT-B/32 with the v1 head, to end within minutes.
+    On a GPU the model is the default one. On a CPU it is ViT-B/32 with the v1 head, to end within minutes.
     """
     folder = Path(at_home(str(folder)))
     pattern = make_demo_set(folder / "input")
@@ -75,7 +75,7 @@ def _with_random_weights(config: Config, folder: Path) -> Config:
 
 
 def make_demo_set(folder: Path) -> str:
-    """About 200 samples (jpg or png or webp, txt, json) in three tar shards; the pattern that names them."""
+    """Write about 200 samples (jpg or webp, txt, json) to three tar shards; returns a pattern for them."""
     folder.mkdir(parents=True, exist_ok=True)
     pattern = str(folder / f"demo-{{00000..{NUM_SHARDS - 1:05d}}}.tar")
     samples = list(_samples())

@@ -1,4 +1,4 @@
-"""What a run shows a person: one live line of progress, and a table at the end."""
+"""Output of a run for people: a live progress line, and a summary table at the end."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _RATE_SECONDS = 10.0
 
 
 class Progress:
-    """Renders a run's counters; rich asks for it a few times a second."""
+    """The counters of a run as a line. rich renders it a few times a second."""
 
     def __init__(self, stats: RunStats, num_shards: int) -> None:
         self._stats, self._num_shards = stats, num_shards
@@ -73,7 +73,7 @@ class Progress:
 
 @contextmanager
 def watch_on(console: Console, stats: RunStats, num_shards: int) -> Iterator[None]:
-    """A live line on a terminal; elsewhere (a log file) nothing until the summary."""
+    """A live line on a terminal; nothing in a log file, where only the summary is printed."""
     if not console.is_terminal:
         yield
         return
@@ -82,7 +82,7 @@ def watch_on(console: Console, stats: RunStats, num_shards: int) -> Iterator[Non
 
 
 def summary(result: RunResult, config: Config, console: Console) -> None:
-    """The table at the end, then damaged and failed shards by name."""
+    """Print the summary table, then damaged and failed shards by name."""
     stats = result.stats
     table = Table(show_header=False, box=None, padding=(0, 2))
     table.add_row("shards", f"{len(stats.reports) - len(stats.failed)} committed, {len(stats.failed)} failed")
@@ -105,7 +105,7 @@ def summary(result: RunResult, config: Config, console: Console) -> None:
 
 
 def problems(stats: RunStats, console: Console) -> None:
-    """Damaged and failed shards by name, and workers that died: said even where nothing else is."""
+    """Print damaged and failed shards by name, and workers that died. `--quiet` prints these too."""
     for incident in stats.incidents:
         console.print(f"[yellow]worker[/] {escape(incident)}")
     for report in stats.damaged:
@@ -115,7 +115,7 @@ def problems(stats: RunStats, console: Console) -> None:
 
 
 def as_dict(result: RunResult, config: Config) -> dict[str, Any]:
-    """The summary for machines; `min_raw` is None where only scores were made. Times are seconds."""
+    """The summary as JSON values. `min_raw` is None for a run that only scored. Times are in seconds."""
     stats = result.stats
     return {
         "output": config.output,
@@ -141,7 +141,7 @@ def as_dict(result: RunResult, config: Config) -> dict[str, Any]:
 
 
 def preset_rows(stats: RunStats, head: str) -> list[tuple[str, str]]:
-    """What each preset would keep of the scored; for the LAION v2 head beside what it kept of LAION-2B-en."""
+    """Share of the scored samples that each preset keeps; for the LAION v2 head with LAION-2B-en's."""
     if not stats.num_scored or not stats.presets:
         return []
     here = {name: percent(stats.presets[name] / stats.num_scored) for name in PRESETS}
@@ -162,7 +162,7 @@ def preset_rows(stats: RunStats, head: str) -> list[tuple[str, str]]:
 
 
 def share(part: int, whole: int) -> str:
-    """`part` of `whole` as a percentage, or a dash."""
+    """`part` of `whole` as a percentage; a dash for nothing of nothing."""
     return f"{100 * part / whole:.1f}%" if whole else "-"
 
 

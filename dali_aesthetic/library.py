@@ -1,4 +1,4 @@
-"""Scoring from Python: images in, numbers out, nothing written."""
+"""Scores from Python: `ImageScorer` and `score_images` take images and write nothing."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from dali_aesthetic.types import PendingScores, Sample, Shard, Status
 
 ImageLike = str | Path | bytes | Image.Image
 _built_in: int | None = None
-"""The process that has built a model. DALI's and torch's threads are not there in what is forked from it."""
+"""Id of the process that built a model. A fork of it lacks the threads of DALI and torch."""
 _PATIENCE_S = 5.0
-"""How long leaving a stream waits for a generator that is waiting itself, for a queue or a socket."""
+"""Seconds that closing a stream waits for an image source that is blocked itself."""
 _NO_SHARD = Shard(index=0, name="images", kind="folder", source="")
 
 
 class ImageScorer:
     """Loads the model once and scores any number of images.
 
-    Raises `ConfigError` for a configuration that can't run, `WeightsUnavailable` where weights are neither in
-    `model.model_dir` nor to be downloaded, and RuntimeError in a process that was forked from one that has
-    had a scorer: it would wait for ever.
+    Raises `ConfigError` for a configuration that can't run, `WeightsUnavailable` if weights are neither in
+    `model.model_dir` nor can be downloaded, and RuntimeError in a fork of a process that had a scorer, where
+    it would hang.
     """
 
     def __init__(
@@ -71,9 +71,9 @@ class ImageScorer:
     def score_all(self, images: Sequence[ImageLike]) -> npt.NDArray[np.float32]:
         """Raw scores of every head, float32 [n, H], in order; NaN where an image can't be decoded.
 
-        Paths and bytes take the same way as a run's samples (DALI, on the GPU where there is one); PIL
-        images take the reference's transform. A path that can't be read raises OSError, what is no image
-        TypeError.
+        Paths and bytes are decoded as a run's samples are (by DALI, on the GPU if there is one). PIL images
+        get the transform of the reference. Raises OSError for a path that can't be read, and TypeError for an
+        object of another type.
         """
         found = list(self._batches(images))
         return np.concatenate(found) if found else np.empty((0, len(self.head_names)), np.float32)
@@ -81,16 +81,16 @@ class ImageScorer:
     def score_stream(self, images: Iterable[ImageLike]) -> Iterator[float]:
         """Raw scores of the first head, one by one in order, for any number of images; NaN as in `score`.
 
-        `images` may be a generator: a few batches are taken ahead of what has been given out, and nothing is
-        kept. One stream of a scorer at a time, and no `score` meanwhile (RuntimeError, as from several
-        threads at once); leaving the loop early ends it.
+        `images` may be a generator: a few batches are prefetched and none is kept. A scorer runs one stream
+        at a time and no `score` beside it; a second call raises RuntimeError, also from another thread.
+        Leaving the loop early ends the stream.
         """
         with closing(self._batches(images)) as batches:
             for scores_RH in batches:
                 yield from scores_RH[:, 0].tolist()
 
     def _batches(self, images: Iterable[ImageLike]) -> Generator[npt.NDArray[np.float32], None, None]:
-        """Scores [R, H] of each batch of images, in order; one batch is launched ahead of the one given."""
+        """Scores [R, H] of each batch of images, in order. One batch is launched ahead."""
         with self._alone:
             yield from self._launched(images)
 
@@ -106,7 +106,7 @@ class ImageScorer:
                 pending = next(batches, None)
             except Exception:
                 if previous is not None:
-                    yield self._wait(previous, pixels_of)  # what came before the failure is given out
+                    yield self._wait(previous, pixels_of)  # scores from before the failure
                 raise
             if previous is not None:
                 yield self._wait(previous, pixels_of)
@@ -123,20 +123,20 @@ class ImageScorer:
 
 
 class _PilPixels:
-    """PIL images on their way: decoded already, they only keep their place among the others."""
+    """The pixels of PIL images, which are decoded already and only keep their place in the batches."""
 
     def __init__(self, image_size: int, limits: Limits, apply_exif: bool) -> None:
         self._image_size, self._limits, self._apply_exif = image_size, limits, apply_exif
         self._pixels: dict[str, npt.NDArray[np.uint8]] = {}
 
     def samples(self, images: Iterable[ImageLike]) -> Iterator[Sample]:
-        """Every image as a sample, in order; that of a PIL image is without an image."""
+        """Every image as a sample, in order. The sample of a PIL image has no bytes."""
         if isinstance(images, str | bytes):
             raise TypeError("images: one string is given where a list of images belongs: give [image]")
         for number, image in enumerate(images):
             if isinstance(image, Image.Image):
-                # Opened, a file is not read yet: it can be as damaged as one that is given by its path.
-                with suppress(Exception):  # Pillow's plugins raise nearly every type for it
+                # An opened PIL image is not read yet, so its file may turn out to be damaged here.
+                with suppress(Exception):  # Pillow's plugins raise nearly every type
                     if 0 < image.width * image.height <= self._limits.max_pixels:
                         turned = turned_upright(image) if self._apply_exif else image
                         self._pixels[str(number)] = square_pixels(turned, self._image_size)
@@ -145,7 +145,7 @@ class _PilPixels:
                 yield _sample(number, _encoded(image))
 
     def take(self, samples: Sequence[Sample]) -> tuple[list[int], npt.NDArray[np.uint8]]:
-        """The rows that were PIL images and their pixels [n, S, S, 3], which are forgotten here."""
+        """The rows that are PIL images and their pixels, uint8 [n, S, S, 3]. They are dropped here."""
         rows = [row for row, sample in enumerate(samples) if sample.key in self._pixels]
         pixels = [self._pixels.pop(samples[row].key) for row in rows]
         return rows, np.stack(pixels) if pixels else np.empty((0, 0, 0, 3), np.uint8)
@@ -156,7 +156,7 @@ def score_images(
 ) -> npt.NDArray[np.float32]:
     """Raw scores of `images` (paths, encoded bytes or PIL images), float32 [n]; NaN for unreadable ones.
 
-    Loads the model for this one call: keep an `ImageScorer` for more.
+    Loads the model for this one call; keep an `ImageScorer` for several.
     """
     return ImageScorer(model, device=device).score(images)
 
@@ -165,8 +165,8 @@ def _check_not_forked() -> None:
     global _built_in
     if _built_in not in (None, os.getpid()):
         raise RuntimeError(
-            "this process was forked from one in which a model was used, whose threads it lacks: start "
-            'processes with multiprocessing.set_start_method("spawn"), or use no model before they begin'
+            "this process was forked from one that used a model, and lacks that model's threads: start "
+            'processes with multiprocessing.set_start_method("spawn"), or load no model before the fork'
         )
     _built_in = os.getpid()
 
@@ -177,8 +177,8 @@ def _encoded(image: str | Path | bytes) -> bytes:
     if isinstance(image, bytes):
         return image
     raise TypeError(
-        f"an image of type {type(image).__name__}: give a path, encoded bytes or a PIL image (pixels in an "
-        "array are one with PIL.Image.fromarray)"
+        f"an image of type {type(image).__name__}: give a path, encoded bytes or a PIL image "
+        "(PIL.Image.fromarray makes one of an array of pixels)"
     )
 
 

@@ -1,6 +1,6 @@
-"""The keep threshold: one meaning, the raw score of the first head, and its spellings.
+"""The threshold on the raw score of the first head, and the ways to spell it.
 
-Raw is the head's own scale (LAION v2: mostly 1.5 to 7.5, not bounded). The 0-1 scale is raw / 10.
+Raw is the scale of the head (LAION v2: mostly 1.5 to 7.5, not bounded). The 0-1 scale is raw / 10.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ _LARGEST = float(np.finfo(np.float32).max)
 
 @dataclass(frozen=True, slots=True)
 class Preset:
-    """A named cut. `laion_share` is the share of LAION-2B-en (2.37e9 pairs) that scored at least `raw`
-    with the LAION v2 head (https://laion.ai/blog/laion-aesthetics), or None where none was published."""
+    """A named cut. `laion_share` is the share of LAION-2B-en (2.37e9 pairs) with a LAION v2 score of at least
+    `raw` (https://laion.ai/blog/laion-aesthetics), or None if none was published."""
 
     raw: float
     laion_share: float | None
@@ -46,7 +46,7 @@ _BOUNDS = (
     {"unit": "--threshold", "raw": "--raw-threshold", "preset": "--preset", "top": "--keep-top"},
     {"max_unit": "--max-threshold", "max_raw": "--max-raw-threshold"},
 )
-"""The lower and the upper bound: the spellings of each, with their flags."""
+"""The fields that spell the lower bound and the upper one, with their flags."""
 
 
 class Threshold(Section):
@@ -106,13 +106,13 @@ class Threshold(Section):
 
     @staticmethod
     def without(values: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-        """The fields `values` without the bounds that `over` gives in any spelling: they don't conflict."""
+        """`values` without the bounds that `over` gives in any spelling, so that the two don't conflict."""
         replaced = [bound for bound in _BOUNDS if any(over.get(name) is not None for name in bound)]
         return {name: value for name, value in values.items() if not any(name in bound for bound in replaced)}
 
     @property
     def min_raw(self) -> float:
-        """The resolved cut on the raw scale, as the nearest float32. A `top` share has none yet."""
+        """The cut on the raw scale, as the nearest float32. A `top` share has none before it is resolved."""
         if self.top is not None:
             raise ValueError("--keep-top has no raw score before everything is scored")
         if self.raw is not None:
@@ -123,21 +123,21 @@ class Threshold(Section):
 
     @property
     def upper_raw(self) -> float:
-        """The upper bound on the raw scale, as the nearest float32; infinite where there is none."""
+        """The upper bound on the raw scale, as the nearest float32; infinite if none is given."""
         if self.max_raw is not None:
             return float(np.float32(self.max_raw))
         return float(np.float32(np.inf if self.max_unit is None else self.max_unit * RAW_PER_UNIT))
 
     def keep(self, raw_scores_R: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
-        """True where the raw float32 score is within the bounds; NaN (not scored) is never kept."""
+        """True where a raw score, float32 [R], is within the bounds; NaN (not scored) is never kept."""
         kept: npt.NDArray[np.bool_] = raw_scores_R >= np.float32(self.min_raw)
         return kept & (raw_scores_R <= np.float32(self.upper_raw))
 
     def resolve_top(self, raw_scores_R: npt.NDArray[np.float32]) -> Threshold:
-        """The same bounds with the `top` share as the raw score it comes to: an exact quantile.
+        """The bounds with `top` resolved to a raw score: an exact quantile of the scores, float32 [R].
 
-        The best `round(top * n)` samples reach it, and at least one; so do those that tie with the last of
-        them. Raises ValueError where nothing is scored, and for an upper bound below the cut.
+        The best `round(top * n)` samples reach it, at least one, and all that tie with the last of them.
+        Raises ValueError if nothing is scored, and for an upper bound below the cut.
         """
         if self.top is None:
             return self
@@ -149,7 +149,7 @@ class Threshold(Section):
         return self.model_copy(update={"top": None, "raw": cut})._check_bounds()
 
     def describe(self, head: str) -> str:
-        """The cut in words; for the LAION v2 head with what it kept of LAION-2B-en, where that is known."""
+        """The cut in words. For the LAION v2 head it adds the share of LAION-2B-en it kept, where known."""
         known = (p.laion_share for p in PRESETS.values() if p.raw == self.min_raw and head == "laion-v2")
         share = next(known, None)
         upper = f", <= {self.upper_raw:g}" if np.isfinite(self.upper_raw) else ""
@@ -160,12 +160,12 @@ class Threshold(Section):
 
 
 def preset_counts(raw_scores_R: npt.NDArray[np.float32]) -> dict[str, int]:
-    """How many of these scores each preset would keep; NaN (not scored) is never kept."""
+    """Number of these scores that each preset keeps; NaN (not scored) is never kept."""
     return {name: int(np.count_nonzero(raw_scores_R >= np.float32(p.raw))) for name, p in PRESETS.items()}
 
 
 def percent(share: float) -> str:
-    """A share as a percentage; two digits that matter below 10%."""
+    """A share as a percentage, with two significant digits below 10%."""
     return f"{100 * share:.2g}%" if share < 0.1 else f"{100 * share:.1f}%"
 
 

@@ -1,4 +1,4 @@
-"""How a function becomes a command: its options, its exit code, and one message for what went wrong."""
+"""The decorator that makes a function a command: its options, its exit code, one message for an error."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from dali_aesthetic.commands.options import nested, parameters
 from dali_aesthetic.launch.signals import Stopped, stoppable
 
 console = Console(stderr=True, highlight=False)
-"""Everything said to a person; standard output is for results."""
+"""Messages for people go to standard error; standard output is for results."""
 
 INCOMPLETE, WRONG_CONFIGURATION = 1, 2
 
 
 class Verbosity(NamedTuple):
-    """How much a command says: everything, problems only, or the result as JSON on standard output."""
+    """What a command prints: everything, problems only, or its result as JSON."""
 
     quiet: bool = False
     json: bool = False
@@ -32,7 +32,7 @@ class Verbosity(NamedTuple):
 
     @property
     def silent(self) -> bool:
-        """Whether nothing is said of how it goes."""
+        """Whether no progress is printed."""
         return self.quiet or self.json
 
 
@@ -43,11 +43,11 @@ def command(
     name: str | None = None,
     descriptions: Mapping[str, str] | None = None,
 ) -> Callable[[Callable[..., int]], Callable[..., int]]:
-    """Makes a command of `app` of a function that gives back the exit code.
+    """Registers a function that returns an exit code as a command of `app`.
 
-    `takes` are the sections and fields of `Config` that are its options. Their values are the function's
-    first argument, a nested mapping for `Config.build`; its other parameters are options of its own. With no
-    `takes` it has only those. `descriptions` are of fields that it reads in another way.
+    `takes` names the sections and fields of `Config` that become options. Their values are the function's
+    first argument, a nested mapping for `Config.build`; its other parameters are options of its own. Without
+    `takes` it has only those. `descriptions` replaces the help of fields that the command reads differently.
     """
 
     def decorate(function: Callable[..., int]) -> Callable[..., int]:
@@ -74,7 +74,7 @@ def command(
 
 
 def fail(message: str, code: int) -> NoReturn:
-    """Ends the process with one message."""
+    """Print one message and exit."""
     console.print(f"[red]error[/] {escape(message)}", soft_wrap=True)
     sys.exit(code)
 
@@ -85,7 +85,7 @@ def print_json(result: Any) -> None:
 
 
 def _exit_with(work: Callable[[], int], verbose: bool) -> NoReturn:
-    """Run `work` and exit with its code; what the user can mend is one message, not a traceback."""
+    """Run `work` and exit with its code. An error is one message, not a traceback."""
     try:
         with stoppable():
             code = work()

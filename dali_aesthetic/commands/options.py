@@ -26,9 +26,9 @@ ConfigFile = Annotated[
 PrintConfig = Annotated[
     bool, typer.Option("--print-config", help="Print the resolved configuration as YAML and exit.")
 ]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but what went wrong.")]
-Json = Annotated[bool, typer.Option("--json", help="For machines: the result as JSON on standard output.")]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say more; show tracebacks.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print problems only.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Print more, tracebacks included.")]
 
 
 def parameters(
