@@ -1,8 +1,8 @@
-# docker build -t dali-aesthetic --build-arg CUDA=13 .   CUDA 12 or 13: 13 needs a driver from 580 up
+# docker build -t dali-aesthetic --build-arg CUDA=13 .   CUDA 12 or 13; 13 needs driver 580 or newer
 # docker run --gpus all -v /data:/input -v /kept:/output -v /models:/models dali-aesthetic \
 #     --input /input --output /output --threshold 0.5
-# It runs as uid 10001, which must be able to write /output; or as you: docker run --user "$(id -u):$(id -g)" ...
-# The base holds no CUDA libraries but the runtime: torch and DALI bring theirs, the driver comes from the host.
+# The container runs as uid 10001, which must be able to write /output; docker run --user "$(id -u):$(id -g)" ... runs it
+# as you. The base image has only the CUDA runtime: torch and DALI bring their libraries, the host brings the driver.
 ARG CUDA=12
 FROM nvidia/cuda:12.8.1-base-ubuntu24.04 AS cuda12
 # The torch on PyPI is built for CUDA 13.
@@ -15,7 +15,7 @@ FROM cuda${CUDA} AS runtime
 ARG CUDA
 ENV DEBIAN_FRONTEND=noninteractive PIP_NO_CACHE_DIR=1 PYTHONUNBUFFERED=1 \
     HF_HOME=/models/huggingface PATH=/opt/venv/bin:$PATH
-# gcc and Python's headers are for Triton, which builds its launchers when the fused kernels first run.
+# Triton builds its launchers with gcc and Python's headers when the fused kernels first run.
 # hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends gcc libc6-dev python3 python3-dev python3-venv \
@@ -38,11 +38,11 @@ RUN useradd --create-home --uid 10001 aesthetic \
     && mkdir -p /models /input /output \
     && if [ "$BAKE" = 1 ]; then dali-aesthetic download --model-dir /models; fi \
     && chown -R aesthetic /models /output
-# A user id from `docker run --user` has no name and no home: caches go where everyone may write.
+# A user id from `docker run --user` has no name and no home, so caches go to a folder that everyone can write.
 ENV HOME=/tmp USER=aesthetic
 USER 10001
 WORKDIR /output
-# Decodes a picture on the GPU and hashes the weights: rarely, since a long job needs both itself.
+# `doctor` decodes an image on the GPU and hashes the weights. It runs rarely, because a long job needs both.
 HEALTHCHECK --interval=1h --timeout=5m --start-period=5m --retries=2 \
     CMD ["dali-aesthetic", "doctor", "--model-dir", "/models", "--output", "/output"]
 ENTRYPOINT ["dali-aesthetic", "run", "--model-dir", "/models"]

@@ -1,13 +1,13 @@
-# `make run` and `make test` set up what they need in $(VENV) and do their job; `make help` lists the rest.
+# `make run` and `make test` first set up what they need in $(VENV); `make help` lists all targets.
 PYTHON ?= python3
 VENV ?= .venv
-# cuda12 or cuda13: the build of DALI. CUDA 13 needs a driver from 580 up; both also run without a GPU. Unless it is
-# said, an environment keeps the one it has: machines that share it may differ in their drivers.
+# The build of DALI, cuda12 or cuda13. CUDA 13 needs driver 580 or newer; both also run without a GPU. Unless CUDA is
+# given, an environment keeps its build, because machines that share it may have different drivers.
 DRIVER := $(shell nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>/dev/null | head -n 1 | cut -d . -f 1)
 FITTING := $(if $(shell [ "$(DRIVER)" -ge 580 ] 2>/dev/null && echo yes),cuda13,cuda12)
 CUDA ?= $(or $(firstword $(shell cat $(VENV)/.setup 2>/dev/null)),$(FITTING))
-# The torch on PyPI is built for CUDA 13. A GPU with an older driver takes one from PyTorch's own index, and before
-# all else: beside PyPI, whose torch is newer, pip would not take it.
+# The torch on PyPI is built for CUDA 13. With an older driver torch comes from PyTorch's own index. It is installed
+# first and from that index alone, because pip would prefer the newer one on PyPI.
 TORCH_INDEX ?= $(if $(DRIVER),$(if $(filter cuda12,$(CUDA)),https://download.pytorch.org/whl/cu128))
 BIN = $(VENV)/bin
 INPUT ?=
@@ -16,17 +16,17 @@ THRESHOLD ?=
 FLAGS ?=
 JOBS ?= 2
 comma := ,
-# Paths go through the environment, as they are: a quote or a dollar in one means nothing to make or the shell.
+# Paths are passed through the environment, so that neither make nor the shell expands a quote or a dollar in them.
 export RUN_INPUT := $(value INPUT)
 export RUN_OUTPUT := $(value OUTPUT)
 
 .PHONY: help run test soak test-gpu lint bench bench-report bench-check clean always
-help: ## this list
+help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
 ifeq ($(strip $(value INPUT)),)
 ifneq ($(strip $(value OUTPUT)$(value THRESHOLD)),)
-# Before anything is installed, and not the demo, which would leave both unread.
+# An error before anything is installed; the demo would ignore both variables.
 $(if $(filter run,$(MAKECMDGOALS)),$(error INPUT is missing: make run INPUT=... OUTPUT=... (the demo takes neither OUTPUT nor THRESHOLD)))
 endif
 endif
@@ -39,8 +39,9 @@ else
 		$(if $(THRESHOLD),--threshold $(THRESHOLD)) $(FLAGS)
 endif
 
-# By files: fixtures of a module are made once. A Ray beside other load loses its patience, so those come last.
-test: lint ## linters, types, and every test that needs no GPU; JOBS=4 for more than two processes
+# Tests are distributed by file, so that a module's fixtures are made once. Ray times out beside other load, so its tests
+# run last and alone.
+test: lint ## linters, types and every test that needs no GPU; JOBS=4 for more than two processes
 	$(BIN)/python -m pytest -m 'not gpu and not ray' -n $(JOBS) --dist loadfile
 	$(BIN)/python -m pytest -m 'not gpu and ray'
 
@@ -59,23 +60,23 @@ lint: $(VENV)/.dev
 bench: $(VENV)/.bench ## images per second of each stage on this machine, as JSON: make bench [FLAGS=--quick]
 	$(BIN)/python -m benchmarks all $(FLAGS)
 
-bench-report: $(VENV)/.bench ## tables, plots and the README's figures from the committed results
+bench-report: $(VENV)/.bench ## update tables, plots and the README's figures from the committed results
 	$(BIN)/python -m benchmarks report
 
-bench-check: $(VENV)/.bench ## fail where a ratio is over 10% below the committed one: make bench-check [FLAGS=--quick]
+bench-check: $(VENV)/.bench ## fail if a ratio is over 10% below the committed one: make bench-check [FLAGS=--quick]
 	$(BIN)/python -m benchmarks check $(FLAGS)
 
 clean: ## remove the environment and the demo
 	rm -rf $(VENV) demo
 
-# What the environment is for: this CUDA, in this folder. Written once pip works, and anew, which makes what depends
-# on it be installed again, when either changed: the package's own link names the folder.
+# Records the environment's CUDA and folder. It is written once pip works, and again if either changes, which reinstalls
+# everything that depends on it: the editable install names the folder.
 $(VENV)/.setup: always
 	@$(BIN)/python -c '' 2>/dev/null && [ "$$(cat $@ 2>/dev/null)" = "$(CUDA) $$(pwd -P)" ] || { $(make_pip) && \
 		echo "$(CUDA) $$(pwd -P)" > $@; }
 
 NEEDS = needs Python 3.11 or newer: make PYTHON=python3.12 ...
-# An environment with pip stays. Without, it is one that was interrupted or whose Python is gone: made anew.
+# An environment with pip is kept. One without was interrupted, or its Python is gone; it is created again.
 define make_pip
 { case "$(CUDA)" in cuda12|cuda13) ;; *) echo 'CUDA=$(CUDA) is neither cuda12 nor cuda13' >&2; exit 2;; esac; \
 	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip >/dev/null 2>&1 || { \
@@ -84,7 +85,7 @@ define make_pip
 	$(BIN)/python -m pip install --quiet --upgrade pip; }; }
 endef
 
-# The builds of DALI, and of what it decodes with, own the same files: both go before one comes.
+# The builds of DALI and of its decoders own the same files, so both are uninstalled before one is installed.
 OTHER = $(if $(filter cuda13,$(CUDA)),nvidia-dali-cuda120,nvidia-dali-cuda130)
 SHARED = $(foreach name,nvimgcodec nvjpeg2k nvtiff libnvcomp,nvidia-$(name)-cu12 nvidia-$(name)-cu13)
 define install
