@@ -1,8 +1,9 @@
-"""Overlap: every Python thread of the package starts here.
+"""Overlap of stages: every Python thread of the package starts here.
 
 `ahead` runs an iterator in a thread of its own with a bounded queue behind it, so that stages written
 as plain generators overlap. The time each side spends blocked on the queue names the bottleneck without
-a profiler (the idea of spdl's StatsQueue): a producer that waits is faster than what follows it."""
+a profiler (the idea of spdl's StatsQueue): a producer that waits is faster than what follows it.
+"""
 
 from __future__ import annotations
 
@@ -21,13 +22,17 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
+ALLOCATIONS = 50_000
+"""Net new containers between two collections of the young generation; Python's default is 700."""
+_num_inside = 0
+_before: tuple[tuple[int, int, int], int] = ((0, 0, 0), 0)
 
 
 @dataclass(slots=True)
 class StageTimes:
-    """Seconds a stage's thread spent waiting for room behind it, and its consumer waiting for it.
+    """Seconds that a stage's thread was blocked on a full queue, and its consumer on an empty one.
 
-    It had its first item ready at `first_at`; times of day are `perf_counter`'s, 0 for what is yet to come.
+    `first_at` is when the first item was ready. The three moments are `perf_counter`'s, 0 before they come.
     """
 
     name: str
@@ -40,12 +45,12 @@ class StageTimes:
 
     @property
     def busy(self) -> float:
-        """Seconds of own work, including what it waited for the stage before it."""
+        """Seconds of own work, including the waits for the stage before it."""
         return max(0.0, self.ended_at - self.started_at - self.blocked_on_full)
 
 
 class _End:
-    """Travels through the queue behind the last item; carries the failure, if there was one."""
+    """The end of the queue, behind the last item. Carries the failure of the source, if there was one."""
 
     def __init__(self, error: BaseException | None) -> None:
         self.error = error
@@ -141,10 +146,10 @@ def ahead(source: Iterable[T], depth: int, name: str, patience: float = threadin
 
 
 class Backlog(Generic[T]):
-    """Calls begun in the order they came, in `num_threads` threads of their own, `depth` unfinished at most.
+    """Runs calls in the order they are added, in `num_threads` threads, at most `depth` of them unfinished.
 
-    Results come back in that order too. A call's failure is raised to whoever takes its result; the calls
-    behind it that have not begun then never do.
+    Results come back in that order too. A call's failure is raised to the caller that takes its result, and
+    later calls that have not begun are dropped.
     """
 
     def __init__(self, depth: int, num_threads: int, name: str) -> None:
@@ -153,16 +158,17 @@ class Backlog(Generic[T]):
         self._calls: deque[Future[T]] = deque()
 
     def add(self, call: Callable[[], T]) -> list[T]:
-        """Begins `call` when its turn has come; waits for room. The results that are there by now."""
+        """Waits for room and queues `call`. Returns the results that are ready."""
         done = self.take(leave=self._depth - 1)
         self._calls.append(self._pool.submit(call))
         return done
 
-    def take(self, leave: int = 1 << 30) -> list[T]:
-        """The results that are there, after waiting until at most `leave` calls are unfinished."""
+    def take(self, leave: int | None = None) -> list[T]:
+        """The results that are ready, after waiting until at most `leave` calls are unfinished."""
         done = []
+        most = len(self._calls) if leave is None else leave
         try:
-            while self._calls and (len(self._calls) > leave or self._calls[0].done()):
+            while self._calls and (len(self._calls) > most or self._calls[0].done()):
                 done.append(self._calls.popleft().result())
         except BaseException:
             self.cancel()
@@ -170,7 +176,7 @@ class Backlog(Generic[T]):
         return done
 
     def cancel(self) -> None:
-        """Drops what has not begun, waits for what has, and ends the threads. No results any more."""
+        """Drops calls that have not begun, waits for the others, and ends the threads. Results are lost."""
         self._pool.shutdown(wait=True, cancel_futures=True)
         self._calls.clear()
 
@@ -182,10 +188,10 @@ def pool(num_threads: int, name: str) -> Executor:
 
 @contextmanager
 def beside(*calls: Callable[[], T], name: str) -> Iterator[list[Future[T]]]:
-    """Makes `calls` one after another in a thread that has ended when the block has.
+    """Makes `calls` one after another in a thread beside the block, and waits for it at the end.
 
-    A call's failure is raised to whoever asks for its result. Where the block fails, those that have not
-    begun then never do.
+    A call's failure is raised where its result is asked for. Where the block fails, calls that have not
+    begun are dropped.
     """
     thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
     begun = [thread.submit(call) for call in calls]
@@ -199,7 +205,7 @@ def beside(*calls: Callable[[], T], name: str) -> Iterator[list[Future[T]]]:
 
 @contextmanager
 def every(seconds: float, call: Callable[[], None], name: str) -> Iterator[None]:
-    """Calls `call` again and again in a thread of its own for as long as the block runs."""
+    """Calls `call` every so many `seconds` in a thread of its own while the block runs."""
     stopped = threading.Event()
 
     def work() -> None:
@@ -216,7 +222,7 @@ def every(seconds: float, call: Callable[[], None], name: str) -> Iterator[None]
 
 
 class OneAtATime:
-    """A block for one caller at a time, of whichever thread: RuntimeError where one is inside."""
+    """A lock that does not wait: entering raises RuntimeError while a caller, of any thread, is inside."""
 
     def __init__(self, message: str) -> None:
         self._message, self._inside = message, threading.Lock()
@@ -230,7 +236,7 @@ class OneAtATime:
 
 
 def stacks() -> str:
-    """What each thread of the process is doing, under its name."""
+    """The stack of each thread of the process, under its name."""
     names = {thread.ident: thread.name for thread in threading.enumerate()}
     return "\n".join(
         f"thread {names.get(ident, ident)}:\n{''.join(traceback.format_stack(frame))}"
@@ -243,36 +249,27 @@ def cpu_count() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-# FOLDED dali_aesthetic/collector.py: Python's garbage collector while the hot loop runs.
-#
-# The libraries in use hold half a million objects that a full collection walks over, for a quarter of a second,
-# every thirty thousand samples; and hardly anything that the loop makes is ever part of a cycle.
-
-
-ALLOCATIONS = 50_000
-"""New containers between two collections of the young ones; Python's own number is 700."""
-_inside = 0
-_before: tuple[tuple[int, int, int], int] = ((0, 0, 0), 0)
-
-
 @contextmanager
 def calm_collector() -> Iterator[None]:
-    """Collects seldom, and only what is made within the block; afterwards everything is as it was.
+    """Makes the garbage collector run seldom, and only over objects that are made within the block.
 
-    Cycles still go: a long block doesn't grow. It may be entered again while it runs.
+    The libraries in use hold half a million objects. A full collection walks over them for a quarter of a
+    second, every thirty thousand samples, and hardly any object of the hot loop is part of a cycle. Cycles
+    are still freed, so a long block doesn't grow. Blocks may nest; after the last one all settings are as
+    before.
     """
-    global _inside, _before
-    if _inside == 0:
+    global _num_inside, _before
+    if _num_inside == 0:
         _before = (gc.get_threshold(), gc.get_freeze_count())
         gc.freeze()
         if _before[0][0] > 0:  # 0: somebody has turned collections off
             gc.set_threshold(max(ALLOCATIONS, _before[0][0]), *_before[0][1:])
-    _inside += 1
+    _num_inside += 1
     try:
         yield
     finally:
-        _inside -= 1
-        if _inside == 0:
+        _num_inside -= 1
+        if _num_inside == 0:
             gc.set_threshold(*_before[0])
             if _before[1] == 0:  # what others froze stays frozen
                 gc.unfreeze()

@@ -18,11 +18,11 @@ _Name = TypeVar("_Name")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tally:
-    """Counters of a worker at one moment: plain values that travel between processes and hosts, and add.
+    """Counters of a worker at one moment: plain values that can be sent to another process, and added.
 
-    `work` is seconds of own work by stage; `waits` is seconds at the queue behind a stage, by (stage, side):
-    of its `consumer` for an item, of the stage, its `producer`, for room. `seconds` is how long the worker
-    has been at it.
+    `work` has seconds of own work by stage. `waits` has seconds at the queue behind a stage by (stage, side):
+    its `consumer` waits for an item, the stage itself, the `producer`, for room. `seconds` is the time since
+    the worker's start.
     """
 
     num_samples: int = 0
@@ -34,7 +34,7 @@ class Tally:
     seconds: float = 0.0
 
     def __add__(self, other: Tally) -> Tally:
-        """Both together; their seconds too, as for one stream of a worker after another."""
+        """The sum, of seconds too, as for streams of a worker that follow one another."""
         return Tally(
             num_samples=self.num_samples + other.num_samples,
             num_kept=self.num_kept + other.num_kept,
@@ -47,10 +47,10 @@ class Tally:
 
 
 class Reports:
-    """The reports of a run's shards: all are counted, those of failed and damaged shards are kept.
+    """The reports of a run's shards. All are counted; those of failed and damaged shards are kept.
 
-    Of the others the latest are, so that a run of a million shards takes no more memory than a small one.
-    `committed` is what the committed ones add up to, `bytes_kept` their bytes.
+    Of the others only the latest are kept, so that a run of a million shards takes no more memory than a
+    small one. `committed` and `bytes_kept` are sums over the committed shards.
     """
 
     def __init__(self) -> None:
@@ -75,16 +75,16 @@ class Reports:
         return self
 
     def __len__(self) -> int:
-        """How many there were."""
+        """The number of all reports."""
         return self._count
 
     def __iter__(self) -> Iterator[ShardReport]:
-        """Those that are kept."""
+        """The reports that are kept."""
         yield from list(self._problems)
         yield from [report for _, report in list(self._latest) if not (report.error or report.damage)]
 
     def since(self, count: int) -> list[tuple[int, ShardReport]]:
-        """The ones after the first `count` with their numbers, as far as they are among the latest."""
+        """The reports after the first `count`, with their numbers, as far as they are among the latest."""
         return [(number, report) for number, report in list(self._latest) if number >= count]
 
 
@@ -92,9 +92,9 @@ class Reports:
 class RunStats:
     """The counters of a run so far. Times are seconds; rates count every sample, good or bad.
 
-    `presets` counts by name how many scores each preset would keep, whatever the run's own threshold is.
-    `workers` has the latest tally of each worker by name where several processes share the run, and
-    `incidents` says which of them died and how.
+    `presets` counts by name the scores that each preset would keep, whatever the run's own threshold is.
+    `workers` has the latest tally of each worker by name where several processes share the run; `incidents`
+    says which of them died and how.
     """
 
     num_samples: int = 0
@@ -128,12 +128,12 @@ class RunStats:
         self.presets.update(presets or {})
 
     def add_wait(self, seconds: float) -> None:
-        """Count what it took a batch's scores to come."""
+        """Count the wait for a batch's scores."""
         self.waited_for_device += seconds
         self.scored_first_at = self.scored_first_at or time.perf_counter()
 
     def add_reports(self, reports: Sequence[ShardReport], seconds: float) -> None:
-        """Count shards that ended, or none, and what the sink took."""
+        """Count the shards that ended, if any, and the seconds of the sink."""
         self.wrote += seconds
         self.reports += reports
         if any(not report.error for report in reports):
@@ -152,7 +152,7 @@ class RunStats:
         )
 
     def set_worker(self, name: str, tally: Tally) -> None:
-        """`tally` is all that the worker `name` has done so far; the totals become the workers' sum."""
+        """Sets all that the worker `name` has done so far; the totals become the sum over the workers."""
         self.workers[name] = tally
         total = sum(self.workers.values(), Tally())
         self.num_samples, self.num_kept = total.num_samples, total.num_kept
@@ -188,11 +188,10 @@ class RunStats:
         return self.num_samples / max(self.seconds, 1e-9)
 
     def work_times(self) -> dict[str, float]:
-        """Seconds of own work by stage, its waiting taken off: storage, decode, GPU (or encoder), sink.
+        """Seconds of own work by stage, without waits: storage, decode, encode, sink.
 
-        Each stage's thread waits for input at the queue before it and for room at the one behind it; what
-        remains is work. The device's work is what the last thread waits for, after the launch. Of several
-        workers it is the sum.
+        A stage's thread waits for input at the queue before it and for room at the queue behind it; the rest
+        is work. The device's work is the time that the last thread waits for it. Workers add up.
         """
         if self.workers:
             return dict(sum(self.workers.values(), Tally()).work)
@@ -210,10 +209,11 @@ class RunStats:
         return work
 
     def first_times(self) -> dict[str, float]:
-        """Seconds from the start of the loop to each stage's first batch, the first scores and commit.
+        """Seconds from the start of the loop to each stage's first batch, the first scores and first commit,
+        as far as they have come.
 
-        What is yet to come is left out. The difference to the stage before it is what that stage does once,
-        on first use: DALI's memory pools and decoders, kernels that are loaded, buffers that are pinned.
+        The difference to the stage before is its set-up on first use: DALI's memory pools and decoders,
+        kernels that are loaded, buffers that are pinned.
         """
         at = {stage.name: stage.first_at for stage in self.stages}
         at |= {"scores": self.scored_first_at, "commit": self.committed_first_at}
@@ -224,8 +224,8 @@ class RunStats:
         return consumers | {(stage.name, "producer"): stage.blocked_on_full for stage in self.stages}
 
     def bound_by(self) -> str:
-        """The stage with most work of its own, or "" before there is anything to tell."""
-        work = self.work_times() if self.num_samples else {}  # building the decoder is no bound
+        """The stage with most work of its own, or "" before the first sample."""
+        work = self.work_times() if self.num_samples else {}  # the set-up of the decoder is no bound
         slowest = max(work, key=lambda name: work[name], default="")
         return slowest if work.get(slowest, 0) > 0 else ""
 
@@ -252,7 +252,7 @@ class StreamCounter:
 
 
 def tally_of(report: ShardReport) -> Tally:
-    """What a report says of its shard's samples."""
+    """The counters of a shard's report."""
     return Tally(num_samples=report.num_samples, num_kept=report.num_kept, statuses=report.statuses)
 
 

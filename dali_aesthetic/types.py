@@ -1,8 +1,8 @@
-"""What crosses rooms: immutable records, no logic.
+"""The records that pass between stages: immutable, no logic.
 
 A batch makes four hops: `EncodedBatch` (host bytes and keys) -> `ImageBatch` (pixels on the device)
 -> `PendingScores` (launched, not waited for) -> `ScoredBatch` (host scores) -> the writers.
-What there is one of for every sample is a named tuple: a frozen dataclass takes four times as long to make.
+Records that exist for every sample are named tuples: a frozen dataclass takes four times as long to make.
 
 Shape legend: N images of a batch (padded to the batch size), R rows of a batch (every input sample,
 scored or not), H heads, D embedding, S pixels of the encoder's square input.
@@ -38,7 +38,7 @@ class Status(StrEnum):
 
 
 class Route(StrEnum):
-    """Who decodes an image."""
+    """The decoder of an image."""
 
     DALI = "dali"
     PILLOW = "pillow"

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dali_aesthetic.config import Config, ModelConfig
+from dali_aesthetic.config import Config, ConfigError, ModelConfig
 from dali_aesthetic.launch.run import run
 from dali_aesthetic.threshold import Threshold
 from tests.conftest import jpeg, read_members, snapshot, write_shard
@@ -208,6 +208,15 @@ def test_a_shard_that_is_no_tar_fails_and_the_others_do_not(
     assert [report.name for report in result.stats.failed] == ["bad"]
     assert sorted(p.name for p in (tmp_path / "out" / "stats").iterdir()) == ["good.json"]
     assert not list((tmp_path / "out" / "shards").glob("*bad*"))
+
+
+def test_a_run_that_cannot_start_leaves_no_folder_behind(
+    shards_dir: Path, tiny_model: ModelConfig, tmp_path: Path
+) -> None:
+    model = tiny_model.model_copy(update={"weights": str(tmp_path / "none.pt")})
+    with pytest.raises(ConfigError, match=r"none\.pt"):
+        run(config(str(shards_dir), tmp_path / "out", model))
+    assert not (tmp_path / "out").exists()
 
 
 def test_zero_images_are_never_a_success(tiny_model: ModelConfig, tmp_path: Path) -> None:

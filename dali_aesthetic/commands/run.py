@@ -95,7 +95,7 @@ def score(
 def launch_and_report(launch: Launch, config: Config, verbosity: Verbosity) -> int:
     """Launch it, watched and observed as the configuration says, and print what came of it; the exit code."""
     from dali_aesthetic.display import as_dict, problems, summary, watch_on
-    from dali_aesthetic.observe.session import observing
+    from dali_aesthetic.observe import observing
 
     say = (lambda text: None) if verbosity.silent else console.print
     with observing(config, None if verbosity.silent else partial(watch_on, console), say) as watch:

@@ -1,1 +1,1 @@
-"""The same scores inside what people already run: NeMo Curator, Ray Data, Hugging Face datasets."""
+"""The same scores in NeMo Curator, Ray Data and Hugging Face datasets."""

@@ -1,4 +1,4 @@
-"""Batches as columns, from whichever library, to columns of scores."""
+"""Scores for batches of columns, of any library."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dali_aesthetic.write.rows import score_columns
 
 
 class BatchScorer:
-    """Scores the images of a column. Loads the model at the first batch of each process that it comes to.
+    """Scores the images of a column. Loads the model at the first batch in each process.
 
     A value may be encoded bytes, a path, a PIL image, decoded pixels (uint8 [height, width, 3] or [height,
     width]), or the `{bytes, path}` of Hugging Face datasets. One that can't be read has the score NaN.
@@ -30,20 +30,20 @@ class BatchScorer:
         device: Device = "auto",
         decode: DecodeConfig | None = None,
     ) -> None:
-        """`model` is laion-v2 on ViT-L/14 where nothing else is given; each of its heads is a column."""
+        """`model` defaults to laion-v2 on ViT-L/14; each of its heads is a column."""
         self.image_column = image_column
         self.model, self.device, self.decode = model or ModelConfig(), device, decode
         self._scorer: ImageScorer | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the model: it is loaded where the copy is used, and doesn't change what is computed."""
+        """Without the loaded model, which the copy loads again. It is no part of a fingerprint either."""
         return {**self.__dict__, "_scorer": None}
 
     def scores(self, batch: Mapping[str, Iterable[Any]]) -> dict[str, npt.NDArray[np.float32]]:
         """The columns `aesthetic_score` (raw, float32) and those of further heads, in the batch's order.
 
-        Raises KeyError for a batch without the column, TypeError for a value that is no image, and for one
-        row in place of a batch.
+        Raises KeyError for a batch without the column, and TypeError for a value that is no image or one row
+        in place of a batch.
         """
         if self.image_column not in batch:
             there = ", ".join(batch)
@@ -58,7 +58,7 @@ class BatchScorer:
 
 
 def _column(values: Any) -> Iterable[Any]:
-    """Raises TypeError for a single image: what it consists of would be taken for images."""
+    """Raises TypeError for a single image, whose rows or bytes would be taken for images."""
     is_pixels = isinstance(values, np.ndarray) and values.dtype == np.uint8
     is_one = isinstance(values, str | bytes | bytearray | memoryview | Path | Mapping | Image.Image)
     if is_one or (is_pixels and (values.ndim < 3 or values.shape[2:] == (3,))):
@@ -70,7 +70,7 @@ def _column(values: Any) -> Iterable[Any]:
 def _read(path: str) -> bytes:
     if "://" not in path:
         return Path(path).read_bytes()
-    import fsspec  # what a streamed dataset names: `https://…`, `zip://a.jpg::/data/train.zip`
+    import fsspec  # for the paths of a streamed dataset: `https://…`, `zip://a.jpg::/data/train.zip`
 
     with fsspec.open(path, "rb") as stream:
         content: bytes = stream.read()

@@ -7,8 +7,8 @@
     scored = images.cast_column("image", Image(decode=False)).map(ScoreColumn("image"), batched=True)
     kept = scored.filter(lambda score: score >= 5.0, input_columns="aesthetic_score")
 
-`decode=False` hands over the files' own bytes, which DALI decodes; decoded images work too, slower, and come
-turned as their EXIF orientation says.
+With `decode=False` the values are the files' own bytes, which DALI decodes. Decoded images work too: they are
+slower, and already turned by their EXIF orientation.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from dali_aesthetic.integrations.batches import BatchScorer
 class ScoreColumn(BatchScorer):
     """A function for `Dataset.map(…, batched=True)`, also of a streamed dataset.
 
-    Takes the arguments of `BatchScorer`. Its fingerprint is that of its settings, so that a second `map` with
-    the same ones comes from the cache.
+    Takes the arguments of `BatchScorer`. Its fingerprint depends on its settings alone, so that a second
+    `map` with the same ones comes from the cache.
     """
 
     def __call__(self, batch: dict[str, list[Any]]) -> dict[str, list[float]]:

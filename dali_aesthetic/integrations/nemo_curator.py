@@ -1,8 +1,8 @@
 """Stages for NeMo Curator.
 
-`score_threshold` is on the head's own scale, mostly 1.5 to 7.5, in both stages: that is what NeMo Curator's
-`ImageAestheticFilterStage` compares with, too. Its default of 0.5 therefore keeps practically every image;
-LAION's "5+", about a quarter of LAION-2B-en, is 5.0.
+`score_threshold` of both stages is on the head's own scale, mostly 1.5 to 7.5, as in NeMo Curator's
+`ImageAestheticFilterStage`. The default of 0.5 there keeps practically every image; LAION's "5+", about a
+quarter of LAION-2B-en, is 5.0.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ except ImportError as error:
 
 _ENCODER, _EMBED_DIM = "ViT-L-14", 768
 _THEIR_HEAD = "ttj/sac-logos-ava1-l14-linearMSE/model.safetensors"
-"""Where NeMo Curator puts the head below its `model_dir`."""
+"""The path of NeMo Curator's head below its `model_dir`."""
 
 
 @dataclass
@@ -47,11 +47,11 @@ class AestheticShardStage(ProcessingStage):  # type: ignore[misc]
     """Tars to tars with the samples at or above `score_threshold` (raw): reads, decodes, embeds, filters and
     writes in one stage, in place of four.
 
-    Kept samples are copied byte for byte; `output_dir` receives what `dali-aesthetic run` writes, with a row
-    for every sample. A shard that is committed there is not done again. Shards are named by their path below
-    `input_dir`; where that is not given, by their file name alone, which then must be unique. Encoded images
-    on their way take up to `memory_budget_gb` GiB in each worker (None: a quarter of the host's memory, at
-    most 16).
+    Kept samples are copied byte for byte; `output_dir` is the output of `dali-aesthetic run`, with a row for
+    every sample. Shards that are committed there are skipped. Shards are named by their path below
+    `input_dir`; where that is not given, by their file name alone, which then must be unique. The encoded
+    images in flight take up to `memory_budget_gb` GiB in each worker (None: a quarter of the host's memory,
+    at most 16).
     """
 
     output_dir: str
@@ -143,7 +143,7 @@ class AestheticShardStage(ProcessingStage):  # type: ignore[misc]
         return Shard(index=index, name=name, kind="tar", source=path)
 
     def _num_kept(self, shard: Shard) -> int:
-        """From the committed report, which also tells whether another input had the name before."""
+        """From the committed report. Raises ValueError where another input had the shard's name before."""
         report = read_stats(self.output_dir, shard.name)
         if report["source"] != shard.source:
             raise ValueError(
@@ -160,7 +160,7 @@ class AestheticShardStage(ProcessingStage):  # type: ignore[misc]
 class ImageAestheticFilterStage(BaseFilterStage):  # type: ignore[misc]
     """NeMo Curator's stage of this name over embeddings, with its parameters and defaults.
 
-    Finds the head in its `model_dir` too. Embeddings are normalised first, which theirs already are.
+    Finds the head in NeMo Curator's `model_dir` too. Embeddings are normalised, which theirs already are.
     """
 
     name: str = "image_aesthetic_filter"

@@ -1,1 +1,1 @@
-"""Where a run runs. The only rooms that know devices, ranks and processes; all call the same loop."""
+"""Runs and their engines. Only this package knows devices, ranks and processes; the hot loop is shared."""

@@ -1,7 +1,6 @@
-"""Cutting stored scores: the samples and their scores side by side, through the sink of a run. No GPU.
+"""The engine of `filter`: samples and their stored scores side by side, through the sink of a run. No GPU.
 
-What is written is what `run` with the same threshold would have written, byte for byte, since the same sink
-writes it from the same rows.
+The output is byte for byte that of `run` with the same threshold: the same sink writes it from the same rows.
 """
 
 from __future__ import annotations
@@ -52,9 +51,9 @@ def filter_scored(config: Config, scores: str | Path, *, watch: Watch | None = N
 
 
 def run_top(config: Config, *, watch: Watch | None = None) -> RunResult:
-    """`run` for a threshold that is a share: score everything into `OUTPUT/scored`, then cut that."""
+    """`run` for a threshold that is a share: scores everything into `OUTPUT/scored`, then cuts that."""
     scored = f"{config.output}/{SCORED}"
-    # Without `part_of` what the cut has written by then would be input for a second call.
+    # `part_of` keeps the files that the cut writes out of the input of a second call.
     half = {"output": scored, "part_of": config.output, "scores_only": True}
     first = run(config.model_copy(update=half), watch=watch)
     if first.exit_code:
@@ -105,7 +104,7 @@ def _batches(
             error = f"{scores} has no scores of it: run `score` again to complete them"
             yield _batch([], None, 0, ShardEnd(shard=shard, error=error), len(head_names))
             continue
-        # Keys and places are the same where an image was replaced; its file rarely has the size it had.
+        # An image that was replaced has the same key and row; the fingerprint has the size of its file.
         if shard.kind == "folder" and read_fingerprint(scores, shard.name) != shard.fingerprint:
             raise _mismatch(shard, f"files of its shard {shard.name} came, went or have another size")
         yield from _shard_batches(shard, read_scores(scores, shard.name, head_names), limits)
@@ -157,7 +156,7 @@ def _mismatch(shard: Shard, what: str) -> ScoresMismatch:
 
 
 def _scored_names(scores: str, shards: Sequence[Shard]) -> list[str]:
-    """The input's shards, all of them scored: a share of half of them would be another share."""
+    """The names of the input's shards. Raises ScoresMismatch unless all of them are scored."""
     done = committed_names(scores)
     missing = [shard.name for shard in shards if shard.name not in done]
     if missing:
@@ -169,7 +168,7 @@ def _scored_names(scores: str, shards: Sequence[Shard]) -> list[str]:
 
 
 def _with_limits(config: Config, scored_by: dict[str, object]) -> Config:
-    """What was scored can be kept, and what was too large then has no json now: the limit is that of then."""
+    """The config with the size limit of the scoring run: under another, rows would have other json fields."""
     limit = scored_by.get("max_member_mb", config.guard.max_member_mb)
     guard = config.guard.model_copy(update={"max_member_mb": limit})
     return config.model_copy(update={"guard": guard})

@@ -1,7 +1,7 @@
-"""The precision of a run, settled once before its workers start: fp8 where its own images show that it may.
+"""Settles the precision of a run before its workers start: fp8 where the run's own images pass the gate.
 
-What was found is one file in the output. All workers load it, and so does a rerun: scales and decision stay
-those of the first start.
+Scales and decision are one file in the output. All workers load it, and so does a rerun: they stay those of
+the first start.
 """
 
 from __future__ import annotations
@@ -43,20 +43,20 @@ from dali_aesthetic.write.files import write_whole
 from dali_aesthetic.write.output import write_once
 
 FEWEST_IMAGES = 48
-"""Below this neither scales nor errors mean anything."""
+"""With fewer, neither scales nor errors mean anything."""
 
 _LOG = logging.getLogger(__name__)
 _DECODE_BATCH = 128
 
 
 def prepare(config: Config, shards: Sequence[Shard], reader: ModelReader | None = None) -> Config:
-    """The config that all workers of the run are built from: as given, or with its precision settled.
+    """The config that all workers of the run are built from, its precision settled.
 
-    Where fp8 is asked for, or may be taken (`auto` on a GPU that has it), the first images of `shards` are
-    decoded, calibrated on and scored both ways, unless the output holds the result already; then its model
-    section names precision and calibration file. Uses the device of the config, and memory of it
-    only until it returns. The weights that it reads stay in the `reader`, where one is given. Raises
-    ConfigError where fp8 is asked for and can't be.
+    Where fp8 is asked for, or allowed (`auto` on a GPU that has it), the first images of `shards` set the
+    scales and are scored in both precisions, unless the output holds the result already. The model section
+    then names the precision and the calibration file. Memory of the config's device is free again when this
+    returns; weights that were read stay in a given `reader`. Raises ConfigError where fp8 is asked for and
+    can't run.
     """
     device = resolve_device(config.device)
     if config.model.calibration or not _considers_float8(config.model, device):
@@ -69,12 +69,12 @@ def prepare(config: Config, shards: Sequence[Shard], reader: ModelReader | None 
     calibration = _calibrate(config, shards, device, reader or model_reader(config.model))
     if config.model.precision == "auto" and calibration.choice.reason:
         return config
-    # What is there is of other options, and no run came of it.
+    # A file that is there has other options, and no run began with it.
     write_calibration(config.output, calibration, replace=exists(location))
     settled = _settled(config, location)
     if device.type == "cuda":
         torch.cuda.empty_cache()
-    _say(read_calibration(location).choice)
+    _log_choice(read_calibration(location).choice)
     return settled
 
 
@@ -93,7 +93,7 @@ def write_calibration(output: str, calibration: Calibration, replace: bool = Fal
 
 
 def preset_cuts() -> dict[str, float]:
-    """Every preset's raw cut, each once, by name, in ascending order."""
+    """The raw cuts of the presets by name, each cut once, in ascending order."""
     return {
         name: raw
         for raw, name in sorted({preset.raw: name for name, preset in reversed(PRESETS.items())}.items())
@@ -107,7 +107,7 @@ def _considers_float8(model: ModelConfig, device: torch.device) -> bool:
             return True
         if model.precision != "auto" or model.backend not in ("auto", "fused"):
             return False
-        # Which GELU it is only the weights tell.
+        # Only the weights tell which GELU it is.
         return not why_not_fused(spec_of(model.encoder).with_quick_gelu(True), device, "fp8")
     except ValueError as error:
         raise ConfigError(f"model: {error}") from error
@@ -120,7 +120,7 @@ def _settled(config: Config, location: str) -> Config:
 
 
 def _is_of_this_run(location: str, config: Config) -> bool:
-    """Whether its scales may be used. Raises ConfigError where another run was begun with it."""
+    """Whether the file's scales may be used. Raises ConfigError where another run was begun with them."""
     there, now = read_calibration(location).choice.made_for, _made_for(config)
     differing = [name for name in sorted({*there, *now}) if there.get(name) != now.get(name)]
     if differing and exists(f"{config.output}/{RECORD}"):
@@ -133,7 +133,7 @@ def _is_of_this_run(location: str, config: Config) -> bool:
 
 
 def _recorded_model(config: Config) -> ModelConfig | None:
-    """What a run that was begun without a calibration took, so that `auto` takes it again."""
+    """The model section of a run that was begun without a calibration: `auto` takes the same again."""
     try:
         identity = read_record(config.output)[IDENTITY]
         took = {"backend": identity["backend"], "precision": identity["precision"]}
@@ -148,7 +148,7 @@ def _recorded_model(config: Config) -> ModelConfig | None:
 
 
 def _made_for(config: Config) -> dict[str, Any]:
-    """The options that scales and verdict depend on, as JSON gives them back."""
+    """The options that scales and decision depend on, as JSON gives them back."""
     model = config.model
     return {
         "input": list(config.input),
@@ -162,7 +162,7 @@ def _made_for(config: Config) -> dict[str, Any]:
 
 
 def _cuts(config: Config) -> dict[str, float]:
-    """The presets', and the run's own where it is none of them."""
+    """The cuts of the presets, and the run's own where it is none of them."""
     cuts = preset_cuts()
     if not config.scores_only and config.threshold.top is None:
         for name, raw in (
@@ -181,7 +181,7 @@ def _calibrate(
     named = spec_of(config.model.encoder)
     import_kernels = partial(import_libraries, "fused", "fp16", device, named)
     decode = partial(_first_images, config, shards, named.image_size, device)
-    # The weights take seconds, the imports too, and so does building a decoder.
+    # Weights, imports and building a decoder take seconds each.
     with beside(import_kernels, name="imports"), beside(decode, name="first images") as decoded:
         model = reader.read()
     spec, gate, asked = model.tower.spec, config.gate, config.model.precision
@@ -190,7 +190,7 @@ def _calibrate(
             raise ConfigError(f"model: precision fp8 can't run here: {reason}; use --precision auto")
         return _untried(config, reason)
     images_NHWC = decoded[0].result()
-    # Nobody asked for fp8 on a small input, where it gains nothing.
+    # `auto` needs the full number of images: on a small input fp8 gains nothing.
     fewest = gate.calibration_images + gate.check_images if asked == "auto" else FEWEST_IMAGES
     if len(images_NHWC) < fewest:
         return _untried(config, f"{len(images_NHWC)} images could be decoded and it takes {fewest}")
@@ -233,6 +233,6 @@ def _first_images(config: Config, shards: Sequence[Shard], image_size: int, devi
     return torch.cat(parts)[:wanted]
 
 
-def _say(choice: Choice) -> None:
+def _log_choice(choice: Choice) -> None:
     over_its_limits = choice.precision != "fp8"
     _LOG.log(logging.WARNING if over_its_limits else logging.INFO, "precision %s", choice.describe())

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the run stops where it stands, leaves nothing half written, and can be resumed."""
+"""Ctrl-C and SIGTERM stop a run in order: nothing is left half written, and the run can be resumed."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class Stopped(KeyboardInterrupt):
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """Within the block the first such signal raises `Stopped`; a second one ends the process at once.
+    """Makes the first such signal raise `Stopped` within the block; a second one ends the process at once.
 
-    Outside of the main thread, where Python allows no handlers, it does nothing.
+    Does nothing outside of the main thread, where Python allows no handlers.
     """
     try:
         before = {number: signal.signal(number, _stop) for number in _STOPPING}
@@ -38,9 +38,9 @@ def stoppable() -> Iterator[None]:
 
 @contextmanager
 def keeping_handlers() -> Iterator[None]:
-    """Puts back what the block (a library's start) does to these signals.
+    """Restores the handlers of these signals after the block, in which a library starts.
 
-    Outside of the main thread it does nothing.
+    Does nothing outside of the main thread.
     """
     before = {number: signal.getsignal(number) for number in _STOPPING}
     yield

@@ -1,7 +1,7 @@
-"""Which of a job's tasks this process is (srun, a Slurm job array, both, or torchrun), and its part.
+"""The task of a job that this process is (srun, a Slurm job array, both, or torchrun), and its part.
 
-Tasks share nothing but the output. A shard belongs to the task that its place in the plan names, so a part
-needs no talk between hosts; what is committed is skipped, so a rerun may have another number of tasks.
+Tasks share nothing but the output. A shard's index in the plan decides which task it belongs to, so hosts
+need not communicate; committed shards are skipped, so a rerun may have another number of tasks.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from dali_aesthetic.types import Shard
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """Task `index` of `count`, the `local_index`-th of `local_count` on its host. `job` names their run."""
+    """Task `index` of `count`; `local_index` of the `local_count` on its host. `job` names the run of all."""
 
     index: int = 0
     count: int = 1
@@ -57,10 +57,10 @@ ALONE = Task()
 
 
 def current_task(environ: Mapping[str, str] = os.environ) -> Task:
-    """What torchrun, srun or a job array says this process is; `ALONE` without any of them.
+    """The task that torchrun, srun or a job array makes of this process; `ALONE` without any of them.
 
-    A batch script's own shell is no task, however many the job has: only what srun starts. Raises ConfigError
-    for a job array with gaps, whose tasks can't be counted.
+    The shell of a batch script is no task, however many the job has: only what srun starts is. Raises
+    ConfigError for a job array with gaps, whose tasks can't be counted.
     """
     if "RANK" in environ and "WORLD_SIZE" in environ:
         return _torchrun(environ)
@@ -92,7 +92,7 @@ def _torchrun(environ: Mapping[str, str]) -> Task:
 
 
 def _step(environ: Mapping[str, str]) -> Task:
-    """srun's part of it. `SLURM_STEP_ID` tells a task from the batch script, which has the others too."""
+    """The task of srun. The batch script has its variables too, except for `SLURM_STEP_ID`."""
     if "SLURM_STEP_ID" not in environ or "SLURM_PROCID" not in environ:
         return ALONE
     count = _number(environ, "SLURM_STEP_NUM_TASKS", _number(environ, "SLURM_NTASKS", 1))
@@ -105,7 +105,7 @@ def _step(environ: Mapping[str, str]) -> Task:
 
 
 def _tasks_here(environ: Mapping[str, str], node: int) -> int:
-    """From a list such as `4(x2),3`: four on each of two nodes, three on the next."""
+    """The number of tasks on a node, from a list such as `4(x2),3`: four on two nodes, three on the next."""
     step, job = "SLURM_STEP_TASKS_PER_NODE", "SLURM_TASKS_PER_NODE"
     name = step if step in environ else job
     text = environ.get(name, "1")
@@ -148,9 +148,9 @@ def _checked(task: Task) -> Task:
 
 
 def for_task(config: Config, task: Task) -> Config:
-    """The config with this task's share of its host. Raises ConfigError for what several tasks can't do.
+    """The config with this task's share of its host: its threads, and one GPU of several by local index.
 
-    Takes one GPU of those it sees, its own by number, where the job gave it more than one.
+    Raises ConfigError for options that several tasks can't share.
     """
     if task.is_alone:
         return config
@@ -172,7 +172,7 @@ def for_task(config: Config, task: Task) -> Config:
     _take_own_gpu(config, task)
     from dali_aesthetic.overlap import cpu_count
 
-    # Slurm binds a task to its cores; who doesn't leaves all of the host's to each.
+    # Slurm may bind a task to its cores; otherwise each task sees all of the host's.
     bound = cpu_count() < (os.cpu_count() or 1)
     threads = config.decode.num_threads or (cpu_count() if bound else max(1, cpu_count() // task.local_count))
     return config.model_copy(update={"decode": config.decode.model_copy(update={"num_threads": threads})})
@@ -188,15 +188,25 @@ def _take_own_gpu(config: Config, task: Task) -> None:
 
 @contextmanager
 def settling(output: str, task: Task) -> Iterator[None]:
-    """One task at a time settles the run's precision; the next one finds it there. Not at a URL."""
+    """Lets one task at a time settle the run's precision; the next finds it settled. No lock at a URL."""
     if task.is_alone or is_url(output):
         yield
         return
     Path(output).mkdir(parents=True, exist_ok=True)
     path = Path(output) / SETTLING
-    with path.open("a") as stream:
-        with suppress(OSError):  # a file system without locks: the work is done twice, with the same result
-            fcntl.flock(stream, fcntl.LOCK_EX)
-        yield
-    # Tasks that still wait hold the unlinked file open, and find what was settled.
-    path.unlink(missing_ok=True)
+    while True:
+        with path.open("a") as stream:
+            with suppress(OSError):  # a file system without locks: the work is done twice, with one result
+                fcntl.flock(stream, fcntl.LOCK_EX)
+            if not _is_file(path, stream.fileno()):
+                continue  # the task before removed the file that this one waited for
+            yield
+            path.unlink(missing_ok=True)
+            return
+
+
+def _is_file(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False

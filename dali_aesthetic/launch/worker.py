@@ -1,4 +1,4 @@
-"""What one process on one device needs to score shards, built from a config."""
+"""The worker of one process on one device, built from a config, and the run record that describes it."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ _PACKAGES = ("torch", "nvidia-dali-cuda120", "nvidia-dali-cuda130", "open_clip_t
 class Worker:
     """Decoder and scorer on one device. `weights` names each weight file in use and its sha256.
 
-    `start` is the seconds that the process was there before, and that it took to read the weights, to wait
-    for imports beside them, to build the encoder, to score a first batch on a GPU, and to wait for the
-    decoder, which is built beside these two.
+    `start` has seconds by name: the age of the process `before`, then reading the weights, waiting for the
+    imports beside them, building the encoder, a first batch on a GPU, and waiting for the decoder, which is
+    built beside these two.
     """
 
     device: torch.device
@@ -61,16 +61,16 @@ def resolve_device(device: str) -> torch.device:
 
 
 def model_reader(model: ModelConfig) -> ModelReader:
-    """Reads the weights that `model` names, once for all who are given it."""
+    """A reader of the weights that `model` names. It reads them once for everything built from it."""
     return ModelReader(
         encoder=model.encoder, weights=model.weights, heads=model.heads, model_dir=model.model_dir
     )
 
 
 def build_worker(config: Config, reader: ModelReader | None = None) -> Worker:
-    """Read the weights, build decoder and scorer. Raises `ConfigError` or `WeightsUnavailable`.
+    """Reads the weights, builds decoder and scorer. Raises `ConfigError` or `WeightsUnavailable`.
 
-    Takes the model of the `reader`, where one is given, which may have read it already.
+    A given `reader` may have read the model already.
     """
     device, laps = resolve_device(config.device), _Laps()
     try:
@@ -117,7 +117,7 @@ class _Laps:
 
 def _model(wanted: ModelConfig, device: torch.device, reader: ModelReader, laps: _Laps) -> Model:
     """The model, read beside the imports of all that will be built from it."""
-    # Whatever can be wrong is found before gigabytes are read and libraries imported: cheapest first.
+    # Cheap checks come first: gigabytes are read and libraries imported only where all names are right.
     if wanted.calibration:
         read_calibration(wanted.calibration)
     resolve_backend(wanted.backend, wanted.precision, device)
@@ -151,7 +151,7 @@ def read_limits_of(config: Config) -> ReadLimits:
 
 
 def decoder_of(config: Config, image_size: int, batch_size: int, device: torch.device) -> DaliDecoder:
-    """A decoder with the config's threads and limits. Whoever asks for it closes it."""
+    """A decoder with the config's threads and limits. The caller closes it."""
     return DaliDecoder(
         image_size=image_size,
         batch_size=batch_size,
@@ -163,7 +163,7 @@ def decoder_of(config: Config, image_size: int, batch_size: int, device: torch.d
 
 
 def run_record(config: Config, worker: Worker) -> dict[str, Any]:
-    """What `run.json` holds: `identity` decides whether a rerun is the same run, `environment` informs.
+    """The content of `run.json`: `identity` decides whether a rerun is the same run, the rest informs.
 
     Batch size and threads are no part of the identity: they may be lowered to get a run through.
     """
@@ -186,7 +186,7 @@ def run_record(config: Config, worker: Worker) -> dict[str, Any]:
             "max_member_mb": config.guard.max_member_mb,
         }
         | ({"save_embeddings": True} if config.save_embeddings else {})
-        | _told_beside_the_weights(config, worker)
+        | _settings_beside_weights(config, worker)
         | ({"image_column": config.image_column} if config.image_column else {})
         | ({"calibration": scales.sha256} if scales and scales.choice.precision == "fp8" else {})
     )
@@ -199,8 +199,8 @@ def run_record(config: Config, worker: Worker) -> dict[str, Any]:
     }
 
 
-def _told_beside_the_weights(config: Config, worker: Worker) -> dict[str, Any]:
-    """What isn't as the encoder's name has it: a file beside the checkpoint says so, and has no hash."""
+def _settings_beside_weights(config: Config, worker: Worker) -> dict[str, Any]:
+    """The settings that a file beside the checkpoint changed, which has no hash of its own."""
     spec, named = worker.scorer.backend.spec, spec_of(config.model.encoder)
     found = {name: getattr(spec, name) for name in ("quick_gelu", "mean", "std")}
     if worker.weights[0]["sha256"] in OPENAI_SHA256:
@@ -213,7 +213,7 @@ def _told_beside_the_weights(config: Config, worker: Worker) -> dict[str, Any]:
 
 
 def cut_identity(config: Config) -> dict[str, Any]:
-    """What is kept: bounds on the raw scale, or nothing where only scores are made."""
+    """The bounds on the raw scale, or none where only scores are made."""
     if config.scores_only:
         return {"min_raw": None}
     upper = config.threshold.upper_raw

@@ -1,4 +1,4 @@
-"""A log for machines: one JSON object a line, for the start, each shard, progress, deaths and the end."""
+"""The log for machines: a JSON object a line, for the start, each shard, progress, deaths and the end."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from dali_aesthetic.types import ShardReport
 from dali_aesthetic.version import __version__
 
 _LOG = logging.getLogger(__name__)
-_LOOK_SECONDS = 0.5
+_POLL_SECONDS = 0.5
 _PROGRESS_SECONDS = 30.0
 
 
 class JsonLog:
-    """Writes events to `file`, each one line that is flushed at once; no run ends because that fails.
+    """Writes each event to `file` as a line and flushes it. A failure does not end the run.
 
     Where the disk is full or a pipe closed, a warning names `target`, and the log ends.
     """
@@ -52,13 +52,13 @@ class JsonLog:
         follower = _Follower(self, stats)
         failure: BaseException | None = None
         try:
-            with every(_LOOK_SECONDS, follower.look, "log"):
+            with every(_POLL_SECONDS, follower.poll, "log"):
                 yield
         except BaseException as error:
             failure = error
             raise
         finally:
-            follower.look()
+            follower.poll()
             self._end(stats, num_shards, failure)
 
     def _end(self, stats: RunStats, num_shards: int, failure: BaseException | None) -> None:
@@ -71,23 +71,23 @@ class JsonLog:
 
 
 class _Follower:
-    """Logs what is new in `stats` since it last looked."""
+    """Logs the news of `stats` since its last call."""
 
     def __init__(self, log: JsonLog, stats: RunStats) -> None:
         self._log, self._stats = log, stats
         self._num_reports = self._num_incidents = 0
-        self._said_at = time.monotonic()
+        self._logged_at = time.monotonic()
 
-    def look(self) -> None:
+    def poll(self) -> None:
         for number, report in self._stats.reports.since(self._num_reports):
             self._report(report)
-            self._num_reports = number + 1  # of very many some are passed over, none comes twice
+            self._num_reports = number + 1  # reports that came too fast are skipped, none comes twice
         incidents = self._stats.incidents
         for incident in incidents[self._num_incidents :]:
             self._log.write("worker_died", "warning", message=incident)
         self._num_incidents = len(incidents)
-        if time.monotonic() - self._said_at >= _PROGRESS_SECONDS:
-            self._said_at = time.monotonic()
+        if time.monotonic() - self._logged_at >= _PROGRESS_SECONDS:
+            self._logged_at = time.monotonic()
             workers = {name: tally.num_samples for name, tally in dict(self._stats.workers).items()}
             self._log.write("progress", **_counters(self._stats), workers=workers)
 
@@ -124,7 +124,7 @@ def json_log(target: str) -> Iterator[JsonLog]:
     try:
         yield JsonLog(file, target)
     finally:
-        with suppress(OSError):  # what could not be written is tried once more
+        with suppress(OSError):  # closing tries once more to write the buffer
             file.close()
 
 

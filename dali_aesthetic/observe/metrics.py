@@ -1,4 +1,4 @@
-"""The metrics of a run: their names, and their values at one moment. `docs/metrics.md` has the same list."""
+"""The metrics of a run, listed in `docs/metrics.md` too, and the endpoint that Prometheus scrapes."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 PREFIX = "dali_aesthetic_"
 ONE_WORKER = "main"
-"""The `worker` of a run that one process does."""
+"""The label `worker` of a run in one process."""
 
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """A metric without the prefix. A counter only rises while the command runs, a gauge is what it is now."""
+    """A metric, named without the prefix. A counter only rises while the command runs; a gauge may fall."""
 
     name: str
     kind: Literal["counter", "gauge"]
@@ -33,7 +33,7 @@ class Metric:
 
 
 class Value(NamedTuple):
-    """One time series' value now: labels in the metric's order."""
+    """The value of one time series now, with its labels in the metric's order."""
 
     name: str
     labels: tuple[str, ...]
@@ -74,9 +74,11 @@ METRICS = (
     Metric("gpu_memory_total_bytes", "gauge", ("gpu",), "Device memory there is."),
 )
 
+_COUNTERS = frozenset(metric.name for metric in METRICS if metric.kind == "counter")
+
 
 def read_metrics(stats: RunStats, num_shards: int, gpus: Sequence[GpuReading] = ()) -> Iterator[Value]:
-    """Every time series now. `stats` may be counting meanwhile, in other threads."""
+    """The value of every time series now. Other threads may change `stats` meanwhile."""
     workers = dict(stats.workers) or {ONE_WORKER: stats.tally()}
     for name, tally in workers.items():
         yield from _worker(name, tally)
@@ -108,14 +110,8 @@ def _worker(name: str, tally: Tally) -> Iterator[Value]:
         yield Value("queue_wait_seconds_total", (name, stage, side), seconds)
 
 
-# FOLDED dali_aesthetic/observe/prometheus.py: An endpoint that Prometheus scrapes, from the command's start to its end.
-
-
-_COUNTERS = frozenset(metric.name for metric in METRICS if metric.kind == "counter")
-
-
 class _Collector:
-    """Reads the run when it is asked, so that a scrape has the values of its own moment."""
+    """Reads the run at each scrape, so that the values are current."""
 
     def __init__(self, gpus: Gpus) -> None:
         self._gpus = gpus
@@ -136,15 +132,17 @@ class _Collector:
             for metric in METRICS
         }
         for name, labels, value in read_metrics(self._stats, self._num_shards, self._gpus.read()):
-            families[name].add_metric(labels, self._risen(name, labels, value))
+            families[name].add_metric(labels, self._monotonic(name, labels, value))
         yield from families.values()
         version = GaugeMetricFamily(f"{PREFIX}info", "Always 1; the version is a label.", labels=("version",))
         version.add_metric((__version__,), 1)
         yield version
 
-    def _risen(self, name: str, labels: tuple[str, ...], value: float) -> float:
-        """What a worker did not commit is taken off its counts when it dies; Prometheus takes a counter that
-        falls for one that began anew, and would add all of it a second time."""
+    def _monotonic(self, name: str, labels: tuple[str, ...], value: float) -> float:
+        """The highest value of a counter so far.
+
+        A worker that dies loses what it did not commit. Prometheus takes a counter that falls for one that
+        restarted, and would add all of it a second time."""
         if name not in _COUNTERS:
             return value
         highest = self._highest[name, labels] = max(value, self._highest.get((name, labels), 0.0))
@@ -152,14 +150,14 @@ class _Collector:
 
 
 class Endpoint:
-    """Serves at `port`; `watch` says whose counters to show, which stay after the run."""
+    """Serves at `port` the counters of the last run that was watched."""
 
     def __init__(self, collector: _Collector, host: str, port: int) -> None:
         self._collector, self.host, self.port = collector, host, port
 
     @property
     def url(self) -> str:
-        """Where to scrape."""
+        """The address to scrape."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"http://{host}:{self.port}/metrics"
 
@@ -172,7 +170,7 @@ class Endpoint:
 
 @contextmanager
 def serve_metrics(host: str, port: int) -> Iterator[Endpoint]:
-    """Serves for as long as the block runs; `port` 0 takes a free one. Raises ConfigError where it can't."""
+    """Serves while the block runs; `port` 0 takes a free one. Raises ConfigError where it can't listen."""
     from prometheus_client import CollectorRegistry, start_http_server
 
     gpus = Gpus()

@@ -1,4 +1,4 @@
-"""What the driver says of the GPUs: utilisation, clock, power, temperature, memory."""
+"""GPU readings from NVML: utilisation, clock, power, temperature, memory."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 @dataclass(frozen=True, slots=True)
 class GpuReading:
-    """A GPU's values now, by the names of the metrics without `gpu_`. What it doesn't tell is not there.
+    """A GPU's values now, by the names of the metrics without `gpu_`; those that it lacks are left out.
 
-    `name` is its index in NVML's order, which is the PCI bus's.
+    `name` is its index in NVML's order, which is that of the PCI bus.
     """
 
     name: str
@@ -28,9 +28,7 @@ class Gpus:
     def __init__(self) -> None:
         self._nvml: Any = None
         self._handles: dict[str, Any] = {}
-        with suppress(
-            Exception
-        ):  # no library, no driver, no right to ask it: all of them pynvml's own errors
+        with suppress(Exception):  # no library, no driver or no permission: pynvml has an error for each
             import pynvml
 
             pynvml.nvmlInit()
@@ -38,11 +36,11 @@ class Gpus:
             self._handles = dict(self._visible())
 
     def read(self) -> list[GpuReading]:
-        """Takes about a millisecond for each."""
+        """Reads every GPU, in about a millisecond each."""
         return [GpuReading(name, dict(self._values(handle))) for name, handle in self._handles.items()]
 
     def close(self) -> None:
-        """Lets the library go."""
+        """Releases the library."""
         if self._nvml is not None:
             with suppress(self._nvml.NVMLError):
                 self._nvml.nvmlShutdown()

@@ -1,4 +1,4 @@
-"""The metrics as a run of Weights & Biases."""
+"""The metrics of a run as a run of Weights & Biases."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _LOG_SECONDS = 10.0
 
 
 class WandbRun:
-    """A run there, which gets the values every ten seconds and at the end."""
+    """A run of Weights & Biases that gets the values every ten seconds and at the end."""
 
     def __init__(self, run: Any, gpus: Gpus) -> None:
         self._run, self._gpus = run, gpus
 
     @contextmanager
     def watch(self, stats: RunStats, num_shards: int) -> Iterator[None]:
-        """Logs `stats` for as long as the block runs; a rate is that of the last ten seconds."""
+        """Logs `stats` while the block runs; `samples_per_second_now` is the rate since the last values."""
         last = (time.perf_counter(), 0)
 
         def log() -> None:
@@ -46,7 +46,7 @@ class WandbRun:
 
 @contextmanager
 def wandb_run(project: str, config: Config) -> Iterator[WandbRun]:
-    """A run of `project` for as long as the block runs; its settings are wandb's own (WANDB_*).
+    """A run of `project` while the block runs; wandb's own settings (WANDB_*) hold.
 
     Raises ConfigError where the package is missing or refuses.
     """

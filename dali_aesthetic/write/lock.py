@@ -69,6 +69,7 @@ def claim(output: str | Path, *, job: str = "", leads: bool = True) -> Iterator[
 
 @contextmanager
 def _locked(path: Path, job: str) -> Iterator[None]:
+    is_new = not path.parent.exists()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = _lock(path, f"{_JOB}{job}" if job else str(Owner.current()), shared=bool(job))
@@ -79,6 +80,9 @@ def _locked(path: Path, job: str) -> Iterator[None]:
     finally:
         if not job or _is_last(descriptor):
             path.unlink(missing_ok=True)  # while the lock is held: afterwards the file may be another run's
+        if is_new and not job:
+            with suppress(OSError):  # not empty: the run has begun
+                path.parent.rmdir()
         os.close(descriptor)
 
 

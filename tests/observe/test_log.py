@@ -12,9 +12,8 @@ import pytest
 
 from dali_aesthetic.config import Config, ConfigError
 from dali_aesthetic.launch.run import run
-from dali_aesthetic.observe import log
+from dali_aesthetic.observe import log, observing
 from dali_aesthetic.observe.log import json_log
-from dali_aesthetic.observe.session import observing
 from dali_aesthetic.stats import RunStats, Tally
 from dali_aesthetic.types import ShardReport
 

@@ -14,8 +14,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from dali_aesthetic.config import Config, ConfigError
 from dali_aesthetic.launch.run import run
+from dali_aesthetic.observe import observing
 from dali_aesthetic.observe.metrics import METRICS, PREFIX
-from dali_aesthetic.observe.session import observing
 from dali_aesthetic.overlap import every
 from dali_aesthetic.stats import RunStats, Tally
 

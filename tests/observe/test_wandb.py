@@ -13,7 +13,7 @@ import pytest
 
 from dali_aesthetic.config import Config, ConfigError
 from dali_aesthetic.launch.run import run
-from dali_aesthetic.observe.session import observing
+from dali_aesthetic.observe import observing
 
 BLOCK, HEADER = 32768, struct.Struct("<IHB")
 

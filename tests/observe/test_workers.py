@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from dali_aesthetic.cli import app
 from dali_aesthetic.config import Config
 from dali_aesthetic.launch.run import run
-from dali_aesthetic.observe.session import observing
+from dali_aesthetic.observe import observing
 from tests.observe.conftest import MODEL
 from tests.observe.test_prometheus import scrape
 

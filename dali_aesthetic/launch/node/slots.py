@@ -1,4 +1,4 @@
-"""What one node offers to workers: a slot for each GPU, or for each CPU worker asked for."""
+"""The slots of a node: one for each GPU, or for each CPU worker asked for."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def visible_gpus() -> list[str]:
 
 
 def nearest_cpus(device: torch.device, root: Path = _PCI_DEVICES) -> set[int]:
-    """The CPUs of the GPU's NUMA node that this process may use; empty where that can't be known."""
+    """The CPUs of the GPU's NUMA node that this process may use; empty where the system doesn't tell."""
     import torch
 
     if device.type != "cuda":
