@@ -1,14 +1,25 @@
-"""Threads that hand on items, failures and waiting times, and end when their consumer does."""
+"""Stages overlap and end with their consumer; calls in threads; the garbage collector of the hot loop."""
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 
 import pytest
 
-from dali_aesthetic.overlap import Backlog, OneAtATime, ahead, beside, every, stacks
+from dali_aesthetic.overlap import (
+    ALLOCATIONS,
+    Backlog,
+    OneAtATime,
+    ahead,
+    beside,
+    calm_collector,
+    every,
+    stacks,
+)
 
 
 def test_items_arrive_in_order_from_another_thread() -> None:
@@ -150,7 +161,7 @@ def test_a_backlog_gives_results_in_order_and_holds_back_beyond_its_depth() -> N
     backlog.cancel()
 
 
-def test_a_failure_in_a_backlog_is_raised_to_who_takes_its_result() -> None:
+def test_a_failure_in_a_backlog_is_raised_where_its_result_is_taken() -> None:
     def fail() -> int:
         raise OSError("full disk")
 
@@ -161,7 +172,7 @@ def test_a_failure_in_a_backlog_is_raised_to_who_takes_its_result() -> None:
         backlog.take(leave=0)
 
 
-def test_a_cancelled_backlog_ends_what_runs_and_begins_nothing_more() -> None:
+def test_a_cancelled_backlog_waits_for_running_calls_and_begins_no_other() -> None:
     gate, began, ended = threading.Event(), list[str](), list[str]()
     backlog: Backlog[None] = Backlog(9, 1, "test")
 
@@ -207,7 +218,7 @@ def test_a_block_that_fails_ends_the_calls_beside_it() -> None:
     assert not any(thread.name.startswith("test") for thread in threading.enumerate())
 
 
-def test_a_call_that_fails_beside_a_block_tells_who_asks() -> None:
+def test_the_failure_of_a_call_beside_a_block_is_raised_with_its_result() -> None:
     def fail() -> None:
         raise ImportError("no library")
 
@@ -217,7 +228,7 @@ def test_a_call_that_fails_beside_a_block_tells_who_asks() -> None:
         begun[0].result()
 
 
-def test_a_block_for_one_at_a_time_lets_the_next_in_when_it_was_left() -> None:
+def test_a_lock_for_one_at_a_time_is_free_once_left() -> None:
     alone = OneAtATime("busy")
     for _ in range(2):
         with alone, pytest.raises(RuntimeError, match="busy"), alone:
@@ -226,3 +237,50 @@ def test_a_block_for_one_at_a_time_lets_the_next_in_when_it_was_left() -> None:
         raise OSError("no file")
     with alone:
         pass
+
+
+class Node:
+    def __init__(self) -> None:
+        self.myself = self
+
+
+@pytest.fixture
+def collector_restored() -> Iterator[None]:
+    before = gc.get_threshold()
+    yield
+    gc.set_threshold(*before)
+    gc.unfreeze()
+
+
+def test_the_collector_runs_seldom_in_the_block_and_as_before_after_it(collector_restored: None) -> None:
+    before = gc.get_threshold()
+    assert gc.get_freeze_count() == 0
+    with calm_collector():
+        assert gc.get_threshold()[0] == ALLOCATIONS
+        frozen = gc.get_freeze_count()
+        made_since = [Node() for _ in range(1000)]
+        with calm_collector():  # other threads may free some of the frozen; a second freeze would add these
+            assert frozen + len(made_since) > gc.get_freeze_count() > 10_000
+        assert gc.get_threshold()[0] == ALLOCATIONS
+    assert gc.get_threshold() == before
+    assert gc.get_freeze_count() == 0
+
+
+def test_cycles_made_in_a_long_block_are_freed(collector_restored: None) -> None:
+    with calm_collector():
+        first = weakref.ref(Node())
+        nodes = 0
+        while first() is not None and nodes < 4 * ALLOCATIONS:
+            Node()
+            nodes += 1
+    assert first() is None
+    assert nodes <= 2 * ALLOCATIONS
+
+
+def test_collector_settings_of_others_are_kept(collector_restored: None) -> None:
+    gc.set_threshold(0, 10, 10)
+    gc.freeze()
+    with calm_collector():
+        assert gc.get_threshold()[0] == 0
+    assert gc.get_threshold()[0] == 0
+    assert gc.get_freeze_count() > 0

@@ -197,7 +197,7 @@ def test_a_folder_of_images_becomes_shards_of_the_files_own_bytes(
     }
 
 
-def test_a_shard_that_is_no_tar_fails_and_the_others_do_not(
+def test_a_broken_tar_fails_and_the_others_do_not(
     shards_dir: Path, tiny_model: ModelConfig, tmp_path: Path
 ) -> None:
     (tmp_path / "in").mkdir()

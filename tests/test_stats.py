@@ -1,4 +1,4 @@
-"""Counters add up and the verdict names the stage that works most."""
+"""Counters add up over workers, and the stage that works most bounds the run."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_waiting_is_taken_off_each_stages_work() -> None:
     assert stats.bound_by() == "encode"
 
 
-def test_the_first_of_each_is_noted_once_it_has_come() -> None:
+def test_first_times_appear_as_they_come_and_stay() -> None:
     stats = RunStats(started_at=time.perf_counter() - 10)
     assert stats.first_times() == {}
     stats.stages = [
@@ -70,7 +70,7 @@ def test_the_first_of_each_is_noted_once_it_has_come() -> None:
     assert (stats.waited_for_device, stats.wrote, len(stats.reports)) == (0.5, 1.5, 3)
 
 
-def test_there_is_no_verdict_before_there_is_work() -> None:
+def test_nothing_bounds_a_run_before_there_is_work() -> None:
     assert RunStats().bound_by() == ""
 
 
@@ -99,7 +99,7 @@ def test_streams_of_one_worker_add_their_seconds() -> None:
     assert (both.num_samples, both.seconds, both.work) == (1, 5.0, {"sink": 1.0, "decode": 0.5})
 
 
-def test_of_many_reports_the_problems_are_kept_and_all_are_counted() -> None:
+def test_all_reports_are_counted_and_problems_are_kept() -> None:
     stats = RunStats()
     stats.reports.append(ShardReport(name="bad", source="bad", error="no tar"))
     stats.reports += [ShardReport(name=str(i), source="") for i in range(5000)]

@@ -69,7 +69,7 @@ def test_wrong_columns_and_values_are_named(tiny_model: ModelConfig) -> None:
     "image",
     [b"x", "a.jpg", Path("a.jpg"), {"bytes": b"x"}, Image.new("RGB", (8, 8)), np.zeros((9, 8, 3), np.uint8)],
 )
-def test_one_row_is_no_batch(tiny_model: ModelConfig, image: Any) -> None:
+def test_one_row_in_place_of_a_batch_is_refused(tiny_model: ModelConfig, image: Any) -> None:
     with pytest.raises(TypeError, match="one row is given where a batch belongs"):
         BatchScorer("image", model=tiny_model, device="cpu").scores({"image": image})
 
@@ -91,7 +91,7 @@ def test_every_head_is_a_column(encoded: list[bytes]) -> None:
     assert not np.array_equal(scores["aesthetic_score"], scores["punsafe"])
 
 
-def test_a_loaded_scorer_travels_without_its_model(encoded: list[bytes], tiny_model: ModelConfig) -> None:
+def test_a_loaded_scorer_is_pickled_without_its_model(encoded: list[bytes], tiny_model: ModelConfig) -> None:
     fresh = ScoreColumn(model=tiny_model, device="cpu")
     before = pickle.dumps(fresh)
     fresh({"image": encoded[:1]})

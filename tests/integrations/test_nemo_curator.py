@@ -50,7 +50,7 @@ def _task(*paths: Path) -> Any:
     return FileGroupTask(dataset_name="photos", data=[str(path) for path in paths])
 
 
-def test_tars_in_are_the_tars_that_run_writes(shards_dir: Path, expected: Path, tmp_path: Path) -> None:
+def test_the_shard_stage_writes_the_tars_of_run(shards_dir: Path, expected: Path, tmp_path: Path) -> None:
     stage = _stage(tmp_path / "out", input_dir=str(shards_dir))
     task = _task(shards_dir / "00000.tar", shards_dir / "00001.tar")
     (result,) = stage.process_batch([task])
@@ -70,7 +70,7 @@ def test_tars_in_are_the_tars_that_run_writes(shards_dir: Path, expected: Path, 
 
 
 @pytest.mark.slow
-def test_a_pipeline_of_theirs_runs_it(
+def test_a_pipeline_of_nemo_curator_runs_the_shard_stage(
     shards_dir: Path, expected: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Partitioning by their stage, the work by ours, in the workers of their executor over Ray Data.
@@ -99,7 +99,7 @@ def test_a_pipeline_of_theirs_runs_it(
         assert read_members(path) == read_members(expected / "shards" / path.name)
 
 
-def test_a_task_without_a_kept_sample_ends_there(shards_dir: Path, tmp_path: Path) -> None:
+def test_a_task_without_a_kept_sample_is_dropped(shards_dir: Path, tmp_path: Path) -> None:
     stage = stages.AestheticShardStage(output_dir=str(tmp_path / "out"), score_threshold=99.0, **TINY)
     stage.setup()
     assert stage.process(_task(shards_dir / "00000.tar")) is None
@@ -107,7 +107,7 @@ def test_a_task_without_a_kept_sample_ends_there(shards_dir: Path, tmp_path: Pat
     stage.teardown()
 
 
-def test_names_that_clash_and_tars_that_are_none_are_errors(shards_dir: Path, tmp_path: Path) -> None:
+def test_clashing_names_and_broken_tars_are_errors(shards_dir: Path, tmp_path: Path) -> None:
     other = tmp_path / "other/00000.tar"
     other.parent.mkdir()
     other.write_bytes((shards_dir / "00000.tar").read_bytes())
@@ -122,7 +122,7 @@ def test_names_that_clash_and_tars_that_are_none_are_errors(shards_dir: Path, tm
     stage.teardown()
 
 
-def test_the_drop_in_keeps_what_their_stage_keeps(tmp_path: Path) -> None:
+def test_the_filter_stage_keeps_what_that_of_nemo_curator_keeps(tmp_path: Path) -> None:
     from nemo_curator.models.aesthetics import MLP
     from nemo_curator.stages.image.filters.aesthetic_filter import ImageAestheticFilterStage as Theirs
     from nemo_curator.tasks import ImageBatch, ImageObject
@@ -159,7 +159,7 @@ def test_the_drop_in_keeps_what_their_stage_keeps(tmp_path: Path) -> None:
     assert len(kept["ours"]) == 35
 
 
-def test_a_threshold_that_is_meant_for_another_scale_is_warned_of(tmp_path: Path) -> None:
+def test_a_threshold_on_another_scale_is_warned_of(tmp_path: Path) -> None:
     from loguru import logger
 
     said: list[str] = []

@@ -138,7 +138,7 @@ def test_all_workers_of_a_run_score_alike(shards: str, tmp_path: Path) -> None:
     assert (found[0] == found[1]).all()
 
 
-def test_over_a_limit_it_falls_back_says_so_and_stays(
+def test_over_a_limit_of_the_gate_a_run_falls_back_and_its_reruns_too(
     shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     output = tmp_path / "out"
@@ -155,7 +155,7 @@ def test_over_a_limit_it_falls_back_says_so_and_stays(
     assert run(config(shards, output, CLOSED, precision="fp16", backend="fused")).num_skipped == 2
 
 
-def test_between_the_limits_of_both_a_run_is_in_bf16_and_stays(
+def test_a_run_takes_bf16_where_only_fp8_fails_the_gate(
     shards: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     run(config(shards, tmp_path / "closed", CLOSED, backend="fused"))
@@ -172,7 +172,7 @@ def test_between_the_limits_of_both_a_run_is_in_bf16_and_stays(
     np.testing.assert_array_equal(scores(tmp_path / "out"), scores(tmp_path / "other"))
 
 
-def test_too_few_images_are_no_ground_for_fp8(
+def test_too_few_images_to_calibrate_exclude_fp8(
     shards: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     asked = config(f"{shards}/00000.tar", tmp_path / "out")
@@ -182,9 +182,7 @@ def test_too_few_images_are_no_ground_for_fp8(
     assert "fp8 was not tried, 44 images could be decoded and it takes 48" in caplog.text
 
 
-def test_an_input_with_enough_images_calibrates_on_as_many_as_are_asked_for(
-    shards: str, tmp_path: Path
-) -> None:
+def test_calibration_uses_the_configured_number_of_images(shards: str, tmp_path: Path) -> None:
     for (calibration, check), took in (((60, 20), (60, 20)), ((80, 20), (68, 20)), ((16, 60), (16, 60))):
         gate = OPEN | {"calibration_images": calibration, "check_images": check}
         asked = config(shards, tmp_path / f"{calibration}", gate)
@@ -193,7 +191,7 @@ def test_an_input_with_enough_images_calibrates_on_as_many_as_are_asked_for(
         assert (choice.calibration_images, choice.check_images) == took
 
 
-def test_scales_of_other_options_are_made_anew_unless_a_run_was_begun(shards: str, tmp_path: Path) -> None:
+def test_scales_of_other_options_are_replaced_unless_a_run_has_begun(shards: str, tmp_path: Path) -> None:
     output = tmp_path / "out"
     asked, other = config(shards, output), config(shards, output, weights="random:2")
     prepare(asked, plan_shards(asked.input))
@@ -205,7 +203,7 @@ def test_scales_of_other_options_are_made_anew_unless_a_run_was_begun(shards: st
         run(asked)
 
 
-def test_auto_stays_with_what_an_earlier_start_took(shards: str, tmp_path: Path) -> None:
+def test_auto_takes_the_precision_of_the_earlier_start(shards: str, tmp_path: Path) -> None:
     output = tmp_path / "out"
     run(config(shards, output, precision="bf16", backend="fused"))
     with pytest.raises(ConfigError, match="holds a run in bf16 and no calibration"):
@@ -217,7 +215,7 @@ def test_auto_stays_with_what_an_earlier_start_took(shards: str, tmp_path: Path)
         run(config(shards, output, precision="fp16", backend="fused"))
 
 
-def test_auto_takes_fp8_where_its_gate_lets_it(shards: str, tmp_path: Path) -> None:
+def test_auto_takes_fp8_where_the_gate_passes(shards: str, tmp_path: Path) -> None:
     enough = {"calibration_images": 29, "check_images": 59}
     for gate, took in ((OPEN | enough, "fp8"), (CLOSED | enough, "fp16")):
         asked = config(shards, tmp_path / took, gate, precision="auto", backend="fused")
@@ -226,14 +224,14 @@ def test_auto_takes_fp8_where_its_gate_lets_it(shards: str, tmp_path: Path) -> N
     assert prepare(few, plan_shards(few.input)) is few
 
 
-def test_other_precisions_are_left_alone(shards: str, tmp_path: Path) -> None:
+def test_other_precisions_need_no_calibration(shards: str, tmp_path: Path) -> None:
     for fields in ({"precision": "fp32", "backend": "auto"}, {"precision": "auto", "backend": "eager"}):
         asked = config(shards, tmp_path / "out", **fields)
         assert prepare(asked, []) is asked
     assert not (tmp_path / "out").exists()
 
 
-def test_another_runs_scales_can_be_named(shards: str, tmp_path: Path) -> None:
+def test_scales_of_another_run_can_be_given(shards: str, tmp_path: Path) -> None:
     run(config(shards, tmp_path / "first"))
     shutil.move(tmp_path / "first" / CALIBRATION, tmp_path / "scales")
     run(config(shards, tmp_path / "second", calibration=str(tmp_path / "scales")))

@@ -83,7 +83,7 @@ def test_a_run_in_fp8_is_resumed_with_its_own_scales(
     np.testing.assert_allclose(scores(output), first, atol=2e-3)
 
 
-def test_over_a_limit_the_run_is_fp16_and_stays_it(shards: str, tmp_path: Path) -> None:
+def test_over_a_limit_of_the_gate_a_run_and_its_reruns_are_in_fp16(shards: str, tmp_path: Path) -> None:
     output = tmp_path / "out"
     assert run(config(shards, output, CLOSED)).exit_code == 0
     found = record(output)

@@ -27,7 +27,6 @@ from dali_aesthetic.launch.cluster.actor import TASK, ShardWorker, WorkerSpec
 from dali_aesthetic.launch.cluster.driver import MOST_SHARDS_A_TASK, tasks
 from dali_aesthetic.launch.cluster.state import ClusterState
 from dali_aesthetic.launch.run import run
-from dali_aesthetic.launch.signals import keeping_handlers
 from dali_aesthetic.overlap import every
 from dali_aesthetic.stats import RunStats, Tally
 from dali_aesthetic.stores.settings import StoreSettings
@@ -103,7 +102,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_an_actor_killed_in_mid_shard_costs_nothing_but_time(
+def test_a_killed_actor_changes_no_byte_and_no_count(
     cluster: object, one_thread: None, source: Path, tmp_path: Path
 ) -> None:
     one = run(config(source, tmp_path / "one"))
@@ -128,7 +127,7 @@ def test_an_actor_killed_in_mid_shard_costs_nothing_but_time(
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_actors_reach_a_bucket_that_only_the_command_knows_the_way_to(
+def test_actors_use_the_bucket_settings_of_the_driver(
     cluster: object, one_thread: None, bucket: Bucket, source: Path, tmp_path: Path
 ) -> None:
     """The cluster was there before the bucket's endpoint and keys were in the environment."""
@@ -156,7 +155,7 @@ def test_a_configuration_error_of_an_actor_is_raised_by_the_driver(
 
 @pytest.mark.ray
 @pytest.mark.skipif(not SOAK, reason="a minute of deaths: make soak")
-def test_a_shard_that_no_worker_survives_is_reported_and_the_rest_is_done(
+def test_a_shard_that_kills_three_workers_is_given_up_and_the_others_finish(
     cluster: object, source: Path, tmp_path: Path
 ) -> None:
     killer = Killer(tmp_path, "00002")
@@ -276,15 +275,7 @@ def test_tasks_hold_all_shards_in_order(num_shards: int, num_workers: int, size:
     assert {len(task) for task in names[:-1]} <= {size}
 
 
-def test_rays_signal_handlers_are_undone() -> None:
-    """It would end the process at once, and the lock on the output would stay."""
-    before = signal.getsignal(signal.SIGTERM)
-    with keeping_handlers():
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    assert signal.getsignal(signal.SIGTERM) is before
-
-
-def test_without_ray_it_says_what_to_install(
+def test_a_missing_ray_is_an_error_that_names_the_extra(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
@@ -292,7 +283,7 @@ def test_without_ray_it_says_what_to_install(
         run(config(source, tmp_path, engine="ray"))
 
 
-def test_the_example_of_a_cluster_is_one_that_rays_launcher_takes() -> None:
+def test_rays_launcher_accepts_the_example_cluster() -> None:
     text = (REPOSITORY / "configs" / "ray-cluster.yaml").read_text()
     cluster = yaml.safe_load(text)
     from ray.autoscaler._private.util import prepare_config, validate_config

@@ -23,7 +23,7 @@ def command_line() -> list[str]:
     return words[words.index("dali-aesthetic") + 1 :]
 
 
-def test_a_shell_can_read_it_and_it_asks_for_what_is_missing() -> None:
+def test_the_batch_script_parses_and_names_a_missing_variable() -> None:
     subprocess.run(["bash", "-n", str(SCRIPT)], check=True)
     missing = subprocess.run(
         ["bash", str(SCRIPT)], capture_output=True, text=True, env={"PATH": "/bin:/usr/bin"}
@@ -32,7 +32,7 @@ def test_a_shell_can_read_it_and_it_asks_for_what_is_missing() -> None:
     assert "set INPUT" in missing.stderr
 
 
-def test_srun_starts_what_the_command_line_understands(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_srun_starts_a_valid_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[dict[str, object]] = []
     monkeypatch.setattr("dali_aesthetic.cli.run_with", lambda flags, file, saying: seen.append(flags) or 0)
     with pytest.raises(SystemExit) as end:
@@ -44,7 +44,7 @@ def test_srun_starts_what_the_command_line_understands(monkeypatch: pytest.Monke
     assert flags["threshold"]["preset"] == "high"  # type: ignore[index]
 
 
-def test_it_runs_its_command_with_what_it_was_given(tmp_path: Path) -> None:
+def test_the_batch_script_passes_its_variables_to_the_command(tmp_path: Path) -> None:
     (tmp_path / "srun").write_text('#!/bin/bash\nprintf "%s\\n" "$@"\n')
     (tmp_path / "srun").chmod(0o755)
     environ = {
@@ -59,7 +59,7 @@ def test_it_runs_its_command_with_what_it_was_given(tmp_path: Path) -> None:
     assert words[words.index("--model-dir") + 1] == "/home/x/models"
 
 
-def test_its_tasks_have_a_node_each() -> None:
+def test_each_task_has_a_node_of_its_own() -> None:
     options = dict(
         line.removeprefix("#SBATCH --").split("=")
         for line in SCRIPT.read_text().splitlines()

@@ -66,7 +66,7 @@ def test_impossible_launches_are_refused(values: dict[str, object]) -> None:
         Config.build({"input": "a.tar", "output": "out", **values})
 
 
-def test_the_cpus_near_a_gpu_are_those_of_its_pci_device(
+def test_nearest_cpus_are_those_of_the_gpus_pci_device(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     place = SimpleNamespace(pci_domain_id=0, pci_bus_id=0x1B, pci_device_id=0)
@@ -79,6 +79,6 @@ def test_the_cpus_near_a_gpu_are_those_of_its_pci_device(
     assert nearest_cpus(torch.device("cpu"), tmp_path) == set()
 
 
-def test_kernel_lists_of_cpus() -> None:
+def test_a_kernel_list_of_cpus_is_parsed() -> None:
     assert parse_cpus("0-2,8,10-11\n") == {0, 1, 2, 8, 10, 11}
     assert parse_cpus("\n") == set()

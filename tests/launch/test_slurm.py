@@ -44,7 +44,7 @@ def test_a_task_of_srun() -> None:
     assert str(task) == "task 5 of 7 (Slurm job 77)"
 
 
-def test_the_batch_script_itself_does_all_of_it() -> None:
+def test_the_shell_of_a_batch_script_is_no_task() -> None:
     batch = {name: value for name, value in SRUN.items() if name != "SLURM_STEP_ID"}
     assert current_task(batch).is_alone
 
@@ -59,7 +59,7 @@ def test_tasks_of_srun_within_an_array() -> None:
     assert (task.index, task.count, task.local_index) == (2 * 7 + 5, 28, 1)
 
 
-def test_one_task_of_an_array_submitted_again_does_all_that_is_left() -> None:
+def test_one_task_of_an_array_submitted_again_is_alone() -> None:
     again = {
         **ARRAY,
         "SLURM_ARRAY_TASK_COUNT": "1",
@@ -69,7 +69,7 @@ def test_one_task_of_an_array_submitted_again_does_all_that_is_left() -> None:
     assert (current_task(again).index, current_task(again).count) == (0, 1)
 
 
-def test_torchrun() -> None:
+def test_a_task_of_torchrun() -> None:
     environ = {
         "RANK": "3",
         "WORLD_SIZE": "8",
@@ -92,13 +92,13 @@ def test_torchrun() -> None:
         ({"RANK": "8", "WORLD_SIZE": "8"}, "task 8 of 8"),
     ],
 )
-def test_what_cannot_be_is_refused(environ: dict[str, str], says: str) -> None:
+def test_an_inconsistent_environment_is_refused(environ: dict[str, str], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         current_task(environ)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7, 20])
-def test_parts_are_disjoint_and_together_everything(count: int) -> None:
+def test_parts_are_disjoint_and_cover_the_plan(count: int) -> None:
     shards = [Shard(index=i, name=str(i), kind="tar", source="") for i in range(11)]
     parts = [Task(index=index, count=count).part(shards, 11) for index in range(count)]
     assert sorted(shard.index for part in parts for shard in part) == list(range(11))
@@ -136,12 +136,12 @@ def test_a_task_takes_one_gpu_of_those_it_sees(monkeypatch: pytest.MonkeyPatch) 
         ({"launch": {"workers": 2}}, "--ntasks-per-node=1"),
     ],
 )
-def test_what_several_tasks_cannot_do_is_refused(values: dict[str, object], says: str) -> None:
+def test_options_that_several_tasks_cannot_share_are_refused(values: dict[str, object], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         for_task(config(**values), Task(index=0, count=4, local_count=2))
 
 
-def test_one_task_a_host_may_have_all_of_its_gpus() -> None:
+def test_a_task_alone_on_its_host_may_use_all_gpus() -> None:
     several = config(launch={"workers": 2})
     assert for_task(several, Task(index=0, count=4, local_count=1)) == several
 

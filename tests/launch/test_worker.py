@@ -1,4 +1,4 @@
-"""Devices and models that can't be are refused before anything is read."""
+"""Building a worker: checks before anything is read, the order of its steps, and its run record."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ def test_auto_takes_the_gpu_where_there_is_one() -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
-def test_asking_for_a_gpu_that_is_not_there_is_a_config_error() -> None:
+def test_a_missing_gpu_is_a_config_error() -> None:
     with pytest.raises(ConfigError, match="finds no GPU"):
         resolve_device("cuda")
 
 
-def test_the_record_tells_what_made_the_output(tiny_model: ModelConfig) -> None:
+def test_the_run_record_names_model_and_threshold(tiny_model: ModelConfig) -> None:
     config = Config(input=("a.tar",), output="out", device="cpu", model=tiny_model)
     worker = build_worker(config)
     assert worker.scorer.batch_size == CPU_BATCH
@@ -44,7 +44,7 @@ def test_the_record_tells_what_made_the_output(tiny_model: ModelConfig) -> None:
     assert record["environment"]["packages"]["torch"] == torch.__version__.split("+")[0]
 
 
-def test_what_a_file_beside_the_weights_says_of_them_is_part_of_what_made_the_output(
+def test_settings_from_a_file_beside_the_weights_are_part_of_the_identity(
     tiny_model: ModelConfig, tmp_path: Path
 ) -> None:
     """It changes every score, and neither the weights' name nor their hash."""
@@ -96,7 +96,7 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return seen
 
 
-def test_libraries_are_imported_beside_the_weights_and_the_decoder_is_built_beside_the_encoder(
+def test_imports_run_beside_the_weights_and_the_decoder_beside_the_encoder(
     tiny_model: ModelConfig, steps: list[str]
 ) -> None:
     config = Config(input=("a.tar",), output="out", device="cpu", model=tiny_model)
@@ -135,7 +135,7 @@ def test_weights_that_cannot_be_read_leave_no_thread_behind(
     assert not any(thread.name.startswith("imports") for thread in threading.enumerate())
 
 
-def test_a_library_that_cannot_be_imported_is_said_where_it_is_needed(
+def test_a_failed_import_is_raised_where_the_library_is_needed(
     tiny_model: ModelConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object, **__: object) -> None:
@@ -151,7 +151,7 @@ def test_a_library_that_cannot_be_imported_is_said_where_it_is_needed(
         build_worker(config.model_copy(update={"model": wrong}))
 
 
-def test_a_worker_takes_what_its_reader_has_read(tiny_model: ModelConfig) -> None:
+def test_a_worker_uses_the_model_that_its_reader_has_read(tiny_model: ModelConfig) -> None:
     config = Config(input=("a.tar",), output="out", device="cpu", model=tiny_model)
     reader = model_reader(tiny_model)
     tower = reader.read().tower

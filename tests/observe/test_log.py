@@ -24,7 +24,7 @@ def events(path: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def test_a_run_from_its_start_to_its_end(config: Callable[..., Config], tmp_path: Path) -> None:
+def test_a_run_is_logged_from_start_to_end(config: Callable[..., Config], tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
     wanted = config(observe={"log_json": str(path)})
     with observing(wanted, None) as watch:
@@ -47,7 +47,7 @@ def test_a_run_from_its_start_to_its_end(config: Callable[..., Config], tmp_path
     assert [line["event"] for line in again] == ["start", "shard_failed", "end"], "a rerun adds to it"
 
 
-def test_what_ended_a_run_is_in_its_last_line(tmp_path: Path) -> None:
+def test_the_last_line_has_the_error_that_ended_the_run(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
     with (
         json_log(str(path)) as log,
@@ -59,7 +59,7 @@ def test_what_ended_a_run_is_in_its_last_line(tmp_path: Path) -> None:
     assert (end["event"], end["level"], end["error"]) == ("end", "error", "OSError: the disk is full")
 
 
-def test_progress_and_deaths_of_workers_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_and_deaths_of_workers_are_logged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(log, "_PROGRESS_SECONDS", 0.0)
     stats = RunStats()
     path = tmp_path / "log.jsonl"
@@ -72,7 +72,7 @@ def test_progress_and_deaths_of_workers_are_told(tmp_path: Path, monkeypatch: py
     assert found["end"]["level"] == "info"
 
 
-def test_no_shard_comes_twice_however_many_end_between_two_looks(tmp_path: Path) -> None:
+def test_no_shard_is_logged_twice_however_many_end_between_two_polls(tmp_path: Path) -> None:
     stats, path = RunStats(), tmp_path / "log.jsonl"
     with json_log(str(path)) as file:
         follower = log._Follower(file, stats)

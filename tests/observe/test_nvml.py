@@ -57,7 +57,7 @@ def test_values_have_the_units_of_their_names(monkeypatch: pytest.MonkeyPatch) -
     assert first.values.keys() == NAMES
 
 
-def test_what_a_gpu_does_not_tell_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_readings_that_a_gpu_lacks_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", fake(nvmlDeviceGetPowerUsage=True))
     assert NAMES - Gpus().read()[0].values.keys() == {"power_watts"}
 
@@ -71,7 +71,7 @@ def test_only_visible_gpus_are_shown(monkeypatch: pytest.MonkeyPatch, visible: s
     assert [gpu.name for gpu in Gpus().read()] == names
 
 
-def test_without_a_driver_there_is_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_driver_there_are_no_readings(monkeypatch: pytest.MonkeyPatch) -> None:
     broken = fake()
 
     def no_driver() -> None:
@@ -85,7 +85,7 @@ def test_without_a_driver_there_is_nothing(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.gpu
-def test_a_real_gpu_tells_everything() -> None:
+def test_a_real_gpu_has_every_reading() -> None:
     gpus = Gpus()
     try:
         readings = gpus.read()

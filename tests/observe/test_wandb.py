@@ -52,9 +52,7 @@ def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     wandb.teardown()
 
 
-def test_a_run_is_there_with_its_config_values_and_verdict(
-    config: Callable[..., Config], offline: Path
-) -> None:
+def test_a_run_of_wandb_has_config_values_and_the_bound(config: Callable[..., Config], offline: Path) -> None:
     wanted = config(observe={"wandb": "aesthetic"})
     with observing(wanted, None) as watch:
         result = run(wanted, watch=watch)
@@ -74,14 +72,14 @@ def test_a_run_is_there_with_its_config_values_and_verdict(
     assert found[-1].exit.exit_code == 0
 
 
-def test_a_run_that_fails_is_failed_there(config: Callable[..., Config], offline: Path) -> None:
+def test_a_run_that_fails_is_failed_in_wandb(config: Callable[..., Config], offline: Path) -> None:
     wanted = config(observe={"wandb": "aesthetic"})
     with pytest.raises(OSError, match="full"), observing(wanted, None):
         raise OSError("the disk is full")
     assert list(records(offline))[-1].exit.exit_code == 1
 
 
-def test_without_the_package_it_says_what_to_install(
+def test_a_missing_wandb_is_an_error_that_names_the_extra(
     config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)

@@ -22,7 +22,7 @@ SMALL: dict[str, Any] = {"encoder": "ViT-S-32", "weights": "random:1", "heads": 
 
 
 @pytest.mark.slow
-def test_the_launcher_serves_what_all_workers_did(config: Callable[..., Config]) -> None:
+def test_the_launcher_serves_the_counters_of_all_workers(config: Callable[..., Config]) -> None:
     wanted = config(model=SMALL, launch={"workers": 2}, observe={"metrics_port": 0})
     said: list[str] = []
     with observing(wanted, None, said.append) as watch:
@@ -42,7 +42,9 @@ def test_the_launcher_serves_what_all_workers_did(config: Callable[..., Config])
     assert values["worker_deaths_total", ()] == 0
 
 
-def test_the_flags_reach_them(config: Callable[..., Config], source: Path, tmp_path: Path) -> None:
+def test_the_flags_of_observers_reach_them(
+    config: Callable[..., Config], source: Path, tmp_path: Path
+) -> None:
     config()  # makes the encoder known
     model = ["--encoder", MODEL["encoder"], "--weights", "random:1", "--head", "random:1", "--device", "cpu"]
     log = tmp_path / "log.jsonl"

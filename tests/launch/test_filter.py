@@ -1,4 +1,4 @@
-"""Score once, cut many times: the same bytes as one run, whatever the threshold's spelling."""
+"""Filtered scores give the bytes of one run, whatever the threshold's spelling."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_filter_writes_what_run_would_have_written(
     assert outputs(tmp_path / "cut") == outputs(tmp_path / "run")
 
 
-def test_keep_top_is_score_then_cut_and_equals_the_run_at_its_quantile(
+def test_keep_top_equals_a_run_at_the_quantile_of_the_scores(
     shards_dir: Path, raw_scores: np.ndarray, tiny_model: ModelConfig, tmp_path: Path
 ) -> None:
     result = run_top(config(shards_dir, tmp_path / "top", tiny_model, threshold={"top": "25%"}))
@@ -90,7 +90,7 @@ def test_keep_top_is_score_then_cut_and_equals_the_run_at_its_quantile(
     assert again.num_skipped == 3
 
 
-def test_a_cut_reads_under_the_limits_that_were_scored_under(
+def test_filter_reads_under_the_limits_of_the_scoring_run(
     photos: list[Image.Image], tiny_model: ModelConfig, tmp_path: Path
 ) -> None:
     """A sample above the limit has no json in its row; read under another one it had."""
@@ -114,7 +114,7 @@ def test_a_cut_reads_under_the_limits_that_were_scored_under(
         )
 
 
-def test_keep_top_within_its_input_goes_on_after_a_stop(
+def test_keep_top_resumes_where_its_output_lies_within_the_input(
     shards_dir: Path, photos: list[Image.Image], tiny_model: ModelConfig, tmp_path: Path
 ) -> None:
     """What the cut has written when it is stopped is no input for the scores."""
@@ -143,7 +143,7 @@ def test_scores_of_another_input_are_refused(
     assert not list((tmp_path / "out" / "stats").iterdir())
 
 
-def test_photos_that_were_replaced_since_they_were_scored_are_refused(
+def test_photos_replaced_since_the_scoring_are_refused(
     photos: list[Image.Image], tiny_model: ModelConfig, tmp_path: Path
 ) -> None:
     """Another photo under the same name would be kept for the score of the old one."""
@@ -168,7 +168,7 @@ def test_a_folder_without_scores_is_refused(
         filter_scored(config(shards_dir, tmp_path / "out", tiny_model), str(tmp_path))
 
 
-def test_shards_that_are_not_scored_yet_fail_by_name_and_have_no_share(
+def test_unscored_shards_fail_by_name_and_keep_top_refuses_them(
     shards_dir: Path, scored: Path, tiny_model: ModelConfig, tmp_path: Path
 ) -> None:
     shutil.copytree(scored, tmp_path / "half")
