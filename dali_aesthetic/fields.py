@@ -1,7 +1,7 @@
-"""Fields of a configuration that are also options: what each says of itself, and what a wrong value is told.
+"""Declaration of configuration fields as options, and the error messages for wrong values.
 
-`option` declares a field; the command line, its help, the documents' table and the error messages are made
-from that declaration alone.
+`option` declares a field. The command line, its help, the table in the documents and the error messages are
+made from that declaration.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, ClassVar, Literal, Union, get_args, get_origin
+from typing import Any, ClassVar, Literal, TypeGuard, Union, get_args, get_origin
 
 import annotated_types
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -24,7 +24,7 @@ EXPERT = "Expert"
 PANELS = (
     "Input and output", "What to keep", "Model", "Decoding", "Robustness", "Machine", "Observing", EXPERT,
 )  # fmt: skip
-"""The panels of `--help`, in their order."""
+"""The panels of `--help`, in order."""
 
 
 def option(
@@ -40,45 +40,52 @@ def option(
     expert: bool = False,
     **limits: Any,
 ) -> Any:
-    """A field that is an option of the command line too; `...` for `default` makes it a required one.
+    """A field that is also an option of the command line. A `default` of `...` makes it required.
 
-    `flag` is given where it is not the field's name. `unset` says what a default of None or "" comes to.
-    `panel` is given where it is not that of the section; `expert` moves the option to the last panel.
-    `limits` are pydantic's, such as `ge=0`.
+    `flag` is needed only if it differs from the field's name, `panel` only if it differs from the section's.
+    `unset` describes a default of None or "". `expert` puts the option into the last panel. `limits` are
+    pydantic's, such as `ge=0`.
     """
-    about = {"flag": flag, "short": short, "panel": EXPERT if expert else panel, "unit": unit}
-    extra: Any = {"option": {**about, "metavar": metavar, "unset": unset}}
+    about = {
+        "flag": flag,
+        "short": short,
+        "panel": EXPERT if expert else panel,
+        "unit": unit,
+        "metavar": metavar,
+        "unset": unset,
+    }
+    extra: Any = {"option": {name: text for name, text in about.items() if text}}
     return Field(default, description=description, json_schema_extra=extra, **limits)
 
 
 class Section(BaseModel):
-    """Fields that belong together: immutable, and without unknown names. Paths are taken for texts."""
+    """Fields that belong together. It is immutable, refuses unknown names, and takes a path for text."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     panel: ClassVar[str] = PANELS[0]
-    """Of the options among its fields, in `--help`."""
+    """The help panel of its options."""
 
     @model_validator(mode="before")
     @classmethod
     def _paths_as_text(cls, values: Any) -> Any:
-        return (
-            {name: _as_text(value) for name, value in values.items()} if isinstance(values, dict) else values
-        )
+        if not isinstance(values, dict):
+            return values
+        return {name: _as_text(value) for name, value in values.items()}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Option:
-    """A field by its `path`, such as `decode.batch_size`; without a `flag` it is no option."""
+    """A field at `path`, such as `decode.batch_size`. Its `flag` is empty if it is no option."""
 
     path: str
     field: FieldInfo
     flag: str
-    short: str
     panel: str
-    unit: str
-    metavar: str
-    unset: str
+    short: str = ""
+    unit: str = ""
+    metavar: str = ""
+    unset: str = ""
 
     @property
     def name(self) -> str:
@@ -86,18 +93,25 @@ class Option:
         return self.path.rpartition(".")[2]
 
     @property
+    def kinds(self) -> tuple[Any, ...]:
+        """The types of its values, but None."""
+        annotation = self.field.annotation
+        kinds = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+        return tuple(kind for kind in kinds if kind is not NoneType)
+
+    @property
     def kind(self) -> Any:
-        """The type of a value that is not None."""
-        return _without_none(self.field.annotation)
+        """The first of its types."""
+        return self.kinds[0]
 
     @property
     def description(self) -> str:
-        """What `option` was told."""
+        """The text that `option` was given."""
         return self.field.description or ""
 
     @property
     def default(self) -> str:
-        """The default in words; empty where there is nothing to say."""
+        """The default in words; empty if there is nothing to say."""
         value = self.field.default
         if self.field.is_required() or value is False:
             return ""
@@ -108,41 +122,27 @@ class Option:
 
     @property
     def wanted(self) -> str:
-        """The values that fit, as the end of a sentence that begins with "give"."""
-        return _wanted(self.kind, self.field.metadata) + (f" ({self.unit})" if self.unit else "")
+        """The values that fit, as they follow "give"."""
+        values = " or ".join(_wanted(kind, self.field.metadata) for kind in self.kinds)
+        return values + (f" ({self.unit})" if self.unit else "")
 
 
-def options_of(section: type[BaseModel], prefix: str = "", panel: str = "") -> Iterator[Option]:
-    """All fields of a configuration, those of its sections included, in the order of their declaration."""
-    panel = getattr(section, "panel", panel)
+def options_of(section: type[Section], prefix: str = "") -> Iterator[Option]:
+    """All fields of a configuration and of its sections, in the order of their declaration."""
     for name, field in section.model_fields.items():
-        if is_section(field.annotation):
-            assert isinstance(field.annotation, type)
-            yield from options_of(field.annotation, f"{prefix}{name}.", panel)
+        if _is_section(field.annotation):
+            yield from options_of(field.annotation, f"{prefix}{name}.")
             continue
         extra = field.json_schema_extra
-        about: Any = extra.get("option") if isinstance(extra, dict) else None
-        is_option, about = about is not None, dict(about or {})
-        flag = about.pop("flag", "") or f"--{name.replace('_', '-')}"
-        texts = {key: about.get(key, "") for key in ("short", "unit", "metavar", "unset")}
-        yield Option(
-            path=prefix + name,
-            field=field,
-            flag=flag if is_option else "",
-            panel=about.get("panel") or panel,
-            **texts,
-        )
+        about: Any = extra["option"] if isinstance(extra, dict) else {"flag": ""}
+        flag = f"--{name.replace('_', '-')}"
+        yield Option(**{"path": prefix + name, "field": field, "flag": flag, "panel": section.panel} | about)
 
 
-def is_section(annotation: Any) -> bool:
-    """Whether a field of this type has fields of its own."""
-    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+def explain(error: ValidationError, config: type[Section], flagged: Collection[str] = ()) -> str:
+    """A line for each wrong field with its name, the value and the fix.
 
-
-def explain(error: ValidationError, config: type[BaseModel], flagged: Collection[str] = ()) -> str:
-    """A line for each field that is wrong: its name, the value and the fix.
-
-    The fields of the paths `flagged` were given on the command line, and are called by their flag.
+    The fields at the paths `flagged` came from the command line: they are named by their flags.
     """
     known = {option.path: option for option in options_of(config)}
     lines = [_line(problem, known, flagged) for problem in error.errors()]
@@ -170,7 +170,7 @@ def _line(problem: ErrorDetails, known: dict[str, Option], flagged: Collection[s
 
 
 def _unknown(path: str, known: dict[str, Option]) -> str:
-    """What to write for a field that isn't there: it may be misspelt, misplaced, or called by its flag."""
+    """The message for an unknown field, which may be misspelt, misplaced, or called by its flag."""
     section, _, wrong = path.rpartition(".")
     named = [(option.name, option.path) for option in known.values()]
     named += [(place, place) for place in dict.fromkeys(name.partition(".")[0] for name in known)]
@@ -185,18 +185,16 @@ def _unknown(path: str, known: dict[str, Option]) -> str:
 
 
 def _starts(path: str) -> Iterator[str]:
-    """The path, then that of what it is in, and so on."""
+    """The path, then its section's, and so on."""
     while path:
         yield path
         path = path.rpartition(".")[0]
 
 
 def _wanted(kind: Any, limits: list[Any]) -> str:
-    if get_origin(kind) in (Union, UnionType):
-        return " or ".join(_wanted(one, limits) for one in get_args(kind))
     if get_origin(kind) is Literal:
-        values = [str(value) for value in get_args(kind)]
-        return values[0] if len(values) == 1 else f"one of {', '.join(values)}"
+        values = get_args(kind)
+        return f"one of {', '.join(values)}" if len(values) > 1 else str(values[0])
     if get_origin(kind) is tuple:
         return "text, or a list of texts"
     if kind in (int, float):
@@ -215,14 +213,11 @@ def _range(limits: list[Any]) -> str:
     return f" from {least} up" if most is None else f" from {least} to {most}"
 
 
-def _without_none(annotation: Any) -> Any:
-    if get_origin(annotation) not in (Union, UnionType):
-        return annotation
-    kinds = [kind for kind in get_args(annotation) if kind is not NoneType]
-    return Union[tuple(kinds)]  # noqa: UP007
+def _is_section(annotation: Any) -> TypeGuard[type[Section]]:
+    return isinstance(annotation, type) and issubclass(annotation, Section)
 
 
 def _as_text(value: Any) -> Any:
     if isinstance(value, list | tuple):
-        return type(value)(_as_text(one) for one in value) if type(value) in (list, tuple) else value
+        return [_as_text(one) for one in value]
     return os.fspath(value) if isinstance(value, os.PathLike) else value

@@ -41,8 +41,9 @@ def filter_command(
     from dali_aesthetic.launch.filter import filter_scored
     from dali_aesthetic.write.read_scores import read_scored_by
 
-    heads = read_scored_by(scores)["heads"]  # LAION's shares are told of its own head only
-    resolved = resolve({**given, "model": {"heads": heads}}, config)
+    # The summary compares with LAION for its own head only. A file may be the record of the scores.
+    fixed = {"model": {"heads": read_scored_by(scores)["heads"]}, "scores_only": False, "part_of": ""}
+    resolved = resolve({**given, **fixed}, config)
     if print_config:
         typer.echo(as_yaml(resolved), nl=False)
         return 0

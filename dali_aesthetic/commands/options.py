@@ -1,4 +1,4 @@
-"""Options of the command line: those made from the fields of `Config`, and the few that steer a command."""
+"""Options of the command line: those made from the fields of `Config`, and those of many commands."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from dali_aesthetic.config import Config, ConfigError, given_paths
 from dali_aesthetic.fields import PANELS, Option, options_of
 
 OPTIONS = {option.path: option for option in options_of(Config) if option.flag}
-"""The fields of `Config` that are options, by their paths."""
+"""The fields of `Config` that are options, by path."""
 EVERYTHING = tuple(dict.fromkeys(path.partition(".")[0] for path in OPTIONS))
-"""The sections and single fields of `Config`, as a command takes them."""
+"""The sections and top-level fields of `Config` that hold options."""
 
 ConfigFile = Annotated[
     Path | None,
@@ -34,11 +34,11 @@ Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Print more, trac
 def parameters(
     takes: Collection[str], descriptions: Mapping[str, str], with_arguments: bool
 ) -> dict[str, inspect.Parameter]:
-    """A parameter for typer for each option in `takes`, panel by panel, by the path of its field.
+    """Typer's parameters for the options in `takes`, in the order of the panels, by path.
 
-    `takes` names sections and single fields (`model`, `model.encoder`). `descriptions` are those of a command
-    that reads a field in another way. With `with_arguments` an input may also stand alone, as where a shell
-    has expanded a pattern.
+    `takes` names sections and single fields (`model`, `model.encoder`). `descriptions` replaces the help of
+    some. `with_arguments` adds inputs without a flag, at the path "": a shell makes them of an
+    unquoted pattern.
     """
     taken = [option for path, option in OPTIONS.items() if {path, path.partition(".")[0]} & set(takes)]
     taken.sort(key=lambda option: PANELS.index(option.panel))
@@ -49,7 +49,7 @@ def parameters(
 
 
 def nested(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values, by paths, as `Config.build` takes them."""
+    """Values by path as nested mappings, for `Config.build`."""
     tree: dict[str, Any] = {}
     for path, value in values.items():
         *sections, name = path.split(".")
@@ -61,24 +61,24 @@ def nested(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def given_flags(given: Mapping[str, Any], but: Collection[str] = ()) -> list[str]:
-    """The flags of the options that have a value, without those of the fields in `but`."""
+    """The flags that have a value, but those of the fields in `but`."""
     return [OPTIONS[path].flag for path in given_paths(given) if path in OPTIONS and path not in but]
 
 
 def resolve(given: Mapping[str, Any], file: Path | None = None) -> Config:
-    """The configuration of the options `given` over those of a file."""
+    """The configuration from a file with the options `given` on top."""
     return Config.build({} if file is None else _read(file), given)
 
 
 def as_yaml(config: Config, but: Collection[str] = ()) -> str:
-    """The configuration as `--config` takes it, without the fields named in `but`."""
+    """The configuration as YAML for `--config`, without the fields in `but`."""
     values = config.model_dump(mode="json", exclude=set(but))
     text: str = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
     return text
 
 
 def _read(file: Path) -> dict[str, Any]:
-    """The fields in a YAML file, or in the `run.json` of an output."""
+    """The fields of a YAML file, or of the `run.json` of an output."""
     try:
         values = yaml.safe_load(file.read_bytes())  # YAML says its own encoding, not the locale
     except (OSError, yaml.YAMLError) as error:
@@ -98,7 +98,7 @@ def _parameter(option: Option, description: str | None) -> inspect.Parameter:
     shown: dict[str, Any] = {"help": escape(text), "rich_help_panel": option.panel}
     if option.kind is bool:
         return _keyword(option.path, bool | None, typer.Option(*names, **shown))
-    # Values stay texts: `Config` says what is wrong with one, by the name and in the words of the option.
+    # Values stay text: `Config` validates them, and its messages name the flag, the value and the fix.
     kind = list[str] if get_origin(option.kind) is tuple else str
     return _keyword(option.path, kind | None, typer.Option(*names, metavar=_metavar(option), **shown))
 

@@ -118,3 +118,9 @@ def test_functions_of_the_library_take_paths(scored: Path, shards_dir: Path, tmp
     assert verify_location(tmp_path / "out").problems == ()
     assert report_at(tmp_path / "out") == str(tmp_path / "out" / "report.html")
     assert survey(shards_dir, 1).num_read == 1
+
+
+def test_filter_takes_the_record_of_the_scores_as_config(scored: Path, tmp_path: Path) -> None:
+    cut = ("--scores", scored, "--config", scored / "run.json", "--raw-threshold", 0, "--output", tmp_path)
+    assert call("filter", *cut)[0] == 0
+    assert len(list((tmp_path / "shards").iterdir())) == 3
