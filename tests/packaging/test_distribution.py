@@ -10,6 +10,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 
 import dali_aesthetic
 from tests.docs.commands import ROOT
@@ -133,3 +134,10 @@ def test_completion_offers_commands(tmp_path: Path) -> None:
 
 COMPLETE = "import sys; sys.argv[0] = 'dali-aesthetic'; from dali_aesthetic.cli import main; main()"
 """The code of the console script."""
+
+
+def test_the_citation_file_names_this_version_and_licence() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert {"authors", "cff-version", "message", "title"} <= set(citation), "required by the format"
+    assert citation["version"] == dali_aesthetic.__version__
+    assert citation["license"] == "Apache-2.0"
