@@ -33,11 +33,6 @@ class Deviation:
     flips: Mapping[str, int]
     kept: Mapping[str, int]
 
-    @property
-    def worst_flips(self) -> float:
-        """The largest share of images that change sides at one of the cuts."""
-        return max(self.flips.values(), default=0) / self.num_images
-
 
 def deviation(ours_N: Scores, reference_N: Scores, cuts: Mapping[str, float]) -> Deviation:
     """Compares scores of the same images at each of `cuts` (raw, by name; kept from there up).

@@ -108,7 +108,7 @@ class HeadBank(nn.Module):
         if not heads:
             raise ValueError("no head: name at least one, such as laion-v2")
         for head in heads:
-            check_embed_dim(head, embed_dim)
+            _check_embed_dim(head, embed_dim)
         self.names = tuple(head.name for head in heads)
         if len(set(self.names)) < len(heads):
             raise ValueError(f"heads {list(self.names)}: two go by one name; rename the file of one")
@@ -130,7 +130,7 @@ class HeadBank(nn.Module):
         return scores_NH if in_order else scores_NH[:, self._columns]
 
 
-def check_embed_dim(head: Head, embed_dim: int) -> None:
+def _check_embed_dim(head: Head, embed_dim: int) -> None:
     """Raises ValueError for a head that takes embeddings of another length than `embed_dim`."""
     if head.mlp.embed_dim != embed_dim:
         raise ValueError(

@@ -80,7 +80,7 @@ def spec_of(encoder: str) -> TowerSpec:
             f"encoder {encoder!r}: open_clip has no such model; use a ViT such as ViT-L-14, ViT-B-32, "
             "ViT-B-32-quickgelu or ViT-H-14 (`open_clip.list_models()` names them all)"
         )
-    return spec_from_open_clip(encoder, config)
+    return _spec_from_open_clip(encoder, config)
 
 
 def model_config(encoder: str) -> Mapping[str, Any] | None:
@@ -102,7 +102,7 @@ def model_config(encoder: str) -> Mapping[str, Any] | None:
     return config if {"embed_dim", "vision_cfg", "text_cfg"} <= config.keys() else None
 
 
-def spec_from_open_clip(encoder: str, config: Mapping[str, Any]) -> TowerSpec:
+def _spec_from_open_clip(encoder: str, config: Mapping[str, Any]) -> TowerSpec:
     """The spec of an open_clip model configuration (its `embed_dim`, `vision_cfg` and `quick_gelu`)."""
     vision = config["vision_cfg"]
     _refuse_other_towers(encoder, vision)

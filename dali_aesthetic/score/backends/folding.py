@@ -1,8 +1,8 @@
 """Exact algebra on a tower's weights, in float64, so that each is rounded once.
 
-LayerNorm's gain and bias go into the weights that follow; the key bias drops out of the softmax; the value
-bias moves behind the attention, whose weights add up to one; the softmax scale goes into the queries; mean,
-std and 255 go into the patch weights.
+LayerNorm's gain and bias are folded into the weights that follow, the softmax scale into the queries, mean,
+std and 255 into the patch weights. The key bias cancels in the softmax. The value bias moves behind the
+attention, whose weights add up to one.
 
 Shape legend: W width, K values of a patch, D embedding.
 """
@@ -24,7 +24,7 @@ PIXEL_OFFSET, PIXEL_STEP = 128.0, 64.0
 
 
 def softmax_scale(size: int) -> float:
-    """What queries of heads of this size are multiplied with for a softmax in base 2."""
+    """The factor of the queries, for heads of `size` and a softmax in base 2."""
     return math.log2(math.e) / math.sqrt(size)
 
 
@@ -70,7 +70,7 @@ def fold_norm(weight: Tensor, bias: Tensor, norm: nn.LayerNorm) -> tuple[Tensor,
 
 
 def fold_block(block: Block) -> FoldedBlock:
-    """All of the above for one block."""
+    """A block with norms, biases and softmax scale folded."""
     weight, bias = fold_norm(block.qkv.weight, block.qkv.bias, block.ln_1)
     (q, k, v), (q_bias, _, v_bias) = weight.chunk(3), bias.chunk(3)
     scale = softmax_scale(q.shape[0] // block.heads)
@@ -92,7 +92,7 @@ def fold_block(block: Block) -> FoldedBlock:
 
 
 def fold_all_but_the_last(tower: VisionTower) -> list[FoldedBlock]:
-    """All of the above for every block but the last, which is computed for the class token only."""
+    """Every block folded but the last, which is computed for the class token only."""
     return [fold_block(block) for block in tower.blocks[:-1] if isinstance(block, Block)]
 
 
@@ -112,7 +112,7 @@ def fold_pixels(weight_W3PP: Tensor, spec: TowerSpec) -> tuple[Tensor, Tensor]:
 
 
 def fold_positions(tower: VisionTower, patch_bias_W: Tensor) -> Tensor:
-    """What is added to the patch products, float64 [L, W]: row 0 is the whole class token."""
+    """The addend of the patch products, float64 [L, W]; row 0 is the whole class token."""
     table = tower.positional_embedding.double() + patch_bias_W
     table[0] = tower.positional_embedding[0].double() + tower.class_embedding.double()
     return table

@@ -43,13 +43,6 @@ class FusedBackend:
         self._encoder, self._heads, self._work = encoder, heads, work
 
     @torch.inference_mode()
-    def embed(self, images_NHWC: Tensor) -> Tensor:
-        """Embeddings alone, [N, D] float32, of at most a batch."""
-        work = self._work.first(len(images_NHWC))
-        self._encoder.patchify(images_NHWC, work)
-        return self._encoder.encode(work)
-
-    @torch.inference_mode()
     def __call__(self, images_NHWC: Tensor) -> tuple[Tensor, Tensor]:
         """See `Backend`."""
         check_pixels(images_NHWC, self.spec)
@@ -59,7 +52,9 @@ class FusedBackend:
         return torch.cat([scores for scores, _ in parts]), torch.cat([embeddings for _, embeddings in parts])
 
     def _score(self, images_NHWC: Tensor) -> tuple[Tensor, Tensor]:
-        embeddings_ND = self.embed(images_NHWC)
+        work = self._work.first(len(images_NHWC))
+        self._encoder.patchify(images_NHWC, work)
+        embeddings_ND = self._encoder.encode(work)
         return self._heads(embeddings_ND), embeddings_ND
 
 

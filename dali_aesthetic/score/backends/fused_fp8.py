@@ -31,7 +31,7 @@ from dali_aesthetic.score.clip import LAYER_NORM_EPS, VisionTower
 from dali_aesthetic.score.head import HeadBank
 from dali_aesthetic.score.spec import TowerSpec
 
-LARGEST = 448.0
+_LARGEST = 448.0
 """The largest float8_e4m3fn."""
 _FLOAT8 = torch.float8_e4m3fn
 
@@ -63,6 +63,7 @@ def build(
 
 
 def _check_fits(calibration: Calibration, spec: TowerSpec, heads: HeadBank) -> None:
+    """Raises ValueError for a calibration without scales, or of another tower or other heads."""
     if calibration.choice.precision != "fp8":
         raise ValueError(f"the calibration has no scales: its choice was {calibration.choice.describe()}")
     wide = {"qkv": spec.width, "proj": spec.width, "fc1": spec.width, "fc2": spec.mlp_width}
@@ -164,7 +165,7 @@ class _Float8Block:
 def _gemm(
     epilogue: str, weight_NK: Tensor, bias_N: Tensor, given: _Quantizer, out_scale: float | None = None
 ) -> Gemm:
-    quantized, scale_N = quantize_weight(weight_NK)
+    quantized, scale_N = _quantize_weight(weight_NK)
     operands: dict[str, Tensor | float] = {"b": bias_N.float(), "s": scale_N / given.scale}
     if out_scale is not None:
         operands["q"] = out_scale
@@ -187,26 +188,26 @@ class _Quantizer:
     def normalized(cls, seen: InputStatistics) -> _Quantizer:
         """For a LayerNorm's output, which is bounded."""
         bound = math.sqrt(len(seen.total_K)) + float(seen.centre_K.abs().max())
-        return cls.of(seen.centre_K, LARGEST / bound)
+        return cls.of(seen.centre_K, _LARGEST / bound)
 
     @classmethod
     def calibrated(cls, seen: InputStatistics, centred: bool) -> _Quantizer:
         """For any other input, whose range was measured."""
         if centred:
-            return cls.of(seen.centre_K, calibrated_scale(seen.peak))
+            return cls.of(seen.centre_K, _calibrated_scale(seen.peak))
         peak = float(torch.maximum(seen.largest_K, -seen.least_K).max())
-        return cls.of(torch.zeros_like(seen.total_K), calibrated_scale(peak))
+        return cls.of(torch.zeros_like(seen.total_K), _calibrated_scale(peak))
 
 
-def quantize_weight(weight_NK: Tensor) -> tuple[Tensor, Tensor]:
+def _quantize_weight(weight_NK: Tensor) -> tuple[Tensor, Tensor]:
     """float8_e4m3fn [N, K] and float32 [N] with `weight = quantized * scale`, each channel's peak at 448."""
-    scale_N = weight_NK.abs().amax(1).clamp_min(torch.finfo(torch.float32).tiny) / LARGEST
+    scale_N = weight_NK.abs().amax(1).clamp_min(torch.finfo(torch.float32).tiny) / _LARGEST
     return (weight_NK / scale_N[:, None]).to(torch.float8_e4m3fn), scale_N.float()
 
 
-def calibrated_scale(peak: float, headroom: float = 2.0) -> float:
+def _calibrated_scale(peak: float, headroom: float = 2.0) -> float:
     """The factor of an input whose calibration samples reached `peak`.
 
     Headroom costs almost no precision: e4m3 has 15 binades.
     """
-    return LARGEST / (max(peak, 1e-6) * headroom)
+    return _LARGEST / (max(peak, 1e-6) * headroom)

@@ -1,7 +1,9 @@
-"""Scores on the CPU are bit-equal for any number of threads, batch size and position in the batch."""
+"""Scores on the CPU are bit-equal for any threads, batch size and position; libraries are imported ahead."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -70,3 +72,22 @@ class _Counting:
     def __call__(self, images_NHWC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         self.calls += 1
         return self._backend(images_NHWC)
+
+
+def test_the_libraries_of_the_chosen_backend_are_imported_ahead() -> None:
+    pytest.importorskip("triton")
+    script = (
+        "import sys, torch\n"
+        "from dali_aesthetic.score.backends import backend, fits\n"
+        "from dali_aesthetic.score.spec import spec_of\n"
+        "fits.why_not_triton = lambda spec, device: ''\n"
+        "fits._check_device = lambda backend, precision, device: None\n"
+        "folder = 'dali_aesthetic.score.backends.kernels.'\n"
+        "for name, precision in (('eager', 'fp32'), ('triton', 'fp16')):\n"
+        "    backend.import_libraries(name, precision, torch.device('cpu'), spec_of('ViT-L-14'))\n"
+        "    print(*(m.removeprefix(folder) for m in sys.modules if m.startswith(folder)))\n"
+    )
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    before, after = found.stdout.splitlines()
+    assert before == ""
+    assert {"attention", "class_block", "embed", "layernorm"} <= set(after.split())

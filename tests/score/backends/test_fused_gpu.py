@@ -138,7 +138,12 @@ def test_products_left_in_float16_run_at_odd_batches(
 
 
 def test_quack_still_has_the_attribute_for_fast_accumulation() -> None:
-    assert gemm.fast_accumulation_is_settable()
+    gemm.import_epilogues()
+    from cutlass import Float8E4M3FN, Float32
+    from quack.gemm_sm90 import GemmSm90
+
+    kernel = GemmSm90(Float32, Float8E4M3FN, (128, 256), (2, 1, 1))
+    assert [getattr(kernel, name, None) for name, _ in gemm._FAST_ACCUMULATION] == [True]
 
 
 @pytest.mark.parametrize("outliers", [False, True])

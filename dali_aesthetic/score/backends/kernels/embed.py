@@ -1,4 +1,4 @@
-"""From uint8 pixels to the first block's input: patches as matrix rows, then tokens normalised twice.
+"""From uint8 pixels to the input of the first block: patches as matrix rows, then tokens normalised twice.
 
 Shape legend: N images, S pixels, P patch, G = S / P patches of a side, K = 3 * P * P values of a patch,
 rounded up to a multiple of 8 so that rows stay 16-byte aligned, L = G * G + 1 tokens, R = N * G * G patches,
@@ -35,11 +35,11 @@ def assemble(
     normed: tuple[Tensor, Tensor] | None,
     eps: float,
 ) -> None:
-    """Patches [R, W] and class tokens [N, W] after `ln_pre` and, if asked for, the same normalised again,
-    without gain, for block 0.
+    """Writes patches [R, W] and class tokens [N, W] after `ln_pre` to `tokens`; to `normed`, where given,
+    the same normalised again without gain, for block 0.
 
-    `embedded` are the patch product's rows. `positions` float32 hold the class token in row 0 and the patch
-    bias in the others. Gain and bias (float32) are `ln_pre`'s.
+    `embedded` are the rows of the patch product. `positions`, float32, hold the class token in row 0 and the
+    patch bias in the others. Gain and bias, float32, are those of `ln_pre`.
     """
     patch_rows, width = embedded_RW.shape
     rows = patch_rows + tokens[1].shape[0]

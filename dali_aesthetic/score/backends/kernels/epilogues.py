@@ -1,6 +1,6 @@
 """QuACK epilogues of a pre-norm ViT block. Importing this needs QuACK (`pip install quack-kernels`).
 
-A module of its own because QuACK's compile workers import the epilogue's module by name. QuickGELU is written
+A module of its own because QuACK's compile workers import it by name. QuickGELU is written
 with one tanh, `x * sigmoid(1.702 x) = x/2 * (1 + tanh(0.851 x))`: QuACK 0.6.5's own `quick_gelu` has no
 semantic key and can't be used in an epilogue.
 

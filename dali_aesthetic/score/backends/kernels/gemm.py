@@ -17,7 +17,7 @@ from dali_aesthetic.score.backends.cache import use_cache_folder
 _FAST_ACCUMULATION = (("fp8_slow_accum", False),)
 """An attribute of QuACK's kernel object, set before it is traced: float8 partial sums are not promoted.
 
-QuACK has no argument for it. `fast_accumulation_is_settable` tells whether the attribute still exists.
+QuACK has no argument for it. A test on the GPU holds that the attribute still exists.
 """
 
 
@@ -53,7 +53,7 @@ Products measured alone rank differently, because the chip is at its power limit
 """
 
 
-def tile_of(channels_out: int, channels_in: int, element_size: int) -> Tile:
+def _tile_of(channels_out: int, channels_in: int, element_size: int) -> Tile:
     """The pinned tile of a product; a default for shapes that were not measured."""
     return _TILES.get((channels_out, channels_in, element_size), _DEFAULT)
 
@@ -62,16 +62,6 @@ def import_epilogues() -> ModuleType:
     """The module of the epilogues. Its first import brings QuACK, Dynamo and Inductor: seconds."""
     use_cache_folder()
     return importlib.import_module(f"{__package__}.epilogues")
-
-
-def fast_accumulation_is_settable() -> bool:
-    """Whether QuACK's Hopper kernel still decides by the attribute that `_FAST_ACCUMULATION` sets."""
-    import_epilogues()
-    from cutlass import Float8E4M3FN, Float32
-    from quack.gemm_sm90 import GemmSm90
-
-    kernel = GemmSm90(Float32, Float8E4M3FN, (128, 256), (2, 1, 1))
-    return getattr(kernel, _FAST_ACCUMULATION[0][0], None) is True
 
 
 class Gemm:
@@ -90,7 +80,7 @@ class Gemm:
             name: value[None] if isinstance(value, Tensor) else value for name, value in operands.items()
         }
         self.channels_out, channels_in = weight_NK.shape
-        chosen = self.tile = tile or tile_of(self.channels_out, channels_in, weight_NK.element_size())
+        chosen = self.tile = tile or _tile_of(self.channels_out, channels_in, weight_NK.element_size())
         self._launch = {
             "tile_M": chosen.m,
             "tile_N": chosen.n,

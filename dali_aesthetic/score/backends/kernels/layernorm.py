@@ -1,4 +1,4 @@
-"""LayerNorm without gain and bias (they are folded into the weights that follow), one read of each row.
+"""LayerNorm without gain and bias, which are folded into the weights that follow. Each row is read once.
 
 Shape legend: R rows, W width.
 """
@@ -117,7 +117,7 @@ def _moments(
 def fold_moments(
     totals_RT: Tensor, squares_RT: Tensor, scale_R: Tensor, shift_R: Tensor, width: int, eps: float
 ) -> None:
-    """The same as `row_moments` from sums over T tiles of each row and of its squares, float32 [R, T]."""
+    """As `row_moments`, from the sums of each row and of its squares over T tiles, float32 [R, T]."""
     rows, tiles = totals_RT.shape
     block = 64
     grid = (triton.cdiv(rows, block),)
