@@ -105,7 +105,8 @@ class ImageHeader(NamedTuple):
     """What the header check found without decoding. Width and height are 0 where unknown.
 
     They are the stored image's, before any turning. `orientation` is EXIF's, 1 (upright) to 8, or 0 where
-    the header check can't tell.
+    the header check can't tell. `layout` is a sequential JPEG's sampling factors, a byte a component: what
+    the hardware decoder must see alike in a batch. It is empty for everything else.
     """
 
     format: str
@@ -115,6 +116,7 @@ class ImageHeader(NamedTuple):
     status: Status = Status.OK
     message: str = ""
     orientation: int = 1
+    layout: bytes = b""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,26 +1,37 @@
 """JPEG headers: a walk over the markers up to the first scan (ITU-T T.81, annex B), and the EXIF orientation.
+`jpeg_scans` goes on from there.
 
 Every image of a run passes here, so the common case costs one unpack and one table lookup a segment.
 `tests/decode/jpeg_walk.py` is the straightforward walk; a test holds both to the same answers."""
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Sequence
+from typing import NamedTuple
 
+from dali_aesthetic.decode import jpeg_scans
+from dali_aesthetic.decode.jpeg_scans import MOST_SCANS, Frame, Scans
 from dali_aesthetic.types import Buffer, ImageHeader, Route, Status
 
 _WINDOWS = (4096, 65536)
 """Bytes searched first: most files hold their headers in the first window, those with EXIF in the second."""
-_SOS, _EOI, _APP1, _APP14, _FILL = 0xDA, 0xD9, 0xE1, 0xEE, 0xFF
+_MARKERS = range(4096)
+"""Markers walked at most before the first scan; real files have a few dozen."""
+_MOST_JUNK = 1 << 16
+"""Bytes between segments that are passed over, as Pillow and libjpeg do, one by one."""
+_SOS, _EOI, _DRI, _APP1, _APP14, _FILL = 0xDA, 0xD9, 0xDD, 0xE1, 0xEE, 0xFF
 _STANDALONE = frozenset({0x01, *range(0xD0, 0xD8)})
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _DALI_FRAMES = frozenset({0xC0, 0xC1, 0xC2})
 """Baseline, extended sequential and progressive Huffman. The rest (lossless, arithmetic) goes to Pillow."""
-_TOLD = _FRAMES | _STANDALONE | {_SOS, _EOI, _APP1, _APP14, _FILL}
+_PROGRESSIVE_FRAMES = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
+_TOLD = _FRAMES | _STANDALONE | {0x00, _SOS, _EOI, _DRI, _APP1, _APP14, _FILL}
 _SKIPPED = bytes(word >= 0xFF00 and word & 0xFF not in _TOLD for word in range(1 << 16))
 """1 for every marker (two bytes) of a segment that is skipped: tables, comments, ..."""
 _segment = struct.Struct(">HH").unpack_from
+_next_marker = re.compile(rb"\xff[^\x00\xff]").search
 _frame_fields = struct.Struct(">BHHB").unpack_from
 _NO_ADOBE = -1
 UPRIGHT, UNCLEAR = 1, 0
@@ -28,38 +39,73 @@ UPRIGHT, UNCLEAR = 1, 0
 _EXIF = b"Exif\0\0"
 _ORIENTATION_TAG, _SHORT = 0x0112, 3
 _DALI, _PILLOW, _OK = Route.DALI, Route.PILLOW, Status.OK
+ONE_COMPONENT = b"\x11"
+"""The layout of a JPEG of one component: its sampling factors have no meaning (T.81, A.2.2)."""
+
+
+class _Segments(NamedTuple):
+    """What stands before the first scan: offsets of the frame header (-1: none) and of the scan."""
+
+    frame: int
+    scan: int
+    app1: list[bytes]
+    adobe: int
+    interval: int
+    junk: int
 
 
 def read(image: Buffer) -> ImageHeader:
     """The header of a JPEG (bytes that begin with FFD8), its route, or what is wrong with it."""
     for window in (*_WINDOWS, len(image)):
         # A copy, since bytes are indexed three times as fast as a memoryview.
-        header = _walk(image, bytes(image[:window]))
-        if header is not None:
-            return header
+        data = bytes(image[:window])
+        found = _walk(data)
+        if isinstance(found, ImageHeader):
+            return found
+        if found is not None:
+            return _judge(image, data, found)
         if window >= len(image):
             break
     return refused("jpeg", Status.TRUNCATED, "JPEG: the headers end before the first scan")
 
 
-def _walk(image: Buffer, data: bytes) -> ImageHeader | None:
-    """The header, or None where `data` ends before the first scan."""
+def with_plain_sampling(image: Buffer) -> bytes:
+    """A copy of a JPEG of one component that states factors of 1x1.
+
+    Its scan isn't interleaved, so the factors say nothing, but nvJPEG's hardware decoder obeys them.
+    """
+    copy = bytes(image)
+    found = _walk(copy)
+    assert isinstance(found, _Segments), "only an image whose header is read has a layout"
+    at = found.frame + 11
+    return copy[:at] + ONE_COMPONENT + copy[at + 1 :]
+
+
+def _walk(data: bytes) -> _Segments | ImageHeader | None:
+    """The segments, what is wrong with them, or None where `data` ends before the first scan."""
     position, last = 2, len(data) - 4
-    frame = -1
+    frame, interval, junk = -1, 0, 0
     app1: list[bytes] = []
     adobe = _NO_ADOBE
-    while position <= last:
+    for _ in _MARKERS:
+        if position > last:
+            return None
         word, length = _segment(data, position)
         if length > 1 and _SKIPPED[word]:
             position += 2 + length
             continue
         marker = word & 0xFF
         if marker == _SOS and word > 0xFF00 and length > 1:
-            return _judge(image, data, frame, app1, adobe, position)
-        if word < 0xFF00:
-            return refused("jpeg", Status.UNDECODABLE, f"JPEG: no marker at byte {position}")
-        if marker == _FILL:
-            position += 1
+            return _Segments(frame, position, app1, adobe, interval, junk)
+        if word <= 0xFF00 or marker == _FILL:
+            found = _next_marker(data, position)
+            if found is None:
+                return None
+            if word <= 0xFF00:
+                junk += found.start() - position
+                if junk > _MOST_JUNK:
+                    return refused("jpeg", Status.UNDECODABLE, f"JPEG: no marker at byte {position}")
+            position = found.start()
             continue
         if marker in _STANDALONE:
             position += 2
@@ -72,16 +118,19 @@ def _walk(image: Buffer, data: bytes) -> ImageHeader | None:
             )
         if marker in _FRAMES:
             frame = position
+        elif marker == _DRI:
+            interval = int.from_bytes(data[position + 4 : position + 6], "big")
         elif marker == _APP1:
             app1.append(data[position + 4 : position + 2 + length])
         elif marker == _APP14:
             adobe = _transform(data[position + 4 : position + 2 + length])
         position += 2 + length
-    return None
+    return refused("jpeg", Status.TOO_LARGE, f"JPEG: more than {len(_MARKERS)} markers before the first scan")
 
 
-def _judge(image: Buffer, data: bytes, frame: int, app1: list[bytes], adobe: int, scan: int) -> ImageHeader:
-    """The header from the frame at `frame` (-1: none) of an image whose first scan is at `scan`."""
+def _judge(image: Buffer, data: bytes, found: _Segments) -> ImageHeader:
+    """The header of an image whose segments up to the first scan lie in `data`."""
+    frame = found.frame
     if frame < 0 or _segment(data, frame)[1] < 8:
         return refused("jpeg", Status.UNDECODABLE, "JPEG: a scan without a frame header")
     precision, height, width, components = _frame_fields(data, frame + 4)
@@ -91,16 +140,20 @@ def _judge(image: Buffer, data: bytes, frame: int, app1: list[bytes], adobe: int
         return refused(
             "jpeg", Status.UNSUPPORTED, f"JPEG: {precision} bits a sample are not supported", width, height
         )
-    if not _has_end(image, scan):
+    parts = data[frame + 10 : frame + min(10 + 3 * components, 2 + _segment(data, frame)[1])]
+    names, sampling, kind = parts[::3], parts[1::3], data[frame + 1]
+    fields = Frame(kind in _PROGRESSIVE_FRAMES, width, height, names[: len(sampling)], sampling)
+    scans = jpeg_scans.check(image, found.scan, fields, found.interval)
+    if scans is Scans.NO_END:
         return refused("jpeg", Status.TRUNCATED, "JPEG: no end marker after the scan", width, height)
-    if components == 3:
-        names = data[frame + 10 : frame + min(19, 2 + _segment(data, frame)[1]) : 3]
-        plain = adobe != 0 and names != b"RGB"
-    else:
-        # Four components are CMYK: the reference resizes before it converts to RGB, DALI after.
-        plain = components == 1
-    route = _DALI if plain and data[frame + 1] in _DALI_FRAMES else _PILLOW
-    return ImageHeader("jpeg", width, height, route, _OK, "", orientation(app1) if app1 else UPRIGHT)
+    if scans is Scans.TOO_MANY:
+        return refused("jpeg", Status.TOO_LARGE, f"JPEG: more than {MOST_SCANS} scans", width, height)
+    # Four components are CMYK: the reference resizes before it converts to RGB, DALI after.
+    plain = found.adobe != 0 and names != b"RGB" if components == 3 else components == 1
+    plain = plain and scans is Scans.WHOLE and not found.junk
+    route = _DALI if plain and kind in _DALI_FRAMES else _PILLOW
+    turned = orientation(found.app1) if found.app1 else UPRIGHT
+    return ImageHeader("jpeg", width, height, route, _OK, "", turned, b"" if fields.progressive else sampling)
 
 
 def _transform(app14: bytes) -> int:
@@ -108,12 +161,6 @@ def _transform(app14: bytes) -> int:
     if app14[:5] != b"Adobe":
         return _NO_ADOBE
     return app14[11] if len(app14) > 11 else 0
-
-
-def _has_end(image: Buffer, scan: int) -> bool:
-    # The end marker nearly always is the last two bytes. Trailing zeros or HTML behind it are harmless.
-    tail = bytes(image[max(scan, len(image) - 256) :])
-    return b"\xff\xd9" in tail or b"\xff\xd9" in bytes(image[scan:])
 
 
 def refused(format: str, status: Status, message: str, width: int = 0, height: int = 0) -> ImageHeader:

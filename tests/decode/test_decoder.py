@@ -182,6 +182,59 @@ def test_only_dalis_rows_are_in_chunks() -> None:
     assert Chunker(64, 10**9, 8).divide(mixed + headers((1, 1))) == [[0, 3]]
 
 
+def laid_out(*layouts: bytes) -> list[ImageHeader]:
+    return [ImageHeader("jpeg", 10, 10, Route.DALI, layout=layout) for layout in layouts]
+
+
+COLOUR, FULL, GREY, GREY_TOO = b"\x22\x11\x11", b"\x11\x11\x11", b"\x11", b"\x22"
+
+
+def test_chunks_hold_one_layout_where_asked_and_all_rows_once() -> None:
+    layouts = [COLOUR, FULL, COLOUR, GREY] * 50
+    layouts[3::8] = [GREY_TOO] * len(layouts[3::8])
+    chunks = Chunker(40, 10**9, 8, by_layout=True).divide(laid_out(*layouts))
+    kinds = [{GREY if len(layouts[row]) == 1 else layouts[row] for row in chunk} for chunk in chunks]
+    assert all(len(kind) == 1 for kind in kinds)
+    assert [len(chunk) for chunk in chunks] == [34, 34, 32, 25, 25, 25, 25]
+    assert all(chunk == sorted(chunk) for chunk in chunks)
+    assert sorted(row for chunk in chunks for row in chunk) == list(range(200))
+
+
+def test_what_has_no_layout_is_spread_over_the_chunks_in_proportion() -> None:
+    layouts = ([COLOUR] * 6 + [FULL] * 3 + [b""] * 1) * 60
+    chunks = Chunker(110, 10**9, 8, by_layout=True).divide(laid_out(*layouts))
+    spread = [sum(layouts[row] == b"" for row in chunk) / len(chunk) for chunk in chunks]
+    assert len(chunks) == 6
+    assert all(0.05 < share < 0.16 for share in spread)
+
+
+def test_layouts_of_a_few_images_share_their_chunk() -> None:
+    layouts = [COLOUR] * 20 + [FULL] * 3 + [GREY] * 4
+    chunks = Chunker(100, 10**9, 8, by_layout=True).divide(laid_out(*layouts))
+    assert chunks == [list(range(20)), list(range(20, 27))]
+    assert Chunker(100, 10**9, 8, by_layout=True).divide(laid_out(*[b""] * 5)) == [list(range(5))]
+    assert Chunker(100, 10**9, 8, by_layout=True).divide([]) == []
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_pixels_have_the_same_bits_beside_other_layouts_and_in_another_order(device: str) -> None:
+    """On a GPU images are grouped by layout: neither that nor the order may be seen in any pixel."""
+    shots = [photo(name, 330, 250) for name in ("astronaut", "coffee", "chelsea")]
+    forms: list[dict[str, object]] = [{"subsampling": s} for s in (0, 1, 2)] + [{"progressive": True}]
+    images = [save(shot, **form) for shot in shots for form in forms]
+    images += [save(shot.convert("L"), subsampling=s) for shot in shots for s in (0, 2)]
+    images += [save(shot, "PNG") for shot in shots]
+    images *= 3
+    alone: dict[int, np.ndarray] = {}
+    for seed in range(4):
+        order = np.random.default_rng(seed).permutation(len(images))
+        batches = decode([images[i] for i in order], 24, device)
+        seen = [pixels for batch in batches for _, pixels in sorted(pixels_by_row(batch).items())]
+        assert len(seen) == len(images)
+        for i, pixels in zip(order, seen, strict=True):
+            np.testing.assert_array_equal(pixels, alone.setdefault(int(i) % 21, pixels))
+
+
 def test_failures_halve_and_calm_doubles_within_bounds() -> None:
     chunker = Chunker(64, 10**9, 8)
     sizes = []

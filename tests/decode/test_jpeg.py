@@ -12,6 +12,7 @@ from PIL import Image
 
 from dali_aesthetic.config import Config, ModelConfig
 from dali_aesthetic.decode import jpeg as jpeg_header
+from dali_aesthetic.decode.decoder import _fed
 from dali_aesthetic.decode.headers import Limits
 from dali_aesthetic.decode.pillow import decode_reference
 from dali_aesthetic.launch.run import run
@@ -164,8 +165,61 @@ def test_a_frame_header_too_short_for_its_fields_is_undecodable() -> None:
     assert jpeg_header.read(short).status is Status.UNDECODABLE
 
 
-def test_garbage_where_a_marker_belongs_is_undecodable() -> None:
-    check(jpeg_header.read(edited(2, b"\x00")), Status.UNDECODABLE, Route.NOBODY, (0, 0))
+@pytest.mark.parametrize(
+    "junk", [b"\0", b"\0\0\0", b"\xff\0", b"\xff\0\x12\xff\xff\0", bytes(5000), b"junk" * 9000]
+)
+def test_junk_between_segments_is_passed_over_as_pillow_does(junk: bytes) -> None:
+    plain = encode(noise(80, 60))
+    for place in (20, frame_at(plain), scan_at(plain)):
+        image = plain[:place] + junk + plain[place:]
+        check(jpeg_header.read(image), Status.OK, Route.PILLOW, (80, 60))
+        reference = decode_reference(image, SIZE, Limits(), format="jpeg").pixels_SSC
+        np.testing.assert_array_equal(reference, decode_reference(plain, SIZE, Limits()).pixels_SSC)
+
+
+def test_more_junk_than_any_file_has_is_undecodable() -> None:
+    header = jpeg_header.read(PLAIN[:2] + bytes(70_000) + PLAIN[2:])
+    check(header, Status.UNDECODABLE, Route.NOBODY, (0, 0))
+    assert "no marker at byte 2" in header.message
+
+
+FACTORS = (0x11, 0x12, 0x13, 0x14, 0x21, 0x22, 0x24, 0x31, 0x33, 0x41, 0x42, 0x44)
+GREY: dict[str, dict[str, object]] = {
+    "baseline": {},
+    "restarts": {"restart_marker_rows": 1},
+    "progressive": {"progressive": True},
+}
+
+
+def grey(factors: int, kind: str) -> bytes:
+    """A JPEG of one component that states `factors`, which change nothing about its scan."""
+    image = encode(photo("coffee", 321, 243).convert("L"), quality=90, **GREY[kind])
+    return edited(
+        max(image.find(b"\xff\xc0\0\x0b"), image.find(b"\xff\xc2\0\x0b")) + 11, bytes([factors]), image
+    )
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("kind", GREY)
+def test_one_component_is_decoded_alike_whatever_its_sampling_factors(kind: str, device: str) -> None:
+    images = [grey(factors, kind) for factors in FACTORS]
+    (batch,) = decode_with(decoder(16, device), images, 16)
+    decoded = pixels_by_row(batch)
+    for row, image in enumerate(images):
+        assert batch.headers[row].route is Route.DALI
+        reference = decode_reference(image, SIZE, Limits()).pixels_SSC
+        assert mean_error(decoded[row], reference) < 0.3, hex(FACTORS[row])
+        assert mean_error(decoded[row], decoded[0]) == 0, hex(FACTORS[row])
+
+
+@pytest.mark.parametrize("factors", FACTORS)
+def test_what_is_fed_states_factors_of_one_and_the_sample_keeps_its_bytes(factors: int) -> None:
+    image = with_app1(bytes(5000), grey(factors, "baseline"))
+    kept = bytes(image)
+    fed = _fed(memoryview(image), jpeg_header.read(image))
+    assert bytes(fed) == with_app1(bytes(5000), grey(0x11, "baseline"))
+    assert image == kept
+    assert isinstance(fed, memoryview) == (factors == 0x11)  # no copy of what needs none
 
 
 def test_an_end_before_the_first_scan_is_undecodable() -> None:

@@ -1,0 +1,133 @@
+"""JPEG scans: a walk over the markers in and between the entropy-coded data, without decoding it.
+
+Decoders make pictures of damaged scans: libjpeg fills with grey, nvJPEG's hardware leaves what another image
+left in its memory, and neither reports it. The markers show most damage: one search finds the first byte FF
+that is no stuffed one (T.81, B.1.1.5), which in a whole baseline JPEG is the end marker. What is odd here
+goes to Pillow, which refuses what the reference refuses. Not seen: data that are well-formed but too few."""
+
+from __future__ import annotations
+
+import re
+from enum import Enum
+from itertools import islice
+from typing import NamedTuple
+
+from dali_aesthetic.types import Buffer
+
+MOST_SCANS = 100
+"""More are refused: each scan of a progressive JPEG can cost a pass over the picture for a few bytes.
+Encoders write up to a few dozen; libjpeg-turbo's tools have such a cap as an option (-maxscans)."""
+_EOI, _SOS, _DHT, _DQT, _DRI, _COM = 0xD9, 0xDA, 0xC4, 0xDB, 0xDD, 0xFE
+_BETWEEN = frozenset({_DHT, _DQT, _DRI, _COM, *range(0xE0, 0xF0)})
+"""Segments that may stand between two scans."""
+_marker = re.compile(rb"\xff[^\x00]").search
+_other_marker = re.compile(rb"\xff[^\x00\xd0-\xd7]").search
+_restarts = re.compile(rb"\xff([\xd0-\xd7])").findall
+_scan_markers = re.compile(rb"\xff\xda").finditer
+_end_marker = re.compile(rb"\xff\xd9").search
+_CYCLE = bytes(range(0xD0, 0xD8))
+
+
+class Frame(NamedTuple):
+    """A frame header's fields; `names` and `sampling` (both factors in one byte) hold one a component."""
+
+    progressive: bool
+    width: int
+    height: int
+    names: bytes
+    sampling: bytes
+
+
+class Scans(Enum):
+    """The outcome of the walk."""
+
+    WHOLE = "whole"
+    SUSPECT = "suspect"
+    NO_END = "no end marker"
+    TOO_MANY = "too many scans"
+
+
+def check(image: Buffer, scan: int, frame: Frame, interval: int) -> Scans:
+    """Walk from the first scan's marker at `scan` to the end marker; `interval` is the restart interval."""
+    if not (frame.progressive or interval):
+        number = len(frame.names)
+        header = bytes(image[scan + 4 : scan + 2 + _length(image, scan)])
+        if header[:1] == bytes([number]) and header[1 : 1 + 2 * number : 2] == frame.names:
+            found = _marker(image, scan + 4 + len(header))
+            if found and image[found.start() + 1] == _EOI and len(header) >= 4 + 2 * number:
+                return Scans.WHOLE
+    outcome = _walk(image, scan, frame, interval)
+    if outcome is not Scans.SUSPECT:
+        return outcome
+    if sum(1 for _ in islice(_scan_markers(image, scan), MOST_SCANS + 1)) > MOST_SCANS:
+        return Scans.TOO_MANY
+    return outcome if _end_marker(image, scan) else Scans.NO_END
+
+
+def _walk(image: Buffer, position: int, frame: Frame, interval: int) -> Scans:
+    coefficients = {name: bytearray(b"\xff" * 64) for name in frame.names}
+    for _ in range(MOST_SCANS):
+        length = _length(image, position)
+        header = bytes(image[position + 4 : position + 2 + length])
+        if not (_note(header, frame, coefficients) and length == len(header) + 2):
+            return Scans.SUSPECT
+        data = position + 2 + length
+        found = (_other_marker if interval else _marker)(image, data)
+        if found is None:
+            return Scans.NO_END
+        position = found.start()
+        if interval and not _in_order(image, data, position, _restart_count(header, frame, interval)):
+            return Scans.SUSPECT
+        while image[position + 1] != _SOS:
+            marker, length = image[position + 1], _length(image, position)
+            if marker == _EOI:
+                return Scans.SUSPECT if any(map(any, coefficients.values())) else Scans.WHOLE
+            if marker not in _BETWEEN or length < 2:
+                return Scans.SUSPECT
+            if marker == _DRI:
+                interval = int.from_bytes(image[position + 4 : position + 6], "big")
+            position += 2 + length
+            if position + 4 > len(image):
+                return Scans.NO_END
+            if image[position] != 0xFF:
+                return Scans.SUSPECT
+    return Scans.TOO_MANY
+
+
+def _note(header: bytes, frame: Frame, coefficients: dict[int, bytearray]) -> bool:
+    """Note what the scan refines: each coefficient's lowest bit so far. False for a header that lies."""
+    number = header[0] if header else 0
+    names = header[1 : 1 + 2 * number : 2]
+    if not number or len(header) < 4 + 2 * number or not all(name in coefficients for name in names):
+        return False
+    first, last, low = header[1 + 2 * number], header[2 + 2 * number], header[3 + 2 * number] & 15
+    if not frame.progressive:
+        first, last, low = 0, 63, 0
+    if not first <= last < 64:
+        return False
+    for name in names:
+        coefficients[name][first : last + 1] = bytes([low]) * (last + 1 - first)
+    return True
+
+
+def _restart_count(header: bytes, frame: Frame, interval: int) -> int:
+    """The restart markers in a scan: one between any two intervals (T.81, B.2.1 and A.2)."""
+    across = max(factors >> 4 for factors in frame.sampling) or 1
+    down = max(factors & 15 for factors in frame.sampling) or 1
+    if header[0] == 1:
+        factors = frame.sampling[frame.names.rindex(header[1])]
+        columns = -(-frame.width * (factors >> 4) // across)
+        rows = -(-frame.height * (factors & 15) // down)
+        units = -(-columns // 8) * -(-rows // 8)
+    else:
+        units = -(-frame.width // (8 * across)) * -(-frame.height // (8 * down))
+    return -(-units // interval) - 1
+
+
+def _in_order(image: Buffer, start: int, end: int, count: int) -> bool:
+    found = b"".join(_restarts(image, start, end))
+    return len(found) == count and found == (_CYCLE * (count // 8 + 1))[:count]
+
+
+def _length(image: Buffer, position: int) -> int:
+    return int.from_bytes(image[position + 2 : position + 4], "big")
