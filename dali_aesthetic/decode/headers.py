@@ -7,6 +7,7 @@ from the file's extension. PNG: W3C PNG, sections 5 and 11. WebP: RFC 9649."""
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass
 
 from dali_aesthetic.decode import jpeg
@@ -24,29 +25,39 @@ BOMB_PIXELS = 16_000_000
 _PILLOW_MAGIC: tuple[tuple[bytes, str], ...] = (
     (b"GIF8", "gif"),
     (b"BM", "bmp"),
-    (b"II*\x00", "tiff"),
-    (b"MM\x00*", "tiff"),
+    *((magic, "tiff") for magic in (b"II*\x00", b"MM\x00*", b"II+\x00")),
     (b"\x00\x00\x00\x0cjP  ", "jpeg2000"),
     (b"\xff\x4f\xff\x51", "jpeg2000"),
     (b"\x00\x00\x01\x00", "ico"),
-    (b"P4", "pnm"),
-    (b"P5", "pnm"),
-    (b"P6", "pnm"),
+    *((b"P%d" % kind, "pnm") for kind in range(1, 7)),
 )
 _KNOWN_MAGIC: tuple[tuple[bytes, str], ...] = (
     (b"\xff\x0a", "jpegxl"),
     (b"\x00\x00\x00\x0cJXL ", "jpegxl"),
     (b"8BPS", "psd"),
+    (b"MM\x00+", "big-endian BigTIFF"),  # which Pillow takes for a small TIFF
+    (b"DDS ", "dds"),
+    (b"qoif", "qoi"),
+    (b"\x76\x2f\x31\x01", "exr"),
+    (b"II\xbc\x01", "jpegxr"),
+    (b"\x00\x00\x02\x00\x01\x00", "cur"),
+    (b"icns", "icns"),
+    *((b"\x0a%c\x01" % version, "pcx") for version in (0, 2, 3, 4, 5)),
     (b"%PDF", "pdf"),
     (b"\x1aE\xdf\xa3", "video"),
 )
 _AVIF_BRANDS = frozenset((b"avif", b"avis"))
 _HEIC_BRANDS = frozenset((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"))
 _TGA_FOOTER = b"TRUEVISION-XFILE.\x00"
+_TGA_KINDS, _TGA_DEPTHS = frozenset((1, 2, 3, 9, 10, 11)), frozenset((8, 16, 24, 32))
 _PNG_GRAY, _PNG_RGB = 0, 2
+_MOST_CHUNKS = 100
+"""Chunks of a PNG walked at most in search of its first image data."""
 _WEBP_ALPHA, _WEBP_EXIF, _WEBP_XMP, _WEBP_ANIMATION = 0x10, 0x08, 0x04, 0x02
 
 
+_ADVICE = "{} is not supported: convert it to JPEG, PNG or WebP"
+_chunk = struct.Struct(">I4s").unpack_from
 _OK = Status.OK  # looking up a member of an enum takes Python 3.11 as long as a call
 
 
@@ -91,17 +102,21 @@ def read_png(image: Buffer) -> ImageHeader:
     start = bytes(image[:33])
     if len(start) < 33:
         return refused("png", Status.TRUNCATED, "PNG: ends within its header")
+    if start[12:16] == b"CgBI":
+        return refused("cgbi", Status.UNSUPPORTED, _ADVICE.format("cgbi (Apple's form of PNG)"))
     if start[12:16] != b"IHDR":
         return refused("png", Status.UNDECODABLE, "PNG: does not begin with IHDR")
     width, height = int.from_bytes(start[16:20], "big"), int.from_bytes(start[20:24], "big")
     if not (width and height):
         return refused("png", Status.UNDECODABLE, f"PNG: a size of {width}x{height}")
-    if b"IEND" not in bytes(image[-4096:]) and b"IEND" not in bytes(image):
-        return refused("png", Status.TRUNCATED, "PNG: no IEND chunk", width, height)
+    ended = b"IEND" in bytes(image[-4096:]) or b"IEND" in bytes(image)
+    if not ended and b"IDAT" not in bytes(image):
+        return refused("png", Status.TRUNCATED, "PNG: ends before its image data", width, height)
     # The reference resizes in the file's own mode and converts last: palettes (nearest neighbour),
-    # alpha, 1 bit and 16 bits come out differently from DALI, so Pillow decodes those.
+    # alpha, 1 bit and 16 bits come out differently from DALI, so Pillow decodes those. So it does a PNG
+    # without its end, which may be whole all the same, and an animation, whose first image may be another.
     bit_depth, colour_type = start[24], start[25]
-    plain = colour_type in (_PNG_GRAY, _PNG_RGB) and bit_depth == 8
+    plain = colour_type in (_PNG_GRAY, _PNG_RGB) and bit_depth == 8 and ended and not _animated(image)
     return ImageHeader(
         format="png",
         width=width,
@@ -109,6 +124,21 @@ def read_png(image: Buffer) -> ImageHeader:
         route=Route.DALI if plain else Route.PILLOW,
         orientation=UNCLEAR,  # eXIf and XMP may stand anywhere in the file
     )
+
+
+def _animated(image: Buffer) -> bool:
+    """Whether an acTL chunk stands before the image data (PNG, 11.3.6.1), or too many chunks to tell."""
+    position = 33
+    for _ in range(_MOST_CHUNKS):
+        if position + 8 > len(image):
+            return False
+        length, kind = _chunk(image, position)
+        if kind == b"IDAT":
+            return False
+        if kind == b"acTL":
+            return True
+        position += 12 + length
+    return True
 
 
 def read_webp(image: Buffer) -> ImageHeader:
@@ -158,7 +188,9 @@ def _other(image: Buffer, data: bytes) -> ImageHeader:
         return ImageHeader(format=name, width=0, height=0, route=Route.PILLOW, orientation=UNCLEAR)
     name = _media(image) if data[4:8] == b"ftyp" else _by_magic(data, _KNOWN_MAGIC)
     if name:
-        return refused(name, Status.UNSUPPORTED, f"{name} is not supported: convert it to JPEG, PNG or WebP")
+        return refused(name, Status.UNSUPPORTED, _ADVICE.format(name))
+    if _may_be_tga(data):
+        return ImageHeader(format="tga", width=0, height=0, route=Route.PILLOW, orientation=UNCLEAR)
     return refused("", Status.UNDECODABLE, f"no image format begins with {data[:12]!r}")
 
 
@@ -168,6 +200,13 @@ def _pillow_format(image: Buffer, data: bytes) -> str:
     if name := _by_magic(data, _PILLOW_MAGIC):
         return name
     return "tga" if bytes(image[-18:]) == _TGA_FOOTER else ""
+
+
+def _may_be_tga(data: bytes) -> bool:
+    """Whether the 18 bytes of a TGA header are possible: the first version of the format has no magic."""
+    if len(data) < 18 or data[1] > 1 or data[2] not in _TGA_KINDS or data[16] not in _TGA_DEPTHS:
+        return False
+    return any(data[12:14]) and any(data[14:16])
 
 
 def _by_magic(data: bytes, table: tuple[tuple[bytes, str], ...]) -> str:

@@ -15,7 +15,7 @@ from functools import cache
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError
 
 from dali_aesthetic.decode.geometry import Geometry
 from dali_aesthetic.decode.headers import GIANT_PIXELS, Limits
@@ -38,6 +38,10 @@ _PLUGINS = {
 PostScript file with a TGA footer as PostScript and run Ghostscript on it."""
 _MAX_RESIZED_ASPECT = 16
 """Beyond this aspect ratio only the crop's region is resampled: the long side is never allocated."""
+_TILE_SIDES = (322, 323)
+"""TIFF's tags TileWidth and TileLength."""
+_MOST_TEXT = 16 << 20
+"""Bytes that a text or the colour profile of a PNG may unpack to. Pillow's own bound is 1 MiB."""
 _one_giant = threading.Lock()
 """Held while a giant is decoded, so that memory is bounded by one of them, not by the number of threads."""
 
@@ -101,7 +105,7 @@ def decode_reference(
     """
     with _strict.within(limits), Image.open(io.BytesIO(data), formats=_plugins(format)) as image:
         width, height = image.size
-        if message := limits.objection(width, height, len(data)):
+        if message := limits.objection(*_decoded_size(image), len(data)):
             raise TooManyPixels(message)
         giant = width * height > GIANT_PIXELS
         if giant:
@@ -110,6 +114,18 @@ def decode_reference(
         with _one_giant if giant else contextlib.nullcontext():
             upright = turned_upright(image) if apply_exif else image
             return Decoded(square_pixels(upright, image_size), width, height)
+
+
+def _decoded_size(image: Image.Image) -> tuple[int, int]:
+    """The image's width and height, rounded up to the tiles that a TIFF is decoded in."""
+    if not isinstance(image, TiffImagePlugin.TiffImageFile):
+        return image.size
+    tile = [image.tag_v2.get(tag) for tag in _TILE_SIDES]
+    width, height = (
+        -(-side // step) * step if isinstance(step, int) and step > 0 else side
+        for side, step in zip(image.size, tile, strict=True)
+    )
+    return width, height
 
 
 def square_pixels(image: Image.Image, image_size: int) -> npt.NDArray[np.uint8]:
@@ -128,21 +144,27 @@ class _Strict:
     """Pillow's process-wide switches as they must be while anything is decoded here, and as they were after.
 
     Truncated files must raise. Pillow's own guard (it raises above twice its number) is set to our limit:
-    it also sees the images inside an icon, which are decoded while the file is being opened.
+    it also sees the images inside an icon, which are decoded while the file is being opened. A PNG's text
+    is bounded, but not so tightly that a large profile costs the image.
     """
 
     def __init__(self) -> None:
         self._lock, self._inside = threading.Lock(), 0
-        self._before: tuple[bool, int | None] = (False, None)
+        self._before: tuple[bool, int | None, int] = (False, None, 0)
 
     @contextlib.contextmanager
     def within(self, limits: Limits) -> Iterator[None]:
         with self._lock:
             if self._inside == 0:
-                self._before = (ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS)
+                self._before = (
+                    ImageFile.LOAD_TRUNCATED_IMAGES,
+                    Image.MAX_IMAGE_PIXELS,
+                    PngImagePlugin.MAX_TEXT_CHUNK,
+                )
             self._inside += 1
             ImageFile.LOAD_TRUNCATED_IMAGES = False
             Image.MAX_IMAGE_PIXELS = -(-limits.max_pixels // 2)
+            PngImagePlugin.MAX_TEXT_CHUNK = _MOST_TEXT
         try:
             yield
         except Image.DecompressionBombError as error:
@@ -151,7 +173,11 @@ class _Strict:
             with self._lock:
                 self._inside -= 1
                 if self._inside == 0:
-                    ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS = self._before
+                    (
+                        ImageFile.LOAD_TRUNCATED_IMAGES,
+                        Image.MAX_IMAGE_PIXELS,
+                        PngImagePlugin.MAX_TEXT_CHUNK,
+                    ) = self._before
 
 
 _strict = _Strict()

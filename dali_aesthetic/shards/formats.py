@@ -12,7 +12,7 @@ Kind = Literal["tar", "folder", "parquet", "embeddings"]
 IMAGE_EXTENSIONS = (
     *("jpg", "jpeg", "png", "webp"),
     *("gif", "bmp", "tif", "tiff", "avif", "jp2", "j2k", "jpe", "jfif", "heic", "heif", "jxl"),
-    *("ico", "tga", "ppm", "pgm", "pbm", "pnm"),
+    *("ico", "tga", "ppm", "pgm", "pbm", "pnm", "j2c", "avifs"),
 )
 """In order of preference where a sample has several; the first four are open_clip's."""
 
@@ -32,7 +32,11 @@ KNOWN_SIDECARS = frozenset(
 HEAD_BYTES = 12
 """The number of bytes that `looks_like_image` reads."""
 
-_MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP  ")
+_MAGIC = (
+    *(b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
+    *(b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51", b"\0\0\0\x0cJXL "),
+)
+_BRANDS = frozenset((b"avif", b"avis", b"heic", b"heix", b"mif1"))
 
 
 def extension(name: str) -> str:
@@ -46,4 +50,6 @@ def looks_like_image(data: Buffer) -> bool:
     head = bytes(data[:HEAD_BYTES])
     if head.startswith(_MAGIC):
         return True
-    return (head[:4] == b"RIFF" and head[8:12] == b"WEBP") or head[4:12] in (b"ftypavif", b"ftypheic")
+    if head[4:8] == b"ftyp":
+        return head[8:12] in _BRANDS
+    return head[:4] == b"RIFF" and head[8:12] == b"WEBP"

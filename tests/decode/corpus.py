@@ -161,7 +161,18 @@ def _pngs() -> Iterator[Case]:
     yield Case("png and html behind it", plain + b"<html>" * 900)
     for share in (0.0005, 0.1, 0.5, 0.9):
         yield Case(f"png cut to {share}", plain[: max(8, int(len(plain) * share))], TRUNCATED)
-    yield Case("png without IEND", plain[:-12], TRUNCATED)
+    yield Case("png without IEND", plain[:-12])
+    animation = save(image.rotate(90), "PNG", save_all=True, default_image=True, append_images=[image])
+    yield Case("png animated, first image apart", animation)
+    unpacked = zlib.compress(bytes(3 << 20))
+    for kind, prefix in ((b"zTXt", b"k\0\0"), (b"iCCP", b"k\0\0"), (b"iTXt", b"k\0\1\0\0\0")):
+        large = png(pixels, colour_type=2, chunks=chunk(kind, prefix + unpacked))
+        yield Case(f"png 3 MB {kind.decode()}", large)
+        paletted = save(image.quantize(16), "PNG")
+        yield Case(
+            f"png palette 3 MB {kind.decode()}",
+            paletted[:33] + chunk(kind, prefix + unpacked) + paletted[33:],
+        )
     yield Case("png width 0", png(pixels, colour_type=2, size=(0, 10)), UNDECODABLE)
     yield Case("png too high", png(pixels, colour_type=2, size=(325, 400)), (*OK, *BROKEN), damaged=True)
     yield Case("png without IDAT", plain[: plain.index(b"IDAT") - 4] + chunk(b"IEND", b""), BROKEN)
@@ -200,6 +211,10 @@ def _others() -> Iterator[Case]:
         "avif": save(image, "AVIF"),
         "avif alpha": save(noise(100, 100, "RGBA"), "AVIF"),
         "tga": with_footer(save(image, "TGA")),
+        "tga without footer": with_footer(save(image, "TGA"))[:-26],
+        "pnm plain rgb": plain_pnm(3, noise(30, 20)),
+        "pnm plain grey": plain_pnm(2, noise(30, 20, "L")),
+        "pnm plain 1": plain_pnm(1, noise(30, 20, "1")),
         "tga compressed": with_footer(save(image, "TGA", compression="tga_rle")),
         "tga grey": with_footer(save(image.convert("L"), "TGA")),
         "ico png": icon,
@@ -220,6 +235,7 @@ def _others() -> Iterator[Case]:
         "tiff 16 bits": save(noise(90, 60, "I;16"), "TIFF"),
         "tiff float": save(image.convert("F"), "TIFF"),
         "tiff pages": save(image, "TIFF", save_all=True, append_images=[image.rotate(180)]),
+        "tiff big": save(image, "TIFF", big_tiff=True),
         "tiff group4": save(image.convert("1"), "TIFF", compression="group4"),
     }
     for compression in ("tiff_lzw", "tiff_adobe_deflate", "packbits", "jpeg"):
@@ -227,6 +243,13 @@ def _others() -> Iterator[Case]:
     for kind, data in kinds.items():
         yield Case(kind, data)
         yield Case(f"{kind} cut in half", data[: len(data) // 2], ANYTHING, damaged=True)
+
+
+def plain_pnm(kind: int, image: Image.Image) -> bytes:
+    """A PNM in decimal digits: P1 (bits), P2 (grey), P3 (RGB)."""
+    digits = " ".join(str(int(value)) for value in np.asarray(image).ravel())
+    depth = "" if kind == 1 else "255\n"
+    return f"P{kind}\n{image.width} {image.height}\n{depth}{digits}\n".encode()
 
 
 def _junk() -> Iterator[Case]:
@@ -240,7 +263,7 @@ def _junk() -> Iterator[Case]:
         "svg": b'<svg xmlns="http://www.w3.org/2000/svg"/>',
         "zeros": bytes(10_000),
         "text": b"The image you have requested is no longer here.\n" * 50,
-        "plain pnm": b"P3 2 2 255 " + b"1 2 3 " * 4,
+        "plain pnm": b"P3 2 2 255 " + b"1 2 x " * 4,
         "gif magic": b"GIF89a" + bytes(300),
         "bmp magic": b"BM" + bytes(300),
         "tiff magic": b"II*\0" + random_bytes(300),
@@ -259,6 +282,11 @@ def _junk() -> Iterator[Case]:
         "jpeg xl": b"\xff\x0a",
         "jpeg xl boxes": b"\0\0\0\x0cJXL \x0d\x0a\x87\x0a",
         "psd": b"8BPS\0\1",
+        "dds": save(shot(), "DDS"),
+        "pcx": save(shot(), "PCX"),
+        "qoi": b"qoif\0\0\1\0\0\0\1\0\3\0",
+        "apple's png": save(shot(), "PNG")[:8] + chunk(b"CgBI", b"\x50\0\x20\2") + save(shot(), "PNG")[8:],
+        "tiff big, big-endian": b"MM\0+\0\x08\0\0",
         "mp4": b"\0\0\0\x18ftypisom\0\0\2\0isomiso2",
         "webm": b"\x1aE\xdf\xa3",
         "pdf": b"%PDF-1.7\n",

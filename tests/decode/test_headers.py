@@ -11,7 +11,9 @@ from PIL import Image
 
 from dali_aesthetic.decode import headers
 from dali_aesthetic.decode.headers import Limits, probe
+from dali_aesthetic.decode.pillow import decode_reference, rescue
 from dali_aesthetic.types import Route, Status
+from tests.decode.pngs import chunk
 
 LIMITS = Limits()
 
@@ -43,9 +45,13 @@ def tga() -> bytes:
         (encode("PPM"), "pnm", Route.PILLOW),
         (encode("PPM", "L"), "pnm", Route.PILLOW),
         (encode("PPM", "1"), "pnm", Route.PILLOW),
+        *((b"P%d\n2 1\n" % kind + b"1 " * 9, "pnm", Route.PILLOW) for kind in (1, 2, 3)),
+        (b"II+\0" + bytes(40), "tiff", Route.PILLOW),
+        (b"\0\0\0\x18ftypavis\0\0\0\0avismif1" + bytes(40), "avif", Route.PILLOW),
         (encode("AVIF"), "avif", Route.PILLOW),
         (b"\0\0\0\x18ftypmif1\0\0\0\0mif1avif" + bytes(40), "avif", Route.PILLOW),
         (tga(), "tga", Route.PILLOW),
+        (encode("TGA").removesuffix(bytes(8) + b"TRUEVISION-XFILE.\x00"), "tga", Route.PILLOW),
     ],
 )
 def test_formats_are_told_by_their_bytes(image: bytes, name: str, route: Route) -> None:
@@ -63,6 +69,15 @@ def test_formats_are_told_by_their_bytes(image: bytes, name: str, route: Route) 
         (b"\xff\x0a" + bytes(30), "jpegxl"),
         (b"\0\0\0\x0cJXL \x0d\x0a\x87\x0a", "jpegxl"),
         (b"8BPS\0\x01", "psd"),
+        (b"MM\0+" + bytes(40), "big-endian BigTIFF"),
+        (encode("DDS"), "dds"),
+        (encode("PCX"), "pcx"),
+        (encode("ICNS", size=(64, 64)), "icns"),
+        (b"qoif\0\0\0\x40", "qoi"),
+        (b"\x76\x2f\x31\x01\2\0\0\0", "exr"),
+        (b"II\xbc\x01", "jpegxr"),
+        (b"\0\0\2\0\1\0\x20\x20", "cur"),
+        (encode("PNG")[:8] + b"\0\0\0\4CgBI\x50\0\x20\2\x2b\xd5\xb3\x7f" + encode("PNG")[8:], "cgbi"),
         (b"%PDF-1.7", "pdf"),
         (b"\0\0\0\x18ftypisom\0\0\0\0isomavc1", "video"),
         (b"\xff\xff\xff\xffftyp", "video"),
@@ -197,9 +212,33 @@ def test_another_first_chunk_is_undecodable() -> None:
     assert (header.status, header.route) == (Status.UNDECODABLE, Route.NOBODY)
 
 
-def test_a_missing_end_is_truncated() -> None:
-    header = headers.read_png(PLAIN_PNG[: PLAIN_PNG.index(b"IEND")])
-    assert (header.status, header.width, header.height) == (Status.TRUNCATED, 40, 24)
+def test_without_an_end_chunk_pillow_judges() -> None:
+    """All the pixels may be there, and Pillow then decodes them."""
+    without = PLAIN_PNG[: PLAIN_PNG.index(b"IEND") - 4]
+    header = headers.read_png(without)
+    assert (header.status, header.route, header.width, header.height) == (Status.OK, Route.PILLOW, 40, 24)
+    rescued = rescue(without, header, 224, LIMITS)
+    assert rescued.header.status is Status.OK
+    np.testing.assert_array_equal(rescued.pixels_SSC, decode_reference(PLAIN_PNG, 224, LIMITS).pixels_SSC)
+
+
+def animated_png(**options: object) -> bytes:
+    return encode_png(noise(), save_all=True, append_images=[noise().rotate(180)], **options)
+
+
+@pytest.mark.parametrize("default_image", [False, True])
+def test_animations_go_to_pillow(default_image: bool) -> None:
+    """Their first image need not be of the animation: then Pillow opens it, and DALI the animation."""
+    assert headers.read_png(animated_png(default_image=default_image)).route is Route.PILLOW
+
+
+def test_an_animations_mark_is_one_before_the_image_only() -> None:
+    mark = chunk(b"acTL", bytes(8))
+    assert headers.read_png(PLAIN_PNG[:33] + chunk(b"tEXt", b"acTL") + PLAIN_PNG[33:]).route is Route.DALI
+    assert headers.read_png(PLAIN_PNG[:-12] + mark + PLAIN_PNG[-12:]).route is Route.DALI
+    many = chunk(b"tEXt", b"k\0v") * 200
+    assert headers.read_png(PLAIN_PNG[:33] + many + PLAIN_PNG[33:]).route is Route.PILLOW
+    assert headers.read_png(PLAIN_PNG[:33] + many + mark + PLAIN_PNG[33:]).route is Route.PILLOW
 
 
 @pytest.mark.parametrize("behind", [bytes(100), b"<html>" * 2000])
@@ -208,8 +247,18 @@ def test_what_follows_the_end_is_harmless(behind: bytes) -> None:
 
 
 def test_a_cut_at_any_byte_is_truncated() -> None:
-    for end in range(8, PLAIN_PNG.index(b"IEND") + 4):
-        assert headers.read_png(memoryview(PLAIN_PNG)[:end]).status is Status.TRUNCATED, end
+    pixels_end = len(PLAIN_PNG) - 12 - 4 - 4  # before the checksums of image and chunk, and the end chunk
+    whole = decode_reference(PLAIN_PNG, 224, LIMITS).pixels_SSC
+    for end in range(8, len(PLAIN_PNG) - 12):
+        cut = PLAIN_PNG[:end]
+        header = headers.read_png(memoryview(cut))
+        if header.route is Route.PILLOW:
+            rescued = rescue(cut, header, 224, LIMITS)
+            if end >= pixels_end - 4 and rescued.pixels_SSC is not None:
+                np.testing.assert_array_equal(rescued.pixels_SSC, whole)
+                continue
+            header = rescued.header
+        assert header.status is Status.TRUNCATED, end
 
 
 def encode_webp(image: Image.Image, **options: object) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 import threading
 import zlib
 
@@ -10,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import open_clip
 import pytest
-from PIL import Image, ImageFile, ImageOps
+from PIL import Image, ImageFile, ImageOps, PngImagePlugin
 
 from dali_aesthetic.decode import pillow
 from dali_aesthetic.decode import pillow as module
@@ -19,6 +20,7 @@ from dali_aesthetic.decode.pillow import TooManyPixels, decode_reference, rescue
 from dali_aesthetic.types import ImageHeader, Route, Status
 from tests.decode.damage import without_huffman_tables
 from tests.decode.encoded import mean_error, noise, photo, save
+from tests.decode.pngs import chunk
 
 LIMITS = Limits()
 TRANSFORM = open_clip.image_transform(224, is_train=False, mean=(0, 0, 0), std=(1, 1, 1))
@@ -140,6 +142,50 @@ def test_many_pixels_a_byte_raise_in_formats_whose_size_only_pillow_reads() -> N
     flat = save(Image.new("L", (5000, 4000)), "GIF")
     with pytest.raises(TooManyPixels, match=r"5000x4000: 20,000,000 pixels in .* a byte"):
         decode_reference(flat, 224, Limits(max_pixels_per_byte=10))
+
+
+def tiled_tiff(tile: int) -> bytes:
+    """A TIFF of 64 x 64 pixels in one tile of `tile` x `tile` zeros, deflated."""
+    data = zlib.compress(bytes(tile * tile * 3), 9)
+    shorts = [(256, 64), (257, 64), (258, None), (259, 8), (262, 2), (277, 3), (284, 1)]
+    longs = [(322, tile), (323, tile), (324, None), (325, len(data))]
+    behind = 8 + 2 + 12 * (len(shorts) + len(longs)) + 4
+    directory = struct.pack("<H", len(shorts) + len(longs))
+    for tag, short in shorts:
+        count, value = (3, behind) if short is None else (1, short)
+        directory += struct.pack("<HHII", tag, 3, count, value)
+    for tag, long in longs:
+        directory += struct.pack("<HHII", tag, 4, 1, behind + 6 if long is None else long)
+    return b"II*\0" + struct.pack("<I", 8) + directory + bytes(4) + struct.pack("<3H", 8, 8, 8) + data
+
+
+def test_a_tiffs_tiles_are_held_to_the_limits_since_they_are_decoded_whole() -> None:
+    assert decode_reference(tiled_tiff(64), 224, LIMITS).width == 64
+    bomb = tiled_tiff(2000)
+    assert decode_reference(bomb, 224, Limits(max_pixels=4_000_000)).width == 64
+    header = probe(bomb, LIMITS)
+    rescued = rescue(bomb, header, 224, Limits(max_pixels=3_999_999))
+    assert rescued.header.status is Status.TOO_LARGE
+    assert "2000x2000" in rescued.header.message
+
+
+@pytest.mark.parametrize(
+    ("kind", "prefix"), [(b"zTXt", b"k\0\0"), (b"iCCP", b"k\0\0"), (b"iTXt", b"k\0\1\0\0\0")]
+)
+def test_a_large_text_or_profile_costs_no_image_and_is_bounded_all_the_same(
+    kind: bytes, prefix: bytes
+) -> None:
+    image = save(noise().quantize(16), "PNG")
+    before = PngImagePlugin.MAX_TEXT_CHUNK
+
+    def with_text(num_bytes: int) -> bytes:
+        return image[:33] + chunk(kind, prefix + zlib.compress(bytes(num_bytes))) + image[33:]
+
+    pixels = decode_reference(with_text(3 << 20), 224, LIMITS).pixels_SSC
+    np.testing.assert_array_equal(pixels, decode_reference(image, 224, LIMITS).pixels_SSC)
+    with pytest.raises(ValueError, match="too large"):
+        decode_reference(with_text(17 << 20), 224, LIMITS)
+    assert before == PngImagePlugin.MAX_TEXT_CHUNK
 
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "GIF", "BMP", "TIFF"])
