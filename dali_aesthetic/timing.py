@@ -1,8 +1,9 @@
-"""`timing.jsonl`: how long each shard took and what bound it. For people, not for comparing outputs.
+"""The throughput of a run over time: one line of JSON for each committed shard, written and read.
 
-A process's first line also has what came before: `start`, the seconds that it was there `before` and that
-building its parts took, and `first`, the seconds from the start of the loop to the first batch of each stage,
-scores and commit."""
+The first line of a process also has `start`, the seconds before the loop (`before`, and by part built), and
+`first`, the seconds from the start of the loop to the first batch of each stage, scores and commit. The file
+informs people; two runs of the same output differ in it.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +24,8 @@ from dali_aesthetic.layout import TIMING
 from dali_aesthetic.stats import RunStats
 from dali_aesthetic.types import ShardReport
 
+MOST_BINS = 60
+
 
 def timed(
     reports: Generator[ShardReport, None, None],
@@ -30,10 +33,10 @@ def timed(
     stats: RunStats,
     start: Mapping[str, float] | None = None,
 ) -> Generator[ShardReport, None, None]:
-    """Passes `reports` on, appends one line for each committed shard, and closes `reports` at the end.
+    """Yields `reports`, appends a line for each committed shard, and closes `reports` at the end.
 
-    `run` is when this process began, in seconds since 1970; `seconds` and `work` (by stage) count from then.
-    A line that can't be written is left out: a full disk fails the run elsewhere.
+    `run` is the start of this process in seconds since 1970; `seconds` and `work` (by stage) count from then.
+    A line that can't be written is dropped: a full disk fails the run elsewhere.
     """
     begun = time.time()
     once = {"start": _rounded(start or {})}
@@ -47,7 +50,7 @@ def timed(
 
 
 def process_age() -> float:
-    """Seconds since this process began; 0 where the system doesn't say."""
+    """Seconds since this process started; 0 if unknown."""
     try:
         fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
         began = int(fields[19]) / os.sysconf("SC_CLK_TCK")  # since the system started
@@ -74,7 +77,7 @@ def _rounded(seconds: Mapping[str, float]) -> dict[str, float]:
 
 
 def _append(path: Path, line: dict[str, object]) -> None:
-    """One write to a file opened for appending, so that lines of several processes don't mix."""
+    """Appends with one write, so that the lines of several processes don't mix."""
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     except OSError:
@@ -83,17 +86,11 @@ def _append(path: Path, line: dict[str, object]) -> None:
         file.write((json.dumps(line) + "\n").encode())
 
 
-# FOLDED dali_aesthetic/report/timing.py: How fast the run was over time and what bound it, from the lines a launcher appends to `timing.jsonl`.
-
-
-MOST_BINS = 60
-
-
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """Throughput in time bins of `bin_seconds`, and each stage's share of the seconds worked.
+    """Samples per second in bins of `bin_seconds`, and each stage's share of the busy seconds.
 
-    Several processes add up; runs of the same output (after a kill) follow each other.
+    Processes of one run add up; runs into the same output (after a kill) follow each other without gaps.
     """
 
     bin_seconds: float
@@ -116,7 +113,7 @@ class _Span:
 
 
 def read_speed(output: Path) -> Speed | None:
-    """What `timing.jsonl` tells; None where it is absent or tells nothing. Broken lines are passed over."""
+    """The throughput of the runs into `output`; None without a usable line. Broken lines are skipped."""
     lines = _lines(output / TIMING)
     if not lines:
         return None
@@ -144,7 +141,7 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 
 
 def _spans(lines: Sequence[dict[str, Any]]) -> list[_Span]:
-    """Of one process. Seconds and work are since its start: the differences are each shard's."""
+    """The spans of one process, whose seconds and work are counted from its start."""
     spans = []
     begun = float(lines[0]["run"])
     before, worked = 0.0, dict.fromkeys(lines[0]["work"], 0.0)
@@ -158,7 +155,7 @@ def _spans(lines: Sequence[dict[str, Any]]) -> list[_Span]:
 
 
 def _without_gaps(spans: Sequence[_Span]) -> tuple[list[_Span], int]:
-    """The spans from second 0 on, without the time in which no process ran; and the number of runs."""
+    """The spans from second 0 on, without time in which no process ran, and the number of runs."""
     moved: list[_Span] = []
     gaps, reached, num_runs = spans[0].start, spans[0].start, 1
     for span in spans:
@@ -199,7 +196,7 @@ def _speed(spans: Sequence[_Span], num_runs: int) -> Speed | None:
 
 
 def _overlap(span: _Span, edges: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """The share of the span that lies in each bin; adds up to 1."""
+    """The share of the span in each bin; the shares add up to 1."""
     if span.end <= span.start:
         share = np.zeros(len(edges) - 1)
         place = int(np.searchsorted(edges, span.end, side="left")) - 1

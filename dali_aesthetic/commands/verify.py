@@ -15,7 +15,7 @@ from dali_aesthetic.commands.options import Json, Verbose, given_flags
 from dali_aesthetic.config import Config, ConfigError
 
 if TYPE_CHECKING:
-    from dali_aesthetic.verify.outputs import Verdict
+    from dali_aesthetic.verify.outputs import OutputCheck
     from dali_aesthetic.verify.precision import PrecisionReport
 
 commands = typer.Typer()
@@ -103,7 +103,7 @@ def _verify_output(output: str, against_input: bool, as_json: bool) -> int:
     return INCOMPLETE if verdict.problems else 0
 
 
-def _say_verdict(verdict: Verdict) -> None:
+def _say_verdict(verdict: OutputCheck) -> None:
     for name, text in verdict.problems[:_SHOWN]:
         console.print(f"[red]wrong[/] {escape(name)}: {escape(text)}", soft_wrap=True)
     if len(verdict.problems) > _SHOWN:

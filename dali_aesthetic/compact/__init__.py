@@ -1,1 +1,1 @@
-"""From a run's many small kept tars to few of an even size: the same entries, and rows that say where."""
+"""Packs a run's many small kept tars into fewer tars of an even size."""

@@ -1,4 +1,4 @@
-"""What other readers want beside the tars: open_clip's `sizes.json`, DALI's index files."""
+"""Files for other readers of packed tars: `sizes.json`, DALI's index files, DataComp's subset file."""
 
 from __future__ import annotations
 
@@ -20,16 +20,19 @@ from dali_aesthetic.write.files import write_whole
 
 SIZES = "sizes.json"
 _VERSION = "v1.2"
+UID = "uid"
+DTYPE = np.dtype("u8,u8")
+_DIGITS = 32
 
 
 def write_sizes(shards: Path, counts: Mapping[str, int]) -> None:
-    """`shards/sizes.json`: samples by file name, as open_clip and webdataset's users keep it."""
+    """Writes `shards/sizes.json`: the samples by file name, as open_clip reads it."""
     content = json.dumps(dict(sorted(counts.items())), indent=0).encode() + b"\n"
     write_whole(shards / SIZES, content)
 
 
 def write_index(tar: Path) -> None:
-    """`NAME.idx` beside `NAME.tar`, for `fn.readers.webdataset(index_paths=...)`: what `wds2idx` writes.
+    """Writes `NAME.idx` beside `NAME.tar` for `fn.readers.webdataset(index_paths=...)`, as `wds2idx` does.
 
     Raises ConfigError for member names that the format can't hold.
     """
@@ -37,7 +40,7 @@ def write_index(tar: Path) -> None:
 
 
 def index_of(tar: Path) -> str:
-    """A line for each sample: extension, offset of the data, size and name of each of its members."""
+    """The index: a line for each sample with extension, data offset, size and name of each member."""
     samples: list[list[str]] = []
     last = ""
     for name, offset, size in _files(tar):
@@ -56,7 +59,7 @@ def index_of(tar: Path) -> str:
 
 
 def missing_indexes(shards: Path, names: Iterable[str]) -> Iterator[Path]:
-    """Tars of `names` without an index."""
+    """The tars of `names` without an index."""
     tars = (shards / f"{name}.tar" for name in names)
     return (tar for tar in tars if not tar.with_suffix(".idx").exists())
 
@@ -68,21 +71,13 @@ def _files(tar: Path) -> Iterator[tuple[str, int, int]]:
 
 
 def _split(name: str) -> tuple[str, str]:
-    """As `wds2idx` does: unlike webdataset it keeps the extension's capitals."""
+    """Splits like `wds2idx`, which keeps the case of the extension, unlike webdataset."""
     dot = name.find(".", name.rfind("/") + 1)
     return (name[:dot], name[dot + 1 :]) if dot >= 0 else ("", "")
 
 
-# FOLDED dali_aesthetic/compact/subset.py: DataComp's subset file: the uids of what was kept, for its resharder and its leaderboard.
-
-
-UID = "uid"
-DTYPE = np.dtype("u8,u8")
-_DIGITS = 32
-
-
 def check_uids(scores: Path) -> None:
-    """Raises ConfigError where the scores have no column `uid`: before anything is packed."""
+    """Raises ConfigError where the scores have no text column `uid`."""
     schema = pq.read_schema(scores)
     if UID not in schema.names or not pa.types.is_string(schema.field(UID).type):
         raise ConfigError(
@@ -92,10 +87,11 @@ def check_uids(scores: Path) -> None:
 
 
 def write_subset(path: Path, scores: Iterable[Path]) -> int:
-    """Writes the uids of all rows of `scores` as a sorted .npy of dtype `u8,u8`; returns their number.
+    """Writes the uids of all rows of `scores`, sorted, and returns their number.
 
-    An uid is a hexadecimal number of up to 32 digits, its upper and lower 64 bits are the two fields. Raises
-    ConfigError for a row without one. Takes 16 bytes of memory for each.
+    The file is what DataComp's resharder and leaderboard take: .npy of dtype `u8,u8`, the upper and lower 64
+    bits of a hexadecimal number of up to 32 digits. Raises ConfigError for a row without a uid. Takes 16
+    bytes of memory for each.
     """
     parts = [_uids(one) for one in scores]
     halves_N2 = np.concatenate([np.empty((0, 2), np.uint64), *parts])
@@ -116,7 +112,7 @@ def _uids(scores: Path) -> npt.NDArray[np.uint64]:
     padded = pc.ascii_lpad(column, width=_DIGITS, padding="0")
     text = "".join(padded.to_pylist())
     try:
-        # fromhex passes over spaces, so that the length has to be right, too.
+        # fromhex skips spaces, so the length is checked too.
         content = bytes.fromhex(text)
         if len(text) != _DIGITS * len(padded) or len(content) * 2 != len(text):
             raise ValueError("not 32 digits")

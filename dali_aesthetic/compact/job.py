@@ -1,4 +1,4 @@
-"""`compact`: pack what a run kept, then write what readers want beside the tars."""
+"""`compact`: packs the kept samples of a run, then writes the files that other readers want."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DEFAULT_SIZE = Size(samples=10_000)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """What to pack, where to, and what else to write. A shard of `size` holds 10,000 samples by default."""
+    """The run to pack, the output, and which other files to write."""
 
     run: Path
     output: Path
@@ -33,7 +33,7 @@ class Options:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """What `output` holds now. `num_there` of its shards were written by an earlier call."""
+    """The content of `output`; `num_there` of its shards were written by an earlier call."""
 
     num_shards: int
     num_there: int
@@ -46,9 +46,9 @@ class Result:
 def compact(options: Options, each: Callable[[Packed, int], None] | None = None) -> Result:
     """Packs the kept samples of a finished run; a second call goes on where a killed one stopped.
 
-    `each` is called for every shard with the number of samples there will be in all. Raises ConfigError for
-    what can't be packed, RunMismatch where `output` holds something else, RunDamaged where the run's files
-    disagree, and OSError.
+    `each` is called for every shard, with the total number of samples. Raises NotARun or ConfigError for a
+    run that can't be packed, RunMismatch where `output` holds something else, RunDamaged where the run's
+    files disagree, and OSError.
     """
     start = time.perf_counter()
     for path in (options.run, options.output):

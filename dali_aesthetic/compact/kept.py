@@ -1,4 +1,4 @@
-"""What a run kept, as it lies in its output: shards in name order, and where each sample's entries are."""
+"""The kept samples of a run as its output holds them, and their comparison with a packed output."""
 
 from __future__ import annotations
 
@@ -34,14 +34,16 @@ from dali_aesthetic.shards.scan import TarDamage, scan_tar
 from dali_aesthetic.shards.tar import split_name
 from dali_aesthetic.types import Buffer
 
+_PIECE = 1 << 20
+
 
 class RunDamaged(ValueError):
-    """A kept tar and its scores don't belong together."""
+    """A kept tar, its scores and its stats disagree."""
 
 
 @dataclass(frozen=True, slots=True)
 class KeptShard:
-    """A committed shard of a run, by the facts in its stats."""
+    """A committed shard of a run, from its stats."""
 
     name: str
     num_kept: int
@@ -50,7 +52,7 @@ class KeptShard:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A run's output: its record, and its committed shards in name order."""
+    """The output of a run: its record, and its committed shards in name order."""
 
     folder: Path
     record: dict[str, Any]
@@ -65,17 +67,17 @@ class Run:
         return sum(shard.num_bytes for shard in self.shards)
 
     def digest(self) -> str:
-        """sha256 over names, counts and sizes, which another cut or more shards would change."""
+        """A sha256 over names, counts and sizes. Another cut or another shard changes it."""
         text = "".join(f"{len(s.name)}:{s.name}:{s.num_kept}:{s.num_bytes}\n" for s in self.shards)
         return hashlib.sha256(text.encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """A sample: its entries are the bytes from `start` to `end` of its tar, `num_rows` rows tell of it.
+    """A sample: the bytes from `start` to `end` of its tar, and `num_rows` rows of the scores.
 
-    More than one row where samples with the same key came to lie side by side: to every reader of tars
-    they are one, so that they are never parted.
+    It has more than one row where samples with the same key lie side by side. Readers of tars take them for
+    one sample, so they are never separated.
     """
 
     key: str
@@ -86,7 +88,7 @@ class Unit:
 
 @dataclass(frozen=True, slots=True)
 class KeptSamples:
-    """A shard's kept samples: the tar's bytes, the samples in them, and their rows in the same order."""
+    """The kept samples of a shard: the bytes of the tar, the samples in it, and their rows in that order."""
 
     view: Buffer
     units: Sequence[Unit]
@@ -94,7 +96,7 @@ class KeptSamples:
 
 
 def read_run(folder: Path) -> Run:
-    """Raises NotARun where `folder` holds no run, and ConfigError for a run that wrote no tars."""
+    """The run in `folder`. Raises NotARun where there is none, and ConfigError for one that wrote no tars."""
     record = read_record(folder)
     if holds_embeddings(record):
         raise ConfigError(f"{folder} holds scores of stored embeddings: there is no image to pack")
@@ -111,7 +113,7 @@ def read_run(folder: Path) -> Run:
 
 
 def check_finished(run: Run) -> None:
-    """Raises ConfigError where shards of the run's input are not committed, or its input is gone."""
+    """Raises ConfigError where shards of the run's input are not committed, or the input can't be listed."""
     config = run.record.get(CONFIG, {})
     try:
         planned = plan_shards(
@@ -132,7 +134,7 @@ def check_finished(run: Run) -> None:
 
 
 def read_kept(run: Run, shard: KeptShard) -> KeptSamples:
-    """Raises RunDamaged where tar, stats and scores disagree, and OSError where one can't be read."""
+    """The kept samples of a shard. Raises RunDamaged where tar, stats and scores disagree, and OSError."""
     path = run.folder / shard_file(shard.name)
     view = map_file(str(path))
     scores = pq.read_table(run.folder / scores_file(shard.name))
@@ -166,7 +168,7 @@ def _facts(folder: Path, name: str) -> KeptShard:
 
 
 def _samples(view: memoryview) -> Iterator[tuple[str, int, int]]:
-    """Key, start and end of each sample; together they cover the tar up to its end marker."""
+    """Key, start and end of each sample. Together they cover the tar up to its end marker."""
     key, start, end = "", 0, 0
     for member in scan_tar(view):
         # A global header belongs to the sample behind it, whose entries it is written with.
@@ -183,18 +185,12 @@ def _samples(view: memoryview) -> Iterator[tuple[str, int, int]]:
 
 
 def _clean(key: str) -> str:
-    """As in the scores, which hold UTF-8 only."""
+    """The key as the scores have it, which are UTF-8."""
     return key.encode("utf-8", "backslashreplace").decode()
 
 
-# FOLDED dali_aesthetic/compact/compare.py: A packed folder against the run that it was made of, byte for byte.
-
-
-_PIECE = 1 << 20
-
-
 def compare(packed: Path, names: Sequence[str], run: Path) -> str:
-    """What differs, or an empty string: all tars of one, end markers off, are all tars of the other."""
+    """The first difference between the entries of a packed output and those of its run, or ""."""
     kept = [shard.name for shard in read_run(run).shards]
     ours, theirs = _pieces(packed, names), _pieces(run, kept)
     for one, other in zip_longest(_even(ours), _even(theirs), fillvalue=(b"", "")):
@@ -215,7 +211,7 @@ def _pieces(folder: Path, names: Sequence[str]) -> Iterator[tuple[bytes, str]]:
 
 
 def _even(pieces: Iterator[tuple[bytes, str]]) -> Iterator[tuple[bytes, str]]:
-    """The same bytes in pieces of one size, with the name of the file each ends in."""
+    """The same bytes in pieces of one size, each with the name of the file it ends in."""
     rest, name = b"", ""
     for piece, name in pieces:
         rest += piece

@@ -1,4 +1,4 @@
-"""One packed shard after the other: filled in order, committed like a run's, skipped where it is there."""
+"""Fills packed shards in order and commits them as a run does; those that are there are skipped."""
 
 from __future__ import annotations
 
@@ -19,24 +19,25 @@ from dali_aesthetic.write.writers import TarWriter, to_parquet
 
 _LEAST_DIGITS = 5
 _DOUBLED = "members that came twice in one sample"
+_WHERE = "output_shard"
 
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """What a packed shard holds at most. It holds one sample at least, however large."""
+    """The limits of a packed shard, which holds at least one sample, however large."""
 
     samples: int | None = None
     bytes: int | None = None
 
     def holds(self, num_samples: int, num_bytes: int) -> bool:
-        """Whether so many samples, and a tar of so many bytes, are within it."""
+        """Whether so many samples, with so many bytes of entries, are within the limits."""
         return (self.samples is None or num_samples <= self.samples) and (
             self.bytes is None or num_bytes + len(TAR_END) <= self.bytes
         )
 
 
 class Position(NamedTuple):
-    """A sample of the run: the index of its shard, and its own within the shard's kept ones."""
+    """A sample of the run: the index of its shard, and its index among the shard's kept samples."""
 
     shard: int
     unit: int
@@ -53,8 +54,11 @@ class Packed:
 
 
 class Packer:
-    """Packs `run` into `output`. What a shard holds follows from the run and the size alone, and where the
-    next one begins is noted in its stats, so that a killed packer goes on there."""
+    """Packs `run` into `output`.
+
+    The content of a shard depends on the run and the size alone. Its stats say where the next one begins, so
+    that a killed packer goes on there.
+    """
 
     def __init__(self, run: Run, output: Path, size: Size) -> None:
         self.run, self.output, self.size = run, output, size
@@ -62,7 +66,7 @@ class Packer:
         self._last: tuple[int, KeptSamples] | None = None
 
     def pack(self) -> Iterator[Packed]:
-        """Yields each shard in order as it is committed, those that were there already too.
+        """Yields each shard in order when it is committed, or was already there.
 
         Raises RunDamaged where the run's files disagree, and OSError where one can't be read or written.
         """
@@ -78,7 +82,7 @@ class Packer:
 
     def _most_shards(self) -> int:
         by_samples = -(-self.run.num_kept // self.size.samples) if self.size.samples else 1
-        # Two neighbours are larger than one shard together, so that each is half full on average.
+        # Two neighbours together exceed the limit of one shard, so each is half full on average.
         by_bytes = 2 * self.run.num_bytes // self.size.bytes + 1 if self.size.bytes else 1
         return 2 * max(by_samples, by_bytes)
 
@@ -98,7 +102,7 @@ class Packer:
             tar.abandon()
 
     def _fill(self, tar: TarWriter, begin: Position) -> tuple[list[pa.Table], Position | None, list[str]]:
-        """Writes the entries from `begin` on; returns their rows, where it stopped, and doubled keys."""
+        """Writes entries from `begin` on. Returns their rows, the next position, and keys that came twice."""
         tables: list[pa.Table] = []
         doubled: list[str] = []
         num_rows, last_key = 0, ""
@@ -169,9 +173,10 @@ class Packer:
 def _fitting(
     units: Sequence[Unit], start: int, size: Size, num_rows: int, num_bytes: int, last_key: str
 ) -> int:
-    """The index behind the last unit from `start` on that still goes into a shard which holds so much.
+    """The end of the units from `start` on that fit into a shard which already holds so much.
 
-    A key that was the last one's too begins a shard: side by side readers would take the two for one.
+    A sample with the same key as the last one starts a new shard: side by side, readers would take the two
+    for one.
     """
     for index in range(start, len(units)):
         unit = units[index]
@@ -184,14 +189,8 @@ def _fitting(
     return len(units)
 
 
-# FOLDED dali_aesthetic/compact/rows.py: Rows of several scores files as one table, whatever the json fields of each were made of.
-
-
-_WHERE = "output_shard"
-
-
 def merge_rows(tables: Sequence[pa.Table], output_shard: str) -> pa.Table:
-    """All rows in order, with the columns in the order they first appear in; `output_shard` is the new one.
+    """All rows in order, with columns in the order of their first appearance and the new `output_shard`.
 
     A json field that is a number in one shard and text in another becomes text, as it does within a shard.
     """
@@ -215,7 +214,7 @@ def _common(one: pa.DataType, other: pa.DataType) -> pa.DataType:
 
 
 def _are_doubles(column: pa.ChunkedArray) -> bool:
-    """As within a shard: whole numbers of more digits than a double has stay whole, as text."""
+    """Whether doubles hold all integers of the column; otherwise they become text, as within a shard."""
     return column.type != pa.int64() or all(v is None or int(float(v)) == v for v in column.to_pylist())
 
 
@@ -233,5 +232,5 @@ def _fitted(table: pa.Table, schema: pa.Schema) -> pa.Table:
 def _cast(column: pa.ChunkedArray, type: pa.DataType) -> pa.Array:
     if type == pa.float64():
         return pa.array([None if v is None else float(v) for v in column.to_pylist()], type)
-    # As the rows of one shard are written: what is no text is json.
+    # As in the rows of one shard: other values are written as json.
     return pa.array([None if v is None else json.dumps(v) for v in column.to_pylist()], type)

@@ -1,4 +1,4 @@
-"""Scores of stored embeddings: a run's own columns, with what is known of an image that isn't there.
+"""Scores files of stored embeddings: the columns of a run, and those of the embeddings' metadata.
 
 Shape legend: R rows, H heads.
 """
@@ -18,25 +18,25 @@ from dali_aesthetic.layout import scores_file, stats_file
 from dali_aesthetic.types import ShardReport, Status
 from dali_aesthetic.write.commit import commit
 from dali_aesthetic.write.files import output_path
-from dali_aesthetic.write.rows import MOST_PIXELS, score_columns
+from dali_aesthetic.write.rows import MOST_PIXELS, score_columns, score_table
 from dali_aesthetic.write.writers import ParquetWriter
 
 CLASH_PREFIX = "metadata_"
 _KEYS = ("key", "image_path")
-"""Columns of the metadata that name a row, the best first; where none does, its number."""
+"""Columns of the metadata that may name a row, the preferred one first; otherwise its number is its key."""
 
 
 class EmbeddingScores:
-    """Writes the scores of one file of embeddings and its stats, as a run does for a shard.
+    """Writes the scores and the stats of one file of embeddings, as a run does for a shard.
 
-    Every column of the metadata passes through; one that has the name of a column of ours gets `metadata_`
-    before it, but for `key`, `width` and `height`, which fill ours.
+    Every column of the metadata is copied. `key`, `width` and `height` fill the columns of that name; another
+    column with the name of one of ours gets the prefix `metadata_`.
     """
 
     def __init__(
         self, output: Path, name: str, source: str, head_names: Sequence[str], fingerprint: str = ""
     ) -> None:
-        """`fingerprint` tells `source` from another file of its name."""
+        """`fingerprint` identifies the content of `source`."""
         self.name, self.source, self._fingerprint = name, source, fingerprint
         self._score_names = score_columns(head_names)
         self._scores = output_path(output, scores_file(name))
@@ -72,30 +72,26 @@ class EmbeddingScores:
         messages: list[str | None],
         metadata: pa.Table | None,
     ) -> pa.Table:
-        rows, raw_R = len(scores_RH), scores_RH[:, 0]
+        rows = len(scores_RH)
         given = {} if metadata is None else dict(zip(metadata.column_names, metadata.columns, strict=True))
         offsets = pa.array(np.arange(self.num_rows, self.num_rows + rows), pa.int64())
         named = [given[name].cast(pa.string()) for name in _KEYS if _is_text(given.get(name))]
         if _is_text(given.get("key")):
-            del given["key"]  # `image_path` stays: it is clip-retrieval's column, whatever is in it
-        columns = {
-            "key": pc.coalesce(*named, offsets.cast(pa.string())),
-            "status": pa.array(statuses, pa.string()),
-            "error_message": pa.array(messages, pa.string()),
-            "width": _taken(given, "width", rows),
-            "height": _taken(given, "height", rows),
-            "format": pa.nulls(rows, pa.string()),
-            "aesthetic_score": pa.array(raw_R, pa.float32(), from_pandas=True),
-            "aesthetic_score_01": pa.array(
-                np.clip(raw_R / np.float32(10), 0, 1), pa.float32(), from_pandas=True
-            ),
-            "kept": pa.array(kept_R, pa.bool_()),
-            "source_shard": pa.repeat(pa.scalar(self.source), rows),
-            "source_offset": offsets,
-            "output_shard": pa.nulls(rows, pa.string()),
-        }
-        for head, name in enumerate(self._score_names[1:], start=1):
-            columns[name] = pa.array(scores_RH[:, head], pa.float32(), from_pandas=True)
+            del given["key"]  # `image_path` stays: it is a column of clip-retrieval's, whatever it holds
+        columns = score_table(
+            self._score_names,
+            scores_RH,
+            kept_R,
+            key=pc.coalesce(*named, offsets.cast(pa.string())),
+            status=pa.array(statuses, pa.string()),
+            error_message=pa.array(messages, pa.string()),
+            width=_taken(given, "width", rows),
+            height=_taken(given, "height", rows),
+            format=pa.nulls(rows, pa.string()),
+            source_shard=pa.repeat(pa.scalar(self.source), rows),
+            source_offset=offsets,
+            output_shard=pa.nulls(rows, pa.string()),
+        )
         for name, column in given.items():
             while name in columns:
                 name = CLASH_PREFIX + name
@@ -120,7 +116,7 @@ class EmbeddingScores:
         return commit([self._writer], self._stats, lambda: report)
 
     def abandon(self) -> None:
-        """Removes what isn't committed; also fine after `commit`."""
+        """Removes the temporary file; also fine after `commit`."""
         if self._writer is not None:
             self._writer.abandon()
 
@@ -130,7 +126,7 @@ def _is_text(column: pa.ChunkedArray | None) -> bool:
 
 
 def _taken(given: dict[str, pa.ChunkedArray], name: str, rows: int) -> pa.Array | pa.ChunkedArray:
-    """A whole number of the metadata as our int32 column, taken out of `given`; null where it is none."""
+    """An integer column, removed from `given`, as int32; null where there is none or a value doesn't fit."""
     if name in given and pa.types.is_integer(given[name].type):
         sides = given.pop(name)
         fits = pc.and_(pc.greater_equal(sides, 0), pc.less_equal(sides, MOST_PIXELS))

@@ -15,6 +15,14 @@ import pyarrow.compute as pc
 from dali_aesthetic.report.rows import NothingToReport, ShardScores, check_column
 
 QUANTILES = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.999)
+MAX_STEPS = 800
+STEPS_PER_BAR = 10
+STEPS_PER_BAND = 50
+_WIDEST = 1e6
+MOST_VALUES = 20
+MOST_DISTINCT = 100_000
+NOTHING, OTHERS = "(not set)", "(all others)"
+_MAX_TEXT = 120
 
 
 class Distribution:
@@ -88,18 +96,6 @@ class Distribution:
         return [(share, decimal(self.grid.edges_E[i])) for share, i in zip(shares, last, strict=True)]
 
 
-# FOLDED dali_aesthetic/report/grid.py: The thresholds a reader can choose: decimal steps over the range of the scores, exact in float32.
-#
-# Every edge is the float32 nearest to a short decimal, which is what `--raw-threshold` makes of that decimal.
-# A count at an edge therefore is the count that a run with that threshold gets.
-
-
-MAX_STEPS = 800
-STEPS_PER_BAR = 10
-STEPS_PER_BAND = 50
-_WIDEST = 1e6
-
-
 @dataclass(frozen=True, slots=True)
 class Grid:
     """`edges_E` rise strictly; the first keeps every score, the last keeps none.
@@ -166,15 +162,6 @@ def _decimals(multiples: Iterable[int], mantissa: int, exponent: int) -> npt.NDA
 def decimal(value: np.float32 | float) -> float:
     """The shortest decimal that reads back as this float32."""
     return float(str(np.float32(value)))
-
-
-# FOLDED dali_aesthetic/report/groups.py: Keep rate by a column of the user's: which part of the data a threshold takes away.
-
-
-MOST_VALUES = 20
-MOST_DISTINCT = 100_000
-NOTHING, OTHERS = "(not set)", "(all others)"
-_MAX_TEXT = 120
 
 
 class Groups:

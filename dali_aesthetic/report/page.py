@@ -37,6 +37,8 @@ from dali_aesthetic.threshold import PRESETS, RAW_PER_UNIT
 from dali_aesthetic.timing import Speed, read_speed
 
 NONE = "-"
+LAION_HEAD = "laion-v2"
+MOST_POINTS = 1500
 
 
 def write_report(
@@ -182,13 +184,6 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-# FOLDED dali_aesthetic/report/content.py: What the page's script gets as data: binned counts, never single scores.
-
-
-LAION_HEAD = "laion-v2"
-MOST_POINTS = 1500
-
-
 def threshold_data(survey: Survey, heads: Sequence[str]) -> dict[str, Any]:
     """Edges, cumulative counts, bars, presets and groups of the deciding head."""
     first = survey.first
@@ -281,9 +276,6 @@ def speed_points(speed: Speed) -> dict[str, Any]:
         "rate": [round(rate, 2) for rate in speed.rates],
         "bound": speed.bound_by,
     }
-
-
-# FOLDED dali_aesthetic/report/location.py: `report` of an output wherever it is.
 
 
 def report_at(output: str | Path, html: Path | None = None, by: str | None = None) -> str:

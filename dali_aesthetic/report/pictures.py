@@ -35,6 +35,13 @@ MAX_TOTAL_BYTES = 4 << 20
 _MAX_PIXELS = 200_000_000
 _PLUGINS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "JPEG2000", "ICO", "PPM", "AVIF", "TGA")
 """Pillow may try these only: others start foreign programs."""
+_WINDOWS = (1 << 20, 16 << 20, 128 << 20)
+"""How much of a tar is read from a sample's first header on, until its image is found whole."""
+_WITHOUT_IMAGES = ("npy", "npz")
+"""Stored embeddings: they were scored without their images."""
+_ROWS_AT_A_TIME = 64
+PER_BAND = 8
+AT_CUT = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,15 +132,6 @@ def _shrink(data: Buffer, upright: bool) -> bytes:
     buffer = io.BytesIO()
     square.save(buffer, "WEBP", quality=72)
     return buffer.getvalue()
-
-
-# FOLDED dali_aesthetic/report/originals.py: The bytes of an image that was scored: from where it came, or from the shard that it was kept in.
-
-
-_WINDOWS = (1 << 20, 16 << 20, 128 << 20)
-"""How much of a tar is read from a sample's first header on, until its image is found whole."""
-_WITHOUT_IMAGES = ("npy", "npz")
-"""Stored embeddings: they were scored without their images."""
 
 
 class Unreachable(OSError):
@@ -234,12 +232,6 @@ def _data(view: memoryview, member: Member | None) -> Buffer | None:
     return None if member is None else view[member.data_offset : member.data_offset + member.size]
 
 
-# FOLDED dali_aesthetic/report/parquet_images.py: One image out of a Parquet file with image bytes, by its row.
-
-
-_ROWS_AT_A_TIME = 64
-
-
 def image_in_row(source: str, row: int) -> Buffer | None:
     """The first value of the row that starts as an image does, plain or in a `{bytes, path}` struct.
 
@@ -271,13 +263,6 @@ def _may_hold_bytes(kind: pa.DataType) -> bool:
         index = kind.get_field_index("bytes")
         return index >= 0 and _may_hold_bytes(kind.field(index).type)
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
-
-
-# FOLDED dali_aesthetic/report/picks.py: Which samples the page shows: a few of every score band, evenly from all shards, and those at the cut.
-
-
-PER_BAND = 8
-AT_CUT = 12
 
 
 @dataclass(frozen=True, slots=True)

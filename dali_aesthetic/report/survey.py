@@ -28,6 +28,15 @@ from dali_aesthetic.report.rows import (
 from dali_aesthetic.threshold import DEFAULT_PRESET, PRESETS
 from dali_aesthetic.types import Status
 
+EXAMPLES = 5
+NO_NUMBER = "no score"
+_MAX_TEXT = 300
+ODD_FROM = 3.5
+"""Robust z-score from which a shard is named (Iglewicz and Hoaglin's rule)."""
+FEWEST_SHARDS = 5
+"""Below this many shards there is no crowd to stand out from."""
+_MAD_TO_SIGMA = 1.4826
+
 
 @dataclass(frozen=True, slots=True)
 class Survey:
@@ -140,14 +149,6 @@ def _floats(column: pa.ChunkedArray) -> npt.NDArray[np.float32]:
     return np.where(np.isnan(values), np.float32(np.nan), values).astype(np.float32, copy=False)
 
 
-# FOLDED dali_aesthetic/report/badness.py: What could not be scored: how many samples by reason, and a few of each.
-
-
-EXAMPLES = 5
-NO_NUMBER = "no score"
-_MAX_TEXT = 300
-
-
 @dataclass(frozen=True, slots=True)
 class Example:
     """One sample that could not be scored."""
@@ -196,16 +197,6 @@ class BadInputs:
 def _short(text: str | None) -> str:
     text = text or ""
     return text if len(text) <= _MAX_TEXT else text[: _MAX_TEXT - 1] + "…"
-
-
-# FOLDED dali_aesthetic/report/outliers.py: Shards that differ from the others in mean score, keep rate or share of bad samples.
-
-
-ODD_FROM = 3.5
-"""Robust z-score from which a shard is named (Iglewicz and Hoaglin's rule)."""
-FEWEST_SHARDS = 5
-"""Below this many shards there is no crowd to stand out from."""
-_MAD_TO_SIGMA = 1.4826
 
 
 @dataclass(frozen=True, slots=True)

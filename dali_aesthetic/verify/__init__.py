@@ -1,1 +1,1 @@
-"""Proof after the fact: what was written against itself and its input, a fast path against the reference."""
+"""Checks of an output against itself and its input, and of a fast path against the reference."""

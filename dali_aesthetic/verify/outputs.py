@@ -1,4 +1,4 @@
-"""Every committed shard of an output: rows against members, counts against stats, bytes against the input."""
+"""Checks every committed shard of an output: rows, members, counts, and bytes against the input."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ _ROWS = 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
-    """What was checked, and what is wrong: `problems` are (shard, sentence), empty where all is right.
+class OutputCheck:
+    """The result of a check. `problems` are (shard, sentence).
 
-    Samples are counted in shards that are whole. `uncommitted` are shards of which a run that was stopped
-    left something; the next run does them again.
+    Samples are counted in shards without a problem. `uncommitted` are shards that a stopped run left
+    unfinished; the next run does them again.
     """
 
     num_shards: int
@@ -62,9 +62,9 @@ class Verdict:
         return json.dumps(asdict(self), indent=2) + "\n"
 
 
-def verify_output(output: Path, against_input: bool = False) -> Verdict:
-    """Checks all of `output`; with `against_input` also every kept byte against the run's own input, for a
-    packed folder against the run it was made of.
+def verify_output(output: Path, against_input: bool = False) -> OutputCheck:
+    """Checks `output`, and with `against_input` every kept byte against the run's input; of a packed output
+    against the run that was packed.
 
     Raises NotARun or ConfigError where `output` holds nothing to check, InputError where its input is gone.
     """
@@ -83,7 +83,7 @@ def verify_output(output: Path, against_input: bool = False) -> Verdict:
     elif against_input:
         problems += _check_bytes(output, record.get(CONFIG, {}), whole)
     stats = [read_stats(output, name) for name in whole]
-    return Verdict(
+    return OutputCheck(
         num_shards=len(names),
         num_samples=sum(one["num_samples"] for one in stats),
         num_kept=sum(one["num_kept"] for one in stats),
@@ -106,12 +106,12 @@ def _check_bytes(output: Path, config: dict[str, Any], names: list[str]) -> Iter
 
 
 def _read_limits(guard: dict[str, Any]) -> ReadLimits:
-    """The run's own: what it read under others may be too large under the usual ones."""
+    """The limits of the run: members that it read may be too large for the defaults."""
     return ReadLimits.of(**{name: guard[name] for name in ("max_member_mb", "max_tar_gb") if name in guard})
 
 
 def _compare(output: Path, shard: Shard, limits: ReadLimits = DEFAULT_LIMITS) -> str:
-    """Where the shard's tar differs from the kept samples of its input, as they are there now."""
+    """The first difference between kept samples of a shard and those of its input now, or ""."""
     table = pq.read_table(output / scores_file(shard.name), columns=["kept", "key"])
     kept, keys = table.column("kept").to_pylist(), table.column("key").to_pylist()
     if (rows := output / shard_file(shard.name, PARQUET)).exists():
@@ -140,7 +140,7 @@ def _same(found: pa.Table, expected: pa.Table) -> bool:
 
 
 def _same_column(found: pa.ChunkedArray, expected: pa.ChunkedArray) -> bool:
-    """Arrow calls a NaN unequal to itself; written out they are the same."""
+    """Compares text where Arrow says unequal, since to Arrow NaN differs from itself."""
     if len(found) != len(expected) or found.equals(expected):
         return len(found) == len(expected)
     return all(
@@ -149,26 +149,28 @@ def _same_column(found: pa.ChunkedArray, expected: pa.ChunkedArray) -> bool:
     )
 
 
-def verify_location(output: str | Path, against_input: bool = False) -> Verdict:
-    """As `verify_output`. At a URL one shard at a time is downloaded, and of an output that was made by
-    `compact` nothing can be checked."""
+def verify_location(output: str | Path, against_input: bool = False) -> OutputCheck:
+    """As `verify_output`, for a folder or a URL, of which one shard at a time is downloaded.
+
+    The output of `compact` can't be checked at a URL.
+    """
     if isinstance(output, Path) or not is_url(output):
         return verify_output(Path(output), against_input)
     read_record(output)
     names = sorted(committed_names(output))
     if not names:
         raise ConfigError(f"{output} holds no committed shard")
-    verdicts = [_verify_shard(output, name, against_input) for name in names]
-    return Verdict(
-        num_shards=sum(one.num_shards for one in verdicts),
-        num_samples=sum(one.num_samples for one in verdicts),
-        num_kept=sum(one.num_kept for one in verdicts),
-        compared_with_input=all(one.compared_with_input for one in verdicts),
-        problems=tuple(problem for one in verdicts for problem in one.problems),
+    checks = [_verify_shard(output, name, against_input) for name in names]
+    return OutputCheck(
+        num_shards=sum(one.num_shards for one in checks),
+        num_samples=sum(one.num_samples for one in checks),
+        num_kept=sum(one.num_kept for one in checks),
+        compared_with_input=all(one.compared_with_input for one in checks),
+        problems=tuple(problem for one in checks for problem in one.problems),
         uncommitted=tuple(uncommitted_names(output)),
     )
 
 
-def _verify_shard(output: str, name: str, against_input: bool) -> Verdict:
+def _verify_shard(output: str, name: str, against_input: bool) -> OutputCheck:
     with mirrored(output, [RECORD, *shard_files(name)]) as root:
         return verify_output(root, against_input)

@@ -1,4 +1,4 @@
-"""A fast path against PIL and the fp32 tower, on the user's own images."""
+"""Measures the score error of a fast path against Pillow and the fp32 tower, on the user's own images."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _MOST_SHARDS = 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Flips:
-    """Images that the fast path keeps and the reference doesn't, or the reverse, at one cut."""
+    """The images that only one of fast path and reference keeps at one cut."""
 
     preset: str
     raw: float
@@ -40,7 +40,7 @@ class Flips:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrecisionReport:
-    """The deviation of the raw scores of the first head, its flips counted at `cuts` (raw, by name)."""
+    """The deviation of the first head's raw scores, with flips counted at `cuts` (raw score by name)."""
 
     encoder: str
     head: str
@@ -52,7 +52,7 @@ class PrecisionReport:
 
     @property
     def flips(self) -> tuple[Flips, ...]:
-        """One for each cut, in their order."""
+        """The flips at each cut."""
         kept, flipped = self.deviation.kept, self.deviation.flips
         return tuple(
             Flips(preset=name, raw=raw, kept_by_reference=kept[name], flipped=flipped[name])
@@ -60,7 +60,7 @@ class PrecisionReport:
         )
 
     def as_json(self) -> str:
-        """One flat object: what was compared, the deviation's numbers, and `flips`."""
+        """One flat object: the two paths, the numbers of the deviation, and `flips`."""
         fields = asdict(self)
         errors = fields.pop("deviation")
         del fields["cuts"], errors["flips"], errors["kept"]  # all of it is in `flips`, cut by cut
@@ -71,8 +71,8 @@ class PrecisionReport:
 def verify_precision(config: Config, num_images: int) -> PrecisionReport:
     """Scores about `num_images` of `config.input` twice: as a run would, and by Pillow and the fp32 tower.
 
-    fp8 is calibrated and judged as by a run on the same input; where its gate doesn't let it pass, the report
-    is on fp16. Raises ConfigError where no image could be scored, and what `launch.run.run` raises.
+    fp8 is calibrated and judged as by a run on the same input; if its gate rejects it, fp16 is
+    measured. Raises ConfigError where no image could be scored, and what `launch.run.run` raises.
     """
     shards = plan_shards(config.input, output=config.output)
     with TemporaryDirectory() as folder:
@@ -92,7 +92,7 @@ def verify_precision(config: Config, num_images: int) -> PrecisionReport:
 
 
 def _spread(shards: Sequence[Shard]) -> Sequence[Shard]:
-    """A few of the shards, evenly over all of them."""
+    """At most `_MOST_SHARDS` shards, spread evenly."""
     step = max(1, math.ceil(len(shards) / _MOST_SHARDS))
     return shards[::step]
 
@@ -136,7 +136,7 @@ def _pair(config: Config, worker: Worker, reference: Scorer, scored: ScoredBatch
 def _pixels(
     config: Config, worker: Worker, sample: Sample, header: ImageHeader
 ) -> npt.NDArray[np.uint8] | None:
-    """The reference's pixels; None where Pillow can't read what DALI could: there is nothing to compare."""
+    """The pixels of the reference; None where Pillow can't decode an image that DALI could."""
     assert sample.image is not None, "it was scored"
     try:
         return decode_reference(

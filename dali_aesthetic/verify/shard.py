@@ -1,4 +1,4 @@
-"""One committed shard, read by other libraries than those that wrote it."""
+"""Checks one committed shard with other libraries than those that wrote it."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ _DOUBLED = "duplicate file name"
 def check_shard(
     output: Path, name: str, scores_only: bool, cut: tuple[float, float] | None = None
 ) -> Iterator[str]:
-    """What is wrong with the shard, a sentence each: nothing, where everything is right.
+    """Yields a sentence for each problem of the shard.
 
-    `cut` is the lowest and the highest raw score that was kept, where that is known.
+    `cut` holds the inclusive bounds on the raw scores of kept samples, None if unknown.
     """
     try:
         stats = read_stats(output, name)
@@ -57,7 +57,7 @@ def _check_counts(stats: dict[str, Any], rows: list[dict[str, Any]]) -> Iterator
 
 
 def _check_marks(rows: list[dict[str, Any]], cut: tuple[float, float] | None) -> Iterator[str]:
-    """Each row's mark against its score; both are exact, the cut was rounded to float32 like the scores."""
+    """Checks marks against scores, exactly: the cut was rounded to float32 like the scores."""
     if cut is None:
         return
     wrong = [row["key"] for row in rows if row["kept"] != _is_within(row["aesthetic_score"], cut)]
@@ -75,7 +75,7 @@ def _check_tar(output: Path, name: str, stats: dict[str, Any], kept: list[str]) 
         yield f"its tar has {found} bytes, its stats state {stated}"
     expected = [key for key, _ in groupby(kept)]
     readers = {"tarfile": _tarfile_keys}
-    # webdataset leaves out names like __this__, and reads those that are no UTF-8 otherwise.
+    # webdataset skips names like __this__, and decodes names that are not UTF-8 differently.
     if not any("\\" in key or _META.search(key) for key in kept):
         readers["webdataset"] = _webdataset_keys
     for reader, read in readers.items():
@@ -85,7 +85,7 @@ def _check_tar(output: Path, name: str, stats: dict[str, Any], kept: list[str]) 
 
 
 def _check_parquet(path: Path, stats: dict[str, Any]) -> Iterator[str]:
-    """Kept rows of a Parquet input. Reads every byte."""
+    """Checks kept rows of a Parquet input. Reads every byte."""
     if (found := len(pq.read_table(path))) != stats["num_kept"]:
         yield f"its Parquet file has {found} rows, its stats state {stats['num_kept']} kept samples"
 
@@ -105,7 +105,7 @@ def _tarfile_keys(path: Path) -> list[str] | None:
 
 
 def _webdataset_keys(path: Path) -> list[str] | None:
-    """As webdataset sees them; None where it isn't installed or refuses doubled members (the input's)."""
+    """The keys by webdataset; None if it isn't installed or refuses members that the input has twice."""
     try:
         from webdataset.tariterators import group_by_keys, tar_file_iterator
     except ImportError:

@@ -1,8 +1,8 @@
 """The only definition of done: a shard is done when its stats are there, and they are written last.
 
-Each file of a shard is written under a temporary name in its own folder, synced to disk and only then renamed.
-No file gets its final name before all of them are whole. A process that is killed on the way leaves hidden
-temporary files, and at most files without stats: the next run writes those again, with the same bytes.
+Each file of a shard is written under a temporary name in its own folder, synced to disk and only then
+renamed. No file gets its final name before all of them are whole. A process that is killed on the way leaves
+hidden temporary files, and at most files without stats: the next run writes those again, byte for byte.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Part:
 
 
 class WholeFile(Part):
-    """A file whose content is made when it is finished. None makes no file, and removes one of an earlier try."""
+    """A file whose content is made when finished. None means no file: one of an earlier try is removed."""
 
     def __init__(self, final: Path, content: Callable[[], Buffer | None]) -> None:
         super().__init__(final)

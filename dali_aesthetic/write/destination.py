@@ -1,7 +1,7 @@
-"""Where an output's files are made and where they end up: a local folder, or an object store.
+"""The destination of an output's files: a local folder, or an object store by way of one.
 
-Files for a store are made whole in a folder on this machine (below TMPDIR), by the same code in the same
-order, and each is then uploaded in one go: it is there whole or not at all, and the stats come last.
+Files for a store are committed to a folder below TMPDIR by the same code in the same order, and each is then
+uploaded as one object.
 """
 
 from __future__ import annotations
@@ -24,51 +24,51 @@ _LOCAL_BACKLOG, _REMOTE_BACKLOG, _UPLOADERS = 2, 6, 4
 
 
 class Destination(Protocol):
-    """`root` is the local folder in which files are made whole."""
+    """`root` is the local folder in which files are committed."""
 
     root: Path
 
     def deliver(self, files: Sequence[Path]) -> None:
-        """Brings whole files of `root` to where they belong, one after another; those not there are skipped.
+        """Takes committed files of `root` to the output, one after another, skipping those that don't exist.
 
         Raises OSError naming the file."""
 
     def backlog(self) -> Backlog[T]:
-        """For commits: how many may wait, and how many run at a time."""
+        """A queue of commits that fits the destination: how many may wait, and how many run at a time."""
 
     def stop(self) -> None:
-        """Deliveries that fail are not tried again from here on."""
+        """Ends the retries of deliveries."""
 
     def close(self) -> None:
-        """Removes what it needed only itself."""
+        """Removes the temporary folder, if there is one."""
 
 
 def destination(output: str | PathLike[str]) -> Destination:
-    """The destination of an output folder or URL. Raises StoreUnusable for a store that can't be had."""
+    """The destination of an output folder or URL. Raises StoreUnusable."""
     return _Store(fspath(output)) if is_url(fspath(output)) else _Folder(Path(output))
 
 
 class _Folder:
-    """The output itself: what has its final name is there."""
+    """The output itself."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
 
     def deliver(self, files: Sequence[Path]) -> None:
-        """Nothing is left to do."""
+        """The files are there."""
 
     def backlog(self) -> Backlog[T]:
         return Backlog(_LOCAL_BACKLOG, 1, "commit")
 
     def stop(self) -> None:
-        """Nothing is repeated."""
+        """There are no retries."""
 
     def close(self) -> None:
-        """Nothing is its own."""
+        """There is no temporary folder."""
 
 
 class _Store:
-    """A folder below TMPDIR from which whole files are uploaded, and which goes at the end."""
+    """A folder below TMPDIR, removed at the end, from which files are uploaded."""
 
     def __init__(self, url: str) -> None:
         self._uploader = Uploader(url)
@@ -82,7 +82,7 @@ class _Store:
                 path.unlink()
 
     def backlog(self) -> Backlog[T]:
-        """Several at a time: an upload is mostly waiting. Shards depend on nothing but their own stats."""
+        """Several at a time, since an upload is mostly waiting and shards don't depend on each other."""
         return Backlog(_REMOTE_BACKLOG, _UPLOADERS, "upload")
 
     def stop(self) -> None:
@@ -93,7 +93,7 @@ class _Store:
 
 
 def _remove_orphans(folder: Path) -> None:
-    """Folders of processes that were killed."""
+    """Removes the folders of processes that were killed."""
     for path in folder.glob(f"{_PREFIX}*"):
         owner = Owner.parse(path.name.removeprefix(_PREFIX).rpartition("-")[0])
         if owner is not None and owner.is_here and not owner.is_alive:

@@ -1,4 +1,4 @@
-"""Embeddings of a shard in clip-retrieval's layout, which autofaiss, embedding-reader and it itself read.
+"""Embeddings of a shard in clip-retrieval's layout, which autofaiss and embedding-reader read too.
 
 Shape legend: R rows of a batch, D embedding.
 """
@@ -25,11 +25,11 @@ _COLUMNS = frozenset(("image_path", "source_shard", "source_offset"))
 
 
 class ShardEmbeddings:
-    """`img_emb/img_emb_NAME.npy` (float16, L2-normalised) and `metadata/metadata_NAME.parquet`.
+    """Two `parts` of a shard: a matrix (float16, L2-normalised) and its rows as Parquet.
 
-    Only samples with an image that could be decoded have a row. `image_path` is the sample's key, or the path
-    of a folder's image; the fields of its json follow. A shard without any row has no files: readers of the
-    layout pair the two folders by order and leave empty matrices out of one of them.
+    Only samples whose image was decoded have a row. `image_path` is the sample's key, or the path of a
+    folder's image; the fields of its json follow. A shard without rows has neither file: readers of the
+    layout pair the two folders by order and skip empty matrices in one of them.
     """
 
     def __init__(self, output: Path, name: str) -> None:

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all: temporary name, fsync, rename, fsync of the folder."""
+"""Atomic files: a temporary name that tells its process, fsync, rename, fsync of the folder."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ _MAX_BUFFERS = 512
 _MAX_WRITE_BYTES = 1 << 30
 _OTHER_HOST_SECONDS = 24 * 3600
 _TEMPORARY = re.compile(r"\.tmp-(?P<owner>.+)-[0-9a-f]{16}")
+_OWNER = re.compile(r"(?P<host>[A-Za-z0-9._]+)-(?P<pid>\d+)-(?P<started>\d+)")
 
 
 class OutsideOutput(ValueError):
@@ -43,13 +44,13 @@ def output_path(output: Path, file: str) -> Path:
 
 
 def temporary_path(final: Path) -> Path:
-    """The name a file has until it is whole: in its folder, hidden, and naming the process that owns it."""
+    """The name of a file until it is whole: hidden, in the same folder, and naming its process."""
     digest = sha256(final.name.encode()).hexdigest()[:16]
     return final.with_name(f".tmp-{Owner.current()}-{digest}")
 
 
 def is_leftover(path: Path) -> bool:
-    """Whether `path` is a temporary file whose process is dead (another host's: silent for a day)."""
+    """Whether `path` is a temporary file of a dead process. Of another host's, whether it is a day old."""
     match = _TEMPORARY.fullmatch(path.name)
     owner = match and Owner.parse(match["owner"])
     if owner is None:
@@ -62,7 +63,7 @@ def is_leftover(path: Path) -> bool:
 
 
 def write_all(descriptor: int, buffers: Sequence[Buffer]) -> int:
-    """Writes all `buffers` and returns their bytes; after a short write (disk almost full) it tries again."""
+    """Writes all `buffers` and returns the number of bytes. A short write (disk almost full) is continued."""
     total = 0
     for start in range(0, len(buffers), _MAX_BUFFERS):
         views = [memoryview(buffer) for buffer in buffers[start : start + _MAX_BUFFERS]]
@@ -78,7 +79,7 @@ def write_all(descriptor: int, buffers: Sequence[Buffer]) -> int:
 
 @contextlib.contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Gives an OSError without a file name (a full disk) the name of the file it is about."""
+    """Adds the name of the file to an OSError that has none, as that of a full disk."""
     try:
         yield
     except OSError as error:
@@ -88,13 +89,13 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def write_whole(final: Path, content: Buffer) -> None:
-    """Writes a small file whole or not at all."""
+    """Writes a small file atomically."""
     temporary = write_temporary(final, content)
     publish(temporary, final)
 
 
 def write_temporary(final: Path, content: Buffer) -> Path:
-    """Writes `content` under the temporary name of `final`, synced to disk; removes it where that fails."""
+    """Writes `content` under the temporary name of `final` and syncs it; removes the file if that fails."""
     temporary = temporary_path(final)
     with naming(temporary), removing_on_error(temporary):
         descriptor = open_new(temporary)
@@ -107,13 +108,13 @@ def write_temporary(final: Path, content: Buffer) -> Path:
 
 
 def open_new(path: Path) -> int:
-    """A descriptor of a new empty file, readable by everyone the umask lets."""
+    """A descriptor of a new empty file with the permissions that the umask leaves."""
     return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_CLOEXEC", 0), 0o666)
 
 
 @contextlib.contextmanager
 def removing_on_error(path: Path) -> Iterator[None]:
-    """Removes `path` where its block fails, whatever the reason."""
+    """Removes `path` if the block fails."""
     try:
         yield
     except BaseException:
@@ -122,14 +123,14 @@ def removing_on_error(path: Path) -> Iterator[None]:
 
 
 def publish(temporary: Path, final: Path) -> None:
-    """Gives a synced temporary file its final name, for good."""
+    """Renames a synced temporary file, durably."""
     with naming(final), removing_on_error(temporary):
         os.replace(temporary, final)
         sync_folder(final.parent)
 
 
 def sync_folder(folder: Path) -> None:
-    """Makes renames in `folder` survive a power cut."""
+    """Makes renames in `folder` survive a power failure."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -137,15 +138,9 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-# FOLDED dali_aesthetic/write/owner.py: Which process a file belongs to, and whether that process is still there.
-
-
-_TEXT = re.compile(r"(?P<host>[A-Za-z0-9._]+)-(?P<pid>\d+)-(?P<started>\d+)")
-
-
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """A process: its host, number and start time, which tells it from a later one with the same number."""
+    """A process: host, process id, and start time, because ids are reused."""
 
     host: str
     pid: int
@@ -158,8 +153,8 @@ class Owner:
 
     @classmethod
     def parse(cls, text: str) -> Self | None:
-        """What `str()` made of an owner, or None."""
-        match = _TEXT.fullmatch(text)
+        """The owner from its `str()`; None for any other text."""
+        match = _OWNER.fullmatch(text)
         return match and cls(match["host"], int(match["pid"]), int(match["started"]))
 
     def __str__(self) -> str:
@@ -167,22 +162,22 @@ class Owner:
 
     @property
     def is_here(self) -> bool:
-        """Whether it is of this host, so that `is_alive` can know."""
+        """Whether it is a process of this host, which `is_alive` needs."""
         return self.host == _host()
 
     @property
     def is_alive(self) -> bool:
-        """Whether this host runs it."""
+        """Whether this host still runs it."""
         return _started(self.pid) == self.started and _exists(self.pid)
 
     @property
     def described(self) -> str:
-        """For messages: process number and host name."""
+        """Process id and host name, for messages."""
         return f"process {self.pid} on {self.host.rpartition('.')[0]}"
 
 
 def _host() -> str:
-    """This host, and its namespace of process numbers: containers of one host may share its name."""
+    """This host and its namespace of process ids: containers of one host may share its name."""
     try:
         namespace = "".join(filter(str.isdigit, os.readlink("/proc/self/ns/pid")))
     except OSError:
@@ -191,10 +186,8 @@ def _host() -> str:
 
 
 def _started(pid: int) -> int:
-    """When a process of this host started, in clock ticks since boot; 0 where that can't be known.
-
-    One that has ended and waits for its parent to look (a zombie) writes nothing any more: it isn't known.
-    """
+    """The start time of a process of this host in clock ticks since boot; 0 if unknown, or if it is a zombie,
+    which writes nothing any more."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
         return 0 if fields[0] in (b"Z", b"X") else int(fields[19])

@@ -1,4 +1,4 @@
-"""Rows of a Parquet input, copied: those kept as they are, those that could not be scored with the reason."""
+"""Rows copied from a Parquet input: kept ones unchanged, those that could not be scored with the reason."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ QUARANTINE_COLUMNS = ("quarantine_status", "quarantine_reason")
 
 
 class KeptRows(Part):
-    """Notes which rows are kept and copies them from the input when finished, a row group at a time.
+    """Collects the numbers of kept rows, and copies them from the input when finished, by row groups.
 
     The schema with its metadata (Hugging Face's features) and the compression are the input's. A row group
     without a kept row is left out.
@@ -33,7 +33,7 @@ class KeptRows(Part):
         self._writer: ParquetWriter | None = None
 
     def add(self, samples: Sequence[Sample]) -> None:
-        """Notes samples to keep, in input order."""
+        """Adds samples to keep, in input order."""
         self._rows += [sample.offset for sample in samples]
 
     def finish(self) -> None:
@@ -61,7 +61,7 @@ class KeptRows(Part):
         return source.schema_arrow
 
     def _written(self, table: pa.Table, start: int) -> pa.Table:
-        """What is written of a row group's noted rows, the first of which is the `start`th of all."""
+        """What is written for chosen rows of a row group, of which the first is the `start`th of all."""
         return table
 
     def abandon(self) -> None:
@@ -74,8 +74,8 @@ class KeptRows(Part):
 class BadRows(KeptRows):
     """Copies rows that could not be scored, whole, with two more columns, `QUARANTINE_COLUMNS`.
 
-    They say what the scores say as `status` and `error_message`. The schema's metadata stays away: it
-    describes the input's columns only.
+    They have the values of `status` and `error_message` in the scores. The schema's metadata is dropped: it
+    describes the columns of the input only.
     """
 
     def __init__(self, final: Path, source: str) -> None:
@@ -84,11 +84,11 @@ class BadRows(KeptRows):
 
     @property
     def num_rows(self) -> int:
-        """The rows noted."""
+        """The number of rows so far."""
         return len(self._rows)
 
     def add_bad(self, samples: Sequence[Sample], headers: Sequence[ImageHeader]) -> None:
-        """Notes samples with what is wrong with each, in input order."""
+        """Adds samples and the reason for each, in input order."""
         self.add(samples)
         for sample, header in zip(samples, headers, strict=True):
             worst = header if sample.status is Status.OK else sample
@@ -107,9 +107,9 @@ class BadRows(KeptRows):
 
 
 def taken(batches: Iterable[pa.RecordBatch], rows: npt.NDArray[np.int64], schema: pa.Schema) -> pa.Table:
-    """The rows at these places of all batches, in ascending order.
+    """The given rows, numbered over all batches, in ascending order.
 
-    Batch by batch: `Table.take` joins a column's pieces, which fails above 2 GiB of images.
+    Batch by batch, because `Table.take` concatenates a column, which fails above 2 GiB of images.
     """
     pieces, start = [], 0
     for batch in batches:

@@ -1,14 +1,14 @@
 """One run at a time in an output: a file lock in a folder, a lease with a heartbeat at a URL.
 
 Neither protects files: each is written whole and is the same bytes whoever writes it, so two runs in one
-output could only do the same work twice. The lock belongs to the run, not to a worker: a launcher holds it for
-all the workers it starts.
+output could only do the same work twice. The lock belongs to the run, not to a worker: a launcher holds it
+for all the workers it starts.
 
 The kernel drops the lock of a process that dies; on NFS its server does. On a file system without locks only
 another process of this host is noticed. A lease is an object that its holder rewrites every
-`HEARTBEAT_SECONDS`; one without a heartbeat for `LEASE_SECONDS` has expired, and one of a dead process of this
-host at once. Where the store has conditional writes (S3 and its like), two runs never both start. Elsewhere
-two that start in the same second may.
+`HEARTBEAT_SECONDS`. It expires after `LEASE_SECONDS` without a heartbeat, or at once if its holder was a
+process of this host that is dead. Where the store has conditional writes (S3 and its like), two runs never
+both start. Elsewhere two that start in the same second may.
 """
 
 from __future__ import annotations

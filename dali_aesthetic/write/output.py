@@ -1,4 +1,4 @@
-"""An output folder at the start of a run: whose it is, what is done, and what a killed run left."""
+"""An output at the start of a run: the check that it belongs to the run, what is still to do, clean-up."""
 
 from __future__ import annotations
 
@@ -29,20 +29,22 @@ from dali_aesthetic.types import Shard
 from dali_aesthetic.write.files import is_leftover, publish, sync_folder, write_temporary
 from dali_aesthetic.write.rows import read_columns
 
+_ABSENT = "(not set)"
+
 
 class OutputMismatch(ValueError):
     """The output holds shards of another input, or the input itself."""
 
 
 def open_output(output: str | Path, record: Mapping[str, Any], shards: Sequence[Shard]) -> Sequence[Shard]:
-    """Claims `output` for the run of `record` and returns the shards still to do, in their order.
+    """Writes or checks the run record of `output` and returns the shards still to do, in their order.
 
-    Raises RunMismatch or OutputMismatch (ValueErrors) where it holds another run, another input or this one,
-    and OSError where it can't be written. Removes what dead processes left half written.
+    Removes temporary files of dead processes. Raises RunMismatch or OutputMismatch (ValueErrors) where the
+    output belongs to another run or input, or holds the input itself, and OSError where it can't be written.
     """
     config = record.get(CONFIG, {})
     _check_apart(os.fspath(output), shards, writes_tars=not config.get("scores_only"))
-    if whole := config.get("part_of"):  # where the cut will write: told before the scoring, not after it
+    if whole := config.get("part_of"):  # where the cut will write: refused before hours of scoring
         _check_apart(whole, shards)
     write_run_record(output, record)
     clean_leftovers(output)
@@ -50,10 +52,7 @@ def open_output(output: str | Path, record: Mapping[str, Any], shards: Sequence[
 
 
 def clean_leftovers(output: str | Path) -> int:
-    """Removes the temporary files of processes that died, and returns how many there were.
-
-    At a URL there are none: an upload that ended early left nothing to see.
-    """
+    """Removes the temporary files of dead processes and returns their number. At a URL there are none."""
     removed = 0
     if is_url(os.fspath(output)):
         return removed
@@ -67,8 +66,8 @@ def clean_leftovers(output: str | Path) -> int:
 
 
 def pending_shards(output: str | Path, shards: Sequence[Shard]) -> Sequence[Shard]:
-    """The shards that are not done yet. Raises OutputMismatch where a folder changed since it was done, or a
-    list file means others."""
+    """The shards that are not done. Raises OutputMismatch where a folder changed since, or a list file names
+    other shards."""
     done = committed_names(output)
     if shards and shards[0].kind == "folder":
         _check_fingerprints(os.fspath(output), shards, done)
@@ -79,7 +78,7 @@ def pending_shards(output: str | Path, shards: Sequence[Shard]) -> Sequence[Shar
 
 
 class _Some(Sequence[Shard]):
-    """The elements of `shards` at the places `left`, which may be a million: not copied out of it."""
+    """A view of `shards`, which may be a million, at the indices `left`."""
 
     def __init__(self, shards: Sequence[Shard], left: Iterable[int]) -> None:
         self._shards, self._left = shards, array("q", left)
@@ -112,7 +111,7 @@ def _files(root: Path, below: bool = True) -> Iterator[str]:
 
 
 def _check_apart(output: str, shards: Iterable[Shard], writes_tars: bool = True) -> None:
-    """Raises OutputMismatch for an input that lies where the run's own files go: they would replace it."""
+    """Raises OutputMismatch for an input in a folder of the output, whose files would replace it."""
     own = [join(output, folder) for folder in FOLDERS if writes_tars or folder != SHARDS]
     if not is_url(output):
         own = [os.path.realpath(folder) for folder in own if os.path.isdir(folder)]
@@ -143,9 +142,9 @@ def _check_fingerprints(output: str, shards: Iterable[Shard], done: set[str]) ->
 
 
 def _check_source(output: str, shards: Sequence[Shard], done: set[str]) -> None:
-    """Another list under the same name gives other shards these names, or these shards other names.
+    """Raises OutputMismatch where a changed list file gives the names of shards that are done to others.
 
-    One that is done tells: of a million each would be a file to read.
+    One shard is checked: of a million, each would be a file to read.
     """
     name = next((shard.name for shard in shards if shard.name in done), min(done))
     try:
@@ -161,12 +160,12 @@ def _check_source(output: str, shards: Sequence[Shard], done: set[str]) -> None:
 
 
 def _place(source: str) -> str:
-    """The same for every spelling of a local path."""
+    """One spelling for all paths of a local file."""
     return source if is_url(source) else os.path.realpath(source)
 
 
 def _changes(output: str, shard: Shard) -> str:
-    """What is new or gone among the shard's images, as far as its scores tell."""
+    """The difference between the shard's images and its scores, for messages."""
     try:
         with open_file(join(output, scores_file(shard.name))) as file:
             sources = read_columns(file, ["source_shard"])
@@ -179,20 +178,14 @@ def _changes(output: str, shard: Shard) -> str:
     return "files were added, or have another size"
 
 
-# FOLDED dali_aesthetic/write/record.py: `run.json`: what made the output, and the refusal to mix two different runs in one folder.
-
-
-_ABSENT = "(not set)"
-
-
 class RunMismatch(ValueError):
     """The output belongs to a run with another identity."""
 
 
 def write_run_record(output: str | Path, record: Mapping[str, Any]) -> None:
-    """Writes `run.json` for the first run into `output`; a later one must have the same `record["identity"]`.
+    """Writes the run record of a new output, or checks that the one there has the same identity.
 
-    The first record stays. Raises RunMismatch naming each field that differs with both values.
+    Raises RunMismatch naming each field that differs and both values.
     """
     final = join(output, RECORD)
     if not exists(final):
@@ -209,7 +202,7 @@ def write_run_record(output: str | Path, record: Mapping[str, Any]) -> None:
 def check_run_record(output: str | Path, record: Mapping[str, Any]) -> list[str]:
     """Where the identity of `record` differs from the one in `output`: `FIELD: OLD there, NEW now`.
 
-    Empty where they agree or `output` has no record yet. Raises RunMismatch for an unreadable record.
+    Empty if they agree or `output` has no record yet. Raises RunMismatch for a record that can't be read.
     """
     if not exists(join(output, RECORD)):
         return []
@@ -234,7 +227,7 @@ def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def write_once(location: str | Path, content: bytes) -> None:
-    """Writes a file or object, its folder made, unless another process was first: then its content stays."""
+    """Writes a file (and its folder) or an object, unless there is one already, which then stays."""
     if is_url(os.fspath(location)):
         create(os.fspath(location), content)
         return
@@ -247,7 +240,7 @@ def write_once(location: str | Path, content: bytes) -> None:
     except FileExistsError:
         pass
     except OSError:
-        # A file system without hard links: the last of two simultaneous first runs wins, and both compare.
+        # A file system without hard links: of two simultaneous first runs the last wins, and both compare.
         publish(temporary, final)
     finally:
         with contextlib.suppress(FileNotFoundError):

@@ -1,4 +1,4 @@
-"""Scores read back: what an earlier run found, as the sink takes it."""
+"""Scores of an earlier run, read back in the form that the sink takes."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ _ROW_COLUMNS = ("key", "source_offset", "status", "error_message", "width", "hei
 
 
 class ScoresMismatch(ValueError):
-    """A folder that holds no scores, or scores of another input."""
+    """The folder holds no scores, or scores of another input."""
 
 
 @dataclass(frozen=True, slots=True)
 class StoredScores:
-    """One shard's rows in input order: `scores_RH` float32 [R, H], NaN where there is none."""
+    """The rows of one shard in input order. `scores_RH` is float32 [R, H], NaN where there is no score."""
 
     keys: Sequence[str]
     offsets: Sequence[int]
@@ -53,7 +53,7 @@ def scores_record(folder: str | Path) -> dict[str, Any]:
 def read_scored_by(folder: str | Path) -> dict[str, Any]:
     """The identity of the run that made the scores in `folder`, also where `filter` has cut them since.
 
-    Raises ScoresMismatch where they are no run's, or of the kept samples alone.
+    Raises ScoresMismatch for scores that no run made, and for those of a packed output: kept samples only.
     """
     record = scores_record(folder)
     found = scored_by(record)
@@ -79,12 +79,12 @@ def read_scores(folder: str | Path, name: str, head_names: Sequence[str]) -> Sto
 
 
 def read_fingerprint(folder: str | Path, name: str) -> str:
-    """Of which files, by name and size, a folder's shard was scored; empty for other kinds of input."""
+    """The digest of the files of a folder's shard when it was scored; "" for other kinds of input."""
     return str(read_stats(folder, name).get("fingerprint", ""))
 
 
 def read_raw_scores(folder: str | Path, names: Iterable[str] | None = None) -> npt.NDArray[np.float32]:
-    """The first head's score of every sample of the shards `names` (all committed ones), NaN where none."""
+    """The first head's score, or NaN, of every sample of the shards `names`; None means all that are done."""
     chosen = sorted(committed_names(folder)) if names is None else names
     parts = [
         _table(folder, name, ["aesthetic_score"]).column(0).to_numpy().astype(np.float32) for name in chosen

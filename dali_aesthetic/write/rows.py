@@ -1,4 +1,4 @@
-"""One row for every input sample, kept or not, good or bad."""
+"""The rows of a scores file: one for every input sample, kept or not, with the fields of its json."""
 
 from __future__ import annotations
 
@@ -22,6 +22,11 @@ _COLUMNS = (
     *("aesthetic_score", "aesthetic_score_01", "kept", "source_shard", "source_offset", "output_shard"),
 )
 _NOT_AESTHETIC = ("punsafe", "pwatermark")
+MAX_JSON_BYTES = 1 << 20
+MAX_COLUMNS = 64
+CLASH_PREFIX = "json_"
+_TURN_EVERY = 1024
+_decode = json.JSONDecoder().decode
 
 
 def read_columns(file: IO[bytes], columns: list[str]) -> pa.Table:
@@ -35,10 +40,10 @@ def read_columns(file: IO[bytes], columns: list[str]) -> pa.Table:
 
 
 def score_columns(head_names: Sequence[str]) -> list[str]:
-    """Column of each head: the first decides what is kept and has the plain name; `punsafe` and `pwatermark`
-    are columns by LAION's names.
+    """The column of each head: `aesthetic_score` for the first, which decides what is kept. `punsafe`
+    and `pwatermark` have LAION's own names as columns.
 
-    Raises ValueError where there is no head, one of those two is first, or two would share a column.
+    Raises ValueError for no head, for one of those two as the first, and for two heads with one column.
     """
     if not head_names:
         raise ValueError("head_names is empty; at least one head is needed to decide what is kept")
@@ -52,7 +57,7 @@ def score_columns(head_names: Sequence[str]) -> list[str]:
 
 
 class ScoreRows:
-    """The rows of one shard, held as columns until it is committed (about 0.5 KB a row)."""
+    """The rows of one shard, held in memory as columns until its commit (about 0.5 KB a row)."""
 
     def __init__(self, head_names: Sequence[str], output_shard: str) -> None:
         self._score_names = score_columns(head_names)
@@ -98,12 +103,12 @@ class ScoreRows:
         self._scores.append(np.array(scores_RH, dtype=np.float32))
 
     def statuses(self) -> dict[str, int]:
-        """How many samples ended in each status that occurred, in the order of `Status`."""
+        """The number of samples by status, in the order of `Status`, without statuses that don't occur."""
         counts = {status.value: self._statuses.count(status.value) for status in Status}
         return {status: count for status, count in counts.items() if count}
 
     def warnings(self) -> tuple[str, ...]:
-        """Oddities of the json sidecars."""
+        """What was left out of the json files."""
         found = []
         if self._sidecars.num_ignored:
             found.append(f"unreadable json files left out of the scores: {self._sidecars.num_ignored}")
@@ -117,40 +122,53 @@ class ScoreRows:
         return to_parquet(self._table())
 
     def _table(self) -> pa.Table:
-        kept = np.concatenate(self._kept) if self._kept else np.zeros(0, np.bool_)
+        kept_R = np.concatenate(self._kept) if self._kept else np.zeros(0, np.bool_)
         none_RH = np.zeros((0, len(self._score_names)), np.float32)
-        scores_RH = np.concatenate(self._scores) if self._scores else none_RH
-        raw = pa.array(scores_RH[:, 0], pa.float32(), from_pandas=True)
-        normal = pa.array(np.clip(scores_RH[:, 0] / np.float32(10), 0, 1), pa.float32(), from_pandas=True)
-        columns = {
-            "key": _strings(self._keys),
-            "status": pa.array(self._statuses, pa.string()),
-            "error_message": _strings(self._messages),
-            "width": pa.array(self._widths, pa.int32()),
-            "height": pa.array(self._heights, pa.int32()),
-            "format": pa.array(self._formats, pa.string()),
-            "aesthetic_score": raw,
-            "aesthetic_score_01": normal,
-            "kept": pa.array(kept, pa.bool_()),
-            "source_shard": _strings(self._sources),
-            "source_offset": pa.array(self._offsets, pa.int64()),
-            "output_shard": pa.array([self._output_shard if one else None for one in kept], pa.string()),
-        }
-        for index, name in enumerate(self._score_names[1:], start=1):
-            columns[name] = pa.array(scores_RH[:, index], pa.float32(), from_pandas=True)
+        columns = score_table(
+            self._score_names,
+            np.concatenate(self._scores) if self._scores else none_RH,
+            kept_R,
+            key=_strings(self._keys),
+            status=pa.array(self._statuses, pa.string()),
+            error_message=_strings(self._messages),
+            width=pa.array(self._widths, pa.int32()),
+            height=pa.array(self._heights, pa.int32()),
+            format=pa.array(self._formats, pa.string()),
+            source_shard=_strings(self._sources),
+            source_offset=pa.array(self._offsets, pa.int64()),
+            output_shard=pa.array([self._output_shard if one else None for one in kept_R], pa.string()),
+        )
         return pa.table({**columns, **self._sidecars.arrays()})
 
 
-def import_pandas() -> None:
-    """Has pyarrow do what it does for its first array: import pandas, where it is installed.
+def score_table(
+    score_names: Sequence[str],
+    scores_RH: npt.NDArray[np.float32],
+    kept_R: npt.NDArray[np.bool_],
+    **facts: pa.Array,
+) -> dict[str, pa.Array]:
+    """The columns of a scores file in order: `facts`, and those made of scores and marks."""
+    raw_R = scores_RH[:, 0]
+    columns = {
+        **facts,
+        "aesthetic_score": pa.array(raw_R, pa.float32(), from_pandas=True),
+        "aesthetic_score_01": pa.array(np.clip(raw_R / np.float32(10), 0, 1), pa.float32(), from_pandas=True),
+        "kept": pa.array(kept_R, pa.bool_()),
+    }
+    others = {
+        name: pa.array(scores_RH[:, head], pa.float32(), from_pandas=True)
+        for head, name in enumerate(score_names[1:], start=1)
+    }
+    return {name: columns[name] for name in _COLUMNS} | others
 
-    Done before, it doesn't keep the first commit waiting.
-    """
+
+def import_pandas() -> None:
+    """Makes pyarrow import pandas, if installed, now and not during the first commit."""
     pa.array([])
 
 
 def _side(pixels: int) -> int | None:
-    """Null where unknown, and beyond the column: a damaged PNG header may claim up to 2**32 - 1."""
+    """Null where unknown or too large for the column: a damaged PNG header may claim up to 2**32 - 1."""
     return pixels if 0 < pixels <= MOST_PIXELS else None
 
 
@@ -162,23 +180,13 @@ def _strings(texts: Sequence[str | None]) -> pa.Array:
         return pa.array(clean, pa.binary()).cast(pa.string())
 
 
-# FOLDED dali_aesthetic/write/sidecar.py: Columns from the samples' json files: img2dataset's `url, caption, …` and whatever else is there.
-
-
-MAX_JSON_BYTES = 1 << 20
-MAX_COLUMNS = 64
-CLASH_PREFIX = "json_"
-_TURN_EVERY = 1024
-_decode = json.JSONDecoder().decode
-
-
 class SidecarColumns:
-    """Gathers the top-level values of json objects by name, one value a row.
+    """Columns from json objects, such as img2dataset's `url` and `caption`: one for each top-level key.
 
-    Every key passes through, in the order of first appearance, up to `MAX_COLUMNS`; one that has the name of
-    a column of ours gets `json_` before it. A column is bool, int64 or double where all its values are, else
-    string (what is no string is written as json). Columns without any value are left out. A json that is
-    malformed, no object or above `MAX_JSON_BYTES` counts as absent, and `num_ignored` counts it.
+    Keys are taken in the order of their first appearance, up to `MAX_COLUMNS`; one with the name of a
+    reserved column gets the prefix `json_`. A column is bool, int64 or double if all its values are, else
+    string, with other values written as json. Columns without a value are left out. A json that is malformed,
+    no object or larger than `MAX_JSON_BYTES` counts as absent; `num_ignored` counts those.
     """
 
     def __init__(self, reserved: frozenset[str]) -> None:
@@ -207,7 +215,7 @@ class SidecarColumns:
         return None
 
     def _turn(self) -> None:
-        """Rows to columns, many at once: a third of the time of value by value."""
+        """Turns the recent rows into columns. Many at once take a third of the time of one by one."""
         rows, self._recent = self._recent, []
         names = dict.fromkeys(key for row in rows if row is not None for key in row)
         for name in names:
@@ -224,7 +232,7 @@ class SidecarColumns:
         self._num_rows += len(rows)
 
     def arrays(self) -> dict[str, pa.Array]:
-        """The columns, all as long as there were rows."""
+        """The columns, each with a value or null for every row."""
         self._turn()
         arrays: dict[str, pa.Array] = {}
         for key, values in self._columns.items():
@@ -252,7 +260,7 @@ def _array(values: list[Any]) -> pa.Array:
 
 
 def _are_doubles(values: list[Any]) -> bool:
-    """Whether all whole numbers are ones as doubles, too: an id of 19 digits beside a NaN is not."""
+    """Whether doubles hold all integers exactly; they don't hold an id of 19 digits."""
     return all(int(float(value)) == value for value in values if type(value) is int)
 
 

@@ -1,4 +1,4 @@
-"""Scored batches to files: kept samples are streamed, rows collected, and each shard that has ended committed."""
+"""From scored batches to files: kept samples are streamed, rows collected, finished shards committed."""
 
 from __future__ import annotations
 
@@ -43,22 +43,22 @@ from dali_aesthetic.write.rows import ScoreRows, score_columns
 from dali_aesthetic.write.writers import TarWriter
 
 JUDGED_FROM = 100
-"""Samples a shard must have for its share of bad ones to say anything."""
+"""Shards with fewer samples are not judged by their share of bad ones."""
 Keep = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.bool_]]
-"""Which raw scores of the first head are good enough; NaN (not scored) never is."""
+"""Maps raw scores of the first head to marks. NaN (not scored) is never kept."""
 
 
 class ShardSink:
-    """Takes scored batches in input order; commits each shard that has ended, in a thread of its own.
+    """Takes scored batches in input order and commits each finished shard in a background thread.
 
-    A context manager: leaving it waits for the commits under way and abandons what is open (its temporary
-    files are removed). Raises OSError naming the file where a write or a commit fails, at the next call; the
-    sink is then of no more use. `output` may be a URL: each object is then uploaded whole, the stats last.
+    A context manager: leaving it waits for running commits and abandons open shards, whose temporary files
+    are removed. Where a write or a commit fails, the next call raises OSError naming the file; the sink can't
+    be used after that. `output` may be a URL.
 
     A shard of `JUDGED_FROM` samples or more of which more than `max_bad_fraction` could not be scored is
-    reported as failed. With `quarantine` the entries of all such samples go to `quarantine/NAME.tar`, such
-    rows of a Parquet input to `NAME.parquet`. Without `images` there are scores and stats only, and nothing
-    counts as kept. With `embeddings` those of each batch are written.
+    reported as failed. With `quarantine` such samples are copied too, as tar entries or as rows of Parquet.
+    Without `images` there are scores and stats only, and nothing counts as kept. With `embeddings` those of
+    each batch are written.
     """
 
     def __init__(
@@ -86,12 +86,12 @@ class ShardSink:
             (self._destination.root / folder).mkdir(parents=True, exist_ok=True)
 
     def write(self, batch: ScoredBatch) -> list[ShardReport]:
-        """Appends every row, streams the kept samples, has the ended shards committed (`error`: abandoned).
+        """Appends rows, streams kept samples, and queues finished shards for commit; abandons failed ones.
 
-        The reports are of the shards that were committed since, in input order; `flush` gives the last ones.
+        Returns the reports of shards committed since the last call, in input order; `flush` returns the last.
         """
         ok_R = np.fromiter(map(_is_ok, batch.encoded.samples, batch.headers), np.bool_)
-        # What no decoder vouches for has no score, whatever the model made of its place in the batch.
+        # An image that was not decoded has no score, whatever the model computed for its row.
         scores_RH = np.where(ok_R[:, None], batch.scores_RH, np.float32(np.nan))
         kept_R = self.keep(scores_RH[:, 0]) & ~np.isnan(scores_RH[:, 0])
         start = 0
@@ -106,7 +106,7 @@ class ShardSink:
         return ended + self._commits.take()
 
     def flush(self) -> list[ShardReport]:
-        """Waits for every commit; the reports that `write` didn't give yet."""
+        """Waits for all commits and returns the reports that `write` has not returned."""
         return self._commits.take(leave=0)
 
     def _opened(self, shard: Shard) -> _OpenShard:
@@ -122,7 +122,7 @@ class ShardSink:
         return self._open[shard.name]
 
     def _end(self, end: ShardEnd) -> Callable[[], ShardReport]:
-        """What is left to do for a shard: its commit, or to report why there is none."""
+        """The commit of a finished shard, or the report of why there is none."""
         name = end.shard.name
         objection = end.error
         if not objection:
@@ -140,7 +140,7 @@ class ShardSink:
             del self._open[end.shard.name]
 
     def close(self) -> None:
-        """Abandons the shards still open; they are done again by the next run."""
+        """Abandons open shards; the next run does them again."""
         self._destination.stop()
         self._commits.cancel()
         while self._open:
@@ -177,7 +177,7 @@ def _is_ok(sample: Sample, header: ImageHeader) -> bool:
 
 
 class _OpenShard:
-    """A shard that is not committed: its tar under a temporary name, its rows in memory."""
+    """A shard that is not committed: its samples under temporary names, its rows in memory."""
 
     def __init__(
         self,
@@ -217,7 +217,7 @@ class _OpenShard:
         ok_R: npt.NDArray[np.bool_],
         embeddings_RD: npt.NDArray[np.float16] | None,
     ) -> None:
-        """Appends rows and streams the entries of those kept, and of those that could not be scored."""
+        """Appends rows; streams the samples to keep and those for quarantine."""
         if self.embeddings is not None and embeddings_RD is not None:
             self.embeddings.add(samples, embeddings_RD, ok_R)
         self.rows.add(samples, headers, scores_RH, kept_R)
@@ -232,7 +232,7 @@ class _OpenShard:
         self.num_kept += int(np.count_nonzero(kept_R))
 
     def _add_bad(self, final: Path, samples: Sequence[Sample], headers: Sequence[ImageHeader]) -> None:
-        """Copies what could not be scored: rows of a Parquet file, or tar entries where there are any."""
+        """Copies samples that could not be scored, as rows of Parquet or as tar entries, if there are any."""
         if self.shard.kind == "parquet":
             rows = (
                 self.quarantine if isinstance(self.quarantine, BadRows) else BadRows(final, self.shard.source)
@@ -246,7 +246,7 @@ class _OpenShard:
             self.num_quarantined += sum(bool(sample.entries) for sample in samples)
 
     def objection(self, max_bad_fraction: float) -> str:
-        """Why the shard is garbage, or an empty string."""
+        """Why the shard fails `max_bad_fraction`, or ""."""
         statuses = self.rows.statuses()
         num_bad = self.num_samples - statuses.pop(Status.OK.value, 0)
         if self.num_samples < JUDGED_FROM or num_bad <= max_bad_fraction * self.num_samples:

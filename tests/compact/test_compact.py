@@ -21,7 +21,7 @@ from dali_aesthetic.compact.pack import Size
 from dali_aesthetic.config import ConfigError
 from dali_aesthetic.layout import NotARun
 from dali_aesthetic.verify.outputs import verify_output
-from dali_aesthetic.write import RunMismatch
+from dali_aesthetic.write.output import RunMismatch
 from tests.compact.runs import entries, make_run, many, uid
 from tests.conftest import add_member
 from tests.write.scored import JPEG, run, shard_of, tree

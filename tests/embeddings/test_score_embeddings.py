@@ -17,8 +17,7 @@ import dali_aesthetic.embeddings.score as module
 from dali_aesthetic.embeddings.score import BLOCK_ROWS, NotNormalized, score_embeddings
 from dali_aesthetic.shards.listing import InputError
 from dali_aesthetic.threshold import Threshold
-from dali_aesthetic.write import RunMismatch
-from dali_aesthetic.write.output import OutputMismatch
+from dali_aesthetic.write.output import OutputMismatch, RunMismatch
 from tests.conftest import snapshot
 
 LAION_V2 = [1.655, 2.359, 3.070, 3.672, 4.238, 4.701, 5.073, 5.365, 5.577, 5.747]

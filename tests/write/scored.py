@@ -23,7 +23,7 @@ from dali_aesthetic.types import (
     ShardReport,
     Status,
 )
-from dali_aesthetic.write import ShardSink
+from dali_aesthetic.write.sink import ShardSink
 
 JPEG = b"\xff\xd8\xff\xe0" + bytes(range(256)) * 3 + b"\xff\xd9"
 GOOD = ImageHeader(format="jpeg", width=640, height=480, route=Route.DALI)

@@ -16,8 +16,9 @@ import webdataset
 from dali_aesthetic.layout import committed_names
 from dali_aesthetic.shards import read_shards
 from dali_aesthetic.types import ImageHeader, Route, Sample, Shard, ShardEnd, Status
-from dali_aesthetic.write import ShardSink, clean_leftovers
 from dali_aesthetic.write.files import OutsideOutput
+from dali_aesthetic.write.output import clean_leftovers
+from dali_aesthetic.write.sink import ShardSink
 from tests.write.scored import GOOD, JPEG, at_least_5, batches, make_tar, run, scored, shard_of, tree
 
 

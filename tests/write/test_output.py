@@ -10,7 +10,8 @@ import pytest
 
 from dali_aesthetic.layout import committed_names
 from dali_aesthetic.shards import plan_shards
-from dali_aesthetic.write import (
+from dali_aesthetic.write.files import temporary_path
+from dali_aesthetic.write.output import (
     OutputMismatch,
     RunMismatch,
     check_run_record,
@@ -18,7 +19,6 @@ from dali_aesthetic.write import (
     open_output,
     write_run_record,
 )
-from dali_aesthetic.write.files import temporary_path
 from tests.write.scored import JPEG, make_tar, run, shard_of, tree
 
 RECORD = {

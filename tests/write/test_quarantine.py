@@ -11,7 +11,7 @@ import pytest
 
 from dali_aesthetic.shards import read_shards
 from dali_aesthetic.types import Sample, ScoredBatch, ShardEnd, ShardReport, Status
-from dali_aesthetic.write import ShardSink
+from dali_aesthetic.write.sink import ShardSink
 from tests.conftest import read_members
 from tests.write.scored import GOOD, at_least_5, make_tar, scored, shard_of, tree
 
