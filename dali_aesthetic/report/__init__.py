@@ -1,4 +1,4 @@
-"""The report: one page to choose a threshold by looking. Reads an output folder; scores nothing."""
+"""The report of an output: one page for choosing a threshold by looking at samples. Scores nothing."""
 
 from dali_aesthetic.report.page import write_report
 

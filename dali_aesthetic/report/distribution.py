@@ -1,4 +1,9 @@
-"""How many scores lie at or above every threshold of a grid. Counts are exact; no score is kept."""
+"""Counts of scores over a grid of thresholds. They are exact, and no score is kept in memory.
+
+The edges of a grid are decimal steps over the range of the scores. Each is the float32 nearest to a short
+decimal, which is what `--raw-threshold` makes of that decimal: the count at an edge is the count that a run
+with that threshold keeps.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +31,7 @@ _MAX_TEXT = 120
 
 
 class Distribution:
-    """Counts of scores between the edges of `grid`. NaN counts nowhere."""
+    """Counts of scores between the edges of `grid`; NaN is not counted."""
 
     def __init__(self, grid: Grid) -> None:
         self.grid = grid
@@ -51,7 +56,7 @@ class Distribution:
 
     @property
     def total(self) -> int:
-        """How many scores there are."""
+        """The number of scores."""
         return int(self._counts.sum())
 
     @property
@@ -59,15 +64,15 @@ class Distribution:
         return self._sum / self.total if self.total else math.nan
 
     def at_least(self) -> npt.NDArray[np.int64]:
-        """For every edge, how many scores `score >= edge` keeps, compared in float32."""
+        """For every edge, the number of scores with `score >= edge`, compared in float32."""
         return self._counts[::-1].cumsum()[::-1][1:]
 
     def above(self) -> npt.NDArray[np.int64]:
-        """For every edge, how many scores are greater: what an inclusive upper bound there leaves out."""
+        """For every edge, the number of scores above it: what an inclusive upper bound there excludes."""
         return self._counts_up_to[::-1].cumsum()[::-1][1:]
 
     def kept_at(self, cut: float) -> int | None:
-        """How many scores a threshold keeps; None where the grid has no such edge and can't tell."""
+        """The number of scores that a threshold keeps; None if it lies between two edges."""
         edge = np.float32(cut)
         edges = self.grid.edges_E
         if edge < edges[0]:
@@ -78,15 +83,15 @@ class Distribution:
         return int(self.at_least()[place]) if edges[place] == edge else None
 
     def between(self, edges: npt.NDArray[np.float32]) -> list[int]:
-        """How many scores lie in [edge, next edge) for neighbours of `edges`, which are edges of the grid."""
+        """The number of scores in [edge, next edge) for `edges`, a subset of the grid's."""
         at_least = self.at_least()[np.searchsorted(self.grid.edges_E, edges)]
         found: list[int] = (at_least[:-1] - at_least[1:]).tolist()
         return found
 
     def quantiles(self, shares: Sequence[float] = QUANTILES) -> list[tuple[float, float]]:
-        """(share, threshold): the highest edge that at least 1 - share of the scores reach.
+        """(share, threshold) pairs: the highest edge that at least 1 - share of the scores reach.
 
-        It lies at most one step of the grid below the exact quantile. Empty where nothing was scored.
+        It is at most one step of the grid below the exact quantile. Empty where nothing was scored.
         """
         if not self.total:
             return []
@@ -98,10 +103,10 @@ class Distribution:
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """`edges_E` rise strictly; the first keeps every score, the last keeps none.
+    """`edges_E` is strictly increasing; the first edge keeps every score, the last one none.
 
-    `step` is the distance of the regular edges; named cuts lie between them. `bars` and `bands` are every
-    tenth and every fiftieth of the regular ones, at least covering the range: subsets of `edges_E`.
+    `step` is the distance between regular edges; named cuts lie between them. `bars` and `bands` are every
+    tenth and every fiftieth regular edge, and cover the range.
     """
 
     edges_E: npt.NDArray[np.float32]
@@ -110,21 +115,21 @@ class Grid:
     step: float
 
     def index(self, cut: float) -> int:
-        """The edge nearest to `cut`; the edge itself where it is one."""
+        """The index of the edge nearest to `cut`."""
         return int(np.abs(self.edges_E.astype(np.float64) - float(np.float32(cut))).argmin())
 
 
 def make_grid(low: float, high: float, cuts: Iterable[float] = ()) -> Grid:
-    """A grid over `low` to `high` (lowest and highest score), with the `cuts` as further edges.
+    """A grid over the scores from `low` to `high`, with `cuts` as further edges.
 
-    Infinite ends are taken as a million. At most `MAX_STEPS` regular steps lie inside the range.
+    Infinite bounds are clipped to a million. At most `MAX_STEPS` regular steps lie inside the range.
     """
     low, high = max(low, -_WIDEST), min(high, _WIDEST)
     mantissa, exponent = _step((high - low) / MAX_STEPS, max(abs(low), abs(high)))
     size = mantissa * 10.0**exponent
     first = math.floor(low / size / STEPS_PER_BAND)
     last = math.floor(high / size / STEPS_PER_BAND) + 1
-    # In float32 an edge may land on the highest score itself: one more, so that the last keeps none.
+    # In float32 an edge may equal the highest score: one more, so that the last one keeps none.
     last += bool(_decimals([last * STEPS_PER_BAND], mantissa, exponent)[0] <= np.float32(high))
 
     def every(steps: int) -> npt.NDArray[np.float32]:
@@ -132,16 +137,16 @@ def make_grid(low: float, high: float, cuts: Iterable[float] = ()) -> Grid:
         return _decimals(range(first * count, last * count + 1), mantissa * steps, exponent)
 
     named = np.array(list(cuts), np.float32)
-    # Named cuts beyond the range would stretch the slider over thresholds that keep all or nothing.
+    # Cuts outside the range would stretch the slider over thresholds that keep all or nothing.
     inside = named[(named > every(1)[0]) & (named < every(1)[-1])]
     edges = np.unique(np.concatenate([every(1), inside]))
     return Grid(edges, np.unique(every(STEPS_PER_BAR)), np.unique(every(STEPS_PER_BAND)), size)
 
 
 def _step(wanted: float, magnitude: float) -> tuple[int, int]:
-    """Mantissa (1, 2 or 5) and decimal exponent of the first nice step from `wanted` up.
+    """Mantissa (1, 2 or 5) and decimal exponent of the smallest step of at least `wanted`.
 
-    Never so fine that float32 can't tell neighbours apart at `magnitude`.
+    It is large enough for float32 to separate neighbours at `magnitude`.
     """
     wanted = max(wanted, magnitude * 1e-6, 1e-9)
     exponent = math.floor(math.log10(wanted))
@@ -152,7 +157,7 @@ def _step(wanted: float, magnitude: float) -> tuple[int, int]:
 
 
 def _decimals(multiples: Iterable[int], mantissa: int, exponent: int) -> npt.NDArray[np.float32]:
-    """`k * mantissa * 10**exponent` for every k, each rounded once to double, as a decimal is when read."""
+    """`k * mantissa * 10**exponent` for every k, rounded once to double, as when a decimal is parsed."""
     scale = 10 ** abs(exponent)
     if exponent < 0:
         return np.array([k * mantissa / scale for k in multiples], np.float64).astype(np.float32)
@@ -160,12 +165,12 @@ def _decimals(multiples: Iterable[int], mantissa: int, exponent: int) -> npt.NDA
 
 
 def decimal(value: np.float32 | float) -> float:
-    """The shortest decimal that reads back as this float32."""
+    """The shortest decimal that parses to this float32."""
     return float(str(np.float32(value)))
 
 
 class Groups:
-    """Distributions of the scores by the most frequent values of a column, the others as one."""
+    """The distribution of the scores for each frequent value of a column, and one for all others."""
 
     def __init__(self, column: str, values: Sequence[str | None], grid: Grid) -> None:
         self.column = column
@@ -173,7 +178,7 @@ class Groups:
         self._distributions = [Distribution(grid) for _ in range(len(self._values) + 1)]
 
     def add(self, table: pa.Table, scores_R: npt.NDArray[np.float32]) -> None:
-        """Counts a shard's scores by the value of its rows."""
+        """Counts the scores of a shard by value."""
         texts = _texts(table.column(self.column))
         places = pc.index_in(texts, pa.array(self._values, pa.string()))
         place_R = places.fill_null(len(self._values)).to_numpy()
@@ -181,16 +186,16 @@ class Groups:
             self._distributions[place].add(scores_R[place_R == place])
 
     def distributions(self) -> list[tuple[str, Distribution]]:
-        """(value, distribution), the most frequent value first; those without any score are left out."""
-        names = [NOTHING if value is None else _short(value) for value in self._values]
+        """(value, distribution) pairs, the most frequent value first, without those that have no score."""
+        names = [NOTHING if value is None else shortened(value, _MAX_TEXT) for value in self._values]
         pairs = zip([*names, OTHERS], self._distributions, strict=True)
         return [(name, distribution) for name, distribution in pairs if distribution.total]
 
 
 def frequent_values(shards: Iterable[ShardScores], column: str) -> list[str | None]:
-    """The column's most frequent values, by number of samples.
+    """The most frequent values of the column, by number of samples.
 
-    Raises `NothingToReport` where no shard has the column or it tells nearly every sample from every other.
+    Raises `NothingToReport` where no shard has the column, or it has too many different values.
     """
     shards = list(shards)
     check_column(shards, column)
@@ -207,12 +212,13 @@ def frequent_values(shards: Iterable[ShardScores], column: str) -> list[str | No
 
 
 def _texts(column: pa.ChunkedArray) -> pa.Array:
-    """The values as strings, whatever type this shard's column has."""
+    """The values as strings, whatever the type of the column in this shard."""
     joined = column.combine_chunks()
     if isinstance(joined, pa.ChunkedArray):
         joined = joined.chunk(0) if joined.num_chunks else pa.array([], column.type)
     return joined.cast(pa.string())
 
 
-def _short(value: str) -> str:
-    return value if len(value) <= _MAX_TEXT else value[: _MAX_TEXT - 1] + "…"
+def shortened(text: str, most: int) -> str:
+    """The text, or its first characters and an ellipsis."""
+    return text if len(text) <= most else text[: most - 1] + "…"

@@ -1,4 +1,4 @@
-"""The page itself: one HTML file that needs no network and loads nothing."""
+"""The report page: one self-contained HTML file that loads nothing. Its script gets counts, never scores."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ MOST_POINTS = 1500
 def write_report(
     output: str | Path, *, html: str | Path | None = None, by: str | None = None, title: str | None = None
 ) -> Path:
-    """Writes one self-contained page about the run in `output` and returns its path.
+    """Writes a page about the run in the folder `output` and returns its path.
 
-    `html` is where (default `output`/report.html); `by` is a column of the scores to break the keep rate
-    down by; `title` is the page's (default: the folder's name). Nothing is scored: pictures come from the
-    kept shards and, where still there, from the sources. Raises `NothingToReport`, a ValueError, where
-    `output` holds no committed shard or no such column.
+    `html` is the file to write (default: report.html in `output`), `by` a column of the scores for which keep
+    rates are broken down, `title` the page's title (default: the name of the folder). Pictures come from the
+    kept shards and, if still there, from the sources. Raises `NothingToReport`, a ValueError, where `output`
+    has no committed shard or no such column.
     """
     root = Path(output)
     target = Path(html) if html is not None else root / REPORT
@@ -62,6 +62,23 @@ def write_report(
     finally:
         temporary.unlink(missing_ok=True)
     return target
+
+
+def report_at(output: str | Path, html: Path | None = None, by: str | None = None) -> str:
+    """As `write_report`, for a folder or a URL; returns the location of the page.
+
+    At a URL it is made from a local copy of stats and scores, with pictures from the sources alone.
+    """
+    if isinstance(output, Path) or not is_url(output):
+        return str(write_report(output, html=html, by=by))
+    files = (file(name) for name in sorted(committed_names(output)) for file in (stats_file, scores_file))
+    with mirrored(output, [RECORD, *files]) as root:
+        # The name of the copy is a random one.
+        page = write_report(root, html=html, by=by, title=output.rstrip("/").rpartition("/")[2])
+        if html is not None:
+            return str(page)
+        Uploader(output).put(REPORT, page)
+        return join(output, REPORT)
 
 
 def render(output: Path, found: Survey, title: str) -> str:
@@ -108,7 +125,7 @@ def _pictures(output: Path, found: Survey) -> dict[str, Any]:
     upright = bool(scored_by(found.record).get("apply_exif"))
     pictures = Thumbnails(output, upright=upright)
     bands, at_cut = found.picks.bands(), found.picks.at_cut()
-    # Those at the cut first: they are what the page is for, should the size run out.
+    # Samples at the cut first: they matter most if the size limit is reached.
     pictures.make([*at_cut, *(pick for _, _, picks in bands for pick in picks)])
     counts = found.first.between(found.first.grid.bands)[::-1]
     return {
@@ -123,7 +140,7 @@ def _pictures(output: Path, found: Survey) -> dict[str, Any]:
 
 
 def _heads(found: Survey) -> list[str]:
-    """The heads' names, as recorded or else as the columns tell."""
+    """The names of the heads, from the record or else from the columns."""
     names = recorded_heads(found.record)
     if len(names) == len(found.heads):
         return names
@@ -131,7 +148,7 @@ def _heads(found: Survey) -> list[str]:
 
 
 def _random_weights(record: dict[str, Any]) -> bool:
-    """Whether any part of the model was random: then the scores mean nothing."""
+    """Whether a part of the model had random weights, so that the scores mean nothing."""
     model = record.get(CONFIG, {}).get("model", {})
     files = [file.get("name") for file in scored_by(record).get("weights", [])]
     used = [model.get("weights"), *(model.get("heads") or []), *files]
@@ -139,7 +156,7 @@ def _random_weights(record: dict[str, Any]) -> bool:
 
 
 def embedded(data: Any) -> Markup:
-    """JSON that is safe inside a script element, whatever strings are in it."""
+    """`data` as JSON that is safe inside a script element, whatever strings it holds."""
     text = json.dumps(data, separators=(",", ":"), allow_nan=False)
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
@@ -147,7 +164,7 @@ def embedded(data: Any) -> Markup:
 
 
 def _hash(script: str) -> str:
-    """The script's name in the page's content security policy: nothing else is allowed to run."""
+    """The hash of a script for the content security policy, under which no other script runs."""
     return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 
@@ -156,7 +173,7 @@ def _asset(name: str) -> str:
 
 
 def percent(share: float | None) -> str:
-    """A share as a percentage with two or three digits that matter; a dash for None."""
+    """A share as a percentage with two or three significant digits; a dash for None."""
     if share is None or share != share:
         return NONE
     value = 100 * share
@@ -173,7 +190,7 @@ def number(value: float | None) -> str:
 
 
 def shortest(value: float) -> str:
-    """A threshold in the fewest digits that read back as the same float32."""
+    """A threshold in the fewest digits that parse to the same float32."""
     return str(decimal(value)).removesuffix(".0")
 
 
@@ -210,14 +227,14 @@ def threshold_data(survey: Survey, heads: Sequence[str]) -> dict[str, Any]:
 
 
 def upper_start(survey: Survey) -> int:
-    """The edge of the run's own upper bound; the last one, which leaves nothing out, where it had none."""
+    """The edge of the run's upper bound; without one the last edge, which excludes nothing."""
     grid = survey.first.grid
     last = len(grid.edges_E) - 1
     return last if survey.upper is None or survey.upper >= grid.edges_E[-1] else grid.index(survey.upper)
 
 
 def bars(distribution: Distribution) -> dict[str, Any]:
-    """The histogram: edges (one more than counts) and counts, empty ends cut off."""
+    """The histogram: edges (one more than counts) and counts, without empty ends."""
     edges = distribution.grid.bars
     counts = distribution.between(edges)
     filled = np.flatnonzero(counts)
@@ -228,7 +245,7 @@ def bars(distribution: Distribution) -> dict[str, Any]:
 
 
 def preset_rows(distribution: Distribution, head: str) -> list[dict[str, Any]]:
-    """Every preset in rising order with what it keeps here, and of LAION-2B-en for that head's own scale."""
+    """Every preset in rising order with its share here and, for LAION's head, its share of LAION-2B-en."""
     rows = []
     for name, preset in sorted(PRESETS.items(), key=lambda one: one[1].raw):
         kept = distribution.kept_at(preset.raw)
@@ -248,7 +265,7 @@ def preset_rows(distribution: Distribution, head: str) -> list[dict[str, Any]]:
 
 
 def shard_points(shards: Sequence[ShardFigures], outliers: Sequence[Outlier]) -> dict[str, Any]:
-    """Each shard's mean score in order of name; of very many every n-th, and all the odd ones."""
+    """The mean score of each shard in name order; of very many only every n-th, and all outliers."""
     every = max(1, math.ceil(len(shards) / MOST_POINTS))
     odd = {outlier.shard.name for outlier in outliers}
     chosen = [
@@ -268,7 +285,7 @@ def shard_points(shards: Sequence[ShardFigures], outliers: Sequence[Outlier]) ->
 
 
 def speed_points(speed: Speed) -> dict[str, Any]:
-    """Images a second by time bin, and what bound each."""
+    """Images per second by time bin, and the stage that bound each."""
     middles = [(i + 0.5) * speed.bin_seconds for i in range(len(speed.rates))]
     return {
         "seconds": [round(middle, 2) for middle in middles],
@@ -276,20 +293,3 @@ def speed_points(speed: Speed) -> dict[str, Any]:
         "rate": [round(rate, 2) for rate in speed.rates],
         "bound": speed.bound_by,
     }
-
-
-def report_at(output: str | Path, html: Path | None = None, by: str | None = None) -> str:
-    """As `write_report`; gives back where the page is.
-
-    At a URL it is made from a local copy of records and scores, and its pictures come from the sources alone.
-    """
-    if isinstance(output, Path) or not is_url(output):
-        return str(write_report(output, html=html, by=by))
-    files = (file(name) for name in sorted(committed_names(output)) for file in (stats_file, scores_file))
-    with mirrored(output, [RECORD, *files]) as root:
-        # The copy's own name is a temporary one, another each time.
-        page = write_report(root, html=html, by=by, title=output.rstrip("/").rpartition("/")[2])
-        if html is not None:
-            return str(page)
-        Uploader(output).put(REPORT, page)
-        return join(output, REPORT)

@@ -1,4 +1,4 @@
-"""Small pictures for the page: what the model saw of a sample, as a data URI. Number and size are bounded."""
+"""Pictures of the page: which samples are shown, where their images come from, and the thumbnails."""
 
 from __future__ import annotations
 
@@ -30,23 +30,97 @@ from dali_aesthetic.stores.location import is_url
 from dali_aesthetic.types import Buffer, Sample, Shard
 
 SIDE = 144
-"""Pixels of a thumbnail's side."""
+"""The side of a thumbnail in pixels."""
 MAX_TOTAL_BYTES = 4 << 20
 _MAX_PIXELS = 200_000_000
 _PLUGINS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "JPEG2000", "ICO", "PPM", "AVIF", "TGA")
-"""Pillow may try these only: others start foreign programs."""
+"""The only plugins that Pillow may try: others start foreign programs."""
 _WINDOWS = (1 << 20, 16 << 20, 128 << 20)
-"""How much of a tar is read from a sample's first header on, until its image is found whole."""
+"""The bytes of a tar that are read from a sample's first header on, until its whole image is found."""
 _WITHOUT_IMAGES = ("npy", "npz")
-"""Stored embeddings: they were scored without their images."""
+"""Formats of stored embeddings."""
 _ROWS_AT_A_TIME = 64
 PER_BAND = 8
 AT_CUT = 12
 
 
 @dataclass(frozen=True, slots=True)
+class Pick:
+    """A chosen sample: a row of its shard's scores."""
+
+    shard: ShardScores
+    row: int
+    score: float
+    kept: bool
+
+
+class Picks:
+    """Chooses a few samples of every score band, evenly from all shards, and those nearest to the cut.
+
+    The choice depends on the scores and the shards' names alone.
+    """
+
+    def __init__(self, grid: Grid, cut: float) -> None:
+        self._bands = grid.bands
+        self._cut = np.float32(cut)
+        self._by_band: list[list[tuple[float, int, Pick]]] = [[] for _ in range(len(self._bands) - 1)]
+        self._below: list[tuple[float, int, Pick]] = []
+        self._above: list[tuple[float, int, Pick]] = []
+        self._serial = 0
+
+    def add(
+        self, shard: ShardScores, scores_R: npt.NDArray[np.float32], kept_R: npt.NDArray[np.bool_]
+    ) -> None:
+        """Offers the samples of a shard."""
+        luck_R = np.random.default_rng(zlib.crc32(shard.name.encode())).random(len(scores_R))
+        band_R = np.searchsorted(self._bands, scores_R, side="right") - 1
+        band_R[np.isnan(scores_R)] = -1
+        for band, chosen in enumerate(self._by_band):
+            self._offer(chosen, np.flatnonzero(band_R == band), luck_R, PER_BAND, shard, scores_R, kept_R)
+        gap_R = scores_R.astype(np.float64) - float(self._cut)
+        for chosen, rows in ((self._below, gap_R < 0), (self._above, gap_R >= 0)):
+            self._offer(chosen, np.flatnonzero(rows), np.abs(gap_R), AT_CUT, shard, scores_R, kept_R)
+
+    def _offer(
+        self,
+        chosen: list[tuple[float, int, Pick]],
+        rows: npt.NDArray[np.int64],
+        rank_R: npt.NDArray[np.float64],
+        most: int,
+        shard: ShardScores,
+        scores_R: npt.NDArray[np.float32],
+        kept_R: npt.NDArray[np.bool_],
+    ) -> None:
+        """Keeps the `most` lowest ranks in `chosen`, a heap with the highest rank on top."""
+        best = rows[np.argsort(rank_R[rows], kind="stable")[:most]]
+        for row in best.tolist():
+            rank = float(rank_R[row])
+            if len(chosen) >= most and rank >= -chosen[0][0]:
+                break
+            self._serial -= 1
+            pick = Pick(shard, row, decimal(scores_R[row]), bool(kept_R[row]))
+            (heapq.heappushpop if len(chosen) >= most else heapq.heappush)(
+                chosen, (-rank, self._serial, pick)
+            )
+
+    def bands(self) -> list[tuple[float, float, list[Pick]]]:
+        """(from, to, picks in rising order) for every band with a score, the highest band first."""
+        edges = [decimal(edge) for edge in self._bands]
+        bands = zip(edges[:-1], edges[1:], self._by_band, strict=True)
+        return [(low, high, _rising(chosen)) for low, high, chosen in bands if chosen][::-1]
+
+    def at_cut(self) -> list[Pick]:
+        """The samples nearest to the cut on both sides, in rising order."""
+        return _rising(self._below) + _rising(self._above)
+
+
+def _rising(chosen: list[tuple[float, int, Pick]]) -> list[Pick]:
+    return sorted((pick for _, _, pick in chosen), key=lambda pick: (pick.score, pick.shard.name, pick.row))
+
+
+@dataclass(frozen=True, slots=True)
 class Thumbnail:
-    """A picture of a sample with its key and score."""
+    """A picture of a sample as a data URI, with key and score."""
 
     key: str
     score: float
@@ -54,7 +128,7 @@ class Thumbnail:
 
 
 class Thumbnails:
-    """Pictures of picked samples, and why some could not be had (`missing`: reason -> how many)."""
+    """The pictures of picked samples; `missing` counts the others by reason. Their total size is bounded."""
 
     def __init__(self, output: Path, *, upright: bool = False) -> None:
         self._output, self._upright = output, upright
@@ -64,7 +138,7 @@ class Thumbnails:
         self.missing: Counter[str] = Counter()
 
     def make(self, picks: Iterable[Pick]) -> None:
-        """Reads and shrinks the pictures of `picks`, each once; the images are opened, never scored."""
+        """Reads and shrinks the pictures of `picks`, each once."""
         by_shard: dict[str, list[Pick]] = defaultdict(list)
         for pick in {(pick.shard.name, pick.row): pick for pick in picks}.values():
             by_shard[pick.shard.name].append(pick)
@@ -72,7 +146,7 @@ class Thumbnails:
             self._make_of_shard(chosen[0].shard, chosen)
 
     def of(self, picks: Sequence[Pick]) -> list[Thumbnail]:
-        """Those of `picks` that could be made, in the same order."""
+        """The pictures of `picks` that could be made, in the same order."""
         made = (self._made.get((pick.shard.name, pick.row)) for pick in picks)
         return [thumbnail for thumbnail in made if thumbnail is not None]
 
@@ -80,9 +154,9 @@ class Thumbnails:
         rows = shard.read(["key", "source_shard", "source_offset"], [pick.row for pick in picks]).to_pylist()
         kept: list[tuple[Pick, dict[str, Any]]] = []
         for pick, row in zip(picks, rows, strict=True):
-            # A kept sample from afar is nearer in its kept shard, and still there where the source is gone.
+            # The kept shard is local, and still there if the source is gone.
             source = str(row["source_shard"])
-            if pick.kept and (is_remote(source) or not Path(source).is_file()):
+            if pick.kept and (is_url(source) or not Path(source).is_file()):
                 kept.append((pick, row))
             else:
                 self._add(pick, row, None)
@@ -94,7 +168,7 @@ class Thumbnails:
     def _source(self, row: dict[str, Any]) -> Buffer:
         source = str(row["source_shard"])
         root = source.rsplit("/", 1)[0]
-        if is_remote(source) and root in self._dead_roots:
+        if is_url(source) and root in self._dead_roots:
             raise Unreachable(self._dead_roots[root])
         try:
             return image_at(source, int(row["source_offset"] or 0), row["key"])
@@ -111,7 +185,7 @@ class Thumbnails:
         except Unreachable as error:
             self.missing[str(error)] += 1
             return
-        except Exception as error:  # whatever a decoder raises: a picture less, not a report less
+        except Exception as error:  # a decoder may raise anything, which costs a picture and not the report
             self.missing[f"could not be drawn: {type(error).__name__}"] += 1
             return
         self._bytes += len(small)
@@ -120,7 +194,7 @@ class Thumbnails:
 
 
 def _shrink(data: Buffer, upright: bool) -> bytes:
-    """The centre square, which is what the model sees, `SIDE` pixels wide, as WebP."""
+    """The centre square, which is what the model sees, as WebP of `SIDE` pixels."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with Image.open(io.BytesIO(data), formats=_PLUGINS) as image:
@@ -135,14 +209,14 @@ def _shrink(data: Buffer, upright: bool) -> bytes:
 
 
 class Unreachable(OSError):
-    """An image can't be had any more; says why."""
+    """An image can't be read any more. The message says why."""
 
 
 def image_at(source: str, offset: int, key: str) -> Buffer:
-    """The image of the sample `key`: the file `source`, the sample at byte `offset` of the tar `source`, or
-    the row `offset` of the Parquet file `source`.
+    """The image of the sample `key` in `source`: an image file, a tar with the sample at byte `offset`, or a
+    Parquet file with the sample in row `offset`.
 
-    Raises `Unreachable` where the source can't be read or another sample is there now.
+    Raises `Unreachable` where the source can't be read or has another sample there now.
     """
     try:
         if extension(source) in _WITHOUT_IMAGES:
@@ -159,13 +233,8 @@ def image_at(source: str, offset: int, key: str) -> Buffer:
         raise Unreachable(f"{source} can't be read: {type(error).__name__}") from error
 
 
-def is_remote(source: str) -> bool:
-    """Whether reading it goes over a network."""
-    return is_url(source)
-
-
 def kept_images(tar: Path, keys: Iterable[str]) -> Mapping[str, Buffer]:
-    """The images of these keys in a kept shard; those not found are left out. Stops at the last one found."""
+    """The images of these keys in a kept shard, as far as they are found. Stops at the last one."""
     wanted = set(keys)
     found: dict[str, Buffer] = {}
     for sample in read_tar(Shard(index=0, name=tar.stem, kind="tar", source=str(tar))):
@@ -199,7 +268,7 @@ def _or_unreachable(image: Buffer | None, source: str) -> Buffer:
 
 
 def _first_image(view: memoryview, key: str, source: str) -> tuple[Buffer | None, bool]:
-    """The best image of the first sample of `view`, and whether the sample's end was seen."""
+    """The best image of the first sample of `view`, and whether the end of the sample was reached."""
     best: Member | None = None
     best_rank = len(IMAGE_RANK) + 1
     try:
@@ -213,7 +282,7 @@ def _first_image(view: memoryview, key: str, source: str) -> tuple[Buffer | None
             if rank is not None and rank < best_rank:
                 best, best_rank = member, rank
     except TarDamage as damage:
-        # At the window's end it is no damage: a larger one may hold the rest.
+        # At the end of the window it is no damage: a larger window may hold the rest.
         return _data(view, best), not damage.reason.startswith("the tar ends inside")
     return _data(view, best), False
 
@@ -233,10 +302,10 @@ def _data(view: memoryview, member: Member | None) -> Buffer | None:
 
 
 def image_in_row(source: str, row: int) -> Buffer | None:
-    """The first value of the row that starts as an image does, plain or in a `{bytes, path}` struct.
+    """The first value of the row that starts like an image, plain or in a `{bytes, path}` struct.
 
-    None where the row or an image in it is not there. Reads no more of the file than its row group up to
-    the row. Raises what the file system raises.
+    None if there is no such row or no image in it. Reads the row group up to the row and nothing else. Raises
+    the errors of the file system.
     """
     with open_file(source) as opened, pq.ParquetFile(opened) as file:
         columns = [field.name for field in file.schema_arrow if _may_hold_bytes(field.type)]
@@ -263,74 +332,3 @@ def _may_hold_bytes(kind: pa.DataType) -> bool:
         index = kind.get_field_index("bytes")
         return index >= 0 and _may_hold_bytes(kind.field(index).type)
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
-
-
-@dataclass(frozen=True, slots=True)
-class Pick:
-    """One chosen sample: row `row` of its shard's scores."""
-
-    shard: ShardScores
-    row: int
-    score: float
-    kept: bool
-
-
-class Picks:
-    """Chooses while the shards pass by; what is chosen does not depend on their order or on the time."""
-
-    def __init__(self, grid: Grid, cut: float) -> None:
-        self._bands = grid.bands
-        self._cut = np.float32(cut)
-        self._by_band: list[list[tuple[float, int, Pick]]] = [[] for _ in range(len(self._bands) - 1)]
-        self._below: list[tuple[float, int, Pick]] = []
-        self._above: list[tuple[float, int, Pick]] = []
-        self._serial = 0
-
-    def add(
-        self, shard: ShardScores, scores_R: npt.NDArray[np.float32], kept_R: npt.NDArray[np.bool_]
-    ) -> None:
-        """Offers a shard's samples."""
-        luck_R = np.random.default_rng(zlib.crc32(shard.name.encode())).random(len(scores_R))
-        band_R = np.searchsorted(self._bands, scores_R, side="right") - 1
-        band_R[np.isnan(scores_R)] = -1
-        for band, chosen in enumerate(self._by_band):
-            self._offer(chosen, np.flatnonzero(band_R == band), luck_R, PER_BAND, shard, scores_R, kept_R)
-        gap_R = scores_R.astype(np.float64) - float(self._cut)
-        for chosen, rows in ((self._below, gap_R < 0), (self._above, gap_R >= 0)):
-            self._offer(chosen, np.flatnonzero(rows), np.abs(gap_R), AT_CUT, shard, scores_R, kept_R)
-
-    def _offer(
-        self,
-        chosen: list[tuple[float, int, Pick]],
-        rows: npt.NDArray[np.int64],
-        rank_R: npt.NDArray[np.float64],
-        most: int,
-        shard: ShardScores,
-        scores_R: npt.NDArray[np.float32],
-        kept_R: npt.NDArray[np.bool_],
-    ) -> None:
-        """Keeps the `most` lowest ranks in `chosen`, a heap with the highest rank on top."""
-        best = rows[np.argsort(rank_R[rows], kind="stable")[:most]]
-        for row in best.tolist():
-            rank = float(rank_R[row])
-            if len(chosen) >= most and rank >= -chosen[0][0]:
-                break
-            self._serial -= 1
-            pick = Pick(shard, row, decimal(scores_R[row]), bool(kept_R[row]))
-            (heapq.heappushpop if len(chosen) >= most else heapq.heappush)(
-                chosen, (-rank, self._serial, pick)
-            )
-
-    def bands(self) -> list[tuple[float, float, list[Pick]]]:
-        """(from, to, picks in rising order) for every band that has a score, the highest band first."""
-        edges = [decimal(edge) for edge in self._bands]
-        bands = zip(edges[:-1], edges[1:], self._by_band, strict=True)
-        return [(low, high, _rising(chosen)) for low, high, chosen in bands if chosen][::-1]
-
-    def at_cut(self) -> list[Pick]:
-        """The samples nearest to the cut on either side, in rising order."""
-        return _rising(self._below) + _rising(self._above)
-
-
-def _rising(chosen: list[tuple[float, int, Pick]]) -> list[Pick]:
-    return sorted((pick for _, _, pick in chosen), key=lambda pick: (pick.score, pick.shard.name, pick.row))

@@ -1,4 +1,4 @@
-"""What an output folder holds: its committed shards, their scores, column by column, and its run record."""
+"""The scores of an output as the report reads them: committed shards, columns, ranges."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ _ENCODED = ["status"]
 
 
 class NothingToReport(ValueError):
-    """The folder is no output of a run, or lacks what was asked for."""
+    """The output holds no committed shard, or not the column that was asked for."""
 
 
 @dataclass(frozen=True, slots=True)
 class ShardScores:
-    """One committed shard: `stats` is its stats file, `path` its scores."""
+    """One committed shard: the content of its stats, and the path of its scores."""
 
     name: str
     path: Path
     stats: dict[str, Any]
 
     def read(self, columns: Sequence[str], rows: Sequence[int] | None = None) -> pa.Table:
-        """The columns in this order, all rows or the given ones; a column that is absent here is null."""
+        """The columns in this order, of all rows or the given ones; a column that the file lacks is null."""
         with pq.ParquetFile(self.path, read_dictionary=_ENCODED) as file:
             there = set(file.schema_arrow.names)
             table = file.read(columns=[column for column in columns if column in there])
@@ -43,7 +43,7 @@ class ShardScores:
 
 
 def committed_shards(output: Path) -> list[ShardScores]:
-    """The committed shards in the order of their names. Raises `NothingToReport` where there is none."""
+    """The committed shards in name order. Raises `NothingToReport` where there is none."""
     try:
         shards = [
             ShardScores(name, output / scores_file(name), read_stats(output, name))
@@ -59,15 +59,15 @@ def committed_shards(output: Path) -> list[ShardScores]:
 
 
 def recorded_heads(record: dict[str, Any]) -> list[str]:
-    """The names of the heads, the deciding one's first; empty where the record doesn't tell."""
+    """The names of the heads, the deciding one first; empty if the record has none."""
     names = scored_by(record).get("heads", [])
     return [str(name) for name in names] if isinstance(names, list) else []
 
 
 def head_columns(shards: Sequence[ShardScores], heads: Sequence[str] = ()) -> list[str]:
-    """The score columns of the recorded `heads`, the deciding one's first; without a record, what look so.
+    """The score columns of `heads`, the deciding one first; without heads the columns that look like scores.
 
-    Scores are float32. A json field of the samples, which may be called so too, never is.
+    Scores are float32, which a json field with such a name never is.
     """
     kinds = {field.name: field.type for field in pq.read_schema(shards[0].path)}
     scores = [name for name, kind in kinds.items() if kind == pa.float32() and name != NORMALISED]
@@ -79,7 +79,7 @@ def head_columns(shards: Sequence[ShardScores], heads: Sequence[str] = ()) -> li
 
 
 def check_column(shards: Iterable[ShardScores], column: str) -> None:
-    """Raises `NothingToReport` naming the columns there are, where no shard has `column`."""
+    """Raises `NothingToReport` with the available columns where no shard has `column`."""
     seen: dict[str, None] = {}
     for shard in shards:
         names = pq.read_schema(shard.path).names
@@ -90,7 +90,7 @@ def check_column(shards: Iterable[ShardScores], column: str) -> None:
 
 
 def score_range(shards: Iterable[ShardScores], column: str) -> tuple[float, float] | None:
-    """Lowest and highest score, from the files' statistics alone; None where nothing was scored."""
+    """The lowest and highest score, from the files' statistics alone; None where nothing was scored."""
     lows, highs = [], []
     for shard in shards:
         metadata = pq.read_metadata(shard.path)

@@ -1,4 +1,4 @@
-"""One pass over the scores of an output: everything the page says in numbers, in bounded memory."""
+"""One pass over the scores of an output: all numbers of the page, in bounded memory."""
 
 from __future__ import annotations
 
@@ -15,7 +15,14 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from dali_aesthetic.layout import NotARun, cut_of, read_record
-from dali_aesthetic.report.distribution import Distribution, Grid, Groups, frequent_values, make_grid
+from dali_aesthetic.report.distribution import (
+    Distribution,
+    Grid,
+    Groups,
+    frequent_values,
+    make_grid,
+    shortened,
+)
 from dali_aesthetic.report.pictures import Picks
 from dali_aesthetic.report.rows import (
     FIRST_HEAD,
@@ -32,18 +39,18 @@ EXAMPLES = 5
 NO_NUMBER = "no score"
 _MAX_TEXT = 300
 ODD_FROM = 3.5
-"""Robust z-score from which a shard is named (Iglewicz and Hoaglin's rule)."""
+"""The robust z-score from which a shard is an outlier (the rule of Iglewicz and Hoaglin)."""
 FEWEST_SHARDS = 5
-"""Below this many shards there is no crowd to stand out from."""
+"""With fewer shards there are no outliers."""
 _MAD_TO_SIGMA = 1.4826
 
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """`heads` are the score columns' distributions, the deciding head's first.
+    """The numbers of the page. `heads` holds a distribution for each score column, the deciding head's first.
 
-    `cut` is the run's on the raw scale, or the default preset's where it made scores only; `upper` is its
-    inclusive upper bound, None where it had none.
+    `cut` is the lower bound of the run on the raw scale, or the default preset's for scores alone; `upper` is
+    its inclusive upper bound, None if it had none.
     """
 
     record: dict[str, Any]
@@ -69,9 +76,9 @@ class Survey:
 
 
 def survey(output: Path, by: str | None = None) -> Survey:
-    """Reads the scores below `output`, and `by`, a column to tell keep rates apart.
+    """Reads the scores of `output`, and the column `by`, for whose values keep rates are broken down.
 
-    Raises `NothingToReport` where there are none, or no such column.
+    Raises `NothingToReport` where there are no scores, or no such column.
     """
     shards = committed_shards(output)
     record: dict[str, Any] = {}
@@ -96,7 +103,7 @@ def survey(output: Path, by: str | None = None) -> Survey:
 
 
 def run_cut(record: dict[str, Any]) -> tuple[float, float | None]:
-    """The run's own bounds on the raw scale; the default preset's where the record does not tell."""
+    """The run's bounds on the raw scale; the default preset's if the record has none."""
     lower, upper = cut_of(record) or (PRESETS[DEFAULT_PRESET].raw, math.inf)
     return lower, upper if upper < math.inf else None
 
@@ -144,14 +151,14 @@ def _figures(
 
 
 def _floats(column: pa.ChunkedArray) -> npt.NDArray[np.float32]:
-    """As float32, NaN where null."""
+    """The column as float32, NaN where null."""
     values: npt.NDArray[np.float32] = column.cast(pa.float32()).to_numpy(zero_copy_only=False)
     return np.where(np.isnan(values), np.float32(np.nan), values).astype(np.float32, copy=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One sample that could not be scored."""
+    """A sample that could not be scored."""
 
     key: str
     message: str
@@ -159,7 +166,7 @@ class Example:
 
 
 class BadInputs:
-    """Counts samples by status and takes the first few of each reason."""
+    """Counts samples without a score by reason, and keeps the first few of each."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
@@ -191,12 +198,7 @@ class BadInputs:
         found = shard.read(["key", "error_message", "source_shard"], list(wanted)).to_pylist()
         for row, reason in zip(found, wanted.values(), strict=True):
             texts = (row["key"], row["error_message"], row["source_shard"])
-            self.examples[reason].append(Example(*(_short(text) for text in texts)))
-
-
-def _short(text: str | None) -> str:
-    text = text or ""
-    return text if len(text) <= _MAX_TEXT else text[: _MAX_TEXT - 1] + "…"
+            self.examples[reason].append(Example(*(shortened(text or "", _MAX_TEXT) for text in texts)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,7 +225,7 @@ class ShardFigures:
 
 @dataclass(frozen=True, slots=True)
 class Outlier:
-    """A shard, what is odd about it, and by how many robust standard deviations."""
+    """A shard, the figure that is odd, and its distance from the median in robust standard deviations."""
 
     shard: ShardFigures
     what: str
@@ -233,10 +235,10 @@ class Outlier:
 
 
 def find_outliers(shards: Sequence[ShardFigures], most: int = 10) -> list[Outlier]:
-    """The oddest shards first, at most `most`; each with its oddest figure.
+    """At most `most` outliers, the farthest first, each by its oddest figure.
 
-    A figure is odd where it is more than `ODD_FROM` times the crowd's scale (1.4826 times the median
-    absolute deviation, and no less than the shard's own sampling error) away from the median.
+    A figure is odd if it is more than `ODD_FROM` scales from the median. The scale is 1.4826 times the median
+    absolute deviation, and at least the sampling error of the shard.
     """
     if len(shards) < FEWEST_SHARDS:
         return []
@@ -275,7 +277,7 @@ def _error_of_mean(shard: ShardFigures) -> float:
 
 
 def _error_of_share(shards: Sequence[ShardFigures], share: str, of: str) -> list[float]:
-    """The sampling error of each shard's share, were it the typical one (and that at least one sample)."""
+    """The sampling error of each shard for the median share, at least one sample."""
     shares = np.array([getattr(shard, share) for shard in shards])
     if np.isnan(shares).all():
         return [math.nan] * len(shards)
