@@ -1,4 +1,4 @@
-"""The page's text: complete, self-contained, and nothing of the data can run in it."""
+"""The report page: complete, self-contained, safe against its data, at a URL and by the command."""
 
 from __future__ import annotations
 
@@ -10,11 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from dali_aesthetic.cli import app
 from dali_aesthetic.report import write_report
-from dali_aesthetic.report.page import embedded, number, percent, shortest
+from dali_aesthetic.report.page import embedded, number, percent, report_at, shortest
 from dali_aesthetic.types import Status
 from tests.report.outputs import Item, default_record, make_output
+from tests.stores.fixtures import bucket, s3_server
+from tests.stores.s3 import Bucket
+
+__all__ = ["bucket", "s3_server"]
 
 NASTY = "</script><script>alert(1)</script><img src=x onerror=alert(2)>"
 
@@ -183,3 +189,38 @@ def test_numbers_are_written_for_people() -> None:
     ]  # fmt: skip
     assert [number(n) for n in (None, math.nan, 1234, 1.5)] == ["-", "-", "1,234", "1.500"]
     assert [shortest(cut) for cut in (5.0, 5.123)] == ["5", "5.123"]
+
+
+def test_it_has_the_name_of_its_folder_in_the_bucket(bucket: Bucket, tmp_path: Path) -> None:
+    bucket.put_folder(make_output(tmp_path, {"0": [Item("a", 5.0)]}), "runs/kept")
+    assert report_at(f"{bucket.url}/runs/kept/") == f"{bucket.url}/runs/kept/report.html"
+    page = bucket.snapshot("runs/kept")["report.html"].decode()
+    assert "<title>kept · aesthetic scores</title>" in page
+    assert report_at(f"{bucket.url}/runs/kept") == f"{bucket.url}/runs/kept/report.html"
+    assert bucket.snapshot("runs/kept")["report.html"].decode() == page, "the same scores give the same page"
+
+
+def test_it_says_where_the_page_is(tmp_path: Path) -> None:
+    output = make_output(tmp_path, {"0": [Item("a", 5.0, json={"lang": "en"})]})
+    done = CliRunner().invoke(app, ["report", str(output), "--by", "lang"])
+    assert done.exit_code == 0
+    assert done.stdout.strip() == str(output / "report.html")
+    assert "Keep rate by lang" in (output / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(["--by", "nothing"], "no such column"), (["--by", "key"], None)],
+)
+def test_a_column_must_be_there(tmp_path: Path, arguments: list[str], message: str | None) -> None:
+    output = make_output(tmp_path, {"0": [Item("a", 5.0)]})
+    done = CliRunner().invoke(app, ["report", str(output), *arguments])
+    assert done.exit_code == (2 if message else 0)
+    assert (message or "") in done.output
+    assert (output / "report.html").exists() == (message is None)
+
+
+def test_a_folder_that_is_no_output_is_refused(tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["report", str(tmp_path)])
+    assert done.exit_code == 2
+    assert "no committed shard" in done.output
