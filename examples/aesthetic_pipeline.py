@@ -1,4 +1,4 @@
-"""Score a folder of images or shards, keep the good part, and show how the scores are spread.
+"""Score a folder of images or shards, keep the good part and print the distribution of the scores.
 
 python examples/aesthetic_pipeline.py --input photos/ --output kept --threshold 0.5
 """
@@ -19,11 +19,11 @@ QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 
 
 def main() -> int:
-    """Run on the command line's folders; 0 where every shard was written."""
+    """Score the input folder; return 0 if every shard was written."""
     parser = argparse.ArgumentParser(description="Keep the images that score well.")
     parser.add_argument("--input", required=True, help="folder of images or tars, or a pattern of tars")
     parser.add_argument("--output", required=True, help="folder that receives everything")
-    parser.add_argument("--model-dir", help="folder that is searched for weights first")
+    parser.add_argument("--model-dir", help="folder that is searched first for weights")
     parser.add_argument("--threshold", type=float, default=0.5, help="on the 0-1 scale (default 0.5)")
     args = parser.parse_args()
 
@@ -41,15 +41,15 @@ def main() -> int:
 
 
 def print_outcome(output: Path) -> None:
-    """How many of the samples in `output` were kept, those of earlier starts too, and how all scores lie."""
+    """Print how many samples of `output` were kept, in all runs, and the distribution of all scores."""
     rows = pq.read_table(output / "scores", columns=["aesthetic_score", "kept"])
-    raw = rows["aesthetic_score"]  # null where a sample could not be scored
+    raw = rows["aesthetic_score"]  # null if a sample could not be scored
     print(f"kept {np.count_nonzero(rows['kept']):,} of {rows.num_rows:,}, bad {raw.null_count:,}")
     print_distribution(np.asarray(raw.drop_null(), np.float64) / 10)
 
 
 def print_distribution(scores: npt.NDArray[np.float64]) -> None:
-    """Least, mean and greatest score, and the quantiles: a threshold at 75% keeps the best quarter."""
+    """Print minimum, mean, maximum and quantiles. A threshold at the 75% quantile keeps the best quarter."""
     if not len(scores):
         print("nothing was scored")
         return

@@ -20,7 +20,7 @@ from dali_aesthetic.types import ShardReport, Status
 from tests.docs.commands import ROOT
 
 SKILL = ROOT / "skills" / "img-aesthetic" / "SKILL.md"
-DOCUMENTS = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), SKILL]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/*.md")), SKILL]
 
 
 def tables(document: Path, heading: str) -> list[list[str]]:
