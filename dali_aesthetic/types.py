@@ -102,7 +102,7 @@ class ShardEnd:
 
 
 class ImageHeader(NamedTuple):
-    """What the header check found without decoding. Width and height are 0 where unknown.
+    """The result of the header check, without decoding. Width and height are 0 where unknown.
 
     They are the stored image's, before any turning. `orientation` is EXIF's, 1 (upright) to 8, or 0 where
     the header check can't tell. `layout` is a sequential JPEG's sampling factors, a byte a component: what

@@ -16,6 +16,7 @@ from PIL import Image
 from dali_aesthetic.config import Config, ConfigError, ModelConfig
 from dali_aesthetic.launch.run import run
 from dali_aesthetic.threshold import Threshold
+from dali_aesthetic.write.lock import OutputBusy, claim
 from tests.conftest import jpeg, read_members, snapshot, write_shard
 
 
@@ -217,6 +218,14 @@ def test_a_run_that_cannot_start_leaves_no_folder_behind(
     with pytest.raises(ConfigError, match=r"none\.pt"):
         run(config(str(shards_dir), tmp_path / "out", model))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_busy_output_is_refused_before_the_model_is_read(
+    shards_dir: Path, tiny_model: ModelConfig, tmp_path: Path
+) -> None:
+    model = tiny_model.model_copy(update={"weights": str(tmp_path / "none.pt")})
+    with claim(tmp_path), pytest.raises(OutputBusy, match="is being written by process"):
+        run(config(str(shards_dir), tmp_path, model))
 
 
 def test_zero_images_are_never_a_success(tiny_model: ModelConfig, tmp_path: Path) -> None:

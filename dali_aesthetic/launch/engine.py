@@ -43,7 +43,7 @@ Engine = Callable[[Config, Sequence[Shard], Task], AbstractContextManager[Prepar
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunResult:
-    """What a run did. `num_skipped` shards were committed by an earlier run of the same command.
+    """The result of a run. `num_skipped` shards were committed by an earlier run of the same command.
 
     `threshold` is the one that was applied, a share of the samples resolved to its raw score.
     """
@@ -64,7 +64,7 @@ class RunResult:
 
 
 def launch(config: Config, engine: Engine, watch: Watch | None = None, task: Task = ALONE) -> RunResult:
-    """One run by `engine`; of several tasks that share the output, this one's part.
+    """Runs `config` by `engine`; of several tasks that share the output, this one's part.
 
     Raises ConfigError for an input that can't be planned, OutputBusy, RunMismatch and OutputMismatch (all of
     them ValueErrors), OSError where the output can't be written, and what the engine raises.

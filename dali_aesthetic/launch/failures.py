@@ -1,4 +1,4 @@
-"""What the failure of a worker means for its shards and for the run, on one node and in a cluster alike."""
+"""Failed workers, on one node and in a cluster alike: which shards to give up, which errors end the run."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ _OF_ONE_PROCESS = (errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EAGAIN)
 
 
 def given_up(shard: Shard, deaths: int, why: str) -> ShardReport | None:
-    """The report of a shard over which `deaths` workers died, `why` the last one; None while it gets another
-    try."""
+    """The report of a shard that was open in `deaths` workers when they died, the last one because of `why`.
+
+    None while it gets another try.
+    """
     if deaths < MOST_DEATHS:
         return None
     error = f"a worker died over it {deaths} times; the last one {why}"
@@ -33,8 +35,10 @@ def is_fatal(error: BaseException) -> bool:
 
 
 def check_same_run(worker: str, ours: Mapping[str, Any], first: Mapping[str, Any], fix: str) -> None:
-    """Raises ConfigError with `fix` where a `worker` would give other scores than the first one, as on a GPU
-    of another kind: where their `run.json` would have another identity."""
+    """Raises ConfigError with the `fix` where a `worker`'s identity in `run.json` isn't the first one's.
+
+    On a GPU of another kind, for example, it would give other scores.
+    """
     if other := sorted(name for name in ours if ours[name] != first.get(name)):
         listed = ", ".join(f"{name}: {ours[name]!r}, not {first.get(name)!r}" for name in other)
         raise ConfigError(f"{worker} would run with another {listed}: {fix}")

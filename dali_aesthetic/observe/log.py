@@ -71,7 +71,7 @@ class JsonLog:
 
 
 class _Follower:
-    """Logs the news of `stats` since its last call."""
+    """Logs what changed in `stats` since the last poll."""
 
     def __init__(self, log: JsonLog, stats: RunStats) -> None:
         self._log, self._stats = log, stats

@@ -24,7 +24,7 @@ TINY = {"encoder": "ViT-S-32-alt", "weights": "random:1", "head": "random:1"}
 
 @pytest.fixture(scope="module")
 def expected(tmp_path_factory: pytest.TempPathFactory, shards_dir: Path, tiny_model: ModelConfig) -> Path:
-    """What `run` writes."""
+    """The output of `run`."""
     output = tmp_path_factory.mktemp("expected")
     config = Config(
         input=(str(shards_dir),),

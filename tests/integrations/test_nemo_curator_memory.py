@@ -24,7 +24,7 @@ BUDGET_BYTES = 4 << 20
 
 @dataclass
 class Task:
-    """What the stage uses of NeMo Curator's `FileGroupTask`."""
+    """The fields of NeMo Curator's `FileGroupTask` that the stage uses."""
 
     dataset_name: str
     data: list[str]

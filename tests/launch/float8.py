@@ -1,4 +1,4 @@
-"""What the tests of fp8 runs share, on a CPU with stand-ins for kernels and on a GPU with the kernels."""
+"""Shared by the tests of fp8 runs: on a CPU with stand-ins for the kernels, on a GPU with the kernels."""
 
 from __future__ import annotations
 

@@ -117,7 +117,7 @@ def test_filter_reads_under_the_limits_of_the_scoring_run(
 def test_keep_top_resumes_where_its_output_lies_within_the_input(
     shards_dir: Path, photos: list[Image.Image], tiny_model: ModelConfig, tmp_path: Path
 ) -> None:
-    """What the cut has written when it is stopped is no input for the scores."""
+    """Files that a stopped cut has written are no input for the scores."""
     shutil.copytree(shards_dir, tmp_path / "tars")
     (tmp_path / "photos").mkdir()
     for number, photo in enumerate(photos[:6]):

@@ -72,7 +72,7 @@ def test_settings_from_a_file_beside_the_weights_are_part_of_the_identity(
 
 @pytest.fixture
 def steps(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What a start does, in the order in which it begins or ends."""
+    """The steps of a start, in the order in which they begin or end."""
     seen: list[str] = []
 
     def logged(name: str, call: Callable[..., object]) -> Callable[..., object]:

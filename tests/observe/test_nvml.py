@@ -1,4 +1,4 @@
-"""What the driver says, and nothing where there is none."""
+"""Readings of NVML, and none without a driver."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ BLOCK, HEADER = 32768, struct.Struct("<IHB")
 
 
 def records(folder: Path) -> Iterator[Any]:
-    """What wandb wrote to its file: protobuf messages in LevelDB's log format."""
+    """The records in wandb's file: protobuf messages in LevelDB's log format."""
     sys.modules["wandb"].teardown()  # waits until its own process has written all
     from wandb.proto.wandb_internal_pb2 import Record
 

@@ -35,7 +35,7 @@ TASK, REPORTS = "shards", "reports"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerSpec:
-    """What an actor is built from. Relative paths count from `folder`, which all nodes must have.
+    """The arguments of an actor. Relative paths count from `folder`, which all nodes must have.
 
     `gpus_each` is 1, or 0 for a worker on the CPU; `most_workers` is how many there may be in all, or None.
     """
@@ -179,15 +179,15 @@ def _threads(spec: WorkerSpec, sharers: int) -> int:
 
 
 def _sharers(spec: WorkerSpec) -> int:
-    """How many workers this node has room for."""
+    """The number of workers that fit on this node."""
     import ray
 
     here = ray.get_runtime_context().get_node_id()
     nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call, unused-ignore]
     resources: dict[str, float] = next((node["Resources"] for node in nodes if node["NodeID"] == here), {})
     each = ("GPU", spec.gpus_each) if spec.gpus_each else ("CPU", spec.cpus_each)
-    room = max(1, int(resources.get(each[0], 1) // each[1]))
-    return room if spec.most_workers is None else min(room, spec.most_workers)
+    most = max(1, int(resources.get(each[0], 1) // each[1]))
+    return most if spec.most_workers is None else min(most, spec.most_workers)
 
 
 def _name(spec: WorkerSpec) -> str:

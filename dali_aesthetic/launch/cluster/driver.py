@@ -151,7 +151,7 @@ def _dataset(
     """The rows that come out as tasks end, to be iterated once; after the block the actors are gone."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
-    # What its object store has room for: nothing that we put there matters.
+    # It warns of a small object store, which holds nothing of size here.
     logging.getLogger("ray.data._internal.execution.resource_manager").setLevel(logging.ERROR)
     work = tasks(todo, spec.most_workers or _num_workers(ray, spec))
     pool = ray.data.ActorPoolStrategy(min_size=1, max_size=len(work))
@@ -174,10 +174,10 @@ def _dataset(
 
 
 def _num_workers(ray: ModuleType, spec: WorkerSpec) -> int:
-    """The number of workers that the cluster has room for now."""
+    """The number of workers that fit on the cluster now."""
     cluster = ray.cluster_resources()
-    room = cluster.get("GPU", 0) if spec.gpus_each else cluster.get("CPU", 0) // spec.cpus_each
-    return max(1, int(room))
+    most = cluster.get("GPU", 0) if spec.gpus_each else cluster.get("CPU", 0) // spec.cpus_each
+    return max(1, int(most))
 
 
 def _report(values: dict[str, Any]) -> ShardReport:

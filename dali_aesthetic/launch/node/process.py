@@ -63,7 +63,7 @@ class WorkerProcess:
 
     @property
     def sources(self) -> list[Any]:
-        """What to wait for: its open pipes and its end."""
+        """Its open pipes and its sentinel, to wait for."""
         pipes = [pipe for pipe in self._pipes if not pipe.closed]
         return [*pipes, self._process.sentinel]
 
