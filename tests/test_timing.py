@@ -1,4 +1,4 @@
-"""The lines of timing.jsonl: one for each committed shard, never a reason to fail, and read back as throughput."""
+"""The lines of timing.jsonl: one for each committed shard, no reason to fail, read back as throughput."""
 
 from __future__ import annotations
 

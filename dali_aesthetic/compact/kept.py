@@ -12,21 +12,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dali_aesthetic import layout
 from dali_aesthetic.config import ConfigError
-from dali_aesthetic.layout import (
-    CONFIG,
-    PARQUET,
-    TAR_END,
-    BadStats,
-    committed_names,
-    holds_embeddings,
-    holds_scores_only,
-    read_record,
-    read_stats,
-    scores_file,
-    shard_file,
-    stats_file,
-)
 from dali_aesthetic.shards.listing import InputError
 from dali_aesthetic.shards.opened import map_file
 from dali_aesthetic.shards.plan import plan_shards
@@ -97,14 +84,14 @@ class KeptSamples:
 
 def read_run(folder: Path) -> Run:
     """The run in `folder`. Raises NotARun where there is none, and ConfigError for one that wrote no tars."""
-    record = read_record(folder)
-    if holds_embeddings(record):
+    record = layout.read_record(folder)
+    if layout.holds_embeddings(record):
         raise ConfigError(f"{folder} holds scores of stored embeddings: there is no image to pack")
-    if holds_scores_only(record):
+    if layout.holds_scores_only(record):
         raise ConfigError(f"{folder} holds scores only: cut them with `filter` first, then pack its output")
-    shards = tuple(_facts(folder, name) for name in sorted(committed_names(folder)))
+    shards = tuple(_facts(folder, name) for name in sorted(layout.committed_names(folder)))
     for shard in shards:
-        if (folder / shard_file(shard.name, PARQUET)).exists():
+        if (folder / layout.shard_file(shard.name, layout.PARQUET)).exists():
             raise ConfigError(
                 f"{folder} holds Parquet shards (like {shard.name}.parquet); only tars are packed: Parquet "
                 "readers take the folder as one table"
@@ -114,7 +101,7 @@ def read_run(folder: Path) -> Run:
 
 def check_finished(run: Run) -> None:
     """Raises ConfigError where shards of the run's input are not committed, or the input can't be listed."""
-    config = run.record.get(CONFIG, {})
+    config = run.record.get(layout.CONFIG, {})
     try:
         planned = plan_shards(
             config["input"], output=run.folder, image_column=str(config.get("image_column", ""))
@@ -135,9 +122,9 @@ def check_finished(run: Run) -> None:
 
 def read_kept(run: Run, shard: KeptShard) -> KeptSamples:
     """The kept samples of a shard. Raises RunDamaged where tar, stats and scores disagree, and OSError."""
-    path = run.folder / shard_file(shard.name)
+    path = run.folder / layout.shard_file(shard.name)
     view = map_file(str(path))
-    scores = pq.read_table(run.folder / scores_file(shard.name))
+    scores = pq.read_table(run.folder / layout.scores_file(shard.name))
     rows = scores.filter(scores.column("kept"))
     counted = [(key, sum(1 for _ in same)) for key, same in groupby(rows.column("key").to_pylist())]
     try:
@@ -159,12 +146,12 @@ def read_kept(run: Run, shard: KeptShard) -> KeptSamples:
 
 def _facts(folder: Path, name: str) -> KeptShard:
     try:
-        stats = read_stats(folder, name)
+        stats = layout.read_stats(folder, name)
         return KeptShard(name, int(stats["num_kept"]), int(stats["bytes_kept"]))
-    except BadStats as error:
+    except layout.BadStats as error:
         raise RunDamaged(str(error)) from None
     except (ValueError, KeyError, TypeError) as error:
-        raise RunDamaged(f"{folder / stats_file(name)} can't be read: {error!r}") from None
+        raise RunDamaged(f"{folder / layout.stats_file(name)} can't be read: {error!r}") from None
 
 
 def _samples(view: memoryview) -> Iterator[tuple[str, int, int]]:
@@ -202,8 +189,8 @@ def compare(packed: Path, names: Sequence[str], run: Path) -> str:
 
 def _pieces(folder: Path, names: Sequence[str]) -> Iterator[tuple[bytes, str]]:
     for name in names:
-        path = folder / shard_file(name)
-        left = path.stat().st_size - len(TAR_END)
+        path = folder / layout.shard_file(name)
+        left = path.stat().st_size - len(layout.TAR_END)
         with path.open("rb") as tar:
             while left > 0 and (piece := tar.read(min(_PIECE, left))):
                 left -= len(piece)

@@ -18,15 +18,7 @@ import yaml
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from dali_aesthetic.layout import (
-    CONFIG,
-    RECORD,
-    REPORT,
-    committed_names,
-    scored_by,
-    scores_file,
-    stats_file,
-)
+from dali_aesthetic import layout
 from dali_aesthetic.report.distribution import Distribution, decimal
 from dali_aesthetic.report.pictures import Thumbnails
 from dali_aesthetic.report.rows import FIRST_HEAD, recorded_heads
@@ -52,7 +44,7 @@ def write_report(
     has no committed shard or no such column.
     """
     root = Path(output)
-    target = Path(html) if html is not None else root / REPORT
+    target = Path(html) if html is not None else root / layout.REPORT
     page = render(root, survey(root, by), title or root.resolve().name)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
@@ -71,14 +63,15 @@ def report_at(output: str | Path, html: Path | None = None, by: str | None = Non
     """
     if isinstance(output, Path) or not is_url(output):
         return str(write_report(output, html=html, by=by))
-    files = (file(name) for name in sorted(committed_names(output)) for file in (stats_file, scores_file))
-    with mirrored(output, [RECORD, *files]) as root:
+    kinds = (layout.stats_file, layout.scores_file)
+    files = (file(name) for name in sorted(layout.committed_names(output)) for file in kinds)
+    with mirrored(output, [layout.RECORD, *files]) as root:
         # The name of the copy is a random one.
         page = write_report(root, html=html, by=by, title=output.rstrip("/").rpartition("/")[2])
         if html is not None:
             return str(page)
-        Uploader(output).put(REPORT, page)
-        return join(output, REPORT)
+        Uploader(output).put(layout.REPORT, page)
+        return join(output, layout.REPORT)
 
 
 def render(output: Path, found: Survey, title: str) -> str:
@@ -116,13 +109,13 @@ def _values(output: Path, found: Survey) -> dict[str, Any]:
         "damaged": [shard for shard in found.shards if shard.damage],
         "speed": speed,
         "random_weights": _random_weights(found.record),
-        "config": yaml.safe_dump(found.record.get(CONFIG, {}), sort_keys=False, allow_unicode=True),
+        "config": yaml.safe_dump(found.record.get(layout.CONFIG, {}), sort_keys=False, allow_unicode=True),
         **_pictures(output, found),
     }
 
 
 def _pictures(output: Path, found: Survey) -> dict[str, Any]:
-    upright = bool(scored_by(found.record).get("apply_exif"))
+    upright = bool(layout.scored_by(found.record).get("apply_exif"))
     pictures = Thumbnails(output, upright=upright)
     bands, at_cut = found.picks.bands(), found.picks.at_cut()
     # Samples at the cut first: they matter most if the size limit is reached.
@@ -149,8 +142,8 @@ def _heads(found: Survey) -> list[str]:
 
 def _random_weights(record: dict[str, Any]) -> bool:
     """Whether a part of the model had random weights, so that the scores mean nothing."""
-    model = record.get(CONFIG, {}).get("model", {})
-    files = [file.get("name") for file in scored_by(record).get("weights", [])]
+    model = record.get(layout.CONFIG, {}).get("model", {})
+    files = [file.get("name") for file in layout.scored_by(record).get("weights", [])]
     used = [model.get("weights"), *(model.get("heads") or []), *files]
     return any(str(name).partition(":")[0] == "random" for name in used)
 

@@ -12,25 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dali_aesthetic import layout
 from dali_aesthetic.compact.kept import compare
 from dali_aesthetic.config import ConfigError
-from dali_aesthetic.layout import (
-    CONFIG,
-    PARQUET,
-    RECORD,
-    TAR_END,
-    NotARun,
-    committed_names,
-    cut_of,
-    holds_scores_only,
-    packed_from,
-    read_record,
-    read_stats,
-    scores_file,
-    shard_file,
-    shard_files,
-    uncommitted_names,
-)
 from dali_aesthetic.shards.opened import DEFAULT_LIMITS, ReadLimits
 from dali_aesthetic.shards.plan import plan_shards
 from dali_aesthetic.shards.read import read_shards
@@ -68,34 +52,34 @@ def verify_output(output: Path, against_input: bool = False) -> OutputCheck:
 
     Raises NotARun or ConfigError where `output` holds nothing to check, InputError where its input is gone.
     """
-    record = read_record(output)
-    names = sorted(committed_names(output))
+    record = layout.read_record(output)
+    names = sorted(layout.committed_names(output))
     if not names:
         raise ConfigError(f"{output} holds no committed shard")
-    scores_only, cut = holds_scores_only(record), cut_of(record)
+    scores_only, cut = layout.holds_scores_only(record), layout.cut_of(record)
     problems = [(name, text) for name in names for text in check_shard(output, name, scores_only, cut)]
     against_input = against_input and not scores_only
     broken = {name for name, _ in problems}
     whole = [name for name in names if name not in broken]
-    if against_input and (run := packed_from(record)) is not None:
+    if against_input and (run := layout.packed_from(record)) is not None:
         if difference := compare(output, names, Path(run)):
             problems.append(("all shards", difference))
     elif against_input:
-        problems += _check_bytes(output, record.get(CONFIG, {}), whole)
-    stats = [read_stats(output, name) for name in whole]
+        problems += _check_bytes(output, record.get(layout.CONFIG, {}), whole)
+    stats = [layout.read_stats(output, name) for name in whole]
     return OutputCheck(
         num_shards=len(names),
         num_samples=sum(one["num_samples"] for one in stats),
         num_kept=sum(one["num_kept"] for one in stats),
         compared_with_input=against_input,
         problems=tuple(problems),
-        uncommitted=tuple(uncommitted_names(output)),
+        uncommitted=tuple(layout.uncommitted_names(output)),
     )
 
 
 def _check_bytes(output: Path, config: dict[str, Any], names: list[str]) -> Iterator[tuple[str, str]]:
     if "input" not in config:
-        raise NotARun(f"{output / RECORD} doesn't name an input to compare with")
+        raise layout.NotARun(f"{output / layout.RECORD} doesn't name an input to compare with")
     shards = {shard.name: shard for shard in plan_shards(config["input"], output=output)}
     limits = _read_limits(config.get("guard", {}))
     for name in names:
@@ -112,16 +96,16 @@ def _read_limits(guard: dict[str, Any]) -> ReadLimits:
 
 def _compare(output: Path, shard: Shard, limits: ReadLimits = DEFAULT_LIMITS) -> str:
     """The first difference between kept samples of a shard and those of its input now, or ""."""
-    table = pq.read_table(output / scores_file(shard.name), columns=["kept", "key"])
+    table = pq.read_table(output / layout.scores_file(shard.name), columns=["kept", "key"])
     kept, keys = table.column("kept").to_pylist(), table.column("key").to_pylist()
-    if (rows := output / shard_file(shard.name, PARQUET)).exists():
+    if (rows := output / layout.shard_file(shard.name, layout.PARQUET)).exists():
         source, found = pq.read_table(shard.source), pq.read_table(rows)
         expected = taken(source.to_batches(), np.flatnonzero(kept), source.schema)
         same = len(source) == len(kept) and _same(found, expected)
         return "" if same else f"its rows differ from the kept ones of {shard.source}"
     samples = (item for item in read_shards([shard], limits) if isinstance(item, Sample))
     row = -1
-    with (output / shard_file(shard.name)).open("rb") as tar:
+    with (output / layout.shard_file(shard.name)).open("rb") as tar:
         for row, sample in enumerate(samples):
             if row >= len(keys):
                 return "its input has more samples than its scores"
@@ -132,7 +116,7 @@ def _compare(output: Path, shard: Shard, limits: ReadLimits = DEFAULT_LIMITS) ->
                     return f"sample {sample.key!r} differs from its input in {shard.source}"
         if row + 1 < len(keys):
             return f"its input has {row + 1} samples, its scores have {len(keys)}"
-        return "" if tar.read() == TAR_END else "its tar goes on behind the last kept sample"
+        return "" if tar.read() == layout.TAR_END else "its tar goes on behind the last kept sample"
 
 
 def _same(found: pa.Table, expected: pa.Table) -> bool:
@@ -156,8 +140,8 @@ def verify_location(output: str | Path, against_input: bool = False) -> OutputCh
     """
     if isinstance(output, Path) or not is_url(output):
         return verify_output(Path(output), against_input)
-    read_record(output)
-    names = sorted(committed_names(output))
+    layout.read_record(output)
+    names = sorted(layout.committed_names(output))
     if not names:
         raise ConfigError(f"{output} holds no committed shard")
     checks = [_verify_shard(output, name, against_input) for name in names]
@@ -167,10 +151,10 @@ def verify_location(output: str | Path, against_input: bool = False) -> OutputCh
         num_kept=sum(one.num_kept for one in checks),
         compared_with_input=all(one.compared_with_input for one in checks),
         problems=tuple(problem for one in checks for problem in one.problems),
-        uncommitted=tuple(uncommitted_names(output)),
+        uncommitted=tuple(layout.uncommitted_names(output)),
     )
 
 
 def _verify_shard(output: str, name: str, against_input: bool) -> OutputCheck:
-    with mirrored(output, [RECORD, *shard_files(name)]) as root:
+    with mirrored(output, [layout.RECORD, *layout.shard_files(name)]) as root:
         return verify_output(root, against_input)

@@ -10,19 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
 
-from dali_aesthetic.layout import (
-    CONFIG,
-    FOLDERS,
-    IDENTITY,
-    RECORD,
-    SHARDS,
-    BadStats,
-    NotARun,
-    committed_names,
-    read_record,
-    read_stats,
-    scores_file,
-)
+from dali_aesthetic import layout
 from dali_aesthetic.stores.access import create, exists, open_file
 from dali_aesthetic.stores.location import is_url, join, parent
 from dali_aesthetic.types import Shard
@@ -42,7 +30,7 @@ def open_output(output: str | Path, record: Mapping[str, Any], shards: Sequence[
     Removes temporary files of dead processes. Raises RunMismatch or OutputMismatch (ValueErrors) where the
     output belongs to another run or input, or holds the input itself, and OSError where it can't be written.
     """
-    config = record.get(CONFIG, {})
+    config = record.get(layout.CONFIG, {})
     _check_apart(os.fspath(output), shards, writes_tars=not config.get("scores_only"))
     if whole := config.get("part_of"):  # where the cut will write: refused before hours of scoring
         _check_apart(whole, shards)
@@ -56,7 +44,7 @@ def clean_leftovers(output: str | Path) -> int:
     removed = 0
     if is_url(os.fspath(output)):
         return removed
-    for root in (Path(output), *(Path(output) / folder for folder in FOLDERS)):
+    for root in (Path(output), *(Path(output) / folder for folder in layout.FOLDERS)):
         for name in _files(root, below=root != Path(output)):
             path = root / name
             if is_leftover(path):
@@ -68,7 +56,7 @@ def clean_leftovers(output: str | Path) -> int:
 def pending_shards(output: str | Path, shards: Sequence[Shard]) -> Sequence[Shard]:
     """The shards that are not done. Raises OutputMismatch where a folder changed since, or a list file names
     other shards."""
-    done = committed_names(output)
+    done = layout.committed_names(output)
     if shards and shards[0].kind == "folder":
         _check_fingerprints(os.fspath(output), shards, done)
     if not done:
@@ -112,7 +100,7 @@ def _files(root: Path, below: bool = True) -> Iterator[str]:
 
 def _check_apart(output: str, shards: Iterable[Shard], writes_tars: bool = True) -> None:
     """Raises OutputMismatch for an input in a folder of the output, whose files would replace it."""
-    own = [join(output, folder) for folder in FOLDERS if writes_tars or folder != SHARDS]
+    own = [join(output, folder) for folder in layout.FOLDERS if writes_tars or folder != layout.SHARDS]
     if not is_url(output):
         own = [os.path.realpath(folder) for folder in own if os.path.isdir(folder)]
     if not own:
@@ -134,7 +122,7 @@ def _check_fingerprints(output: str, shards: Iterable[Shard], done: set[str]) ->
             "removed since. Give another output folder."
         )
     for name in sorted(done):
-        if read_stats(output, name).get("fingerprint") != by_name[name].fingerprint:
+        if layout.read_stats(output, name).get("fingerprint") != by_name[name].fingerprint:
             raise OutputMismatch(
                 f"the images of shard {name} in {by_name[name].source} changed since it was written: "
                 f"{_changes(output, by_name[name])}. Give another output folder."
@@ -148,8 +136,8 @@ def _check_source(output: str, shards: Sequence[Shard], done: set[str]) -> None:
     """
     name = next((shard.name for shard in shards if shard.name in done), min(done))
     try:
-        source = read_stats(output, name)["source"]
-    except (BadStats, KeyError):
+        source = layout.read_stats(output, name)["source"]
+    except (layout.BadStats, KeyError):
         return  # `verify` says what is wrong with it
     now = next((shard for shard in shards if shard.name == name or shard.source == source), None)
     if now is not None and (now.name, _place(now.source)) != (name, _place(source)):
@@ -167,7 +155,7 @@ def _place(source: str) -> str:
 def _changes(output: str, shard: Shard) -> str:
     """The difference between the shard's images and its scores, for messages."""
     try:
-        with open_file(join(output, scores_file(shard.name))) as file:
+        with open_file(join(output, layout.scores_file(shard.name))) as file:
             sources = read_columns(file, ["source_shard"])
     except OSError:
         return "its scores can't be read"
@@ -187,14 +175,14 @@ def write_run_record(output: str | Path, record: Mapping[str, Any]) -> None:
 
     Raises RunMismatch naming each field that differs and both values.
     """
-    final = join(output, RECORD)
+    final = join(output, layout.RECORD)
     if not exists(final):
         text = json.dumps(record, indent=2, sort_keys=True, allow_nan=False) + "\n"
         write_once(final, text.encode())
     if differences := check_run_record(output, record):
         listed = "\n  ".join(differences)
         raise RunMismatch(
-            f"{output} holds the results of another run; its {RECORD} differs in:\n  {listed}\n"
+            f"{output} holds the results of another run; its {layout.RECORD} differs in:\n  {listed}\n"
             "Give the same options again, or another output folder."
         )
 
@@ -204,13 +192,13 @@ def check_run_record(output: str | Path, record: Mapping[str, Any]) -> list[str]
 
     Empty if they agree or `output` has no record yet. Raises RunMismatch for a record that can't be read.
     """
-    if not exists(join(output, RECORD)):
+    if not exists(join(output, layout.RECORD)):
         return []
     try:
-        old = dict(_flat(read_record(output)[IDENTITY]))
-    except NotARun as error:
+        old = dict(_flat(layout.read_record(output)[layout.IDENTITY]))
+    except layout.NotARun as error:
         raise RunMismatch(f"{error}; give another output folder") from error
-    new = dict(_flat(json.loads(json.dumps(record[IDENTITY]))))
+    new = dict(_flat(json.loads(json.dumps(record[layout.IDENTITY]))))
     return [
         f"{field}: {old.get(field, _ABSENT)!r} there, {new.get(field, _ABSENT)!r} now"
         for field in sorted(old.keys() | new.keys())

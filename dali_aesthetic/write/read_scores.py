@@ -11,15 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from dali_aesthetic.layout import (
-    NotARun,
-    committed_names,
-    packed_from,
-    read_record,
-    read_stats,
-    scored_by,
-    scores_file,
-)
+from dali_aesthetic import layout
 from dali_aesthetic.stores.access import open_file
 from dali_aesthetic.stores.location import join
 from dali_aesthetic.types import ImageHeader, Route, Status
@@ -45,8 +37,8 @@ class StoredScores:
 def scores_record(folder: str | Path) -> dict[str, Any]:
     """The record of the run that left scores in `folder`. Raises ScoresMismatch without one."""
     try:
-        return read_record(folder)
-    except (NotARun, OSError) as error:
+        return layout.read_record(folder)
+    except (layout.NotARun, OSError) as error:
         raise ScoresMismatch(f"--scores {folder} holds no scores: {error}") from None
 
 
@@ -56,8 +48,8 @@ def read_scored_by(folder: str | Path) -> dict[str, Any]:
     Raises ScoresMismatch for scores that no run made, and for those of a packed output: kept samples only.
     """
     record = scores_record(folder)
-    found = scored_by(record)
-    if packed_from(record) is not None or "heads" not in found:
+    found = layout.scored_by(record)
+    if layout.packed_from(record) is not None or "heads" not in found:
         raise ScoresMismatch(
             f"--scores {folder} was not written by `score`, `run` or `filter`: give such a one"
         )
@@ -80,12 +72,12 @@ def read_scores(folder: str | Path, name: str, head_names: Sequence[str]) -> Sto
 
 def read_fingerprint(folder: str | Path, name: str) -> str:
     """The digest of the files of a folder's shard when it was scored; "" for other kinds of input."""
-    return str(read_stats(folder, name).get("fingerprint", ""))
+    return str(layout.read_stats(folder, name).get("fingerprint", ""))
 
 
 def read_raw_scores(folder: str | Path, names: Iterable[str] | None = None) -> npt.NDArray[np.float32]:
     """The first head's score, or NaN, of every sample of the shards `names`; None means all that are done."""
-    chosen = sorted(committed_names(folder)) if names is None else names
+    chosen = sorted(layout.committed_names(folder)) if names is None else names
     parts = [
         _table(folder, name, ["aesthetic_score"]).column(0).to_numpy().astype(np.float32) for name in chosen
     ]
@@ -101,7 +93,7 @@ def read_keys(folder: str | Path, name: str) -> tuple[list[str], list[str], npt.
 
 
 def _table(folder: str | Path, name: str, columns: list[str]) -> pa.Table:
-    with open_file(join(folder, scores_file(name))) as file:
+    with open_file(join(folder, layout.scores_file(name))) as file:
         return read_columns(file, columns)
 
 

@@ -11,18 +11,7 @@ from types import TracebackType
 import numpy as np
 import numpy.typing as npt
 
-from dali_aesthetic.layout import (
-    PARQUET,
-    QUARANTINE,
-    SCORES,
-    SHARDS,
-    STATS,
-    TAR,
-    quarantine_file,
-    scores_file,
-    shard_file,
-    stats_file,
-)
+from dali_aesthetic import layout
 from dali_aesthetic.overlap import Backlog
 from dali_aesthetic.types import (
     Buffer,
@@ -35,7 +24,7 @@ from dali_aesthetic.types import (
     Status,
 )
 from dali_aesthetic.write.commit import Part, WholeFile, abandon, commit
-from dali_aesthetic.write.destination import Destination, destination
+from dali_aesthetic.write.destination import destination
 from dali_aesthetic.write.embeddings import ShardEmbeddings
 from dali_aesthetic.write.files import output_path
 from dali_aesthetic.write.kept_rows import BadRows, KeptRows
@@ -72,7 +61,7 @@ class ShardSink:
         quarantine: bool = False,
         embeddings: bool = False,
     ) -> None:
-        self._destination = destination(output)
+        self.destination = destination(output)
         self.head_names = tuple(head_names)
         score_columns(head_names)
         self.keep = keep if images else _keep_nothing
@@ -80,10 +69,10 @@ class ShardSink:
         self.max_bad_fraction, self.quarantine = max_bad_fraction, quarantine
         self.embeddings = embeddings
         self._open: dict[str, _OpenShard] = {}
-        self._commits: Backlog[ShardReport] = self._destination.backlog()
-        wanted = {SHARDS: images, SCORES: True, STATS: True, QUARANTINE: quarantine}
-        for folder in (name for name, is_wanted in wanted.items() if is_wanted):
-            (self._destination.root / folder).mkdir(parents=True, exist_ok=True)
+        self._commits: Backlog[ShardReport] = self.destination.backlog()
+        samples = {layout.SHARDS: images, layout.QUARANTINE: quarantine}
+        for folder in (layout.SCORES, layout.STATS, *(name for name in samples if samples[name])):
+            (self.destination.root / folder).mkdir(parents=True, exist_ok=True)
 
     def write(self, batch: ScoredBatch) -> list[ShardReport]:
         """Appends rows, streams kept samples, and queues finished shards for commit; abandons failed ones.
@@ -111,14 +100,7 @@ class ShardSink:
 
     def _opened(self, shard: Shard) -> _OpenShard:
         if shard.name not in self._open:
-            self._open[shard.name] = _OpenShard(
-                self._destination,
-                shard,
-                self.head_names,
-                images=self.images,
-                quarantine=self.quarantine,
-                embeddings=self.embeddings,
-            )
+            self._open[shard.name] = _OpenShard(self, shard)
         return self._open[shard.name]
 
     def _end(self, end: ShardEnd) -> Callable[[], ShardReport]:
@@ -141,11 +123,11 @@ class ShardSink:
 
     def close(self) -> None:
         """Abandons open shards; the next run does them again."""
-        self._destination.stop()
+        self.destination.stop()
         self._commits.cancel()
         while self._open:
             self._open.popitem()[1].abandon()
-        self._destination.close()
+        self.destination.close()
 
     def __enter__(self) -> ShardSink:
         return self
@@ -179,34 +161,23 @@ def _is_ok(sample: Sample, header: ImageHeader) -> bool:
 class _OpenShard:
     """A shard that is not committed: its samples under temporary names, its rows in memory."""
 
-    def __init__(
-        self,
-        destination: Destination,
-        shard: Shard,
-        head_names: Sequence[str],
-        *,
-        images: bool,
-        quarantine: bool,
-        embeddings: bool,
-    ) -> None:
-        self.shard = shard
-        suffix = PARQUET if shard.kind == "parquet" else TAR
-        self.rows = ScoreRows(head_names, shard_file(shard.name, suffix))
-        self.num_samples = 0
-        self.num_kept = 0
-        self._destination = destination
-        output = destination.root
-        self._scores = WholeFile(output_path(output, scores_file(shard.name)), self.rows.to_parquet)
-        self._stats = output_path(output, stats_file(shard.name))
-        self._bad = output_path(output, quarantine_file(shard.name, suffix)) if quarantine else None
+    def __init__(self, sink: ShardSink, shard: Shard) -> None:
+        self.shard, self._destination = shard, sink.destination
+        name, output, is_parquet = shard.name, sink.destination.root, shard.kind == "parquet"
+        suffix = layout.PARQUET if is_parquet else layout.TAR
+        samples = layout.shard_file(name, suffix)
+        self.rows = ScoreRows(sink.head_names, samples)
+        self.num_samples = self.num_kept = self.num_quarantined = 0
+        self._scores = WholeFile(output_path(output, layout.scores_file(name)), self.rows.to_parquet)
+        self._stats = output_path(output, layout.stats_file(name))
+        bad = layout.quarantine_file(name, suffix)
+        self._bad = output_path(output, bad) if sink.quarantine else None
         self.quarantine: TarWriter | BadRows | None = None
-        self.num_quarantined = 0
         self.kept: TarWriter | KeptRows | None = None
-        if images:
-            final = output_path(output, shard_file(shard.name, suffix))
-            parquet = shard.kind == "parquet"
-            self.kept = KeptRows(final, shard.source) if parquet else TarWriter(final)
-        self.embeddings = ShardEmbeddings(output, shard.name) if embeddings else None
+        if sink.images:
+            final = output_path(output, samples)
+            self.kept = KeptRows(final, shard.source) if is_parquet else TarWriter(final)
+        self.embeddings = ShardEmbeddings(output, name) if sink.embeddings else None
 
     def add(
         self,
