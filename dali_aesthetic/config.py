@@ -17,6 +17,7 @@ from dali_aesthetic.fields import EXPERT, Section, explain, option
 from dali_aesthetic.threshold import Threshold
 
 Device = Literal["auto", "cpu", "cuda"]
+Backend = Literal["auto", "eager", "torchscript", "compile", "triton", "fused"]
 Precision = Literal["auto", "fp32", "fp16", "bf16", "fp8"]
 
 
@@ -42,10 +43,8 @@ class ModelConfig(Section):
         "auto",
         "Number format of the encoder. auto is fp8 where it passes the gate, else fp16; fp32 on a CPU.",
     )
-    backend: str = option(
-        "auto",
-        "Implementation of the encoder: eager, torchscript, compile, triton or fused. auto is the fastest "
-        "that is known to be right on the device.",
+    backend: Backend = option(
+        "auto", "Implementation of the encoder. auto is the fastest known to be right on the device."
     )
     calibration: str = option(
         "", "File or URL with the fp8 scales of another run.", unset="measured on the input", expert=True

@@ -43,7 +43,7 @@ def fetch_tower(encoder: str, weights: str, model_dir: Path | None) -> None:
     if known := _published_tower(encoder, weights):
         published.fetch(known, model_dir)
     else:
-        weights_file(Path(weights).expanduser())
+        _own_weights(weights)
 
 
 def load_tower(encoder: str, weights: str, model_dir: Path | None) -> tuple[VisionTower, ResolvedFile]:
@@ -60,7 +60,7 @@ def load_tower(encoder: str, weights: str, model_dir: Path | None) -> tuple[Visi
         file = published.resolve(known, model_dir)
         path = Path(file.path)
     else:
-        path = weights_file(Path(weights).expanduser())
+        path = _own_weights(weights)
         file = _own(path.name, path)
     checkpoint = read_clip(path)
     quick_gelu = True if file.sha256 in OPENAI_SHA256 else checkpoint.quick_gelu
@@ -74,6 +74,13 @@ def load_tower(encoder: str, weights: str, model_dir: Path | None) -> tuple[Visi
         spec = spec.with_statistics(*checkpoint.statistics)
     _check_fits(checkpoint.state, spec, path)
     return VisionTower.from_state(spec, checkpoint.state), file
+
+
+def _own_weights(weights: str) -> Path:
+    try:
+        return weights_file(Path(weights).expanduser())
+    except ValueError as error:
+        raise ValueError(f"weights {weights!r}: {error}; give openai, random[:SEED] or a path") from error
 
 
 def load_head(head: str, encoder: str, embed_dim: int, model_dir: Path | None) -> tuple[Head, ResolvedFile]:
@@ -92,9 +99,9 @@ def load_head(head: str, encoder: str, embed_dim: int, model_dir: Path | None) -
     if known := _published_head(encoder, head):
         file = published.resolve(known, model_dir)
         return Head(head, head_from_state(read_tensors(Path(file.path)), relu=False)), file
-    path, suffix = _head_path(head)
-    relu = {"relu": True, "linear": False}.get(suffix)
     try:
+        path, suffix = _head_path(head)
+        relu = {"relu": True, "linear": False}.get(suffix)
         mlp = head_from_state(read_tensors(path), relu)
     except ValueError as error:
         raise ValueError(f"head {head!r}: {error}") from error

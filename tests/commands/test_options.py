@@ -1,10 +1,10 @@
-"""Options are made from the fields of `Config`, and say what is wrong with a value by their own name."""
+"""Options are generated from the fields of `Config`, and their errors name flag, value and fix."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Literal, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 import pytest
 import typer
@@ -14,8 +14,9 @@ from typer.testing import CliRunner, Result
 
 from dali_aesthetic.cli import app
 from dali_aesthetic.commands.options import OPTIONS
-from dali_aesthetic.config import Config, ConfigError
+from dali_aesthetic.config import Backend, Config, ConfigError
 from dali_aesthetic.fields import PANELS, Option, options_of
+from dali_aesthetic.score.backends.fits import BACKENDS
 
 FIELDS = list(options_of(Config))
 group = typer.main.get_command(app)
@@ -33,7 +34,7 @@ def flags_of(command: str) -> set[str]:
 
 
 def wrong_values(option: Option) -> list[str]:
-    """What each kind of value can't be."""
+    """Values that don't fit the type or the limits of an option."""
     if get_origin(option.kind) is Literal:
         return ["nonsense", ""]
     if option.path == "launch.gpus":
@@ -49,7 +50,7 @@ WRONG = [(option, value) for option in OPTIONS.values() for value in wrong_value
 
 
 @pytest.mark.parametrize(("option", "value"), WRONG, ids=lambda item: getattr(item, "flag", item))
-def test_a_wrong_value_is_told_with_its_flag_and_the_fix(option: Option, value: str) -> None:
+def test_a_wrong_value_of_a_flag_is_refused_with_flag_value_and_fix(option: Option, value: str) -> None:
     done = invoke("run", *WHERE, option.flag, value)
     text = " ".join(done.stderr.split())
     assert done.exit_code == 2
@@ -59,12 +60,16 @@ def test_a_wrong_value_is_told_with_its_flag_and_the_fix(option: Option, value: 
     assert not any(word in text for word in ("Input should be", "valid ", "unable to parse", "Traceback"))
 
 
-def test_there_are_wrong_values_for_most_options() -> None:
+def test_the_backends_of_the_config_are_the_registered_ones() -> None:
+    assert get_args(Backend) == ("auto", *BACKENDS)
+
+
+def test_most_options_have_wrong_values() -> None:
     assert len({option.path for option, _ in WRONG}) >= 25
 
 
 @pytest.mark.parametrize("option", FIELDS, ids=lambda option: option.path)
-def test_a_wrong_value_of_a_file_is_told_with_its_field(option: Option) -> None:
+def test_a_wrong_value_of_a_field_is_refused_with_field_value_and_fix(option: Option) -> None:
     values: dict[str, Any] = {"input": "a", "output": "b"}
     *sections, name = option.path.split(".")
     place = values
@@ -89,7 +94,7 @@ def test_a_wrong_value_of_a_file_is_told_with_its_field(option: Option) -> None:
         ({3: 4}, "3 is no field: the configuration has input, output"),
     ],
 )
-def test_a_misspelt_field_gets_the_nearest(values: dict[Any, object], message: str) -> None:
+def test_a_misspelt_field_is_refused_with_the_nearest_match(values: dict[Any, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Config.build({"input": "a", "output": "b", **values})
 
@@ -123,7 +128,7 @@ def test_the_help_is_in_panels_the_expert_last() -> None:
 
 
 @pytest.mark.parametrize("command", ["run", "score"])
-def test_what_is_printed_as_config_is_taken_as_config(command: str, tmp_path: Path) -> None:
+def test_config_reads_what_print_config_prints(command: str, tmp_path: Path) -> None:
     given = [*WHERE, "--batch-size", "7", "--head", "a.pth", "--head", "ü=b", "--model-dir", tmp_path]
     printed = invoke(command, *given, "--print-config")
     assert printed.exit_code == 0
@@ -134,7 +139,7 @@ def test_what_is_printed_as_config_is_taken_as_config(command: str, tmp_path: Pa
     assert invoke(command, "--config", tmp_path / "run.yaml", "--print-config").stdout == printed.stdout
 
 
-def test_the_record_of_an_output_is_taken_as_config_and_flags_win(tmp_path: Path) -> None:
+def test_config_reads_the_record_of_an_output_and_flags_win(tmp_path: Path) -> None:
     config = Config.build({"input": "a.tar", "output": "out", "threshold": {"preset": "high"}})
     record = tmp_path / "run.json"
     record.write_text(json.dumps({"identity": {}, "config": config.model_dump(mode="json")}))
@@ -145,7 +150,7 @@ def test_the_record_of_an_output_is_taken_as_config_and_flags_win(tmp_path: Path
     assert (other.threshold.min_raw, other.output, other.input) == (4.0, "other", config.input)
 
 
-def test_paths_are_fine_where_a_path_is_wanted(tmp_path: Path) -> None:
+def test_a_config_takes_pathlib_paths(tmp_path: Path) -> None:
     config = Config.build(
         {"input": tmp_path / "a.tar", "output": tmp_path, "observe": {"log_json": tmp_path}}
     )
