@@ -46,7 +46,9 @@ def test_a_streams_first_line_tells_what_came_before(tmp_path: Path) -> None:
     assert second.keys() == first.keys() - {"start", "first"}
 
 
-def test_a_run_tells_where_its_first_seconds_went(shards_dir: Path, tmp_path: Path, tiny_model: Any) -> None:
+def test_the_first_line_of_a_run_breaks_down_its_start(
+    shards_dir: Path, tmp_path: Path, tiny_model: Any
+) -> None:
     begun = time.perf_counter()
     run(Config(input=(str(shards_dir),), output=str(tmp_path), device="cpu", model=tiny_model))
     took = time.perf_counter() - begun
@@ -59,7 +61,7 @@ def test_a_run_tells_where_its_first_seconds_went(shards_dir: Path, tmp_path: Pa
     assert sum(line["start"].values()) + line["first"]["commit"] < took + 0.01
 
 
-def test_leaving_early_closes_what_it_was_given(tmp_path: Path) -> None:
+def test_leaving_early_closes_the_reports(tmp_path: Path) -> None:
     closed: list[bool] = []
     reports = timed(some(closed), tmp_path, RunStats())
     next(reports)
@@ -73,7 +75,7 @@ def test_lines_are_appended(tmp_path: Path) -> None:
     assert len((tmp_path / TIMING).read_text().splitlines()) == 2
 
 
-def test_an_unwritable_place_stops_nothing(tmp_path: Path) -> None:
+def test_an_unwritable_file_does_not_stop_the_run(tmp_path: Path) -> None:
     (tmp_path / TIMING).mkdir()
     assert len(list(timed(some([]), tmp_path, RunStats()))) == 2
 
@@ -88,7 +90,7 @@ def line(
     return {"run": run, "process": process, "samples": samples, "seconds": seconds, "work": work}
 
 
-def test_without_lines_there_is_nothing_to_tell(tmp_path: Path) -> None:
+def test_without_lines_there_is_no_throughput(tmp_path: Path) -> None:
     assert read_speed(tmp_path) is None
     (tmp_path / TIMING).write_text("")
     assert read_speed(tmp_path) is None
@@ -120,7 +122,7 @@ def test_the_time_between_two_runs_is_left_out(tmp_path: Path) -> None:
     assert (speed.seconds, speed.num_runs) == (5.0, 2)
 
 
-def test_broken_lines_are_passed_over(tmp_path: Path) -> None:
+def test_broken_lines_are_skipped(tmp_path: Path) -> None:
     good = json.dumps(line(2.0, decode=1.0))
     broken = ['{"run": 1', "[]", "7", '{"seconds": "x"}', json.dumps({**line(1.0), "work": 3}), "\x00"]
     (tmp_path / TIMING).write_text("\n".join([*broken, good]))
@@ -137,6 +139,6 @@ def test_many_shards_are_binned(tmp_path: Path) -> None:
     assert speed.rates == pytest.approx([500.0] * 60)
 
 
-def test_a_run_of_no_time_at_all_tells_nothing(tmp_path: Path) -> None:
+def test_a_run_without_duration_has_no_throughput(tmp_path: Path) -> None:
     write(tmp_path, [line(0.0, decode=0.0)])
     assert read_speed(tmp_path) is None

@@ -37,7 +37,7 @@ def make_run(folder: Path, shards: dict[str, Sequence[tuple[str, dict[str, Any]]
 
 
 def uid(number: int) -> str:
-    """32 digits that differ in both halves and are not in the order of the numbers."""
+    """32 hexadecimal digits that differ in both halves, in another order than the numbers."""
     return f"{(number * 0x9E3779B97F4A7C15F39CC0605CEDC835) % 2**128:032x}"
 
 

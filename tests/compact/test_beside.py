@@ -1,4 +1,4 @@
-"""DALI's index: what its own tool writes, and what its own reader reads."""
+"""DALI's index: the same as its own tool writes, and usable by its reader."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_an_index_can_be_added_later(packed: Path, tmp_path: Path) -> None:
 
 
 def test_long_names_are_found_behind_their_extension_headers(tmp_path: Path) -> None:
-    """GNU tar, which `wds2idx` asks, names the block of the extension header there."""
+    """GNU tar, which `wds2idx` calls, gives the block of the extension header there."""
     name = "folder/" * 30 + "key.JPG"
     for format in (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
         with tarfile.open(tmp_path / "long.tar", "w", format=format) as tar:

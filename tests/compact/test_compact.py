@@ -1,4 +1,4 @@
-"""Packed shards: the run's own bytes in its order, rows that fit, and what other readers make of them."""
+"""Packed shards: the run's bytes in its order, matching rows, and readable by other tools."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tests.write.scored import JPEG, run, shard_of, tree
 
 @pytest.fixture(scope="module")
 def run_output(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Seven shards of 23 samples of which 10 or 13 are kept, and one of which nothing is."""
+    """Seven shards of 23 samples with 10 or 13 kept, and one with none."""
     shards = many(7, 23)
     shards["b/00001"] = [(key[:-1] + "0", fields) for key, fields in shards["b/00001"][::10]]
     return make_run(tmp_path_factory.mktemp("compact"), shards)
@@ -128,7 +128,7 @@ def test_another_size_or_another_run_is_refused(run_output: Path, tmp_path: Path
         pack(other, tmp_path, size=Size(samples=7))
 
 
-def test_an_unfinished_run_is_refused_unless_told(run_output: Path, tmp_path: Path) -> None:
+def test_an_unfinished_run_is_refused_unless_allowed(run_output: Path, tmp_path: Path) -> None:
     copied = tmp_path / "run"
     shutil.copytree(run_output, copied)
     (copied / "stats" / "a" / "00002.json").unlink()
@@ -155,7 +155,7 @@ def test_samples_of_one_key_side_by_side_stay_apart_in_shards_of_their_own(tmp_p
     assert keys == [["15", "25"], ["25", "35"]]
 
 
-def test_what_readers_take_for_one_sample_is_never_parted(tmp_path: Path) -> None:
+def test_what_readers_take_for_one_sample_is_never_split(tmp_path: Path) -> None:
     """`5` comes twice with a dropped sample between: side by side in the kept tar."""
     run = make_run(tmp_path, {"a": [("5", {}), ("0", {}), ("5", {}), ("6", {})]})
     pack(run, tmp_path / "packed", size=Size(samples=1))
@@ -245,7 +245,7 @@ def test_the_subset_file_is_datacomps(run_output: Path, tmp_path: Path) -> None:
         ([{"uid": "ab"}, {"uid": "1 1"}], "no hexadecimal number"),
     ],
 )
-def test_uids_that_are_none_are_refused(tmp_path: Path, fields: list[dict[str, Any]], message: str) -> None:
+def test_invalid_uids_are_refused(tmp_path: Path, fields: list[dict[str, Any]], message: str) -> None:
     run = make_run(tmp_path, {"a": [(str(i + 5), one) for i, one in enumerate(fields)]})
     with pytest.raises(ConfigError, match=message):
         pack(run, tmp_path / "packed", subset_file=tmp_path / "kept.npy")
@@ -262,7 +262,7 @@ def test_uids_that_are_none_are_refused(tmp_path: Path, fields: list[dict[str, A
         ({"identity": {}, "config": 3}, "can't be read"),
     ],
 )
-def test_what_is_no_run_with_tars_is_refused(tmp_path: Path, record: Any, message: str) -> None:
+def test_a_folder_without_a_run_that_wrote_tars_is_refused(tmp_path: Path, record: Any, message: str) -> None:
     if record is not None:
         (tmp_path / "run.json").write_text(json.dumps(record))
     with pytest.raises((ConfigError, NotARun), match=message):

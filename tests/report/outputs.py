@@ -1,4 +1,4 @@
-"""Output folders as a run writes them, through the real readers and writers, with scores that are given."""
+"""Outputs made by the real readers and writers from given scores."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Item:
 
 
 def flat_jpeg(score: float) -> bytes:
-    """A small picture whose brightness tells the score."""
+    """A small picture whose brightness encodes the score."""
     level = int(np.clip(score * 25, 0, 255)) if score == score else 0
     buffer = io.BytesIO()
     Image.new("RGB", (64, 48), (level, 128, 255 - level)).save(buffer, "JPEG")

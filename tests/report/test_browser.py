@@ -1,4 +1,4 @@
-"""The page in a real browser: the slider counts right, pictures show, nothing is said in the console."""
+"""The page in a real browser: the slider counts correctly, pictures show, and the console stays empty."""
 
 from __future__ import annotations
 

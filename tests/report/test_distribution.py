@@ -1,4 +1,4 @@
-"""Grid and counts: what the slider shows is what a run keeps, at every edge, to the image."""
+"""Grid and counts: at every edge the slider shows exactly the number of images that a run keeps."""
 
 from __future__ import annotations
 

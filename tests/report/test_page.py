@@ -59,7 +59,7 @@ def data_of(page: str) -> dict[str, Any]:
 
 @pytest.fixture
 def nasty(tmp_path: Path) -> str:
-    """A page of an output whose every text is hostile."""
+    """A page of an output in which every text is hostile markup."""
     items = [Item(f"k{i}", 4.0 + i / 8, json={"lang": NASTY}) for i in range(9)]
     items += [Item(f"{NASTY.replace('/', '')}", NAN, Status.UNDECODABLE, NASTY)]
     items += [Item("<b>shown", 6.5)]
@@ -191,7 +191,7 @@ def test_numbers_are_written_for_people() -> None:
     assert [shortest(cut) for cut in (5.0, 5.123)] == ["5", "5.123"]
 
 
-def test_it_has_the_name_of_its_folder_in_the_bucket(bucket: Bucket, tmp_path: Path) -> None:
+def test_at_a_url_the_page_is_titled_after_the_folder(bucket: Bucket, tmp_path: Path) -> None:
     bucket.put_folder(make_output(tmp_path, {"0": [Item("a", 5.0)]}), "runs/kept")
     assert report_at(f"{bucket.url}/runs/kept/") == f"{bucket.url}/runs/kept/report.html"
     page = bucket.snapshot("runs/kept")["report.html"].decode()
@@ -200,7 +200,7 @@ def test_it_has_the_name_of_its_folder_in_the_bucket(bucket: Bucket, tmp_path: P
     assert bucket.snapshot("runs/kept")["report.html"].decode() == page, "the same scores give the same page"
 
 
-def test_it_says_where_the_page_is(tmp_path: Path) -> None:
+def test_the_command_prints_the_path_of_the_page(tmp_path: Path) -> None:
     output = make_output(tmp_path, {"0": [Item("a", 5.0, json={"lang": "en"})]})
     done = CliRunner().invoke(app, ["report", str(output), "--by", "lang"])
     assert done.exit_code == 0

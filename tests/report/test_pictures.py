@@ -1,4 +1,4 @@
-"""Pictures come from where the samples came from, or from where they were kept, or not at all."""
+"""Pictures come from the source of a sample, or from its kept shard, or are counted as missing."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.report.outputs import Item, flat_jpeg, make_output
 
 
 def picks_of(output: Path) -> list[Pick]:
-    """Every pick of the page, once, in rising order."""
+    """Every pick of the page once, in rising order."""
     found = {(p.shard.name, p.row): p for _, _, picks in survey(output).picks.bands() for p in picks}
     return sorted(found.values(), key=lambda pick: pick.score)
 

@@ -93,7 +93,7 @@ def test_several_heads(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("recorded", [True, False])
-def test_a_json_field_that_is_called_as_a_score_is_none(tmp_path: Path, recorded: bool) -> None:
+def test_a_json_field_named_like_a_score_is_not_taken_for_one(tmp_path: Path, recorded: bool) -> None:
     fields = {"aesthetic_score_by": "somebody else", "aesthetic_score_old": 7.5}
     heads = ("laion-v2", "nsfw", "punsafe")
     output = make_output(tmp_path, {"0": [Item("a", 5.0, json=fields)]}, heads=heads)
@@ -141,7 +141,7 @@ def test_keep_rate_by_a_column_that_some_shards_lack_or_type_otherwise(tmp_path:
     assert kept == {"en": (2, 1), "7": (1, 1), NOTHING: (1, 0)}
 
 
-def test_rare_values_are_put_together(tmp_path: Path) -> None:
+def test_rare_values_are_counted_together(tmp_path: Path) -> None:
     rows = [Item(f"k{i:03d}", 5.5, json={"v": f"often{i % MOST_VALUES:02d}"}) for i in range(2 * MOST_VALUES)]
     rows += [Item(f"r{i}", 4.5, json={"v": f"rare{i}"}) for i in range(3)]
     groups = survey(make_output(tmp_path, {"0": rows}), by="v").groups
@@ -200,7 +200,7 @@ def crowd(number: int = 30) -> list[ShardFigures]:
     ]
 
 
-def test_a_crowd_of_equals_has_none() -> None:
+def test_similar_shards_have_no_outliers() -> None:
     assert find_outliers(crowd()) == []
 
 
@@ -219,21 +219,21 @@ def test_a_small_shard_may_differ_by_chance() -> None:
     assert find_outliers([*crowd(), small]) == []
 
 
-def test_one_bad_sample_among_clean_shards_is_no_news() -> None:
+def test_one_bad_sample_among_clean_shards_is_no_outlier() -> None:
     clean = [shard(f"{i}", bad=0) for i in range(10)]
     assert find_outliers([*clean, shard("one", bad=1)]) == []
 
 
-def test_few_shards_are_no_crowd() -> None:
+def test_a_few_shards_have_no_outliers() -> None:
     few = [shard(f"{i}") for i in range(FEWEST_SHARDS - 2)]
     assert find_outliers([*few, shard("odd", mean=9.0)]) == []
 
 
-def test_shards_without_any_score_are_judged_by_what_they_have() -> None:
+def test_shards_without_scores_are_judged_by_their_other_figures() -> None:
     lost = shard("lost", bad=1000)
     assert [(o.shard.name, o.what) for o in find_outliers([*crowd(), lost])] == [("lost", "bad share")]
     assert find_outliers([lost] * 6) == []
 
 
-def test_at_most_so_many() -> None:
+def test_the_number_of_outliers_is_bounded() -> None:
     assert len(find_outliers([*crowd(60), *(shard(f"odd{i}", mean=7.0 + i) for i in range(9))], most=4)) == 4

@@ -1,4 +1,4 @@
-"""`verify OUT` finds what was changed after the commit, and nothing where nothing was."""
+"""`verify OUT` finds every change after the commit, and reports nothing for an untouched output."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def output(written: Path, tmp_path: Path) -> Path:
-    """A copy to spoil."""
+    """A copy of the output, to be damaged."""
     shutil.copytree(written / "out", tmp_path / "out")
     return tmp_path / "out"
 
 
-def test_an_output_as_it_was_written_is_right(output: Path) -> None:
+def test_an_untouched_output_has_no_problems(output: Path) -> None:
     verdict = verify_output(output, against_input=True)
     assert verdict.problems == ()
     assert (verdict.num_shards, verdict.num_samples, verdict.num_kept) == (2, 40, 20)
@@ -107,7 +107,7 @@ SPOILED: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("what", SPOILED)
-def test_what_was_spoiled_is_found_and_named(output: Path, what: str) -> None:
+def test_every_kind_of_damage_is_found_and_named(output: Path, what: str) -> None:
     spoil, words = SPOILED[what]
     spoil(output)
     verdict = verify_output(output)
@@ -129,7 +129,7 @@ def test_a_changed_byte_is_found_against_the_input(output: Path) -> None:
 
 
 def test_the_input_is_read_under_the_runs_own_limits(written: Path, output: Path) -> None:
-    """What was kept under a higher limit than the usual one is not there under that."""
+    """A member that the run read under a higher limit is missing under the default one."""
     shard = shard_of(written / "in" / "a.tar")
     assert _compare(output, shard, ReadLimits(max_member_bytes=100)) != ""
     assert _compare(output, shard, _read_limits({"max_member_mb": 1, "quarantine": True})) == ""
@@ -149,7 +149,7 @@ def test_an_input_that_changed_or_went_is_found(written: Path, output: Path, tmp
 
 
 def test_kept_rows_of_a_parquet_input_are_counted_and_compared(output: Path, tmp_path: Path) -> None:
-    """The tar's place taken by a Parquet file of the same rows."""
+    """A Parquet file with the same rows in place of the tar."""
     kept = pq.read_table(output / "scores" / "a.parquet", columns=["kept"]).column("kept")
     source = pa.table({"image": [bytes([i]) * 50 for i in range(20)]})
     file = output / "shards" / "a.parquet"

@@ -66,7 +66,7 @@ def test_a_wrong_score_is_seen(
     assert (written["bias"], written["device"]) == (report.deviation.bias, "cpu")
 
 
-def test_images_that_cant_be_scored_are_no_measurement(tmp_path: Path, tiny_model: ModelConfig) -> None:
+def test_without_scorable_images_there_is_an_error(tmp_path: Path, tiny_model: ModelConfig) -> None:
     (tmp_path / "a.jpg").write_bytes(b"no image")
     config = Config(input=(str(tmp_path),), output="out", device="cpu", model=tiny_model)
     with pytest.raises(ConfigError, match="could be scored"):

@@ -50,7 +50,7 @@ def shard_of(path: Path, index: int = 0, name: str = "") -> Shard:
 
 
 def score(key: str) -> float:
-    """A score that follows from the key: its last digit, 0 to 9."""
+    """The score of a key: its last digit, 0 to 9."""
     return float(key[-1]) if key[-1:].isdigit() else 1.0
 
 

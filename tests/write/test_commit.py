@@ -31,7 +31,7 @@ def shards(tmp_path: Path) -> list[Shard]:
 
 
 def entries_of(shard: Shard, keys: list[str]) -> bytes:
-    """The bytes of these samples in the input tar, cut out with the offsets tarfile gives."""
+    """The bytes of these samples in the input tar, by tarfile's offsets."""
     content = Path(shard.source).read_bytes()
     with tarfile.open(shard.source) as tar:
         infos = list(tar)
@@ -178,7 +178,7 @@ def test_damage_and_warnings_of_the_reader_are_committed(tmp_path: Path) -> None
 
 
 class Killed(BaseException):
-    """Stands for a kill: nothing catches it."""
+    """Plays a kill: no handler catches it."""
 
 
 @pytest.mark.parametrize("call", ["replace", "fsync", "writev", "open"])

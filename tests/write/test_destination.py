@@ -1,4 +1,4 @@
-"""A sink whose output is at a URL: the files of a folder, whole ones only, nothing left on this machine."""
+"""A sink at a URL uploads the files of a local output, whole ones only, and leaves no temporary folder."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_the_objects_are_the_files_of_a_folder(tmp_path: Path, shards: list[Shar
     assert list((tmp_path / "tmp").iterdir()) == []
 
 
-def test_an_upload_that_fails_is_tried_again(
+def test_a_failed_upload_is_retried(
     tmp_path: Path, shards: list[Shard], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original, tries = filesystem.FileSystemStore.put, Counter[str]()
@@ -81,7 +81,7 @@ def test_an_upload_that_fails_is_tried_again(
     assert set(tries.values()) == {3}
 
 
-def test_an_upload_that_stays_impossible_ends_the_run_without_stats(
+def test_an_upload_that_keeps_failing_ends_the_run_without_stats(
     tmp_path: Path, shards: list[Shard], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original = filesystem.FileSystemStore.put
@@ -98,7 +98,7 @@ def test_an_upload_that_stays_impossible_ends_the_run_without_stats(
     assert list((tmp_path / "tmp").iterdir()) == []
 
 
-def test_what_a_killed_process_left_in_the_temporary_folder_goes(tmp_path: Path) -> None:
+def test_temporary_folders_of_killed_processes_are_removed(tmp_path: Path) -> None:
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
     dead = tmp_path / "tmp" / f"dali-aesthetic-{Owner(Owner.current().host, process.pid, 1)}-abc"
@@ -110,6 +110,6 @@ def test_what_a_killed_process_left_in_the_temporary_folder_goes(tmp_path: Path)
     place.close()
 
 
-def test_a_store_that_cant_be_had_is_an_error_at_once() -> None:
+def test_an_unusable_store_is_an_error_at_once() -> None:
     with pytest.raises(StoreUnusable, match="nowhere://"):
         ShardSink("nowhere://x/out", ["v2"], at_least_5)

@@ -1,4 +1,4 @@
-"""Saved embeddings: clip-retrieval's layout, read back by its reader, whole with the shard or not at all."""
+"""Saved embeddings: clip-retrieval's layout, read back by its reader, committed with the shard."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_scoring_them_gives_the_runs_scores(saved: Path, tmp_path: Path, tiny_mo
     assert max(abs(again[key] - direct[key]) for key in direct) < 0.01  # type: ignore[operator]
 
 
-def test_a_shard_that_is_done_anew_has_the_same_bytes(
+def test_a_shard_done_again_has_the_same_bytes(
     saved: Path, shards_dir: Path, tiny_model: ModelConfig
 ) -> None:
     whole = snapshot(saved)

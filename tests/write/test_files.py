@@ -1,4 +1,4 @@
-"""Whether the process that a file belongs to is still there."""
+"""The owner of a temporary file: alive, dead, or a zombie."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import time
 from dali_aesthetic.write.files import Owner, _started
 
 
-def test_a_process_that_has_ended_is_dead_also_while_nobody_has_looked() -> None:
+def test_a_zombie_process_is_dead() -> None:
     with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as child:
         owner = Owner(Owner.current().host, child.pid, _started(child.pid))
         assert owner.started
@@ -21,7 +21,7 @@ def test_a_process_that_has_ended_is_dead_also_while_nobody_has_looked() -> None
             time.sleep(0.01)
 
 
-def test_this_process_is_alive_and_survives_being_written_down() -> None:
+def test_this_process_is_alive_and_its_text_parses_back() -> None:
     owner = Owner.current()
     assert owner.is_alive
     assert owner.is_here

@@ -1,4 +1,4 @@
-"""Rows of a Parquet input by their places, whatever the columns hold, a few at a time."""
+"""Rows taken from a Parquet input by number, of every type, in bounded memory."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from tests.conftest import counting_file
 HALF = 3 << 29
 
 
-def test_a_row_group_is_not_held_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of more than 2 GiB in one column it could not even be: an array of `binary` ends there."""
+def test_a_row_group_is_not_held_in_memory_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With more than 2 GiB in one column it would fail: that is the limit of a `binary` array."""
     images = [np.random.default_rng(seed).bytes(50_000) for seed in range(2100)]
     table = pa.table({"image": images, "n": range(2100)})
     source = tmp_path / "one.parquet"
@@ -39,7 +39,7 @@ def test_a_row_group_is_not_held_whole(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_a_row_group_above_2_gib_is_taken_from() -> None:
-    """Two pieces of 1.5 GiB of pages that nobody touches: pyarrow can't join them."""
+    """Two chunks of 1.5 GiB of untouched pages, which pyarrow can't concatenate."""
     offsets, pages = np.array([0, 8, HALF], np.int32), pa.py_buffer(mmap.mmap(-1, HALF))
     piece = pa.Array.from_buffers(pa.binary(), 2, [None, pa.py_buffer(offsets), pages])
     table = pa.table({"image": pa.chunked_array([piece, piece]), "row": [0, 1, 2, 3]})

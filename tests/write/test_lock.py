@@ -1,4 +1,4 @@
-"""The lease of an output at a URL: one run at a time, and none for ever."""
+"""The lease of an output at a URL: one run at a time, and it expires."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _short_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(params=["s3", "memory"])
 def output(request: pytest.FixtureRequest, bucket: Bucket) -> Iterator[str]:
-    """At a store with conditional writes, and at one without."""
+    """In a store with conditional writes, and in one without."""
     yield f"{bucket.url}/out" if request.param == "s3" else "memory://locks/out"
     fsspec.filesystem("memory").store.clear()
 
@@ -86,7 +86,7 @@ def test_a_lease_with_a_heartbeat_is_not_taken_over(output: str) -> None:
 
 
 def test_of_many_runs_that_start_together_one_gets_the_lease(bucket: Bucket) -> None:
-    """At a store with conditional writes."""
+    """In a store with conditional writes."""
     output, outcomes = f"{bucket.url}/out", []
     gate, done = threading.Barrier(6), threading.Event()
 

@@ -55,7 +55,7 @@ def test_another_run_is_refused_with_each_field_and_both_values(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"[]", b"\xff", b"no json"])
-def test_a_record_that_is_none_is_refused(tmp_path: Path, content: bytes) -> None:
+def test_an_unreadable_record_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "run.json").write_bytes(content)
     with pytest.raises(RunMismatch, match=r"run\.json"):
         write_run_record(tmp_path, RECORD)
@@ -130,7 +130,7 @@ def test_a_changed_folder_is_refused_and_says_what_changed(tmp_path: Path) -> No
 
 
 def test_a_list_that_names_other_shards_than_are_done_is_refused(tmp_path: Path) -> None:
-    """Their names come from the folder that all of the list have in common."""
+    """Shards are named below the common parent of all files of the list."""
     for text in ("a/0", "a/1", "b/0"):
         make_tar(tmp_path / f"{text}.tar", ["a8"])
     listed, out = tmp_path / "list.txt", tmp_path / "out"
@@ -168,7 +168,7 @@ def test_a_list_of_the_same_files_by_other_paths_goes_on(
 
 @pytest.mark.parametrize("folder", ["shards", "shards/deeper", "scores", "stats", "quarantine"])
 def test_an_input_where_the_outputs_files_go_is_refused_and_stays(tmp_path: Path, folder: str) -> None:
-    """`data/shards/00000.tar` with `--output data` would be replaced by what is kept of it."""
+    """`data/shards/00000.tar` with `--output data` would be replaced by its own kept samples."""
     make_tar(tmp_path / folder / "00000.tar", ["a1", "a8"])
     before = tree(tmp_path)
     (tmp_path / "link").symlink_to(tmp_path / folder)
@@ -212,7 +212,7 @@ os._exit(9)
 """
 
 
-def test_leftovers_of_the_dead_go_and_those_of_the_living_stay(tmp_path: Path) -> None:
+def test_temporary_files_of_dead_processes_are_removed_and_others_stay(tmp_path: Path) -> None:
     out = tmp_path / "out"
     for folder in ("shards/nested", "scores", "stats"):
         (out / folder).mkdir(parents=True)
@@ -242,7 +242,7 @@ def test_leftovers_of_the_dead_go_and_those_of_the_living_stay(tmp_path: Path) -
     assert not living.exists()
 
 
-def test_leftovers_of_another_host_go_after_a_day(tmp_path: Path) -> None:
+def test_temporary_files_of_another_host_are_removed_after_a_day(tmp_path: Path) -> None:
     (tmp_path / "shards").mkdir()
     own = temporary_path(tmp_path / "shards/a.tar").name.split("-")
     other = tmp_path / "shards" / "-".join([own[0], "elsewhere.1", *own[2:]])
@@ -253,7 +253,7 @@ def test_leftovers_of_another_host_go_after_a_day(tmp_path: Path) -> None:
     assert clean_leftovers(tmp_path) == 1
 
 
-def test_a_process_number_used_again_is_not_the_owner(tmp_path: Path) -> None:
+def test_a_reused_process_id_is_not_the_owner(tmp_path: Path) -> None:
     (tmp_path / "shards").mkdir()
     name = temporary_path(tmp_path / "shards/a.tar").name
     parts = name.split("-")

@@ -1,4 +1,4 @@
-"""Shards of garbage, and copies of the samples that could not be scored."""
+"""Shards with too many bad samples, and the quarantine of samples that could not be scored."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.write.scored import GOOD, at_least_5, make_tar, scored, shard_of, tre
 
 
 def batches_with_bad(path: Path, num_bad: int, size: int = 16) -> Iterator[ScoredBatch]:
-    """The samples of a tar; of each 10 the first `num_bad` can't be decoded."""
+    """The samples of a tar, of which the first `num_bad` of every 10 can't be decoded."""
     *samples, end = read_shards([shard_of(path)])
     assert isinstance(end, ShardEnd)
     bad = GOOD._replace(status=Status.UNDECODABLE, message="no image")
@@ -41,7 +41,7 @@ def keys(count: int) -> list[str]:
     return [f"{i:04d}" for i in range(count)]
 
 
-def test_a_shard_of_garbage_fails_and_nothing_of_it_is_written(tmp_path: Path) -> None:
+def test_a_shard_with_too_many_bad_samples_fails_and_writes_nothing(tmp_path: Path) -> None:
     path = make_tar(tmp_path / "in.tar", keys(120))
     report = write(tmp_path / "out", path, 6, max_bad_fraction=0.5, quarantine=True)
     assert "72 of its 120 samples are bad (72 undecodable)" in report.error

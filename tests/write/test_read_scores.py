@@ -1,4 +1,4 @@
-"""Scores read back."""
+"""Scores are read back in the calling thread."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dali_aesthetic.write.read_scores import read_keys
 
 
 def test_no_other_thread_touches_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that lets go of it while the interpreter ends aborts a process that was done: exit code 134."""
+    """A thread that drops the file while the interpreter exits aborts the process: exit code 134."""
     rows = {"aesthetic_score": pa.array([5.0], pa.float32()), "key": ["a"], "source_shard": ["s.tar"]}
     pq.write_table(pa.table(rows), tmp_path / "rows.parquet")
     threads: set[int] = set()
