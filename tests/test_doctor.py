@@ -1,4 +1,4 @@
-"""The doctor finds what would break a long job, and says what to do."""
+"""The doctor finds what would break a long job, with the fix."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_an_output_that_cannot_be_written_fails(tiny_model: ModelConfig, tmp_pat
     assert output.verdict is Verdict.FAIL
 
 
-def test_a_check_that_breaks_is_a_finding_and_not_the_end(
+def test_a_check_that_raises_is_a_finding_and_the_others_run(
     monkeypatch: pytest.MonkeyPatch, tiny_model: ModelConfig
 ) -> None:
     def broken(device: torch.device) -> float:
@@ -98,7 +98,7 @@ def test_a_check_that_breaks_is_a_finding_and_not_the_end(
     assert "weights" in found
 
 
-def test_pixels_far_from_pils_fail(monkeypatch: pytest.MonkeyPatch, tiny_model: ModelConfig) -> None:
+def test_pixels_that_differ_from_pil_fail(monkeypatch: pytest.MonkeyPatch, tiny_model: ModelConfig) -> None:
     monkeypatch.setattr(doctor, "decode_difference", lambda device: 3.7)
     assert findings(tiny_model)["dali"][0].verdict is Verdict.FAIL
 
@@ -118,7 +118,7 @@ def test_the_extra_for_hopper_is_asked_for_on_hopper_only(monkeypatch: pytest.Mo
     assert (wanted.verdict, wanted.fix) == (Verdict.WARN, "pip install 'dali-aesthetic[hopper]'")
 
 
-def test_an_engine_is_used_as_soon_as_it_is_seen_to_be() -> None:
+def test_the_jpeg_engine_counts_as_used_once_it_is_busy() -> None:
     asked = []
 
     def third_time() -> int:
@@ -130,7 +130,7 @@ def test_an_engine_is_used_as_soon_as_it_is_seen_to_be() -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a driver here")
-def test_a_driver_that_says_nothing_of_its_engines_is_a_warning() -> None:
+def test_a_driver_that_does_not_report_its_engines_is_a_warning() -> None:
     engine = doctor._jpeg_engine(torch.device("cuda"))
     assert engine.verdict is Verdict.WARN
     assert "unknown" in engine.detail

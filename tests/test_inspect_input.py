@@ -1,4 +1,4 @@
-"""A look at an input tells what a run would meet."""
+"""The survey of an input: keys, members, formats, sizes, damage."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_keys_members_formats_and_sizes(shards_dir: Path) -> None:
     assert not found.damage
 
 
-def test_of_many_shards_some_are_read_and_the_rest_estimated(tmp_path: Path) -> None:
+def test_some_of_many_shards_are_read_and_the_total_is_estimated(tmp_path: Path) -> None:
     image = jpeg(Image.new("RGB", (64, 48)))
     for i in range(20):
         write_shard(tmp_path / f"{i:05d}.tar", {f"{i}{j}": image for j in range(3)})

@@ -1,4 +1,4 @@
-"""Inputs, stores and Ray are reached, or the reason why not is told with a fix, and soon."""
+"""Inputs, stores and Ray are reached, or a finding gives the reason and the fix without delay."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_an_input_in_a_bucket_is_read(bucket: Bucket, pattern: str) -> None:
     assert "in/a.tar: 700 bytes, 512 read" in found.detail
 
 
-def test_of_a_bucket_a_shard_is_read_and_not_what_lies_beside_it(bucket: Bucket) -> None:
+def test_a_shard_of_the_bucket_is_read_and_no_other_object(bucket: Bucket) -> None:
     for name in ("a.json", "b.tar", "c.tar", "d.parquet"):
         bucket.put(f"in/{name}", b"x" * 700)
     bucket.put("list.txt", f"{bucket.url}/in/c.tar\n".encode())
@@ -129,7 +129,7 @@ def test_an_output_in_a_bucket_is_tried_and_left_as_it_was(bucket: Bucket) -> No
     assert missing.verdict is Verdict.FAIL
 
 
-def test_a_store_that_nobody_knows_fails_with_its_name() -> None:
+def test_an_unknown_store_fails_with_its_name() -> None:
     found = one(reach.reach_output("nosuch://place/kept"))
     assert found.verdict is Verdict.FAIL
     assert "nosuch" in found.detail
@@ -153,7 +153,7 @@ def test_ray_answers_or_not(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     assert "RAY_ADDRESS" in silent.fix
 
 
-def test_the_words_that_ray_knows_for_an_address(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_auto_and_local_are_addresses_of_ray(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(reach.metadata, "version", lambda name: "2.99")
     monkeypatch.setattr(reach, "_RAY_CLUSTER", tmp_path / "none")
     monkeypatch.setenv("RAY_ADDRESS", "auto")

@@ -63,7 +63,7 @@ def test_score_is_as_quiet_as_asked_and_gives_json(embeddings: Path) -> None:
     assert (summary["samples"], summary["committed"], summary["bad"]) == (50, 1, 0)
 
 
-def test_a_config_that_would_not_be_read_is_refused(embeddings: Path) -> None:
+def test_options_without_effect_on_stored_embeddings_are_refused(embeddings: Path) -> None:
     given = ["score", "-i", embeddings / "e.npy", "-o", embeddings / "c", "--config", embeddings / "run.yaml"]
     refused = _call(*given)
     assert refused.exit_code == 2
@@ -74,7 +74,7 @@ def test_a_config_that_would_not_be_read_is_refused(embeddings: Path) -> None:
         assert f"{flag} is not read for stored embeddings" in refused.output
 
 
-def test_a_wrong_threshold_is_the_message_of_run(embeddings: Path) -> None:
+def test_a_wrong_threshold_has_the_message_of_run(embeddings: Path) -> None:
     given = ["score-embeddings", "-i", embeddings / "e.npy", "-o", embeddings / "out", "--head", "random:1"]
     wrong = _call(*given, "--threshold", 5)
     assert wrong.exit_code == 2

@@ -1,4 +1,4 @@
-"""Which files of embeddings an input means, and which metadata is theirs."""
+"""The files of embeddings that an input names, and their metadata."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_embeddings_beside_images_are_taken_where_they_are_asked_for(tmp_path: P
         find_embeddings(tmp_path / "a.*")
 
 
-def test_what_cannot_be_is_said(tmp_path: Path) -> None:
+def test_impossible_inputs_are_named(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     path = _npy(tmp_path / "img_emb/img_emb_1.npy")
     with pytest.raises(InputError, match=r"no \.npy of embeddings"):

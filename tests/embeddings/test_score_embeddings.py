@@ -109,7 +109,7 @@ def test_a_damaged_row_is_a_row_with_a_reason(tmp_path: Path) -> None:
     assert stats["statuses"] == {"ok": 497, "undecodable": 2, "empty": 1}
 
 
-def test_a_damaged_row_among_the_last_few_is_as_any_other(tmp_path: Path) -> None:
+def test_a_damaged_row_in_a_short_last_block_is_one_row(tmp_path: Path) -> None:
     embeddings = _unit(BLOCK_ROWS + 20)
     embeddings[BLOCK_ROWS + 7] *= 3
     np.save(tmp_path / "e.npy", embeddings)
@@ -223,7 +223,7 @@ def test_other_embeddings_under_a_name_that_is_done_are_refused(tmp_path: Path) 
     assert {**snapshot(tmp_path / "out"), "run.json": b""} == {**before, "run.json": b""}
 
 
-def test_a_row_goes_by_the_best_name_that_it_has(tmp_path: Path) -> None:
+def test_a_row_is_named_by_the_first_key_column_it_has(tmp_path: Path) -> None:
     (tmp_path / "img_emb").mkdir()
     np.save(tmp_path / "img_emb/img_emb_0.npy", _unit(3))
     columns = {"key": ["k", None, None], "image_path": ["a", "b", None], "width": [640, 2**32 - 1, -1]}

@@ -1,4 +1,4 @@
-"""Tars of this room's tests are read in many parts; elsewhere small ones are read whole."""
+"""Tars in these tests are read in many parts; elsewhere small ones are read whole."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ from dali_aesthetic.shards.opened import LocalFile
 
 @pytest.fixture(autouse=True)
 def _small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of no whole number of blocks: members, headers and samples lie across their borders."""
+    """Not a multiple of the block size, so that members, headers and samples cross the borders of parts."""
     monkeypatch.setattr(LocalFile, "part_bytes", 700)

@@ -1,4 +1,4 @@
-"""Tars damaged in the middle: what is readable is read, and nothing incomplete passes for whole."""
+"""Tars damaged in the middle: every readable sample is read, and no incomplete one counts as ok."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_many_damages_are_counted_and_the_first_are_named(tmp_path: Path) -> Non
     assert sum(sample.status is Status.OK for sample in samples) >= 48
 
 
-def test_damaged_data_is_the_images_own_business(tmp_path: Path) -> None:
+def test_damaged_image_data_is_left_to_the_decoder(tmp_path: Path) -> None:
     content = pack(sample_members("abc"))
     second = next(m for m in scan_tar(content) if m.name == "b.jpg")
     samples, end = read_bytes(smash(content, second.data_offset), tmp_path)
@@ -73,7 +73,7 @@ def test_damaged_data_is_the_images_own_business(tmp_path: Path) -> None:
     assert [s.status for s in samples] == [Status.OK] * 3
 
 
-def test_global_pax_records_hold_behind_the_damage(tmp_path: Path) -> None:
+def test_global_pax_records_apply_after_the_damage(tmp_path: Path) -> None:
     content = pack(sample_members("abcd"), tarfile.PAX_FORMAT, {"comment": "for all"})
     second = next(m for m in scan_tar(content) if m.name == "b.jpg")
     samples, _ = read_bytes(smash(content, second.header_offset), tmp_path)
@@ -91,7 +91,7 @@ def test_a_zeroed_region_is_reported(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("format", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
-def test_a_long_name_goes_to_no_other_member_than_its_own(tmp_path: Path, format: int) -> None:
+def test_a_long_name_is_applied_to_its_own_member_only(tmp_path: Path, format: int) -> None:
     """Where the header behind it is zeroed, and its member has no bytes, the next one's header follows."""
     content = bytearray(pack([("a" * 120 + ".jpg", b""), ("b.jpg", PNG), ("c.jpg", PNG)], format))
     content[1024:1536] = bytes(512)
@@ -101,7 +101,7 @@ def test_a_long_name_goes_to_no_other_member_than_its_own(tmp_path: Path, format
 
 
 @pytest.mark.parametrize("key", ["ü/1", "x" * 60 + "/v1." + "y" * 40 + "/1"])
-def test_a_lost_name_does_not_pass_a_part_of_its_sample_for_whole(tmp_path: Path, key: str) -> None:
+def test_a_sample_whose_long_name_was_lost_is_truncated(tmp_path: Path, key: str) -> None:
     """Its header's own name gives another key, with which the damage seemed to be over."""
     members = [("0.jpg", PNG), (f"{key}.txt", b"text"), (f"{key}.jpg", PNG), ("2.jpg", PNG)]
     content = pack(members, tarfile.PAX_FORMAT)
@@ -111,7 +111,7 @@ def test_a_lost_name_does_not_pass_a_part_of_its_sample_for_whole(tmp_path: Path
 
 
 @pytest.mark.parametrize("num_zeros", [1024, 10_240, 1 << 20, (1 << 20) + 512])
-def test_a_tail_of_zeros_is_reported_where_no_writer_makes_it(tmp_path: Path, num_zeros: int) -> None:
+def test_more_zeros_at_the_end_than_a_writer_pads_are_reported(tmp_path: Path, num_zeros: int) -> None:
     """Downloads that make their file in its full size first leave one when they stop."""
     content = pack(sample_members("ab")).rstrip(b"\0")
     end = len(content) + 511 & -512
@@ -121,7 +121,7 @@ def test_a_tail_of_zeros_is_reported_where_no_writer_makes_it(tmp_path: Path, nu
     assert [warning.partition(",")[0] for warning in found.warnings] == expected
 
 
-def test_the_search_takes_nothing_for_a_header_that_is_none() -> None:
+def test_the_search_finds_real_headers_only() -> None:
     tar = pack([("a.jpg", PNG)])
     assert next_header(tar, 0) == 0
     assert next_header(tar, 512) == -1
@@ -149,7 +149,7 @@ def test_a_member_above_its_limit_is_too_large_and_its_bytes_stay_where_they_are
     assert end.damage == ""
 
 
-def test_of_a_member_of_unknown_kind_only_its_first_bytes_are_looked_at(
+def test_only_the_first_bytes_of_an_unknown_member_are_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read, pread = [], os.pread

@@ -1,4 +1,4 @@
-"""Outputs of other runs below an input: their samples are there already."""
+"""Outputs of earlier runs below an input."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.shards.test_plan import touch
 
 
 def output(folder: Path, *tars: str, **record: object) -> Path:
-    """What a run leaves that read `input`, or a compact."""
+    """The output of a run or a compact with this record."""
     touch(folder, *tars)
     (folder / "run.json").write_text(json.dumps({"identity": {}, **record}))
     return folder
@@ -25,7 +25,7 @@ def names(text: str | Path, **options: str) -> list[str]:
 
 @pytest.mark.parametrize("kind", ["tar", "parquet"])
 @pytest.mark.parametrize("read", [".", "*.{kind}", "b", "b/{{1..1}}.{kind}", "b/1.{kind}"])
-def test_what_a_run_kept_of_this_input_is_no_input(tmp_path: Path, kind: str, read: str) -> None:
+def test_outputs_made_from_this_input_are_left_out(tmp_path: Path, kind: str, read: str) -> None:
     touch(tmp_path, f"0.{kind}", f"b/1.{kind}")
     before = names(tmp_path)
     source = f"{tmp_path}/{read.format(kind=kind)}"
@@ -38,7 +38,7 @@ def test_what_a_run_kept_of_this_input_is_no_input(tmp_path: Path, kind: str, re
 
 
 @pytest.mark.parametrize("kind", ["tar", "parquet"])
-def test_what_a_run_kept_of_something_else_is_not_left_out_without_a_word(tmp_path: Path, kind: str) -> None:
+def test_outputs_made_from_another_input_are_refused(tmp_path: Path, kind: str) -> None:
     data = touch(tmp_path / "data", f"0.{kind}", f"1.{kind}")
     kept = output(data / "kept", f"shards/9.{kind}", identity={"input": [f"{tmp_path}/data2/*.{kind}"]})
     with pytest.raises(InputError, match=rf"holds 2 shards.* another input: {kept}\. .*/data/\*\.{kind}"):
@@ -51,7 +51,7 @@ def test_what_a_run_kept_of_something_else_is_not_left_out_without_a_word(tmp_pa
     assert names(data / f"*.{kind}") == ["0", "1"]
 
 
-def test_gathered_outputs_are_read_and_so_are_tars_beside_a_record_that_is_no_runs(tmp_path: Path) -> None:
+def test_gathered_outputs_are_input_and_so_are_tars_outside_an_outputs_folders(tmp_path: Path) -> None:
     for name in ("one", "two"):
         output(tmp_path / "outputs" / name, "shards/0.tar", identity={"input": [str(tmp_path / "gone")]})
     assert names(tmp_path / "outputs") == ["one/shards/0", "two/shards/0"]
@@ -69,7 +69,7 @@ def test_a_relative_input_is_the_same_folder(tmp_path: Path, monkeypatch: pytest
         names("../data")
 
 
-def test_what_a_run_kept_of_images_is_no_image(tmp_path: Path) -> None:
+def test_outputs_made_from_images_are_left_out(tmp_path: Path) -> None:
     touch(tmp_path, "1.jpg")
     output(tmp_path / "kept", "shards/00000.tar", "quarantine/00000.tar")
     (shard,) = plan_shards(str(tmp_path))
@@ -79,7 +79,7 @@ def test_what_a_run_kept_of_images_is_no_image(tmp_path: Path) -> None:
         plan_shards(str(tmp_path))
 
 
-def test_at_a_url(caplog: pytest.LogCaptureFixture) -> None:
+def test_outputs_at_a_url_are_left_out_or_refused(caplog: pytest.LogCaptureFixture) -> None:
     memory = fsspec.filesystem("memory")
     record = json.dumps({"identity": {"input": ["memory://twice/*.tar"]}}).encode()
     for name, content in (("0.tar", b""), ("kept/run.json", record), ("kept/shards/0.tar", b"")):

@@ -1,4 +1,4 @@
-"""Many shards in little memory, and each as if it were alone."""
+"""Many shards in little memory."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def listed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_texts_are_the_list_they_were_made_of() -> None:
+def test_sources_of_any_bytes_come_back_unchanged() -> None:
     texts = ["", "a", "grün/\u4e2d.tar", "\udcff broken", "a"]
     shards = FileShards(texts, str)
     assert [shard.source for shard in shards] == texts
@@ -32,7 +32,7 @@ def test_texts_are_the_list_they_were_made_of() -> None:
         shards[5]
 
 
-def test_shards_are_the_list_they_stand_for() -> None:
+def test_shards_behave_like_a_list_of_shards() -> None:
     shards = FileShards(["x/a.tar", "x/b.tar", "x/c.tar"], lambda source: source[2:-4])
     expected = [
         Shard(index=index, name=name, kind="tar", source=f"x/{name}.tar") for index, name in enumerate("abc")
@@ -61,9 +61,7 @@ def test_many_shards_take_little_memory(listed: Path) -> None:
     )
 
 
-def test_those_that_are_committed_are_left_out_and_the_others_keep_their_index(
-    listed: Path, tmp_path: Path
-) -> None:
+def test_committed_shards_are_left_out_and_the_others_keep_their_index(listed: Path, tmp_path: Path) -> None:
     shards = plan_shards(f"@{listed}")
     (tmp_path / "stats/part-000").mkdir(parents=True)
     for index in (0, 7, 99):
@@ -75,7 +73,7 @@ def test_those_that_are_committed_are_left_out_and_the_others_keep_their_index(
     assert left[-1] == shards[-1]
 
 
-def test_a_name_that_comes_twice_among_many_is_found(listed: Path, tmp_path: Path) -> None:
+def test_a_repeated_name_among_many_is_found(listed: Path, tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text(listed.read_text() + "s3://bucket/part-050/005000.tar\n")
     with pytest.raises(InputError, match=r"part-050/005000\.tar is given twice"):
         plan_shards(f"@{tmp_path / 'list.txt'}")

@@ -1,4 +1,4 @@
-"""Local files read in parts: the bytes of the whole, and errors where mapping them would end the process."""
+"""Local files read in parts: the same bytes, and errors where a mapping would end the process."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def file(path: Path) -> Iterator[LocalFile]:
 
 
 @pytest.mark.parametrize("part_bytes", [1, 7, 512, 9_999, 10_000, 1 << 20])
-def test_any_slice_is_that_of_the_content(
+def test_slices_equal_those_of_the_content(
     file: LocalFile, monkeypatch: pytest.MonkeyPatch, part_bytes: int
 ) -> None:
     monkeypatch.setattr(LocalFile, "part_bytes", part_bytes)
@@ -62,7 +62,7 @@ def test_going_forward_reads_every_byte_about_once(file: LocalFile, monkeypatch:
     assert (len(read), sum(read)) == (5, 10_000)
 
 
-def test_what_lies_before_the_part_at_hand_does_not_move_it(
+def test_a_slice_before_the_current_part_keeps_the_part(
     file: LocalFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(LocalFile, "part_bytes", 2000)
@@ -91,7 +91,7 @@ def test_views_outlive_the_file(path: Path) -> None:
         file[9_000:9_001]
 
 
-def test_short_reads_are_gone_on_with(file: LocalFile, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_short_reads_are_continued(file: LocalFile, monkeypatch: pytest.MonkeyPatch) -> None:
     pread = os.pread
     monkeypatch.setattr(
         os, "pread", lambda descriptor, size, offset: pread(descriptor, min(size, 90), offset)

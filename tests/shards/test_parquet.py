@@ -110,7 +110,7 @@ def test_inputs_are_folders_patterns_and_files(dataset: Path) -> None:
         plan_shards(dataset / "none.parquet")
 
 
-def test_a_file_is_itself_whatever_its_name_would_match(tmp_path: Path) -> None:
+def test_an_existing_file_is_not_read_as_a_pattern(tmp_path: Path) -> None:
     for name in ("a1.parquet", "a[1].parquet", "b{1}.parquet", "c[2].parquet"):
         (tmp_path / name).touch()
     for name in ("a[1]", "b{1}", "c[2]"):
@@ -194,7 +194,7 @@ def test_a_row_group_is_read_in_parts(tmp_path: Path, monkeypatch: pytest.Monkey
     assert max(asked) < sum(map(len, images)) * 0.6
 
 
-def test_kept_rows_are_the_inputs_own(
+def test_kept_rows_are_identical_to_the_inputs(
     dataset: Path, direct: npt.NDArray[np.float32], tmp_path: Path, tiny_model: ModelConfig, median: Threshold
 ) -> None:
     _run(dataset, tmp_path / "out", tiny_model, median)
@@ -214,7 +214,9 @@ def test_kept_rows_are_the_inputs_own(
     assert stats["bytes_kept"] == (tmp_path / "out/shards/train-00000.parquet").stat().st_size
 
 
-def test_saved_embeddings_go_by_the_rows_keys(dataset: Path, tmp_path: Path, tiny_model: ModelConfig) -> None:
+def test_saved_embeddings_are_named_by_the_rows_keys(
+    dataset: Path, tmp_path: Path, tiny_model: ModelConfig
+) -> None:
     _run(dataset, tmp_path / "out", tiny_model, Threshold(raw=-100.0), save_embeddings=True)
     scores = pq.read_table(tmp_path / "out/scores/train-00000.parquet").to_pylist()
     names = pq.read_table(tmp_path / "out/embeddings/metadata/metadata_train-00000.parquet")["image_path"]

@@ -132,7 +132,7 @@ def test_shards_that_would_share_a_name_are_both_named(tmp_path: Path) -> None:
         plan_shards(str(tmp_path))
 
 
-def test_tars_beside_images_are_not_chosen_for_the_user(tmp_path: Path) -> None:
+def test_a_folder_of_tars_and_images_is_refused(tmp_path: Path) -> None:
     touch(tmp_path, "00000.tar", "1.jpg", "2.jpg")
     with pytest.raises(InputError, match=r"1 tars .* 2 images .*\*\*/\*\.tar"):
         plan_shards(str(tmp_path))

@@ -138,7 +138,7 @@ def test_one_changed_header_byte_is_damage_there(position: int) -> None:
 
 
 @pytest.mark.parametrize("format", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT], ids=["gnu", "pax"])
-def test_a_cut_anywhere_yields_all_before_it(format: int) -> None:
+def test_a_tar_cut_anywhere_yields_all_members_before_the_cut(format: int) -> None:
     content = pack([("a.jpg", JPEG), ("ü" * 90 + ".jpg", JPEG), ("c.txt", b"text"), ("d.jpg", b"")], format)
     whole, _ = scan(content)
     end = whole[-1].next_offset
@@ -164,7 +164,7 @@ def test_ends_at_two_zero_blocks_but_not_at_one() -> None:
 
 
 @pytest.mark.parametrize("content", [b"", bytes(512), bytes(1024), bytes(10240), bytes(100)])
-def test_nothing_in_it(content: bytes) -> None:
+def test_an_empty_tar_has_no_members(content: bytes) -> None:
     assert scan(content) == ([], None)
 
 
@@ -264,7 +264,7 @@ def test_old_gnu_sparse_maps_are_passed_over() -> None:
     assert members[0].next_offset == 512 + 1024 + 512
 
 
-def test_members_in_a_million_extension_headers_do_not_pile_up() -> None:
+def test_many_extension_headers_take_constant_memory() -> None:
     content = extension(b"L", b"name\0") * 5000 + pack([("a.jpg", JPEG)])
     start = time.perf_counter()
     members, damage = scan(content)

@@ -43,7 +43,7 @@ def test_samples_are_those_of_webdataset_and_entries_are_the_tar_byte_for_byte(
     assert [content[s.offset : s.offset + 512] == bytes(s.entries[0][:512]) for s in samples] == [True] * 6
 
 
-def test_any_choice_of_samples_is_a_good_tar(tmp_path: Path) -> None:
+def test_any_subset_of_samples_is_a_valid_tar(tmp_path: Path) -> None:
     keys = ["a", "b" * 200, "c", "ü" * 130]
     content = pack(sample_members(keys), tarfile.PAX_FORMAT)
     samples, _ = read_bytes(content, tmp_path)
@@ -97,7 +97,7 @@ def test_a_cut_inside_a_later_member_marks_the_sample(tmp_path: Path) -> None:
     assert end.damage
 
 
-def test_end_without_marker_is_no_damage_but_said(tmp_path: Path) -> None:
+def test_a_missing_end_marker_is_a_warning(tmp_path: Path) -> None:
     content = pack([("a.jpg", JPEG)])[:1536]
     samples, end = read_bytes(content, tmp_path)
     assert [s.status for s in samples] == [Status.OK]
@@ -105,7 +105,7 @@ def test_end_without_marker_is_no_damage_but_said(tmp_path: Path) -> None:
     assert "end marker" in end.warnings[0]
 
 
-def test_missing_padding_at_the_end_is_made_good(tmp_path: Path) -> None:
+def test_missing_padding_at_the_end_is_added(tmp_path: Path) -> None:
     content = pack([("a.jpg", JPEG)])
     samples, end = read_bytes(content[: 512 + len(JPEG)], tmp_path)
     assert samples[0].status is Status.OK
@@ -113,7 +113,7 @@ def test_missing_padding_at_the_end_is_made_good(tmp_path: Path) -> None:
     assert joined(samples) == content[: 512 + 1024 + 1024]
 
 
-def test_damage_in_the_middle_keeps_what_lies_before(tmp_path: Path) -> None:
+def test_samples_before_damage_are_kept(tmp_path: Path) -> None:
     content = bytearray(pack(sample_members(["a", "b", "c"])))
     whole, _ = read_bytes(bytes(content), tmp_path)
     content[whole[2].offset + 3] ^= 0xFF
@@ -136,7 +136,7 @@ def test_damage_in_the_middle_keeps_what_lies_before(tmp_path: Path) -> None:
     ],
     ids=["html", "gzip", "empty", "short"],
 )
-def test_what_is_no_tar_is_an_error(tmp_path: Path, content: bytes, words: str) -> None:
+def test_a_file_that_is_not_a_tar_is_an_error(tmp_path: Path, content: bytes, words: str) -> None:
     samples, end = read_bytes(content, tmp_path)
     assert samples == []
     assert words in end.error
@@ -166,7 +166,7 @@ def test_a_zero_block_between_members_does_not_reach_the_output(tmp_path: Path) 
     assert unpack(joined(samples)) == [("a.jpg", JPEG), ("a.txt", JPEG)]
 
 
-def test_tars_joined_with_cat_are_read_as_far_as_any_reader_reads_them_and_said(tmp_path: Path) -> None:
+def test_tars_joined_with_cat_are_read_to_the_first_end_marker_with_a_warning(tmp_path: Path) -> None:
     content = pack(sample_members(["a"]))
     samples, end = read_bytes(content + content, tmp_path)
     assert [s.key for s in samples] == ["a"]
@@ -233,7 +233,7 @@ def test_entries_that_are_no_files_and_names_without_a_key_are_counted(tmp_path:
     )
 
 
-def test_names_that_climb_are_warned_of(tmp_path: Path) -> None:
+def test_names_with_parent_folders_are_a_warning(tmp_path: Path) -> None:
     names = ["../../etc/evil.jpg", "/abs.jpg", "new\nline.jpg", "fine.jpg"]
     samples, end = read_bytes(pack([(name, JPEG) for name in names]), tmp_path)
     assert len(samples) == 4
@@ -259,7 +259,7 @@ def test_a_pax_global_header_holds_for_every_kept_sample(tmp_path: Path, chosen:
     assert found == expected
 
 
-def test_a_global_header_of_its_own_for_each_member_does_not_pile_up(tmp_path: Path) -> None:
+def test_a_global_header_per_member_takes_constant_memory(tmp_path: Path) -> None:
     parts = [pack([(f"{n}.jpg", JPEG)], tarfile.PAX_FORMAT, {"comment": str(n)})[:3072] for n in range(50)]
     samples, end = read_bytes(b"".join(parts) + bytes(1024), tmp_path)
     assert end.damage == ""
@@ -298,7 +298,7 @@ def test_images_and_sidecars_are_views_of_their_samples_entries(tmp_path: Path) 
     assert all(isinstance(s.image, memoryview) and s.image.obj is s.entries[0].obj for s in samples)
 
 
-def test_images_that_share_what_comes_before_the_first_dot_are_one_sample_and_a_warning(
+def test_images_whose_names_share_the_part_before_the_first_dot_are_one_sample_and_a_warning(
     tmp_path: Path,
 ) -> None:
     members = [
