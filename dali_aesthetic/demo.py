@@ -54,7 +54,8 @@ def run_demo(
         if on_gpu
         else ModelConfig(encoder="ViT-B-32", heads=("laion-v1",), model_dir=model_dir)
     )
-    config = Config(input=(pattern,), output=str(folder / "output"), device=device, model=pretrained)
+    values = {"input": pattern, "output": folder / "output", "device": device, "model": pretrained}
+    config = Config.build(values)
     try:
         return _launch(config, console), config
     except WeightsUnavailable as error:
