@@ -46,7 +46,7 @@ def test_a_streams_first_line_tells_what_came_before(tmp_path: Path) -> None:
     assert second.keys() == first.keys() - {"start", "first"}
 
 
-def test_the_first_line_of_a_run_breaks_down_its_start(
+def test_the_first_line_breaks_down_the_start(
     shards_dir: Path, tmp_path: Path, tiny_model: Any
 ) -> None:
     begun = time.perf_counter()

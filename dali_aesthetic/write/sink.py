@@ -251,7 +251,6 @@ class _OpenShard:
         abandon(self._parts())
 
     def _parts(self) -> list[Part]:
-        """The scores last: `filter` and `verify` take a shard for begun by its samples or its scores."""
         embeddings = () if self.embeddings is None else self.embeddings.parts
         streamed = (part for part in (self.kept, self.quarantine) if part is not None)
         return [*streamed, *embeddings, self._scores]
