@@ -18,6 +18,8 @@ from dali_aesthetic.types import Buffer
 _MAX_BUFFERS = 512
 _MAX_WRITE_BYTES = 1 << 30
 _OTHER_HOST_SECONDS = 24 * 3600
+TEMPORARY = ".tmp-*"
+"""The pattern of temporary files."""
 _TEMPORARY = re.compile(r"\.tmp-(?P<owner>.+)-[0-9a-f]{16}")
 _OWNER = re.compile(r"(?P<host>[A-Za-z0-9._]+)-(?P<pid>\d+)-(?P<started>\d+)")
 

@@ -14,7 +14,7 @@ from dali_aesthetic import layout
 from dali_aesthetic.stores.access import create, exists, open_file
 from dali_aesthetic.stores.location import is_url, join, parent
 from dali_aesthetic.types import Shard
-from dali_aesthetic.write.files import is_leftover, publish, sync_folder, write_temporary
+from dali_aesthetic.write.files import TEMPORARY, is_leftover, publish, sync_folder, write_temporary
 from dali_aesthetic.write.rows import read_columns
 
 _ABSENT = "(not set)"
@@ -41,16 +41,14 @@ def open_output(output: str | Path, record: Mapping[str, Any], shards: Sequence[
 
 def clean_leftovers(output: str | Path) -> int:
     """Removes the temporary files of dead processes and returns their number. At a URL there are none."""
-    removed = 0
     if is_url(os.fspath(output)):
-        return removed
-    for root in (Path(output), *(Path(output) / folder for folder in layout.FOLDERS)):
-        for name in _files(root, below=root != Path(output)):
-            path = root / name
-            if is_leftover(path):
-                path.unlink(missing_ok=True)
-                removed += 1
-    return removed
+        return 0
+    root = Path(output)
+    below = (path for folder in layout.FOLDERS for path in (root / folder).rglob(TEMPORARY))
+    dead = [path for path in (*root.glob(TEMPORARY), *below) if is_leftover(path)]
+    for path in dead:
+        path.unlink(missing_ok=True)
+    return len(dead)
 
 
 def pending_shards(output: str | Path, shards: Sequence[Shard]) -> Sequence[Shard]:
@@ -87,15 +85,6 @@ class _Some(Sequence[Shard]):
         return isinstance(other, Sequence) and list(self) == list(other)
 
     __hash__ = None  # type: ignore[assignment]
-
-
-def _files(root: Path, below: bool = True) -> Iterator[str]:
-    for folder, folders, files in os.walk(root):
-        relative = os.path.relpath(folder, root)
-        prefix = "" if relative == "." else relative + "/"
-        yield from (prefix + name for name in files)
-        if not below:
-            folders.clear()
 
 
 def _check_apart(output: str, shards: Iterable[Shard], writes_tars: bool = True) -> None:
