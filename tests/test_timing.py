@@ -46,9 +46,7 @@ def test_a_streams_first_line_tells_what_came_before(tmp_path: Path) -> None:
     assert second.keys() == first.keys() - {"start", "first"}
 
 
-def test_the_first_line_breaks_down_the_start(
-    shards_dir: Path, tmp_path: Path, tiny_model: Any
-) -> None:
+def test_the_first_line_breaks_down_the_start(shards_dir: Path, tmp_path: Path, tiny_model: Any) -> None:
     begun = time.perf_counter()
     run(Config(input=(str(shards_dir),), output=str(tmp_path), device="cpu", model=tiny_model))
     took = time.perf_counter() - begun
