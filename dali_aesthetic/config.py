@@ -202,8 +202,8 @@ class Config(Section):
         tuple[str, ...],
         option(
             ...,
-            "A tar, a glob, a {00..99} pattern, a folder of tars or images, Parquet with images, @list.txt; "
-            "all but a folder of images also at a URL.",
+            "Tars, Parquet with images, or images: a file, a folder, a glob, a {00..99} pattern, or @list.txt; "
+            "all but images also at a URL.",
             short="-i",
         ),
     ]
