@@ -173,15 +173,27 @@ def test_tars_joined_with_cat_are_read_to_the_first_end_marker_with_a_warning(tm
     assert "behind the end marker" in end.warnings[0]
 
 
+UNNAMED = {
+    "codestream": b"\xff\x4f\xff\x51" + bytes(20),
+    "bigtiff": b"II+\0" + bytes(20),
+    "jpegxl": b"\0\0\0\x0cJXL \r\n\x87\n",
+    **{brand: b"\0\0\0\x18ftyp" + brand.encode() + bytes(12) for brand in ("avif", "avis", "heic", "mif1")},
+}
+"""What begins as an image does, by kind."""
+
+
 def test_the_image_is_chosen_by_extension_then_by_content(tmp_path: Path) -> None:
     members = [
         *(("a.webp", b"webp"), ("a.png", b"png"), ("a.jpg", b"jpg")),
         *(("b.gif", b"gif"), ("b.webp", b"webp")),
         *(("c.txt", b"text"), ("c.pict", b"what"), ("c.v2.image", PNG)),
         *(("d.seg.png", PNG), ("d.JPG", JPEG)),
+        *(("e.j2c", b"by its name"), ("f.avifs", b"by its name")),
+        *((f"{key}.other", magic) for key, magic in UNNAMED.items()),
     ]
     samples, _ = read_bytes(pack(members), tmp_path)
-    assert [bytes(s.image or b"") for s in samples] == [b"jpg", b"webp", PNG, JPEG]
+    images = [bytes(s.image or b"") for s in samples]
+    assert images == [b"jpg", b"webp", PNG, JPEG, b"by its name", b"by its name", *UNNAMED.values()]
 
 
 def test_samples_without_image_bytes_have_a_status(tmp_path: Path) -> None:
