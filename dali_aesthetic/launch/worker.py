@@ -15,6 +15,7 @@ from dali_aesthetic.config import Config, ConfigError, ModelConfig
 from dali_aesthetic.decode.decoder import DaliDecoder
 from dali_aesthetic.decode.headers import Limits
 from dali_aesthetic.decode.pipelines import import_dali
+from dali_aesthetic.layout import CONFIG, IDENTITY
 from dali_aesthetic.overlap import beside, cpu_count
 from dali_aesthetic.score.backends.backend import import_libraries
 from dali_aesthetic.score.backends.calibration import Calibration
@@ -191,9 +192,9 @@ def run_record(config: Config, worker: Worker) -> dict[str, Any]:
         | ({"calibration": scales.sha256} if scales and scales.choice.precision == "fp8" else {})
     )
     return {
-        "identity": identity,
+        IDENTITY: identity,
         "gate": scales.choice.as_dict() if scales else None,
-        "config": config.model_dump(mode="json"),
+        CONFIG: config.model_dump(mode="json"),
         "weights": [{key: str(value) for key, value in file.items()} for file in worker.weights],
         "environment": _environment(worker.device),
     }

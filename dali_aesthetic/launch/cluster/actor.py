@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from dali_aesthetic.config import Config, ConfigError, ModelConfig
 from dali_aesthetic.launch.cluster.state import TaskState
 from dali_aesthetic.launch.failures import check_same_run, is_fatal
+from dali_aesthetic.layout import IDENTITY
 from dali_aesthetic.overlap import cpu_count, every
 from dali_aesthetic.stats import StreamCounter, Tally
 from dali_aesthetic.stores.settings import StoreSettings
@@ -84,7 +85,7 @@ class ShardWorker:
 
         worker = build_worker(self._config)
         # As JSON gives it back, which is how the driver got it.
-        ours = json.loads(json.dumps(run_record(self._config, worker)["identity"]))
+        ours = json.loads(json.dumps(run_record(self._config, worker)[IDENTITY]))
         fix = "give --backend and --precision that all nodes have, or leave that node out"
         try:
             check_same_run(self._name, ours, identity, fix)

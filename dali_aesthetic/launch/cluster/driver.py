@@ -23,6 +23,7 @@ from dali_aesthetic.launch.cluster.state import ClusterState, Progress
 from dali_aesthetic.launch.engine import Prepared
 from dali_aesthetic.launch.signals import keeping_handlers
 from dali_aesthetic.launch.slurm import Task
+from dali_aesthetic.layout import IDENTITY
 from dali_aesthetic.overlap import every
 from dali_aesthetic.score.published import WeightsUnavailable
 from dali_aesthetic.stats import RunStats
@@ -122,7 +123,7 @@ def _work(
     ray: ModuleType, spec: WorkerSpec, record: dict[str, Any], todo: Sequence[Shard], stats: RunStats
 ) -> None:
     state = ray.remote(num_cpus=0, max_restarts=-1)(ClusterState).remote()
-    identity = json.loads(json.dumps(record["identity"]))
+    identity = json.loads(json.dumps(record[IDENTITY]))
 
     def poll() -> None:
         with suppress(ray.exceptions.RayError):  # while the actor of the state is moved to another node

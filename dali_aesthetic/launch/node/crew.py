@@ -20,6 +20,7 @@ from dali_aesthetic.launch.node.child import FIRST, MODEL, NEXT, Failed, ModelSe
 from dali_aesthetic.launch.node.process import WorkerProcess, wait_for_any
 from dali_aesthetic.launch.node.slots import Slot, find_slots
 from dali_aesthetic.launch.slurm import ALONE, Task
+from dali_aesthetic.layout import IDENTITY
 from dali_aesthetic.stats import RunStats, Tally
 from dali_aesthetic.types import Shard, ShardReport
 
@@ -182,7 +183,7 @@ class Crew:
         fix = (
             "leave it out (CUDA_VISIBLE_DEVICES), or give --backend and --precision that all of the GPUs have"
         )
-        check_same_run(worker.name, record["identity"], self._record["identity"], fix)
+        check_same_run(worker.name, record[IDENTITY], self._record[IDENTITY], fix)
 
     def _is_silent(self, worker: WorkerProcess) -> bool:
         timeout = self._config.guard.stall_timeout
