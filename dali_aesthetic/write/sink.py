@@ -23,8 +23,7 @@ from dali_aesthetic.types import (
     ShardReport,
     Status,
 )
-from dali_aesthetic.write.commit import Part, WholeFile, abandon, commit
-from dali_aesthetic.write.destination import destination
+from dali_aesthetic.write.commit import Part, WholeFile, abandon, commit, destination
 from dali_aesthetic.write.embeddings import ShardEmbeddings
 from dali_aesthetic.write.files import output_path
 from dali_aesthetic.write.kept_rows import BadRows, KeptRows

@@ -18,7 +18,7 @@ from dali_aesthetic.layout import committed_names
 from dali_aesthetic.stores import filesystem, retry
 from dali_aesthetic.stores.store import StoreUnusable
 from dali_aesthetic.types import Shard
-from dali_aesthetic.write.destination import destination
+from dali_aesthetic.write.commit import destination
 from dali_aesthetic.write.files import Owner
 from dali_aesthetic.write.sink import ShardSink
 from tests.write.scored import at_least_5, batches, make_tar, shard_of, tree
