@@ -12,6 +12,8 @@ from enum import Enum
 from itertools import islice
 from typing import NamedTuple
 
+import numpy as np
+
 from dali_aesthetic.types import Buffer
 
 MOST_SCANS = 100
@@ -25,6 +27,7 @@ _other_marker = re.compile(rb"\xff[^\x00\xd0-\xd7]").search
 _restarts = re.compile(rb"\xff([\xd0-\xd7])").findall
 _scan_markers = re.compile(rb"\xff\xda").finditer
 _end_marker = re.compile(rb"\xff\xd9").search
+_WINDOW = 1 << 20
 _CYCLE = bytes(range(0xD0, 0xD8))
 
 
@@ -53,8 +56,8 @@ def check(image: Buffer, scan: int, frame: Frame, interval: int) -> Scans:
         number = len(frame.names)
         header = bytes(image[scan + 4 : scan + 2 + _length(image, scan)])
         if header[:1] == bytes([number]) and header[1 : 1 + 2 * number : 2] == frame.names:
-            found = _marker(image, scan + 4 + len(header))
-            if found and image[found.start() + 1] == _EOI and len(header) >= 4 + 2 * number:
+            marker = first_marker(image, scan + 4 + len(header))
+            if marker >= 0 and image[marker + 1] == _EOI and len(header) >= 4 + 2 * number:
                 return Scans.WHOLE
     outcome = _walk(image, scan, frame, interval)
     if outcome is not Scans.SUSPECT:
@@ -62,6 +65,21 @@ def check(image: Buffer, scan: int, frame: Frame, interval: int) -> Scans:
     if sum(1 for _ in islice(_scan_markers(image, scan), MOST_SCANS + 1)) > MOST_SCANS:
         return Scans.TOO_MANY
     return outcome if _end_marker(image, scan) else Scans.NO_END
+
+
+def first_marker(image: Buffer, start: int) -> int:
+    """The offset of the first FF behind `start` that isn't followed by 00; -1 without one.
+
+    By numpy, since nearly every image of a run is searched to its end: five times as fast as a regular
+    expression, which also holds the interpreter lock for 70 us a 100 kB, a fifth of an fp8 run's rate.
+    """
+    bytes_B = np.frombuffer(image, np.uint8)
+    for first in range(start, len(bytes_B) - 1, _WINDOW):
+        part_B = bytes_B[first : first + _WINDOW + 1]
+        is_marker_B = (part_B[:-1] == 0xFF) & (part_B[1:] != 0)
+        if is_marker_B[found := int(is_marker_B.argmax())]:
+            return first + found
+    return -1
 
 
 def _walk(image: Buffer, position: int, frame: Frame, interval: int) -> Scans:

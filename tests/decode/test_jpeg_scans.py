@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import time
 from itertools import pairwise
 
 import numpy as np
 import pytest
 
-from dali_aesthetic.decode import jpeg
+from dali_aesthetic.decode import jpeg, jpeg_scans
 from dali_aesthetic.decode.headers import Limits, probe
 from dali_aesthetic.decode.jpeg_scans import MOST_SCANS
 from dali_aesthetic.decode.pillow import decode_reference
@@ -130,3 +131,14 @@ def test_megabytes_before_the_first_scan_are_walked_in_no_time(unit: bytes) -> N
     header = jpeg.read(memoryview(image))
     assert header.status in (Status.TRUNCATED, Status.TOO_LARGE, Status.UNDECODABLE)
     assert time.process_time() - start < 0.5
+
+
+@pytest.mark.parametrize("window", [1, 2, 3, 7, 1 << 20])
+def test_the_first_marker_is_found_wherever_windows_end(window: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jpeg_scans, "_WINDOW", window)
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        data = rng.choice(np.array([0, 0xFF, 0xD9, 1], np.uint8), rng.integers(1, 24)).tobytes()
+        start = int(rng.integers(0, len(data) + 1))
+        found = re.search(rb"\xff[^\x00]", data[start:], re.DOTALL)
+        assert jpeg_scans.first_marker(data, start) == (found.start() + start if found else -1), (data, start)
