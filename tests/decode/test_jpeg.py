@@ -209,7 +209,10 @@ def test_one_component_is_decoded_alike_whatever_its_sampling_factors(kind: str,
         assert batch.headers[row].route is Route.DALI
         reference = decode_reference(image, SIZE, Limits()).pixels_SSC
         assert mean_error(decoded[row], reference) < 0.3, hex(FACTORS[row])
-        assert mean_error(decoded[row], decoded[0]) == 0, hex(FACTORS[row])
+        # Progressive ones go through another decoder of the GPU's where the factors are odd.
+        assert mean_error(decoded[row], decoded[0]) < (0.05 if kind == "progressive" else 1e-9), hex(
+            FACTORS[row]
+        )
 
 
 @pytest.mark.parametrize("factors", FACTORS)
