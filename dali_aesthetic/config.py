@@ -202,7 +202,7 @@ class Config(Section):
         tuple[str, ...],
         option(
             ...,
-            "Tars, Parquet with images, or images: a file, a folder, a glob, a {00..99} pattern, or @list.txt; "
+            "Tars, Parquet with images, or images: a file, folder, glob, {00..99} pattern, or @list.txt; "
             "all but images also at a URL.",
             short="-i",
         ),

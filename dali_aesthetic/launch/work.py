@@ -1,21 +1,23 @@
-"""Works shards through on one device, within its memory and with progress: what every engine calls.
+"""A worker's run over shards on one device, which every engine calls.
 
-The parts of a run are assembled from its config here: the sink, the stages and their limits.
-"""
+The parts of a run are assembled from its config here: the sink, the stages, their limits and the stall guard.
+So are the rules for failures, which hold on one node and in a cluster: which shards to give up, and which
+errors end the run."""
 
 from __future__ import annotations
 
+import errno
 import faulthandler
 import os
 import sys
 import time
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
-from dali_aesthetic.config import Config
+from dali_aesthetic.config import Config, ConfigError
 from dali_aesthetic.launch.worker import Worker, read_limits_of
 from dali_aesthetic.overlap import every, stacks
 from dali_aesthetic.run_shard import BATCHES_IN_FLIGHT, Stages, run_shards
@@ -25,6 +27,9 @@ from dali_aesthetic.timing import timed
 from dali_aesthetic.types import Shard, ShardReport
 from dali_aesthetic.write.sink import ShardSink
 
+MOST_DEATHS = 3
+"""A shard that was open in so many workers when they died is given up."""
+_OF_ONE_PROCESS = (errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EAGAIN)
 _GIB = 1 << 30
 _DEFAULT_SHARE, _MOST_BY_DEFAULT = 4, 16 * _GIB
 _CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
@@ -149,3 +154,33 @@ class _Watchdog:
         )
         self._file.flush()
         os._exit(1)  # whatever hangs would also hang an orderly end
+
+
+def given_up(shard: Shard, deaths: int, why: str) -> ShardReport | None:
+    """The report of a shard that was open in `deaths` workers when they died, the last one because of `why`.
+
+    None while it gets another try.
+    """
+    if deaths < MOST_DEATHS:
+        return None
+    error = f"a worker died over it {deaths} times; the last one {why}"
+    return ShardReport(name=shard.name, source=shard.source, error=error)
+
+
+def is_fatal(error: BaseException) -> bool:
+    """Whether every other worker would meet this error of a running worker, such as a full disk.
+
+    A lost connection passes; too little memory or too many open files are the process's own.
+    """
+    passing = isinstance(error, ConnectionError | TimeoutError)
+    return isinstance(error, OSError) and not passing and error.errno not in _OF_ONE_PROCESS
+
+
+def check_same_run(worker: str, ours: Mapping[str, Any], first: Mapping[str, Any], fix: str) -> None:
+    """Raises ConfigError with the `fix` where a `worker`'s identity in `run.json` isn't the first one's.
+
+    On a GPU of another kind, for example, it would give other scores.
+    """
+    if other := sorted(name for name in ours if ours[name] != first.get(name)):
+        listed = ", ".join(f"{name}: {ours[name]!r}, not {first.get(name)!r}" for name in other)
+        raise ConfigError(f"{worker} would run with another {listed}: {fix}")

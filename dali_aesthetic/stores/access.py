@@ -12,8 +12,7 @@ from typing import IO
 
 from dali_aesthetic.stores.location import is_url, join
 from dali_aesthetic.stores.open import store_of
-from dali_aesthetic.stores.retry import retried
-from dali_aesthetic.stores.store import NoConditions, ObjectInfo, Store
+from dali_aesthetic.stores.store import NoConditions, ObjectInfo, Store, retried
 from dali_aesthetic.types import Buffer
 
 _STEP = 16 << 20

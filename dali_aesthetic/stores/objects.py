@@ -1,7 +1,7 @@
 """S3 and HTTP servers through obstore (the object_store crate): half the CPU time of s3fs for the same bytes.
 
 obstore's own retries also resume an interrupted body at the byte where it stopped, for the same ETag only.
-The retries around each call (`retry.py`) come on top, with longer pauses.
+The retries around each call (`store.retried`) come on top, with longer pauses.
 """
 
 from __future__ import annotations
@@ -24,9 +24,15 @@ from obstore.exceptions import (
 )
 from obstore.store import HTTPStore, S3Store
 
-from dali_aesthetic.stores.retry import brief
 from dali_aesthetic.stores.s3_options import S3Options, s3_options
-from dali_aesthetic.stores.store import NoConditions, NoRanges, ObjectChanged, ObjectInfo, missing_package
+from dali_aesthetic.stores.store import (
+    NoConditions,
+    NoRanges,
+    ObjectChanged,
+    ObjectInfo,
+    brief,
+    missing_package,
+)
 from dali_aesthetic.types import Buffer
 
 T = TypeVar("T")

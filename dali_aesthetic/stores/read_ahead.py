@@ -14,8 +14,7 @@ from typing import Generic, Protocol, TypeVar
 
 from dali_aesthetic.overlap import pool
 from dali_aesthetic.stores.open import store_of
-from dali_aesthetic.stores.retry import retried
-from dali_aesthetic.stores.store import ObjectChanged, ObjectInfo, Store
+from dali_aesthetic.stores.store import ObjectChanged, ObjectInfo, Store, retried
 from dali_aesthetic.types import Buffer
 
 T = TypeVar("T")

@@ -1,14 +1,19 @@
-"""The interface of a store, and its errors, which differ by what the caller can do about them."""
+"""The interface of a store, its errors (one class for each way to react), and retries with back-off."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import random
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from dali_aesthetic.types import Buffer
 
+T = TypeVar("T")
+_SLICE_SECONDS = 0.1
+_MESSAGE_CHARACTERS = 300
 EXTRAS = {
     **dict.fromkeys(("s3", "s3a"), "s3"),
     **dict.fromkeys(("http", "https"), "http"),
@@ -99,3 +104,58 @@ def missing_package(scheme: str, error: Exception) -> StoreUnusable:
     extra = EXTRAS.get(scheme)
     fix = f"pip install 'dali-aesthetic[{extra}]'" if extra else f"install the package of fsspec for {scheme}"
     return StoreUnusable(f"{scheme}:// needs a package that is missing ({error}): {fix}")
+
+
+@dataclass(slots=True)
+class BackOff:
+    """A back-off policy: the pause before attempt n+1 is a random 50 to 100% of `first * 2**n` seconds, at
+    most `most`. The jitter keeps many readers from retrying at the same moment."""
+
+    attempts: int = 8
+    first: float = 0.25
+    most: float = 20.0
+
+    def pause(self, attempt: int) -> float:
+        """Seconds to wait after the failed `attempt` (from 0)."""
+        return min(self.most, self.first * 2.0**attempt) * random.uniform(0.5, 1.0)
+
+
+BACK_OFF = BackOff()
+
+
+def _never() -> bool:
+    return False
+
+
+def retried(
+    call: Callable[[], T], what: str, stopped: Callable[[], bool] = _never, back_off: BackOff = BACK_OFF
+) -> T:
+    """The result of `call`, retried after transient errors.
+
+    Raises permanent errors (`LASTING`) at once, and StoreError naming `what` after the last attempt or once
+    `stopped()` is true.
+    """
+    attempt = 0
+    while True:
+        try:
+            return call()
+        except LASTING:
+            raise
+        except Exception as error:  # each store's client raises errors of its own
+            attempt += 1
+            if attempt >= back_off.attempts or stopped():
+                times = "once" if attempt == 1 else f"{attempt} times"
+                raise StoreError(f"{what} failed {times}, at last with: {brief(error)}") from error
+        _sleep(back_off.pause(attempt - 1), stopped)
+
+
+def brief(error: Exception) -> str:
+    """The first sentence of a client's error."""
+    text = str(error).partition("\n\nDebug source")[0].strip() or repr(error)
+    return " ".join(text.split())[:_MESSAGE_CHARACTERS]
+
+
+def _sleep(seconds: float, stopped: Callable[[], bool]) -> None:
+    end = time.monotonic() + seconds
+    while (left := end - time.monotonic()) > 0 and not stopped():
+        time.sleep(min(left, _SLICE_SECONDS))

@@ -29,8 +29,7 @@ from dali_aesthetic.overlap import every
 from dali_aesthetic.stores.access import read_bytes
 from dali_aesthetic.stores.location import is_url, join
 from dali_aesthetic.stores.open import store_of
-from dali_aesthetic.stores.retry import retried
-from dali_aesthetic.stores.store import LASTING, NoConditions, ObjectChanged, StoreError
+from dali_aesthetic.stores.store import LASTING, NoConditions, ObjectChanged, StoreError, retried
 from dali_aesthetic.write.files import Owner, naming
 
 HEARTBEAT_SECONDS = 15.0

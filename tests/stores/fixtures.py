@@ -8,7 +8,7 @@ from uuid import uuid4
 import pytest
 from moto.server import ThreadedMotoServer
 
-from dali_aesthetic.stores import open, retry
+from dali_aesthetic.stores import open, store
 from tests.stores.s3 import ENVIRONMENT, Bucket
 
 
@@ -28,6 +28,6 @@ def bucket(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Bucket:
     for name, value in ENVIRONMENT.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server)
-    monkeypatch.setattr(retry.BACK_OFF, "first", 0.01)
+    monkeypatch.setattr(store.BACK_OFF, "first", 0.01)
     open._store.cache_clear()
     return Bucket.create(s3_server, f"bucket-{uuid4().hex[:12]}")

@@ -13,7 +13,7 @@ import pytest
 
 from dali_aesthetic.shards.opened import ReadLimits
 from dali_aesthetic.shards.read import read_shards
-from dali_aesthetic.stores import open, read_ahead, retry
+from dali_aesthetic.stores import open, read_ahead, store
 from dali_aesthetic.stores.read_ahead import ReadAhead
 from dali_aesthetic.types import Sample, Shard, ShardEnd
 from tests.conftest import add_member
@@ -27,7 +27,7 @@ PART = 64 << 10
 def _small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that a small tar has many, and samples lie across their borders."""
     monkeypatch.setattr(read_ahead, "PART_BYTES", PART)
-    monkeypatch.setattr(retry.BACK_OFF, "first", 0.01)
+    monkeypatch.setattr(store.BACK_OFF, "first", 0.01)
 
 
 @pytest.fixture(autouse=True)
@@ -180,7 +180,7 @@ def test_a_slow_link_is_waited_for(
 def test_a_shard_that_stays_unreadable_fails_and_the_others_go_on(
     bucket: Bucket, s3_server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(retry.BACK_OFF, "attempts", 2)
+    monkeypatch.setattr(store.BACK_OFF, "attempts", 2)
     for name in "abc":
         bucket.put(f"{name}.tar", make_tar(5))
     with proxy(s3_server, Faults(pattern="GET .*b.tar", every={1: "500"})) as url:

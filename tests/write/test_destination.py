@@ -15,7 +15,7 @@ import fsspec
 import pytest
 
 from dali_aesthetic.layout import committed_names
-from dali_aesthetic.stores import filesystem, retry
+from dali_aesthetic.stores import filesystem, store
 from dali_aesthetic.stores.store import StoreUnusable
 from dali_aesthetic.types import Shard
 from dali_aesthetic.write.commit import destination
@@ -39,7 +39,7 @@ def shards(tmp_path: Path) -> list[Shard]:
 def _places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     (tmp_path / "tmp").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
-    monkeypatch.setattr(retry.BACK_OFF, "first", 0.001)
+    monkeypatch.setattr(store.BACK_OFF, "first", 0.001)
     yield
     fsspec.filesystem("memory").store.clear()
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from dali_aesthetic.config import Config, ConfigError, ModelConfig
 from dali_aesthetic.launch.cluster.state import TaskState
-from dali_aesthetic.launch.failures import check_same_run, is_fatal
+from dali_aesthetic.launch.work import check_same_run, is_fatal
 from dali_aesthetic.layout import IDENTITY
 from dali_aesthetic.overlap import cpu_count, every
 from dali_aesthetic.stats import StreamCounter, Tally

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from dali_aesthetic.launch.failures import given_up
+from dali_aesthetic.launch.work import given_up
 from dali_aesthetic.stats import Tally
 from dali_aesthetic.types import Shard, ShardReport
 

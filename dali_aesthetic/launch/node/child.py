@@ -22,9 +22,9 @@ from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
 from dali_aesthetic.config import Config, ConfigError, ModelConfig
-from dali_aesthetic.launch.failures import is_fatal
 from dali_aesthetic.launch.node.slots import Slot, nearest_cpus
 from dali_aesthetic.launch.slurm import Task, settling
+from dali_aesthetic.launch.work import is_fatal
 from dali_aesthetic.stats import StreamCounter
 
 if TYPE_CHECKING:

@@ -15,11 +15,11 @@ from typing import Any
 
 from dali_aesthetic.config import Config, ModelConfig
 from dali_aesthetic.launch.engine import Prepared
-from dali_aesthetic.launch.failures import check_same_run, given_up
 from dali_aesthetic.launch.node.child import FIRST, MODEL, NEXT, Failed, ModelSettled, Ready
 from dali_aesthetic.launch.node.process import WorkerProcess, wait_for_any
 from dali_aesthetic.launch.node.slots import Slot, find_slots
 from dali_aesthetic.launch.slurm import ALONE, Task
+from dali_aesthetic.launch.work import check_same_run, given_up
 from dali_aesthetic.layout import IDENTITY
 from dali_aesthetic.stats import RunStats, Tally
 from dali_aesthetic.types import Shard, ShardReport

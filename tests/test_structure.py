@@ -1,9 +1,10 @@
-"""The architecture, held by a machine: who may import whom, how long a file may be, what is public."""
+"""The structure of the package: import directions, sizes of files, no cycles, public names."""
 
 from __future__ import annotations
 
 import ast
 import graphlib
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import dali_aesthetic
 
 PACKAGE = Path(dali_aesthetic.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
-ROOMS = ("shards", "decode", "score", "write")
+STAGES = ("shards", "decode", "score", "write")
 FOREIGN = {
     "nvidia": {"decode"},
     "PIL": {"decode", "library", "demo", "doctor", "report", "integrations"},
@@ -44,10 +45,20 @@ FOREIGN = {
     "obstore": {"stores"},
     "boto3": {"stores"},
 }
-"""Libraries that may be imported in these rooms only. `decode` holds futures, it makes no threads."""
+"""Libraries that only these parts of the package may import. `decode` holds futures; it makes no threads."""
 
 
-def room(path: Path) -> str:
+MOST_LINES, FEWEST_LINES = 450, 60
+SMALL = {
+    "__main__.py": "what `python -m dali_aesthetic` runs",
+    "cli.py": "the entry point of the command line, which only assembles the commands",
+    "integrations/hf_datasets.py": "a public import path",
+    "integrations/ray_data.py": "a public import path",
+}
+"""Modules below `FEWEST_LINES` with fewer than two importers, and the reason why each stands alone."""
+
+
+def part_of(path: Path) -> str:
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
@@ -63,13 +74,13 @@ def imports(path: Path) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_rooms_import_only_what_they_may(path: Path) -> None:
-    here = room(path)
+def test_parts_import_only_what_they_may(path: Path) -> None:
+    here = part_of(path)
     for name in imports(path):
         top, *rest = name.split(".")
         allowed = FOREIGN.get(top)
         assert allowed is None or here in allowed, f"{here} must not import {top}"
-        if top == "dali_aesthetic" and rest and here in ROOMS:
+        if top == "dali_aesthetic" and rest and here in STAGES:
             assert rest[0] in {here, "types", "config", "layout", "overlap", "stores"}, (
                 f"{here} must not import {name}"
             )
@@ -94,22 +105,41 @@ def test_only_overlap_makes_threads() -> None:
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_files_and_functions_stay_small(path: Path) -> None:
     text = path.read_text()
-    assert len(text.splitlines()) <= 300
+    assert len(text.splitlines()) <= MOST_LINES
     for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.FunctionDef) and path.name != "cli.py" and room(path) != "commands":
+        if isinstance(node, ast.FunctionDef) and path.name != "cli.py" and part_of(path) != "commands":
             assert node.end_lineno - node.lineno < 60, f"{path.name}:{node.name}"
+
+
+def test_a_small_module_has_two_importers_or_a_reason() -> None:
+    """A folder's `__init__.py` is not counted: it holds no code of a pipeline."""
+    importers = Counter(module for imported in import_graph().values() for module in imported)
+    alone = {
+        str(path.relative_to(PACKAGE))
+        for path, name in module_names().items()
+        if path.name != "__init__.py"
+        and len(path.read_text().splitlines()) < FEWEST_LINES
+        and importers[name] < 2
+    }
+    assert alone == set(SMALL)
 
 
 def test_no_modules_import_each_other() -> None:
     """Imports within functions and for type checkers count."""
-    names = {path: ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts) for path in FILES}
-    names = {path: name.removesuffix(".__init__") for path, name in names.items()}
-    modules = set(names.values())
-    graph = {name: set(imported_modules(path, modules)) for path, name in names.items()}
     try:
-        graphlib.TopologicalSorter(graph).prepare()
+        graphlib.TopologicalSorter(import_graph()).prepare()
     except graphlib.CycleError as error:
         pytest.fail(" -> ".join(error.args[1]))
+
+
+def module_names() -> dict[Path, str]:
+    names = {path: ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts) for path in FILES}
+    return {path: name.removesuffix(".__init__") for path, name in names.items()}
+
+
+def import_graph() -> dict[str, set[str]]:
+    names = module_names()
+    return {name: set(imported_modules(path, set(names.values()))) for path, name in names.items()}
 
 
 def imported_modules(path: Path, modules: set[str]) -> Iterator[str]:

@@ -6,8 +6,7 @@ import time
 
 import pytest
 
-from dali_aesthetic.stores.retry import BackOff, retried
-from dali_aesthetic.stores.store import ObjectChanged, StoreError
+from dali_aesthetic.stores.store import BackOff, ObjectChanged, StoreError, retried
 
 
 class Flaky:
