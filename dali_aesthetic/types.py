@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import torch
 
 Buffer = memoryview | bytes
-"""Bytes without a copy where that is possible: a view of a part of a shard, or a file read whole."""
+"""Bytes, without a copy where possible: a view of a part of a shard (unsigned), or a file read whole."""
 
 
 class Status(StrEnum):

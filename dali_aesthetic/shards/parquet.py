@@ -81,7 +81,8 @@ def _samples(
 def _sample(
     shard: Shard, row: int, image: pa.Scalar, key: Any, facts: dict[str, Any], limits: ReadLimits
 ) -> Sample:
-    data: Buffer | None = memoryview(image.as_buffer()) if image.is_valid else None
+    # Arrow's buffers have signed bytes, where FF is -1.
+    data: Buffer | None = memoryview(image.as_buffer()).cast("B") if image.is_valid else None
     status, message = Status.OK, ""
     if data is None:
         status, message = Status.MISSING_IMAGE, "its image is null"

@@ -14,13 +14,14 @@ from PIL import Image
 
 from dali_aesthetic import Config, ImageScorer, ModelConfig, Threshold, run
 from dali_aesthetic.config import GuardConfig
+from dali_aesthetic.decode.headers import Limits, probe
 from dali_aesthetic.launch.filter import filter_scored
 from dali_aesthetic.shards import parquet
 from dali_aesthetic.shards.listing import InputError
 from dali_aesthetic.shards.opened import ReadLimits
 from dali_aesthetic.shards.parquet import image_column, read_parquet
 from dali_aesthetic.shards.plan import plan_shards
-from dali_aesthetic.types import Sample, ShardEnd, Status
+from dali_aesthetic.types import Route, Sample, ShardEnd, Status
 from dali_aesthetic.verify.outputs import verify_output
 from dali_aesthetic.write.kept_rows import QUARANTINE_COLUMNS
 from tests.conftest import counting_file, jpeg, snapshot
@@ -99,6 +100,14 @@ def test_every_row_is_a_sample_in_order(dataset: Path, encoded: list[bytes | Non
     assert samples[4].status is Status.MISSING_IMAGE
     assert samples[5].status is Status.EMPTY
     assert json.loads(bytes(samples[7].sidecar or b"")) == {"label": 7, "text": "caption 7"}
+
+
+def test_headers_are_read_as_those_of_the_same_bytes(dataset: Path) -> None:
+    """Arrow's own views have signed bytes, which no marker of a JPEG is equal to."""
+    images = [sample.image for sample in _read(dataset / "data/train-00000.parquet")[0] if sample.image]
+    headers = [probe(image, Limits()) for image in images]
+    assert headers == [probe(bytes(image), Limits()) for image in images]
+    assert Route.DALI in {header.route for header in headers if header.format == "jpeg"}
 
 
 def test_inputs_are_folders_patterns_and_files(dataset: Path) -> None:
