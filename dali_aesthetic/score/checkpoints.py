@@ -61,6 +61,9 @@ _HF_PARTS = {
 }
 
 
+_PIL_BICUBIC = 3
+
+
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
     """The vision tower of a checkpoint, with tensors named as `VisionTower`'s parameters.
@@ -77,7 +80,8 @@ class Checkpoint:
 def read_clip(path: Path) -> Checkpoint:
     """The vision tower of a checkpoint file, or of a model folder of Hugging Face's or open_clip's.
 
-    Raises ValueError for a file that is no CLIP checkpoint with a ViT or holds more than tensors.
+    Raises ValueError for a file that is no CLIP checkpoint with a ViT or holds more than tensors, and for a
+    folder whose images are prepared in a way that isn't supported.
     """
     file = weights_file(path)
     if is_torchscript(file):
@@ -196,12 +200,32 @@ def _quick_gelu_beside(file: Path) -> bool | None:
 def _statistics_beside(file: Path) -> tuple[RGB, RGB] | None:
     """Mean and std of pixels by the configuration in the same folder; None where there is none.
 
-    They may differ from OpenAI's: LAION's ViT-L-14 on LAION-2B was trained with 0.5 and 0.5.
+    They may differ from OpenAI's: LAION's ViT-L-14 on LAION-2B was trained with 0.5 and 0.5. Raises
+    ValueError for any other preparation than a bicubic resize of the shorter side and a centre crop.
     """
     ours = _config_beside(file, "open_clip_config.json").get("preprocess_cfg", {})
     theirs = _config_beside(file, "preprocessor_config.json")
+    given = {
+        "resize_mode": (ours.get("resize_mode"), "shortest"),
+        "interpolation": (ours.get("interpolation"), "bicubic"),
+        "resample": (theirs.get("resample"), _PIL_BICUBIC),
+        "do_resize": (theirs.get("do_resize"), True),
+        "do_center_crop": (theirs.get("do_center_crop"), True),
+        "size": (_sides(theirs.get("size")), "shortest_edge"),
+    }
+    for name, (value, supported) in given.items():
+        if value not in (None, supported):
+            raise ValueError(
+                f"{file.parent} prepares its pixels with {name} {value}, and only {supported} is supported: "
+                "scores would be of other pixels than it was trained on; give another checkpoint"
+            )
     found = (ours.get("mean"), ours.get("std")), (theirs.get("image_mean"), theirs.get("image_std"))
     return next(((_rgb(mean), _rgb(std)) for mean, std in found if mean and std), None)
+
+
+def _sides(size: object) -> str | None:
+    """The names of a Hugging Face processor's `size`; a plain number is the shorter side."""
+    return " and ".join(sorted(size)) if isinstance(size, dict) else None
 
 
 def _rgb(values: Sequence[float]) -> RGB:

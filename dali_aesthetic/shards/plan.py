@@ -139,8 +139,12 @@ def check_names(sources: Sequence[str], name_of: Callable[[str], str]) -> None:
 
 
 def shard_name(source: str, root: str) -> str:
-    """The file's path below the root without its extension. Raises InputError for one that isn't below it."""
-    name = _below(source, root).rpartition(".")[0]
+    """The file's path below the root without its extension. Raises InputError for one that isn't below it.
+
+    A file whose own name begins with a dot gets `_` for it: no reader of an output looks at hidden files.
+    """
+    folder, slash, own = _below(source, root).rpartition(".")[0].rpartition("/")
+    name = folder + slash + (own if own[:1] not in ("", ".") else "_" + own[1:])
     if name.isprintable() and "\\" not in name:
         return name
     return "".join(letter if letter.isprintable() and letter != "\\" else "_" for letter in name)

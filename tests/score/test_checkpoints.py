@@ -199,6 +199,56 @@ def test_pixels_are_normalised_as_the_folders_configuration_says(
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize(
+    ("beside", "config", "problem"),
+    [
+        ("open_clip_config.json", {"preprocess_cfg": {"resize_mode": "squash"}}, "resize_mode squash"),
+        (
+            "open_clip_config.json",
+            {"preprocess_cfg": {"interpolation": "bilinear"}},
+            "interpolation bilinear",
+        ),
+        ("preprocessor_config.json", {"resample": 2}, "resample 2"),
+        ("preprocessor_config.json", {"do_center_crop": False}, "do_center_crop False"),
+        ("preprocessor_config.json", {"size": {"height": 8, "width": 8}}, "size height and width"),
+    ],
+)
+def test_a_folder_that_prepares_its_pixels_otherwise_is_refused(
+    tiny: str,
+    open_clip_model: nn.Module,
+    tmp_path: Path,
+    beside: str,
+    config: dict[str, object],
+    problem: str,
+) -> None:
+    (tmp_path / beside).write_text(json.dumps({"model_cfg": open_clip.get_model_config(tiny), **config}))
+    _save_safetensors(open_clip_model.state_dict(), tmp_path / "open_clip_model.safetensors")
+    with pytest.raises(ValueError, match=problem):
+        load_tower(tiny, str(tmp_path), None)
+
+
+SUPPORTED = {"resize_mode": "shortest", "interpolation": "bicubic"}
+
+
+@pytest.mark.parametrize(
+    ("beside", "config"),
+    [
+        (
+            "open_clip_config.json",
+            {"preprocess_cfg": SUPPORTED},
+        ),
+        ("preprocessor_config.json", {"resample": 3, "do_center_crop": True, "size": {"shortest_edge": 8}}),
+        ("preprocessor_config.json", {"do_resize": True, "size": 8}),
+    ],
+)
+def test_a_folder_that_prepares_its_pixels_as_clip_does_is_taken(
+    tiny: str, open_clip_model: nn.Module, tmp_path: Path, beside: str, config: dict[str, object]
+) -> None:
+    (tmp_path / beside).write_text(json.dumps({"model_cfg": open_clip.get_model_config(tiny), **config}))
+    _save_safetensors(open_clip_model.state_dict(), tmp_path / "open_clip_model.safetensors")
+    load_tower(tiny, str(tmp_path), None)
+
+
 def test_missing_extra_and_misshapen_tensors_are_named(
     tiny: str, open_clip_model: nn.Module, tmp_path: Path
 ) -> None:

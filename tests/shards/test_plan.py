@@ -7,10 +7,15 @@ from pathlib import Path
 
 import fsspec
 import pytest
+from PIL import Image
 
+from dali_aesthetic import Config, ModelConfig, Threshold, run
+from dali_aesthetic.layout import committed_names
 from dali_aesthetic.shards import InputError, plan_shards, read_shards
 from dali_aesthetic.shards.listing import expand_braces
 from dali_aesthetic.types import Sample
+from dali_aesthetic.verify.outputs import verify_output
+from tests.conftest import jpeg
 from tests.shards.tar_factory import JPEG, pack, sample_members
 
 
@@ -124,6 +129,18 @@ def test_a_list_file_without_shards_is_an_error(tmp_path: Path, text: str) -> No
     (tmp_path / "list.txt").write_text(text)
     with pytest.raises(InputError, match=r"list\.txt"):
         plan_shards(f"@{tmp_path / 'list.txt'}")
+
+
+def test_a_shard_with_a_hidden_name_is_one_that_readers_of_the_output_see(
+    tmp_path: Path, tiny_model: ModelConfig
+) -> None:
+    source = tmp_path / ".hidden.tar"
+    source.write_bytes(pack([("a.jpg", jpeg(Image.new("RGB", (40, 40))))]))
+    output = tmp_path / "out"
+    run(Config(input=(str(source),), output=str(output), model=tiny_model, threshold=Threshold(raw=-1e9)))
+    assert committed_names(output) == {"_hidden"}
+    assert not verify_output(output).problems
+    assert [shard.name for shard in plan_shards(str(source), output=str(output))] == ["_hidden"]
 
 
 def test_shards_that_would_share_a_name_are_both_named(tmp_path: Path) -> None:
