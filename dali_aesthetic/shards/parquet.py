@@ -33,14 +33,15 @@ def read_parquet(shard: Shard, limits: ReadLimits = DEFAULT_LIMITS) -> Iterator[
             # Otherwise a row group is read at once; pyarrow writes them of a million rows, 100 GB of images.
             source = pq.ParquetFile(file, pre_buffer=False, buffer_size=_READ_BYTES)
             column = image_column(source.schema_arrow, shard.column)
-            row = 0
+            row, odd_columns = 0, dict[str, None]()
             for batch in source.iter_batches(_ROWS):
-                yield from _samples(shard, batch, column, row, limits)
+                yield from _samples(shard, batch, column, row, limits, odd_columns)
                 row += len(batch)
     except Exception as error:  # fsspec's file systems raise what their clients raise
         yield ShardEnd(shard=shard, error=f"{shard.source} can't be read: {str(error) or repr(error)}")
         return
-    yield ShardEnd(shard=shard)
+    warnings = (f"values of the column {name!r} don't convert: they are text or null" for name in odd_columns)
+    yield ShardEnd(shard=shard, warnings=tuple(warnings))
 
 
 def image_column(schema: pa.Schema, wanted: str = "") -> str:
@@ -65,17 +66,49 @@ def _holds_bytes(kind: pa.DataType) -> bool:
 
 
 def _samples(
-    shard: Shard, batch: pa.RecordBatch, column: str, start: int, limits: ReadLimits
+    shard: Shard,
+    batch: pa.RecordBatch,
+    column: str,
+    start: int,
+    limits: ReadLimits,
+    odd_columns: dict[str, None],
 ) -> Iterator[Sample]:
     images = batch.column(column)
     if pa.types.is_struct(images.type):
         images = images.field("bytes")
     others = [field.name for field in batch.schema if field.name != column and not _holds_bytes(field.type)]
-    rows = batch.select(others).to_pylist() if others else [{}] * len(batch)
+    rows = _rows(batch.select(others), odd_columns) if others else [{}] * len(batch)
     named = next((name for name in _KEYS if name in others), "")
     for index, (image, facts) in enumerate(zip(images, rows, strict=True)):
         key = facts.get(named)
         yield _sample(shard, start + index, image, key, facts, limits)
+
+
+def _rows(batch: pa.RecordBatch, odd_columns: dict[str, None]) -> list[dict[str, Any]]:
+    """The rows as Python values. A column with a value that has none is noted in `odd_columns`.
+
+    Examples are dates beyond Python's and Latin-1 bytes in a text column. Scoring doesn't need them, and kept
+    rows are copied as Arrow.
+    """
+    try:
+        rows: list[dict[str, Any]] = batch.to_pylist()
+        return rows
+    except Exception:  # Arrow raises many types, and ImportError for what needs pandas
+        columns = {name: _values(batch.column(name), name, odd_columns) for name in batch.schema.names}
+        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def _values(column: pa.Array, name: str, odd_columns: dict[str, None]) -> list[Any]:
+    try:
+        return list(column.to_pylist())
+    except Exception:  # as above
+        odd_columns[name] = None
+    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+        return [bytes(v.as_buffer()).decode(errors="replace") if v.is_valid else None for v in column]
+    try:
+        return list(column.cast(pa.string()).to_pylist())
+    except pa.ArrowException:  # nested
+        return [None] * len(column)
 
 
 def _sample(

@@ -34,6 +34,14 @@ from dali_aesthetic.types import Sample, Shard, ShardEnd, Status
 _MAX_GLOBAL_BYTES = 1 << 16
 _DAMAGES_SHOWN = 3
 _EXAMPLES_SHOWN = 3
+_COMPRESSED = (
+    (b"\x1f\x8b", "gzip", "gzip -dc"),
+    (b"\x28\xb5\x2f\xfd", "zstd", "zstd -dc"),
+    (b"\xfd7zXZ\0", "xz", "xz -dc"),
+    (b"BZh", "bzip2", "bzip2 -dc"),
+    (b"\x04\x22\x4d\x18", "lz4", "lz4 -dc"),
+)
+"""Magic bytes of compressed files, and commands that read them whatever the file's name is."""
 _OK = Status.OK
 
 
@@ -319,6 +327,7 @@ class _TarReader:
 
     def _start(self) -> str:
         head = bytes(self.view[0:16])
-        if head.startswith(b"\x1f\x8b"):
-            return "it is compressed with gzip; decompress it first (gunzip)"
+        for magic, name, command in _COMPRESSED:
+            if head.startswith(magic):
+                return f"it is compressed with {name}; decompress it first ({command} < IN.tar > OUT.tar)"
         return f"its first header is damaged or it is something else (it starts with {head!r})"

@@ -192,6 +192,34 @@ def test_damage_and_limits(dataset: Path, tmp_path: Path) -> None:
     assert {sample.status for sample in samples} == {Status.TOO_LARGE}
 
 
+LATIN_1 = pa.array([b"a", b"caf\xe9", b"c"], pa.binary())
+
+
+@pytest.mark.parametrize(
+    ("column", "expected"),
+    [
+        (pa.Array.from_buffers(pa.string(), 3, LATIN_1.buffers()), "caf\ufffd"),
+        (pa.array([0, 2**62, 0], pa.timestamp("us")), "<value out of range: 4611686018427387904>"),
+        (pa.array([0, 2**30, 0], pa.date32()), "<value out of range: 1073741824>"),
+        (pa.array([[0], [2**62], []], pa.list_(pa.timestamp("us"))), None),
+    ],
+    ids=["latin-1", "timestamp", "date", "nested"],
+)
+def test_a_value_that_does_not_convert_costs_no_image(
+    tmp_path: Path, column: pa.Array, expected: object
+) -> None:
+    photo = jpeg(Image.new("RGB", (40, 40)))
+    table = pa.table({"key": ["a", "b", "c"], "image": [photo] * 3, "odd": column, "label": [1, 2, 3]})
+    pq.write_table(table, tmp_path / "a.parquet")
+    samples, end = _read(tmp_path / "a.parquet")
+    assert [(sample.key, sample.image) for sample in samples] == [(key, photo) for key in "abc"]
+    facts = [json.loads(bytes(sample.sidecar or b"")) for sample in samples]
+    assert facts[1]["odd"] == expected
+    assert [row["label"] for row in facts] == [1, 2, 3]
+    assert not end.error
+    assert end.warnings == ("values of the column 'odd' don't convert: they are text or null",)
+
+
 def test_a_row_group_is_read_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images = [np.random.default_rng(seed).bytes(50_000) for seed in range(2100)]
     pq.write_table(pa.table({"image": images}), tmp_path / "one.parquet", use_dictionary=False)

@@ -130,11 +130,12 @@ def test_samples_before_damage_are_kept(tmp_path: Path) -> None:
     ("content", "words"),
     [
         (b"<!DOCTYPE html><html><body>404 not found</body></html>" * 20, "DOCTYPE"),
-        (b"\x1f\x8b\x08\0" + bytes(1000), "gzip"),
+        (b"\x1f\x8b\x08\0" + bytes(1000), "gzip; decompress it first (gzip -dc < IN.tar > OUT.tar)"),
+        (b"\x28\xb5\x2f\xfd" + bytes(1000), "zstd; decompress it first (zstd -dc"),
         (b"", "empty"),
         (b"short", "short"),
     ],
-    ids=["html", "gzip", "empty", "short"],
+    ids=["html", "gzip", "zstd", "empty", "short"],
 )
 def test_a_file_that_is_not_a_tar_is_an_error(tmp_path: Path, content: bytes, words: str) -> None:
     samples, end = read_bytes(content, tmp_path)
