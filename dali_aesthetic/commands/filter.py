@@ -63,17 +63,25 @@ def select(
     ] = False,
     json: Annotated[bool, typer.Option("--json", help="A line of JSON for each, with its shard.")] = False,
 ) -> int:
-    """Print the keys of the samples within a threshold, one a line, in input order."""
+    """Print the keys of the samples within a threshold, one a line, in input order.
+
+    A newline, tab or other control character of a key is printed as an escape; --json prints the exact key.
+    """
     try:
         for source, key in selected(scores, given["threshold"]):
             if json:
                 typer.echo(jsonlib.dumps({"key": key, "source_shard": source}))
             else:
-                typer.echo(f"{source}\t{key}" if with_shard else key)
+                typer.echo(f"{one_line(source)}\t{one_line(key)}" if with_shard else one_line(key))
     except BrokenPipeError:  # `select | head`: the reader has enough, and the interpreter must not flush
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     return 0
+
+
+def one_line(text: str) -> str:
+    """`text` with escapes for its control characters, which would break the line or reach the terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def selected(scores: str, fields: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

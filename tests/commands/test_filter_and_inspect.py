@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from dali_aesthetic.cli import app
@@ -20,7 +21,8 @@ from dali_aesthetic.launch.filter import filter_scored
 from dali_aesthetic.launch.run import run
 from dali_aesthetic.report.page import report_at
 from dali_aesthetic.verify.outputs import verify_location
-from tests.conftest import snapshot
+from tests.conftest import jpeg, snapshot
+from tests.shards.tar_factory import pack
 
 runner = CliRunner()
 
@@ -47,6 +49,19 @@ def test_select_prints_the_kept_keys(scored: Path) -> None:
     expected = [f"{r['source_shard']}\t{r['key']}" for r in good if r["aesthetic_score"] >= best[-1]]
     assert code == 0
     assert text.splitlines() == expected
+
+
+def test_select_keeps_a_line_for_a_key_with_control_characters(
+    tmp_path: Path, tiny_model: ModelConfig
+) -> None:
+    keys = ["nl\nname", "tab\tname", "esc\x1b[31m"]
+    photo = jpeg(Image.new("RGB", (40, 40)))
+    (tmp_path / "a.tar").write_bytes(pack([(f"{key}.jpg", photo) for key in keys]))
+    values = {"input": str(tmp_path / "a.tar"), "output": str(tmp_path / "s"), "scores_only": True}
+    run(Config.build(values | {"model": tiny_model.model_dump()}))
+    given = ("select", "--scores", tmp_path / "s", "--raw-threshold", -1e6)
+    assert call(*given)[1].splitlines() == ["nl\\nname", "tab\\tname", "esc\\x1b[31m"]
+    assert [json.loads(line)["key"] for line in call(*given, "--json")[1].splitlines()] == keys
 
 
 def test_select_ends_silently_when_its_reader_closes_the_pipe(scored: Path) -> None:
