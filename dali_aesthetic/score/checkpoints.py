@@ -5,8 +5,10 @@ The format of a file is detected from its content, never from its name.
 
 from __future__ import annotations
 
+import _codecs
 import json
 import pickle
+import re
 import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,19 +17,44 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import safetensors.torch
 import torch
 from torch import Tensor
 
 from dali_aesthetic.score.spec import RGB
 
-_FOLDER_FILES = (
+FOLDER_FILES = (
     "model.safetensors",
     "open_clip_model.safetensors",
+    "model.safetensors.index.json",
+    "model.fp16.safetensors",
     "pytorch_model.bin",
     "open_clip_pytorch_model.bin",
+    "pytorch_model.bin.index.json",
 )
 """Weight files of Hugging Face's and open_clip's model folders, in order of preference."""
+
+_WRAPPERS = ("state_dict", "model_state_dict", "model")
+"""Entries of a trainer's checkpoint that hold the state dict, in order of preference."""
+_PREFIX = r"(?:(?:module|model|clip_model|clip)\.)*"
+_TOWERS = {
+    "visual.class_embedding": "",
+    "vision_model.embeddings.class_embedding": "",
+    "class_embedding": "visual.",
+}
+"""The tensor that marks an image tower -> the prefix to add where it is a tower on its own."""
+
+# The optimizers of open_clip's trainer hold numpy scalars. None of these runs code from the file. numpy 1
+# and 2 write the first one by different paths.
+_scalar: Any = np.float64(0).__reduce__()[0]
+_NUMPY_GLOBALS: list[Any] = [
+    (_scalar, "numpy.core.multiarray.scalar"),
+    (_scalar, "numpy._core.multiarray.scalar"),
+    np.dtype,
+    _codecs.encode,
+    *{type(np.dtype(code)) for code in np.typecodes["AllInteger"] + np.typecodes["AllFloat"] + "?"},
+]
 
 _OPEN_CLIP = {
     "visual.conv1.weight": "patch_embed.weight",
@@ -80,14 +107,14 @@ class Checkpoint:
 def read_clip(path: Path) -> Checkpoint:
     """The vision tower of a checkpoint file, or of a model folder of Hugging Face's or open_clip's.
 
-    Raises ValueError for a file that is no CLIP checkpoint with a ViT or holds more than tensors, and for a
-    folder whose images are prepared in a way that isn't supported.
+    Raises ValueError for a file that is no CLIP checkpoint with a ViT or is no plain one, and for
+    a folder whose images are prepared in a way that isn't supported.
     """
     file = weights_file(path)
     if is_torchscript(file):
         # Only OpenAI published CLIP this way, and all of it was trained with QuickGELU.
         return Checkpoint(from_openai_jit(read_torchscript(file)), quick_gelu=True)
-    state = read_tensors(file)
+    state = _tower_at_root(file, read_tensors(file))
     if any(name.startswith("visual.") for name in state):
         return Checkpoint(from_open_clip(state), _quick_gelu_beside(file), _statistics_beside(file))
     if any(name.startswith("vision_model.") for name in state):
@@ -100,18 +127,46 @@ def weights_file(path: Path) -> Path:
     """The file itself, or the one in a model folder. Raises ValueError where there is none."""
     if path.is_file():
         return path
-    for name in _FOLDER_FILES:
+    for name in FOLDER_FILES:
         if (path / name).is_file():
             return path / name
-    wanted = f"a folder without {', '.join(_FOLDER_FILES)}" if path.is_dir() else "no such file or folder"
+    wanted = f"a folder without {', '.join(FOLDER_FILES)}" if path.is_dir() else "no such file or folder"
     raise ValueError(f"{path}: {wanted}")
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file or a torch checkpoint, the latter without its wrappers.
+def checkpoint_files(path: Path) -> list[Path]:
+    """The files that hold the tensors: those that a Hugging Face index names, else the file itself.
 
-    Raises ValueError for any other file, and for a pickle with more than tensors: it is not executed.
+    Raises ValueError for an index that is damaged or names files outside its folder.
     """
+    if not _is_json(path):
+        return [path]
+    try:
+        names = sorted(set(json.loads(path.read_bytes())["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is no index of a checkpoint: it has no weight_map of file names") from error
+    files = [path.with_name(Path(str(name)).name) for name in names]
+    if missing := [str(name) for name, file in zip(names, files, strict=True) if not file.is_file()]:
+        raise ValueError(f"{path} names {', '.join(missing)}: no such file beside it; download it again")
+    return files
+
+
+def _is_json(path: Path) -> bool:
+    with path.open("rb") as stream:
+        head = stream.read(9)
+    return head[:1] == b"{" and head[8:9] != b"{"  # safetensors begin with a length of 8 bytes
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, a torch checkpoint without its wrappers, or an index of either.
+
+    Raises ValueError for any other file, and for a pickle with more than tensors, plain values and numpy's
+    scalars: it is not executed.
+    """
+    return {name: tensor for file in checkpoint_files(path) for name, tensor in _read_file(file).items()}
+
+
+def _read_file(path: Path) -> dict[str, Tensor]:
     with path.open("rb") as stream:
         head = stream.read(9)
     if head[8:9] == b"{":
@@ -120,26 +175,60 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         except safetensors.SafetensorError as error:
             raise ValueError(f"{path} is a damaged safetensors file: {error}") from error
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(_NUMPY_GLOBALS):
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the unpickler raises nearly any type for a damaged file
-        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(
-            f"{path} is no checkpoint of plain tensors, and nothing else is loaded from a pickle ({reason}); "
-            "convert it to safetensors where you trust it"
+            f"{path} is no checkpoint of plain tensors, and nothing else is loaded from a pickle "
+            f'({_pickle_problem(error)}); where you trust it, keep its tensors: python -c "import torch; c = '
+            f"torch.load('{path}', weights_only=False); torch.save(c.get('state_dict', c), 'plain.pt')\""
         ) from error
     return _unwrap(path, content)
 
 
+def _pickle_problem(error: Exception) -> str:
+    """The reason in torch's message, without its advice on how to execute the file."""
+    text = str(error) or type(error).__name__
+    if named := re.search(r"(?:GLOBAL|instance of class) (\w[\w.]*)", text):
+        return f"it asks for {named[1]}"
+    _, _, detail = text.partition("WeightsUnpickler error: ")
+    return (detail or text).strip().splitlines()[0]
+
+
 def _unwrap(path: Path, content: Any) -> dict[str, Tensor]:
-    """The state dict, without a trainer's `state_dict` entry and DistributedDataParallel's prefix."""
-    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
-        content = content["state_dict"]
+    """The state dict, without a trainer's entries around it and the prefixes that torch's wrappers add."""
+    entries = content if isinstance(content, Mapping) else {}
+    content = next((e for name in _WRAPPERS if isinstance(e := entries.get(name), Mapping)), content)
     if not isinstance(content, Mapping):
         raise ValueError(f"{path} holds a {type(content).__name__}, not a state dict")
-    tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+    # torch.compile names its wrapper wherever it is, DistributedDataParallel's is the outermost.
+    names = {str(name).replace("_orig_mod.", ""): name for name in content}
+    tensors = {name: content[key] for name, key in names.items() if isinstance(content[key], Tensor)}
     if tensors and all(name.startswith("module.") for name in tensors):
         tensors = {name.removeprefix("module."): value for name, value in tensors.items()}
+    if content and not tensors:
+        raise ValueError(f"{path} holds no tensors: its entries are {', '.join(map(str, list(content)[:8]))}")
     return tensors
+
+
+def _tower_at_root(path: Path, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The state named as CLIP's own, where a wrapper's prefix precedes it or it is an image tower alone.
+
+    Raises ValueError for several towers, such as a student and its teacher.
+    """
+    found = [
+        (match[1], added)
+        for mark, added in _TOWERS.items()
+        for name in state
+        if (match := re.fullmatch(f"({_PREFIX}){re.escape(mark)}", name))
+    ]
+    if not found:
+        return state
+    (root, added), *others = found
+    if others:
+        roots = ", ".join(repr(prefix) for prefix, _ in found)
+        raise ValueError(f"{path} holds several image towers, below {roots}: save the one to use alone")
+    return {added + name.removeprefix(root): state[name] for name in state if name.startswith(root)}
 
 
 def from_open_clip(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
 import re
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dali_aesthetic.score import published
-from dali_aesthetic.score.checkpoints import read_clip, read_tensors, weights_file
+from dali_aesthetic.score.checkpoints import checkpoint_files, read_clip, read_tensors, weights_file
 from dali_aesthetic.score.clip import VisionTower
 from dali_aesthetic.score.head import Head, head_from_state
 from dali_aesthetic.score.published import (
@@ -123,12 +124,15 @@ def present(
 ) -> list[tuple[str, ResolvedFile | WeightsUnavailable]]:
     """The name of each weight that encoder and heads need, with its file on this machine or how to get it.
 
-    Downloads nothing. A path must be a file that can be read (its content isn't checked). Raises as
-    `download`.
+    Downloads nothing. A checkpoint or head of the user's is read as a run reads it. Raises as `load_tower`.
     """
-    return [
-        (name, published.find(known, model_dir) if known else _given(name))
-        for name, known in _needed(encoder, weights, heads)
+    (_, tower), *others = _needed(encoder, weights, heads)
+    embed_dim, seed = spec_of(encoder).embed_dim, _seed(weights)
+    own = _random(seed) if seed is not None else None
+    file = published.find(tower, model_dir) if tower else own or load_tower(encoder, weights, model_dir)[1]
+    return [(weights, file)] + [
+        (name, published.find(known, model_dir) if known else load_head(name, encoder, embed_dim, None)[1])
+        for name, known in others
     ]
 
 
@@ -169,15 +173,6 @@ def _published_head(encoder: str, head: str) -> PublishedWeights | None:
     return PublishedWeights(head, trained[openai_model(encoder)], command)
 
 
-def _given(name: str) -> ResolvedFile:
-    """Random weights, or a user's own file."""
-    seed = _seed(name)
-    if seed is not None:
-        return _random(seed)
-    path, _ = _head_path(name)
-    return _own(path.name, path)
-
-
 def _head_path(name: str) -> tuple[Path, str]:
     """The file that `name` is the path of, and its suffix `relu` or `linear`, or none."""
     plain, _, suffix = name.rpartition(":")
@@ -201,7 +196,10 @@ def _random(seed: int) -> ResolvedFile:
 
 
 def _own(name: str, path: Path) -> ResolvedFile:
-    return ResolvedFile(name=name, path=str(path), sha256=hash_file(path), source=str(path))
+    """A file of the user's; the sha256 of several files is that of their hashes, a line each."""
+    hashes = [hash_file(file) for file in checkpoint_files(path)]
+    sha256 = hashlib.sha256("\n".join(hashes).encode()).hexdigest() if len(hashes) > 1 else hashes[0]
+    return ResolvedFile(name=name, path=str(path), sha256=sha256, source=str(path))
 
 
 def _check_fits(state: dict[str, Tensor], spec: TowerSpec, path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import copy
 import json
 import os
@@ -10,6 +11,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import open_clip
 import pytest
 import safetensors.torch
@@ -21,7 +23,7 @@ from dali_aesthetic.score.checkpoints import read_clip, read_tensors
 from dali_aesthetic.score.clip import VisionTower, normalize
 from dali_aesthetic.score.published import OPENAI_SHA256
 from dali_aesthetic.score.spec import TowerSpec
-from dali_aesthetic.score.weights import load_tower
+from dali_aesthetic.score.weights import load_tower, present
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +45,39 @@ def _save_wrapped(state: dict[str, Tensor], path: Path) -> None:
     torch.save({"epoch": 3, "state_dict": {f"module.{k}": v for k, v in state.items()}}, path)
 
 
+def _save_as_open_clips_trainer(state: dict[str, Tensor], path: Path) -> None:
+    """Its cosine schedule leaves numpy's floats in the optimizer's groups."""
+    groups = [{"lr": np.float64(1e-3), "step": np.int64(7), "params": [0]}]
+    wrapped = {f"module.{k}": v for k, v in state.items()}
+    torch.save({"epoch": 1, "state_dict": wrapped, "optimizer": {"param_groups": groups}}, path)
+
+
+def _save_compiled(state: dict[str, Tensor], path: Path) -> None:
+    torch.save({"model_state_dict": {f"module._orig_mod.{k}": v for k, v in state.items()}}, path)
+
+
+def _save_lightning(state: dict[str, Tensor], path: Path) -> None:
+    more = {"loss.weight": torch.zeros(2)}
+    torch.save({"state_dict": {f"model.clip_model.{k}": v for k, v in state.items()} | more}, path)
+
+
+def _save_model_entry(state: dict[str, Tensor], path: Path) -> None:
+    torch.save({"model": state, "epoch": 1}, path)
+
+
+def _save_tower_alone(state: dict[str, Tensor], path: Path) -> None:
+    torch.save({k[7:]: v for k, v in state.items() if k.startswith("visual.")}, path)
+
+
+def _save_index(state: dict[str, Tensor], path: Path) -> None:
+    """As transformers writes a model of several files."""
+    parts = [list(state)[::2], list(state)[1::2]]
+    for number, names in enumerate(parts):
+        _save_safetensors({name: state[name] for name in names}, path.with_name(f"{number}.safetensors"))
+    files = {name: f"{number}.safetensors" for number, names in enumerate(parts) for name in names}
+    path.write_text(json.dumps({"metadata": {}, "weight_map": files}))
+
+
 def _save_legacy(state: dict[str, Tensor], path: Path) -> None:
     torch.save(state, path, _use_new_zipfile_serialization=False)
 
@@ -54,7 +89,13 @@ def _save_safetensors(state: dict[str, Tensor], path: Path) -> None:
 Save = Callable[[dict[str, Tensor], Path], None]
 
 
-@pytest.mark.parametrize("save", [_save_plain, _save_wrapped, _save_legacy, _save_safetensors])
+@pytest.mark.parametrize(
+    "save",
+    [
+        *(_save_plain, _save_wrapped, _save_legacy, _save_safetensors, _save_as_open_clips_trainer),
+        *(_save_compiled, _save_lightning, _save_model_entry, _save_tower_alone, _save_index),
+    ],
+)
 def test_open_clip_state_dicts(
     tiny: str, open_clip_model: nn.Module, images_NCHW: Tensor, tmp_path: Path, save: Save
 ) -> None:
@@ -65,6 +106,7 @@ def test_open_clip_state_dicts(
         expected = open_clip_model.encode_image(images_NCHW)
         torch.testing.assert_close(tower(images_NCHW), expected, atol=1e-5, rtol=0)
     assert (file.path, len(file.sha256)) == (str(path), 64)
+    assert present(tiny, str(path), ["random"], None)[0] == (str(path), file)
 
 
 def _hf_config(spec: TowerSpec, act: str) -> dict[str, object]:
@@ -96,8 +138,11 @@ def test_hugging_face_clip_model(
     model = CLIPModel(config).eval()
     _spread(model)
     model.save_pretrained(tmp_path)
+    for folder, more in (("sharded", {"max_shard_size": "100KB"}), ("half", {"variant": "fp16"})):
+        model.save_pretrained(tmp_path / folder, **more)
+    assert (tmp_path / "sharded/model.safetensors.index.json").is_file()
     # The folder's configuration says which GELU, whatever the encoder's name says.
-    for path in (tmp_path, tmp_path / "model.safetensors"):
+    for path in (tmp_path, *(tmp_path / name for name in ("model.safetensors", "sharded", "half"))):
         for encoder in (tiny, f"{tiny}-quickgelu"):
             tower, _ = load_tower(encoder, str(path), None)
             with torch.inference_mode():
@@ -284,6 +329,46 @@ def test_files_that_are_no_checkpoint_are_refused(tmp_path: Path, content: bytes
     torch.save({"weight": torch.zeros(1, 4)}, path)
     with pytest.raises(ValueError, match="no CLIP checkpoint"):
         read_clip(path)
+
+
+def test_the_hash_of_several_files_changes_with_each(
+    tiny: str, open_clip_model: nn.Module, tmp_path: Path
+) -> None:
+    path = tmp_path / "model.safetensors.index.json"
+    hashes = []
+    for name in ("", "visual.proj", "visual.conv1.weight"):
+        state = open_clip_model.state_dict()
+        _save_index({k: v + 1 if k == name else v for k, v in state.items()}, path)
+        hashes.append(load_tower(tiny, str(tmp_path), None)[1].sha256)
+    assert len(set(hashes)) == 3
+    (tmp_path / "1.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"names 1\.safetensors: no such file beside it"):
+        load_tower(tiny, str(tmp_path), None)
+    path.write_text("{}")
+    with pytest.raises(ValueError, match="has no weight_map"):
+        load_tower(tiny, str(tmp_path), None)
+
+
+def test_several_towers_and_a_checkpoint_without_tensors_are_refused(
+    open_clip_model: nn.Module, tmp_path: Path
+) -> None:
+    path = tmp_path / "weights.pt"
+    state = open_clip_model.state_dict()
+    torch.save(state | {f"model.{k}": v for k, v in state.items()}, path)
+    with pytest.raises(ValueError, match=r"several image towers, below '', 'model\.'"):
+        read_clip(path)
+    torch.save({"epoch": 1, "optimizer": {}}, path)
+    with pytest.raises(ValueError, match="holds no tensors: its entries are epoch, optimizer"):
+        read_clip(path)
+
+
+def test_the_message_names_the_global_and_not_torchs_advice(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pt"
+    torch.save({"state_dict": {}, "args": argparse.Namespace(lr=1)}, path)
+    with pytest.raises(ValueError, match=r"asks for argparse\.Namespace\); where you trust it") as error:
+        read_clip(path)
+    assert "\x1b" not in str(error.value)
+    assert "two options" not in str(error.value)
 
 
 def test_a_damaged_archive_is_named(tmp_path: Path) -> None:
