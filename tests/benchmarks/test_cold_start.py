@@ -25,4 +25,4 @@ def test_starts_are_timed_and_failures_named(tmp_path: Path, monkeypatch: pytest
         pieces = row["pieces"]
         assert sum(pieces["start"].values()) + pieces["first"]["commit"] < row["median"]
     assert "warp fp32, cold" in [row["name"] for row in content["skipped"]]
-    assert "unknown backend" in content["skipped"][0]["reason"]
+    assert "model.backend: 'warp' does not fit" in content["skipped"][0]["reason"]

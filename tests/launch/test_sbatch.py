@@ -7,9 +7,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
-import typer
+from typer.testing import CliRunner
 
 from dali_aesthetic.cli import app
+from dali_aesthetic.config import Config
 from tests.conftest import REPOSITORY
 
 SCRIPT = REPOSITORY / "configs" / "slurm.sbatch"
@@ -33,15 +34,16 @@ def test_the_batch_script_parses_and_names_a_missing_variable() -> None:
 
 
 def test_srun_starts_a_valid_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[dict[str, object]] = []
-    monkeypatch.setattr("dali_aesthetic.cli.run_with", lambda flags, file, saying: seen.append(flags) or 0)
-    with pytest.raises(SystemExit) as end:
-        typer.main.get_command(app)(command_line(), standalone_mode=False)
-    assert end.value.code == 0
-    (flags,) = seen
-    assert flags["launch"] == {"engine": None, "gpus": "all", "workers": None}
-    assert (flags["input"], flags["output"]) == (["$INPUT"], "$OUTPUT")
-    assert flags["threshold"]["preset"] == "high"  # type: ignore[index]
+    seen: list[Config] = []
+    monkeypatch.setattr(
+        "dali_aesthetic.commands.run._run", lambda config, print_config, verbosity: seen.append(config) or 0
+    )
+    result = CliRunner().invoke(app, command_line())
+    assert result.exit_code == 0, result.output
+    (config,) = seen
+    assert (config.launch.engine, config.launch.gpus, config.launch.workers) == ("local", "all", None)
+    assert (config.input, config.output) == (("$INPUT",), "$OUTPUT")
+    assert config.threshold.preset == "high"
 
 
 def test_the_batch_script_passes_its_variables_to_the_command(tmp_path: Path) -> None:

@@ -77,10 +77,10 @@ def test_no_shard_is_logged_twice_however_many_end_between_two_polls(tmp_path: P
     with json_log(str(path)) as file:
         follower = log._Follower(file, stats)
         stats.reports += [ShardReport(name=str(index), source="a.tar") for index in range(1500)]
-        follower.look()
-        follower.look()
+        follower.poll()
+        follower.poll()
         stats.reports.append(ShardReport(name="last", source="a.tar"))
-        follower.look()
+        follower.poll()
     names = [line["name"] for line in events(path)]
     assert names == [*map(str, range(500, 1500)), "last"]
 

@@ -15,7 +15,7 @@ from dali_aesthetic.config import Config
 from dali_aesthetic.launch.run import run
 from dali_aesthetic.observe import observing
 from tests.observe.conftest import MODEL
-from tests.observe.test_prometheus import scrape
+from tests.observe.test_metrics import scrape
 
 SMALL: dict[str, Any] = {"encoder": "ViT-S-32", "weights": "random:1", "heads": ["random:1"]}
 """Workers are processes of their own, which know open_clip's encoders only."""
