@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 from dataclasses import asdict, dataclass
 from importlib import resources
 
@@ -97,7 +98,7 @@ def read_count(text: str) -> float:
     try:
         return float(text if factor == 1 else text.strip()[:-1]) * factor
     except ValueError:
-        raise ConfigError(f"--images {text}: give a number such as 5e9, 10M or 1.5B") from None
+        raise ConfigError(f"--images {shlex.quote(text)}: give a number such as 5e9, 10M or 1.5B") from None
 
 
 def _rate(gpu: str) -> Rate:
@@ -109,11 +110,14 @@ def _rate(gpu: str) -> Rate:
 
 def _check(images: float, gpus: int, price: float | None, image_kb: float, keep: float) -> None:
     wrong = [
-        (not (math.isfinite(images) and images >= 1), f"--images {images:g}: at least 1"),
-        (gpus < 1, f"--gpus {gpus}: at least 1"),
-        (price is not None and not (math.isfinite(price) and price >= 0), f"--price {price}: 0 or more"),
-        (not (math.isfinite(image_kb) and image_kb > 0), f"--image-kb {image_kb:g}: more than 0"),
-        (not 0 <= keep <= 1, f"--keep {keep:g}: a share between 0 and 1"),
+        (not (math.isfinite(images) and images >= 1), f"--images {images:g}: give a number from 1 up"),
+        (gpus < 1, f"--gpus {gpus}: give a whole number from 1 up"),
+        (
+            price is not None and not (math.isfinite(price) and price >= 0),
+            f"--price {price}: give a number from 0 up",
+        ),
+        (not (math.isfinite(image_kb) and image_kb > 0), f"--image-kb {image_kb:g}: give a number above 0"),
+        (not 0 <= keep <= 1, f"--keep {keep:g}: give a number from 0 to 1"),
     ]
     for is_wrong, message in wrong:
         if is_wrong:

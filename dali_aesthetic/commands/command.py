@@ -10,11 +10,14 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, NoReturn, get_type_hints
 
 import typer
+from pydantic import ValidationError
 from rich.console import Console
 from rich.markup import escape
 from typer.models import ArgumentInfo
 
-from dali_aesthetic.commands.options import nested, parameters
+from dali_aesthetic.commands.options import as_text, nested, numbers_among, parameters
+from dali_aesthetic.config import ConfigError
+from dali_aesthetic.fields import Section, explain, options_of
 from dali_aesthetic.launch.signals import Stopped, stoppable
 
 console = Console(stderr=True, highlight=False)
@@ -55,6 +58,9 @@ def command(
         kinds = get_type_hints(function, include_extras=True)
         own = [one.replace(annotation=kinds[one.name], kind=one.KEYWORD_ONLY) for one in own]
         has_argument = any(isinstance(info, ArgumentInfo) for one in own for info in _metadata(one))
+        numbers = numbers_among(own)
+        read_here = {option.path: option for option in options_of(numbers)}
+        own = [as_text(one, read_here[one.name]) if one.name in read_here else one for one in own]
         made = parameters(takes, descriptions or {}, with_arguments=not has_argument)
 
         def call(**values: Any) -> None:
@@ -63,7 +69,7 @@ def command(
             if more := given.pop("", None):
                 given["input"] = [*(given["input"] or []), *more]
             first = (nested(given),) if takes else ()
-            _exit_with(lambda: function(*first, **values), bool(values.get("verbose")))
+            _exit_with(lambda: function(*first, **_read(numbers, values)), bool(values.get("verbose")))
 
         call.__signature__ = inspect.Signature([*made.values(), *own])  # type: ignore[attr-defined]
         call.__name__, call.__doc__ = function.__name__, function.__doc__
@@ -71,6 +77,15 @@ def command(
         return function
 
     return decorate
+
+
+def _read(numbers: type[Section], values: dict[str, Any]) -> dict[str, Any]:
+    """`values` with the numbers among them read from text. Raises `ConfigError`."""
+    texts = {name: values[name] for name in numbers.model_fields if values[name] is not None}
+    try:
+        return values | dict(numbers.model_validate(texts))
+    except ValidationError as error:
+        raise ConfigError(explain(error, numbers, texts)) from None
 
 
 def fail(message: str, code: int) -> NoReturn:

@@ -83,11 +83,13 @@ def doctor(given: Mapping[str, Any], json: Json = False) -> int:
 @command(commands, examples=PLAN_EXAMPLES)
 def plan(
     images: Annotated[str, typer.Option(metavar="NUMBER", help="How many, such as 10M, 1.5B or 5e9.")],
-    gpus: Annotated[int, typer.Option(help="GPUs at work at the same time.")] = 1,
+    gpus: Annotated[int, typer.Option(min=1, help="GPUs at work at the same time.")] = 1,
     gpu: Annotated[str, typer.Option(help="The kind: one that was measured, such as h100.")] = "h100",
-    price: Annotated[float | None, typer.Option(help="Of a GPU-hour. (default: no cost is shown)")] = None,
+    price: Annotated[
+        float | None, typer.Option(min=0, help="Of a GPU-hour. (default: no cost is shown)")
+    ] = None,
     image_kb: Annotated[float, typer.Option(help="Size of a sample, in KB of 1000 bytes.")] = 100,
-    keep: Annotated[float, typer.Option(help="Share of the images kept, 0 to 1.")] = 0.25,
+    keep: Annotated[float, typer.Option(min=0, max=1, help="Share of the images kept, 0 to 1.")] = 0.25,
     json: Json = False,
 ) -> int:
     """Say how many hours and GPU-hours a run takes, what it costs, and what the storage must give."""

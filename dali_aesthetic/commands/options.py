@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
 import yaml
+from pydantic import create_model
 from rich.markup import escape
 
 from dali_aesthetic.config import Config, ConfigError, given_paths
-from dali_aesthetic.fields import PANELS, Option, options_of
+from dali_aesthetic.fields import PANELS, Option, Section, option, options_of
 
 OPTIONS = {option.path: option for option in options_of(Config) if option.flag}
 """The fields of `Config` that are options, by path."""
@@ -46,6 +48,25 @@ def parameters(
     if with_arguments and "input" in made:
         made[""] = _keyword("more_input", list[str] | None, typer.Argument(hidden=True))
     return made
+
+
+def numbers_among(own: Iterable[inspect.Parameter]) -> type[Section]:
+    """The `own` options of a command that take a number, as a section: its errors read like `Config`'s."""
+    fields: dict[str, Any] = {}
+    for one in own:
+        kind, info = get_args(one.annotation)
+        if number := {int, float} & {kind, *get_args(kind)}:
+            limits = {"ge": info.min, "le": info.max} | ({"allow_inf_nan": False} if float in number else {})
+            fields[one.name] = (kind, option(one.default, info.help, **limits))
+    return create_model("Numbers", __base__=Section, **fields)
+
+
+def as_text(parameter: inspect.Parameter, number: Option) -> inspect.Parameter:
+    """`parameter` as one that takes text, for a section of `numbers_among` to read."""
+    info = copy.copy(get_args(parameter.annotation)[1])
+    info.min, info.max, info.metavar = None, None, _metavar(number)
+    default = None if parameter.default is None else str(parameter.default)
+    return parameter.replace(annotation=Annotated[str | None, info], default=default)
 
 
 def nested(values: Mapping[str, Any]) -> dict[str, Any]:

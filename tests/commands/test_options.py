@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -58,6 +59,28 @@ def test_a_wrong_value_of_a_flag_is_refused_with_flag_value_and_fix(option: Opti
     assert value in text
     assert any(fix in text for fix in ("give ", "did you mean"))
     assert not any(word in text for word in ("Input should be", "valid ", "unable to parse", "Traceback"))
+
+
+@pytest.mark.parametrize(
+    ("command", "flag", "value", "fix"),
+    [
+        ("plan --images 1B", "--gpus", "abc", "a whole number from 1 up"),
+        ("plan --images 1B", "--gpus", "0", "a whole number from 1 up"),
+        ("plan --images 1B", "--price", "nan", "a number from 0 up"),
+        ("plan --images 1B", "--image-kb", "", "a number"),
+        ("plan --images 1B", "--keep", "2", "a number from 0 to 1"),
+        ("plan", "--images", "0", "a number from 1 up"),
+        ("inspect --input a.tar", "--shards", "1.5", "a whole number from 1 up"),
+        ("verify out", "--sample", "0", "a whole number from 1 up"),
+        ("compact out --output packed", "--samples-per-shard", "many", "a whole number from 1 up"),
+    ],
+)
+def test_a_wrong_number_of_an_option_outside_the_config_reads_the_same(
+    command: str, flag: str, value: str, fix: str
+) -> None:
+    done = invoke(*command.split(), flag, value)
+    assert done.exit_code == 2
+    assert done.stderr.strip() == f"error {flag} {shlex.quote(value)}: give {fix}"
 
 
 def test_the_backends_of_the_config_are_the_registered_ones() -> None:
