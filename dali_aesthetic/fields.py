@@ -16,9 +16,17 @@ from types import NoneType, UnionType
 from typing import Any, ClassVar, Literal, TypeGuard, Union, get_args, get_origin
 
 import annotated_types
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
-from pydantic_core import ErrorDetails
+from pydantic_core import ErrorDetails, PydanticCustomError
 
 EXPERT = "Expert"
 PANELS = (
@@ -72,6 +80,14 @@ class Section(BaseModel):
         if not isinstance(values, dict):
             return values
         return {name: _as_text(value) for name, value in values.items()}
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_switch_as_number(cls, value: Any, info: ValidationInfo) -> Any:
+        kind = cls.model_fields[info.field_name or ""].annotation
+        if isinstance(value, bool) and bool not in (kind, *get_args(kind)):
+            raise PydanticCustomError("switch", "a switch")  # pydantic would take true for 1
+        return value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -178,8 +178,7 @@ def _read_share(text: str) -> float:
 
 
 def _not_a_unit(flag: str, value: float) -> str:
-    text = f"{flag} {value:g} is outside 0..1"
+    text, raw_flag = f"{flag} {value:g} is outside 0..1", flag.replace("threshold", "raw-threshold")
     if 1.0 < value <= RAW_PER_UNIT:
-        raw_flag = flag.replace("threshold", "raw-threshold")
         return f"{text}: did you mean {raw_flag} {value:g} (the same as {flag} {value / 10:g})?"
-    return f"{text}: give a share of the 0-1 scale such as 0.5, or --raw-threshold for the head's own scale"
+    return f"{text}: give a share of the 0-1 scale such as 0.5, or {raw_flag} for the head's own scale"

@@ -29,6 +29,12 @@ def test_a_single_input_is_a_list_of_one() -> None:
             MINIMAL | {"decode": {"batchsize": 8}},
             r"^decode.batchsize is no field of the configuration: did you mean decode.batch_size\?",
         ),
+        (
+            MINIMAL | {"decode": {"batch_size": True}},
+            "decode.batch_size: True does not fit: give a whole number",
+        ),
+        (MINIMAL | {"launch": {"gpus": True}}, "launch.gpus: True does not fit: give a"),
+        (MINIMAL | {"threshold": {"top": True}}, "threshold.top: True does not fit: give a number"),
         (MINIMAL | {"device": "gpu"}, "device: 'gpu' does not fit"),
         (MINIMAL | {"model": {"heads": []}}, "model.heads: no head given"),
         (MINIMAL | {"model": {"heads": ["a", "a"]}}, "names a head twice"),

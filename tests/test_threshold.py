@@ -41,6 +41,11 @@ def test_a_raw_score_given_as_unit_suggests_the_raw_flag() -> None:
         Threshold(unit=-0.1)
 
 
+def test_a_wrong_upper_bound_suggests_the_raw_flag_of_its_own() -> None:
+    with pytest.raises(ValidationError, match=r"--max-threshold -1 .*, or --max-raw-threshold for"):
+        Threshold(max_unit=-1)
+
+
 def test_an_unknown_preset_is_refused_with_the_known_ones() -> None:
     with pytest.raises(ValidationError, match="'best' is unknown: choose from permissive, standard"):
         Threshold(preset="best")
