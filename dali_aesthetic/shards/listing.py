@@ -84,7 +84,9 @@ def list_lines(path: str) -> Iterator[str]:
                 raise InputError(f"the list file {path} holds another list ({line}); write its lines into it")
             if line and line[0] != "#":
                 yield at_home(line)
-    except (OSError, UnicodeDecodeError, StoreUnusable) as error:
+    except UnicodeDecodeError as error:
+        raise InputError(f"the list file {path} is not UTF-8 ({error}); save it as UTF-8") from error
+    except (OSError, StoreUnusable) as error:
         raise InputError(f"the list file {path} can't be read: {error}") from error
 
 

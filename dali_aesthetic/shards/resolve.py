@@ -193,10 +193,16 @@ def _glob(text: str, exclude: str, wanted: Kind | None) -> Found:
     found = sorted(glob.iglob(text, recursive=True))
     if not found:
         raise InputError(f"the pattern {text} matches nothing{_current_folder(text)}")
+    # A folder's other files are left out too; where there is nothing else, they are refused.
+    found = [path for path in found if _is_input(path)] or found
     if exclude:
         below = os.path.join(os.path.abspath(exclude), "")
         found = [path for path in found if not os.path.join(os.path.abspath(path), "").startswith(below)]
     return replace(_members(found, exclude, wanted), root=fixed_root(text))
+
+
+def _is_input(path: str) -> bool:
+    return bool(_kind_of_name(path)) or os.path.isdir(path)
 
 
 def _check_exist(paths: Sequence[str], what: str) -> None:
@@ -273,9 +279,13 @@ def _by_kind(names: Iterable[str]) -> dict[str, list[str]]:
     """`names` by their kind, by `compressed`, and by the empty text for all others."""
     there = defaultdict[str, list[str]](list)
     for name in names:
-        kind = KINDS.get(extension(name)) or ("compressed" if name.lower().endswith(COMPRESSED) else "")
-        there[kind].append(name)
+        there[_kind_of_name(name)].append(name)
     return there
+
+
+def _kind_of_name(name: str) -> str:
+    """The kind of the file `name`, `compressed`, or the empty text for all others."""
+    return KINDS.get(extension(name)) or ("compressed" if name.lower().endswith(COMPRESSED) else "")
 
 
 def _kind_among(there: dict[str, list[str]], is_written: Callable[[str], bool]) -> Kind | None:

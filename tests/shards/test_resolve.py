@@ -47,6 +47,22 @@ def test_a_pattern_of_images_takes_their_sidecars_and_no_other_image(folder: Pat
     assert images(folder / "a.jpg", folder / "b.jpg") == images(folder / "*.jpg"), "as a shell expands it"
 
 
+def test_a_pattern_leaves_out_other_files_like_a_folder(folder: Path) -> None:
+    touch(folder, "tars/0.tar", "tars/README.md", "tars/old.tar.gz")
+    assert images(folder / "a*") == ["a.jpg", "a.txt", "a.jpg.json"]
+    assert [shard.name for shard in plan_shards(folder / "tars" / "[0R]*")] == ["0"]
+    with pytest.raises(InputError, match=r"old\.tar\.gz is compressed"):
+        plan_shards(folder / "tars" / "*")
+    with pytest.raises(InputError, match=r"notes.md is neither"):
+        plan_shards(folder / "*.md")
+
+
+def test_a_list_in_another_encoding_is_refused_with_the_fix(tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_bytes("a.tar\n".encode("utf-16"))
+    with pytest.raises(InputError, match=r"list.txt is not UTF-8 .*; save it as UTF-8"):
+        plan_shards(f"@{tmp_path}/list.txt")
+
+
 @pytest.mark.parametrize("text", ["photo.jpg", "./photo.jpg", "*.jpg", "."])
 def test_a_relative_image_has_the_key_of_its_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
