@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image, ImageOps
 
@@ -23,6 +22,7 @@ from dali_aesthetic.layout import shard_file
 from dali_aesthetic.report.distribution import Grid, decimal
 from dali_aesthetic.report.rows import ShardScores
 from dali_aesthetic.shards.formats import IMAGE_RANK, KNOWN_SIDECARS, extension, looks_like_image
+from dali_aesthetic.shards.parquet import holds_bytes, is_text, row_image
 from dali_aesthetic.shards.scan import Member, TarDamage, scan_tar
 from dali_aesthetic.shards.tar import read_tar, split_name
 from dali_aesthetic.stores.access import open_file
@@ -302,13 +302,15 @@ def _data(view: memoryview, member: Member | None) -> Buffer | None:
 
 
 def image_in_row(source: str, row: int) -> Buffer | None:
-    """The first value of the row that starts like an image, plain or in a `{bytes, path}` struct.
+    """The first value of the row that starts like an image, of the types that `read_parquet` takes.
 
     None if there is no such row or no image in it. Reads the row group up to the row and nothing else. Raises
     the errors of the file system.
     """
     with open_file(source) as opened, pq.ParquetFile(opened) as file:
-        columns = [field.name for field in file.schema_arrow if _may_hold_bytes(field.type)]
+        schema = file.schema_arrow
+        columns = [field.name for field in schema if holds_bytes(field.type)]
+        columns = columns or [field.name for field in schema if is_text(field.type)]
         for group in range(file.num_row_groups):
             size = file.metadata.row_group(group).num_rows
             if row < size:
@@ -320,15 +322,7 @@ def image_in_row(source: str, row: int) -> Buffer | None:
 def _image(file: pq.ParquetFile, group: int, row: int, columns: list[str]) -> Buffer | None:
     for batch in file.iter_batches(_ROWS_AT_A_TIME, row_groups=[group], columns=columns):
         if row < len(batch):
-            values = (column[row].as_py() for column in batch.columns)
-            found = (value.get("bytes") if isinstance(value, dict) else value for value in values)
+            found = (row_image(column[row])[0] for column in batch.columns)
             return next((one for one in found if one and looks_like_image(one)), None)
         row -= len(batch)
     return None
-
-
-def _may_hold_bytes(kind: pa.DataType) -> bool:
-    if pa.types.is_struct(kind):
-        index = kind.get_field_index("bytes")
-        return index >= 0 and _may_hold_bytes(kind.field(index).type)
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))

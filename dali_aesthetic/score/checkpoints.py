@@ -107,8 +107,8 @@ class Checkpoint:
 def read_clip(path: Path) -> Checkpoint:
     """The vision tower of a checkpoint file, or of a model folder of Hugging Face's or open_clip's.
 
-    Raises ValueError for a file that is no CLIP checkpoint with a ViT or is no plain one, and for
-    a folder whose images are prepared in a way that isn't supported.
+    Raises ValueError for a file that is no CLIP checkpoint with a ViT or that holds code, and for a folder
+    whose images are prepared in a way that isn't supported.
     """
     file = weights_file(path)
     if is_torchscript(file):

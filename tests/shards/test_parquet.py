@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from dali_aesthetic import Config, ImageScorer, ModelConfig, Threshold, run
 from dali_aesthetic.config import GuardConfig
 from dali_aesthetic.decode.headers import Limits, probe
 from dali_aesthetic.launch.filter import filter_scored
+from dali_aesthetic.report.pictures import image_in_row
 from dali_aesthetic.shards import parquet
 from dali_aesthetic.shards.listing import InputError
 from dali_aesthetic.shards.opened import ReadLimits
@@ -180,6 +183,80 @@ def test_the_column_is_found_or_given() -> None:
         image_column(pa.schema([("a", pa.binary()), ("n", pa.int64())]), "n")
     with pytest.raises(InputError, match="no column holds image bytes"):
         image_column(pa.schema([("n", pa.int64())]))
+
+
+def _structs(images: list[bytes | None]) -> list[dict[str, object]]:
+    return [{"bytes": image, "path": f"{i}.jpg"} for i, image in enumerate(images)]
+
+
+COLUMNS = {
+    "dictionary": lambda images: pa.array(images).dictionary_encode(),
+    "binary view": lambda images: pa.array(images, pa.binary_view()),
+    "fixed size": lambda images: pa.array(images, pa.binary(len(images[0]))),
+    "large binary": lambda images: pa.array(images, pa.large_binary()),
+    "list of structs": lambda images: pa.array([[s] for s in _structs(images)], pa.list_(STRUCT)),
+    "base64": lambda images: pa.array([image and base64.b64encode(image).decode() for image in images]),
+    "data URI": lambda images: pa.array(
+        [image and "data:image/png;base64," + base64.b64encode(image).decode() for image in images]
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", COLUMNS)
+@pytest.mark.parametrize("name", ["image", "scan"])
+def test_images_are_read_from_every_type_of_column(tmp_path: Path, kind: str, name: str) -> None:
+    images: list[bytes | None] = []
+    for shade in (1, 2, 3):
+        buffer = io.BytesIO()
+        Image.new("RGB", (8, 8), (shade, 0, 0)).save(buffer, "PNG", compress_level=0)  # all of one size
+        images.append(buffer.getvalue())
+    images.append(None)
+    ids = pa.array([b"0123456789abcdef"] * 4, pa.binary(16))
+    table = pa.table({"md5": ids, name: COLUMNS[kind](images), "text": list("abcd")})
+    pq.write_table(table, tmp_path / "a.parquet")
+    samples, end = _read(tmp_path / "a.parquet")
+    assert end.error == ""
+    assert [sample.image and bytes(sample.image) for sample in samples] == images
+    assert samples[3].status is Status.MISSING_IMAGE
+    assert json.loads(bytes(samples[0].sidecar or b""))["text"] == "a"
+    found = image_in_row(str(tmp_path / "a.parquet"), 1)
+    assert found is not None
+    assert bytes(found) == images[1]
+
+
+def test_of_several_images_in_a_row_the_first_is_scored_with_a_warning(tmp_path: Path) -> None:
+    rows = [_structs([b"a", b"b"]), _structs([b"c"]), [], None]
+    pq.write_table(pa.table({"images": pa.array(rows, pa.list_(STRUCT))}), tmp_path / "a.parquet")
+    samples, end = _read(tmp_path / "a.parquet")
+    assert [sample.image and bytes(sample.image) for sample in samples] == [b"a", b"c", None, None]
+    assert end.warnings == (
+        "rows of the column 'images' have several images: only the first of each is scored",
+    )
+
+
+@pytest.mark.parametrize(
+    ("value", "fix"),
+    [
+        ("/data/0.jpg", "give their folder as --input"),
+        ("https://example.org/0", "download them first, as img2dataset does"),
+    ],
+)
+@pytest.mark.parametrize("wanted", ["", "image"])
+def test_a_column_of_paths_or_urls_is_named_with_the_fix(
+    tmp_path: Path, value: str, fix: str, wanted: str
+) -> None:
+    pq.write_table(pa.table({"text": ["a"], "image": [value]}), tmp_path / "a.parquet")
+    (shard,) = plan_shards(tmp_path / "a.parquet", image_column=wanted)
+    (end,) = read_parquet(shard)
+    assert isinstance(end, ShardEnd)
+    assert f"the column 'image' holds paths or URLs ('{value}'), not images: {fix}" in end.error
+
+
+def test_a_row_with_only_a_path_says_so(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"image": pa.array(_structs([None]), STRUCT)}), tmp_path / "a.parquet")
+    ((sample,), _) = _read(tmp_path / "a.parquet")
+    assert sample.status is Status.MISSING_IMAGE
+    assert "it has only the path '0.jpg': embed the bytes" in sample.message
 
 
 def test_damage_and_limits(dataset: Path, tmp_path: Path) -> None:
