@@ -57,7 +57,10 @@ def exists(location: str | os.PathLike[str]) -> bool:
 
 
 def list_files(folder: str | os.PathLike[str], suffix: str = "") -> Iterator[str]:
-    """Paths below `folder`, relative to it, with `/`, from one listing; none for a missing folder."""
+    """Paths below `folder`, relative to it, with `/`, from one listing; none for a missing folder.
+
+    Raises PermissionError, FileNotFoundError for a missing bucket, or another OSError.
+    """
     text = os.fspath(folder)
     if is_url(text):
         store, prefix = store_of(text)

@@ -6,6 +6,7 @@ The retries around each call (`store.retried`) come on top, with longer pauses.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -77,7 +78,8 @@ def http_store(server: str) -> ObstoreStore:
 
 
 def _hint(options: S3Options) -> str:
-    return f"credentials from {options.source}, region {options.config.get('region', 'us-east-1')}"
+    endpoint = f" at {options.endpoint}" if options.endpoint else ""
+    return f"credentials from {options.source}, region {options.config.get('region', 'us-east-1')}{endpoint}"
 
 
 class ObstoreStore:
@@ -120,8 +122,9 @@ class ObstoreStore:
         if self._is_web:
             yield from _linked(self.name, prefix)
             return
-        for found in obstore.list(self._store, prefix=prefix.strip("/") or None, chunk_size=1000):
-            yield from ((meta["path"], meta["size"]) for meta in found)
+        pages = iter(obstore.list(self._store, prefix=prefix.strip("/") or None, chunk_size=1000))
+        while (page := self._ask(prefix, lambda: next(pages, None))) is not None:
+            yield from ((meta["path"], meta["size"]) for meta in page)
 
     def put(self, key: str, content: Path | bytes) -> None:
         """See `Store`. Each part's SHA-256 is signed, so S3 refuses a part that was corrupted in transit."""
@@ -154,14 +157,16 @@ class ObstoreStore:
         where = f"{self.name}/{key}"
         try:
             return call()
-        except FileNotFoundError:
+        except FileNotFoundError as error:
+            if "NoSuchBucket" in str(error):
+                raise self._no_bucket() from None
             raise FileNotFoundError(2, "there is no such object", where) from None
         except PreconditionError:
             raise ObjectChanged(f"{where} changed since it was looked at") from None
         except AlreadyExistsError:
             raise FileExistsError(17, "there is such an object", where) from None
         except (PermissionDeniedError, UnauthenticatedError) as error:
-            raise PermissionError(13, f"access denied ({self._hint}): {brief(error)}", where) from None
+            raise self._denied(error, where) from None
         except NotSupportedError as error:
             if "Range" in str(error):
                 raise NoRanges(f"{where}: the server sends it only whole") from None
@@ -169,7 +174,18 @@ class ObstoreStore:
         except GenericError as error:
             if "NotImplemented" in str(error):
                 raise NoConditions(f"{where}: {brief(error)}") from None
+            # Listings have no errors of their own for these.
+            if "NoSuchBucket" in str(error):
+                raise self._no_bucket() from None
+            if re.search("status code: 40[13] ", str(error)):
+                raise self._denied(error, where) from None
             raise
+
+    def _no_bucket(self) -> FileNotFoundError:
+        return FileNotFoundError(2, f"there is no such bucket ({self._hint})", self.name)
+
+    def _denied(self, error: Exception, where: str) -> PermissionError:
+        return PermissionError(13, f"access denied ({self._hint}): {brief(error)}", where)
 
 
 def _linked(server: str, prefix: str) -> Iterator[tuple[str, int]]:

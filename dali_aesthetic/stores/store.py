@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from dali_aesthetic.types import Buffer
 T = TypeVar("T")
 _SLICE_SECONDS = 0.1
 _MESSAGE_CHARACTERS = 300
+_S3_ERROR = re.compile(r"<Code>(.*?)</Code>.*?<Message>(.*?)</Message>", re.DOTALL)
+_STATUS = re.compile(r".*Server returned non-2xx status code: ", re.DOTALL)
 EXTRAS = {
     **dict.fromkeys(("s3", "s3a"), "s3"),
     **dict.fromkeys(("http", "https"), "http"),
@@ -150,8 +153,10 @@ def retried(
 
 
 def brief(error: Exception) -> str:
-    """The first sentence of a client's error."""
+    """The first sentence of a client's error; of an S3 server's answer its code and message."""
     text = str(error).partition("\n\nDebug source")[0].strip() or repr(error)
+    answer = _S3_ERROR.search(text)
+    text = f"{answer[1]}: {answer[2]}" if answer else _STATUS.sub("", text).rstrip(": ")
     return " ".join(text.split())[:_MESSAGE_CHARACTERS]
 
 
