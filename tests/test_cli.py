@@ -161,6 +161,15 @@ def test_a_flag_replaces_other_spellings_of_its_own_bound_only(
     assert merge(file, {"threshold": flags}) == {"threshold": fields}
 
 
+@pytest.mark.parametrize("name", ["", "absent.yaml"])
+def test_a_config_file_that_cannot_be_read_is_named_once_with_the_fix(tmp_path: Path, name: str) -> None:
+    done = invoke("run", "--config", tmp_path / name)
+    assert done.exit_code == 2
+    assert done.stderr.count(str(tmp_path / name)) == 1
+    assert "give a YAML file or the run.json of an output" in done.stderr
+    assert "Errno" not in done.stderr
+
+
 def test_a_config_file_that_is_not_utf8_is_named_in_the_error(tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_bytes(b"output: caf\xe9\n")
     done = invoke("run", "--config", tmp_path / "run.yaml")

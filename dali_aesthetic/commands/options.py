@@ -102,7 +102,10 @@ def _read(file: Path) -> dict[str, Any]:
     """The fields of a YAML file, or of the `run.json` of an output."""
     try:
         values = yaml.safe_load(file.read_bytes())  # YAML says its own encoding, not the locale
-    except (OSError, yaml.YAMLError) as error:
+    except OSError as error:
+        reason = f"{error.strerror}; give a YAML file or the run.json of an output"
+        raise ConfigError(f"--config {file}: {reason}") from None
+    except yaml.YAMLError as error:
         raise ConfigError(f"--config {file}: {error}") from None
     if isinstance(values, dict) and {"identity", "config"} <= values.keys():
         values = values["config"]

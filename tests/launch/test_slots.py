@@ -43,10 +43,12 @@ def test_gpus_are_named_as_they_are_visible(
 
 def test_more_gpus_than_there_are_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
-    with pytest.raises(ConfigError, match="sees 3 GPUs"):
+    with pytest.raises(
+        ConfigError, match=r"^--gpus 4: this process sees 3 GPUs: .* give --gpus 3 or --workers N"
+    ):
         find_slots(config(gpus=4))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    with pytest.raises(ConfigError, match="--workers N for CPU workers"):
+    with pytest.raises(ConfigError, match="or give --workers N for processes on the CPU"):
         find_slots(config(gpus="all"))
 
 

@@ -40,9 +40,10 @@ def find_slots(config: Config) -> list[Slot]:
     there = visible_gpus()
     count = len(there) if config.launch.gpus == "all" else int(config.launch.gpus or 1)
     if not there or count > len(there):
+        fewer = f"--gpus {len(there)} or " if there else ""
         raise ConfigError(
-            f"launch.gpus: {config.launch.gpus}, but this process sees {len(there)} GPUs: check nvidia-smi "
-            f"and {VISIBLE}, give --gpus all, or --workers N for CPU workers"
+            f"--gpus {config.launch.gpus}: this process sees {len(there)} GPUs: check nvidia-smi and "
+            f"{VISIBLE}, or give {fewer}--workers N for processes on the CPU"
         )
     return [
         Slot(name=f"GPU {i}", visible=there[i], threads=_share(count), sharers=count) for i in range(count)
