@@ -22,7 +22,7 @@ export RUN_OUTPUT := $(value OUTPUT)
 
 .PHONY: help run test soak test-gpu lint bench bench-report bench-check clean always
 help: ## list the targets
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
 ifeq ($(strip $(value INPUT)),)
 ifneq ($(strip $(value OUTPUT)$(value THRESHOLD)),)

@@ -27,7 +27,7 @@ INCOMPLETE, WRONG_CONFIGURATION = 1, 2
 
 
 class Verbosity(NamedTuple):
-    """What a command prints: everything, problems only, or its result as JSON."""
+    """How much a command prints: everything, problems only, or its result as JSON."""
 
     quiet: bool = False
     json: bool = False

@@ -50,7 +50,7 @@ _READ_FOR_EMBEDDINGS = ("input", "output", "model.encoder", "model.heads", "mode
 
 
 class Launch(Protocol):
-    """What does the work of a configuration."""
+    """Runs a configuration."""
 
     def __call__(self, config: Config, *, watch: Watch | None) -> RunResult: ...
 

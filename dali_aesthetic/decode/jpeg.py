@@ -44,7 +44,7 @@ ONE_COMPONENT = b"\x11"
 
 
 class _Segments(NamedTuple):
-    """What stands before the first scan: offsets of the frame header (-1: none) and of the scan."""
+    """The segments before the first scan: offsets of the frame header (-1: none), of the scan, …"""
 
     frame: int
     scan: int

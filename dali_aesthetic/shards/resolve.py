@@ -153,7 +153,7 @@ def _merge(found: Sequence[Found]) -> Found:
 
 
 def _members(texts: Iterable[str], exclude: str, wanted: Kind | None) -> Found:
-    """What many texts name; a file with a known extension is not looked for."""
+    """The files that many texts name. A name with a known extension is taken without a look at the disk."""
     parts = []
     for kind, group in groupby(texts, _plain_kind):
         if kind is None:

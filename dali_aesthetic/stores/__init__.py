@@ -1,1 +1,1 @@
-"""Object stores: where bytes come from and go to that lie on no disk. Every other room asks here, by URL."""
+"""Object stores: reads and writes at URLs, for all other packages."""

@@ -61,7 +61,7 @@ class KeptRows(Part):
         return source.schema_arrow
 
     def _written(self, table: pa.Table, start: int) -> pa.Table:
-        """What is written for chosen rows of a row group, of which the first is the `start`th of all."""
+        """The rows to write for the chosen rows of a row group, the first of which has the index `start`."""
         return table
 
     def abandon(self) -> None:

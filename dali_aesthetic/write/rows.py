@@ -108,7 +108,7 @@ class ScoreRows:
         return {status: count for status, count in counts.items() if count}
 
     def warnings(self) -> tuple[str, ...]:
-        """What was left out of the json files."""
+        """Warnings about json files and fields that the scores leave out."""
         found = []
         if self._sidecars.num_ignored:
             found.append(f"unreadable json files left out of the scores: {self._sidecars.num_ignored}")
