@@ -31,7 +31,9 @@ class ModelConfig(Section):
     panel = "Model"
 
     encoder: str = option("ViT-L-14", "Any open_clip ViT name.")
-    weights: str = option("openai", "Weights of the encoder: openai, random[:SEED] or a path.")
+    weights: str = option(
+        "openai", "Weights of the encoder: openai, random[:SEED], hf-hub:ORG/REPO, open_clip's tag, a path."
+    )
     heads: tuple[str, ...] = option(
         ("laion-v2",),
         "laion-v2, laion-v1, a path, or NAME=FILE to name its column. May repeat; the first decides what is "

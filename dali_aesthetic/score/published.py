@@ -173,7 +173,7 @@ def _download_first(weights: PublishedWeights, target: Path | None, model_dir: P
 
 def _download_hub(file: PublishedFile, target: Path | None) -> Path:
     """A file of the hub, in its cache or moved to the folder `target`. Raises OSError."""
-    _require_online(hub.ENDPOINT)
+    require_online(hub.ENDPOINT)
     _LOG.info("downloading %s", file.source)
     if target is None:
         return Path(huggingface_hub.hf_hub_download(file.repo, file.hub_path, revision=file.revision))
@@ -188,7 +188,7 @@ def _download_hub(file: PublishedFile, target: Path | None) -> Path:
 
 def _download_url(file: PublishedFile, target: Path) -> Path:
     """A file of a plain web server, in the folder `target`. Raises OSError."""
-    _require_online(None)
+    require_online(None)
     _LOG.info("downloading %s", file.source)
     target.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target, prefix=".download-") as folder:
@@ -209,7 +209,7 @@ def _check_sha256(file: PublishedFile, path: Path) -> None:
         raise OSError(f"the download has sha256 {sha256}")
 
 
-def _require_online(endpoint: str | None) -> None:
+def require_online(endpoint: str | None) -> None:
     """Raises OSError where downloading is switched off, or the endpoint's host can't be reached.
 
     The hub's own client retries an unreachable host for half a minute.

@@ -1,14 +1,17 @@
-"""Towers and heads by the names that users give: `openai`, `random:SEED`, `laion-v2`, or a path."""
+"""Towers and heads by the names that users give: `openai`, `random:SEED`, `laion-v2`, the hub, or a path."""
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import logging
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
+import open_clip
 import torch
 from torch import Tensor
 
@@ -16,6 +19,7 @@ from dali_aesthetic.score import published
 from dali_aesthetic.score.checkpoints import checkpoint_files, read_clip, read_tensors, weights_file
 from dali_aesthetic.score.clip import VisionTower
 from dali_aesthetic.score.head import Head, head_from_state
+from dali_aesthetic.score.hub import download_repo, find_repo, hub_repo, repo_source
 from dali_aesthetic.score.published import (
     LAION_V1,
     LAION_V2,
@@ -44,11 +48,12 @@ def fetch_tower(encoder: str, weights: str, model_dir: Path | None) -> None:
     if known := _published_tower(encoder, weights):
         published.fetch(known, model_dir)
     else:
-        _own_weights(weights)
+        _given_tower(encoder, weights, model_dir)
 
 
 def load_tower(encoder: str, weights: str, model_dir: Path | None) -> tuple[VisionTower, ResolvedFile]:
-    """The tower of an open_clip ViT with weights `openai`, `random[:SEED]` or a path; float32, on the CPU.
+    """The tower of an open_clip ViT with weights `openai`, `random[:SEED]`, of the hub or a path, in
+    float32 on the CPU.
 
     Raises ValueError for a name, file or folder that doesn't fit, WeightsUnavailable for published weights
     that are neither on this machine nor can be downloaded.
@@ -61,8 +66,9 @@ def load_tower(encoder: str, weights: str, model_dir: Path | None) -> tuple[Visi
         file = published.resolve(known, model_dir)
         path = Path(file.path)
     else:
-        path = _own_weights(weights)
-        file = _own(path.name, path)
+        path, repo = _given_tower(encoder, weights, model_dir)
+        file = _own(weights if repo else path.name, path)
+        file = replace(file, source=repo_source(repo, path)) if repo else file
     checkpoint = read_clip(path)
     quick_gelu = True if file.sha256 in OPENAI_SHA256 else checkpoint.quick_gelu
     if quick_gelu not in (None, spec.quick_gelu):
@@ -77,11 +83,29 @@ def load_tower(encoder: str, weights: str, model_dir: Path | None) -> tuple[Visi
     return VisionTower.from_state(spec, checkpoint.state), file
 
 
-def _own_weights(weights: str) -> Path:
+def _given_tower(encoder: str, weights: str, model_dir: Path | None) -> tuple[Path, str]:
+    """A checkpoint by path, with "", or of a repository of the hub, with its name."""
+    if repo := _repo(encoder, weights):
+        found = find_repo(repo, model_dir)
+        return found or download_repo(repo, weights, _download_command(encoder, weights), None), repo
     try:
-        return weights_file(Path(weights).expanduser())
+        return weights_file(Path(weights).expanduser()), ""
     except ValueError as error:
-        raise ValueError(f"weights {weights!r}: {error}; give openai, random[:SEED] or a path") from error
+        tags = open_clip.list_pretrained_tags_by_model(encoder)
+        near = difflib.get_close_matches(weights, ["openai", "random", *tags], n=2)
+        meant = f" (did you mean {' or '.join(near)}?)" if near else ""
+        raise ValueError(
+            f"weights {weights!r}: {error}{meant}; give openai, random[:SEED], hf-hub:ORG/REPO, a tag of "
+            "open_clip's or a path"
+        ) from error
+
+
+def _repo(encoder: str, weights: str) -> str:
+    return "" if Path(weights).expanduser().exists() else hub_repo(encoder, weights)
+
+
+def _download_command(encoder: str, weights: str) -> str:
+    return f"dali-aesthetic download --encoder {encoder} --weights {weights}"
 
 
 def load_head(head: str, encoder: str, embed_dim: int, model_dir: Path | None) -> tuple[Head, ResolvedFile]:
@@ -116,7 +140,13 @@ def download(encoder: str, weights: str, heads: Sequence[str], model_dir: Path |
     that can't be downloaded.
     """
     needed = [known for _, known in _needed(encoder, weights, heads) if known]
-    return [published.download(known, model_dir) for known in needed]
+    files = [published.download(known, model_dir) for known in needed]
+    if weights != "openai" and _seed(weights) is None and (repo := _repo(encoder, weights)):
+        path = find_repo(repo, model_dir)
+        if path is None or (model_dir and not path.is_relative_to(model_dir)):
+            path = download_repo(repo, weights, _download_command(encoder, weights), model_dir)
+        files.insert(0, replace(_own(weights, path), source=repo_source(repo, path)))
+    return files
 
 
 def present(
@@ -128,8 +158,16 @@ def present(
     """
     (_, tower), *others = _needed(encoder, weights, heads)
     embed_dim, seed = spec_of(encoder).embed_dim, _seed(weights)
-    own = _random(seed) if seed is not None else None
-    file = published.find(tower, model_dir) if tower else own or load_tower(encoder, weights, model_dir)[1]
+    file: ResolvedFile | WeightsUnavailable
+    if tower:
+        file = published.find(tower, model_dir)
+    elif seed is not None:
+        file = _random(seed)
+    elif (repo := _repo(encoder, weights)) and not find_repo(repo, model_dir):
+        command = _download_command(encoder, weights)
+        file = WeightsUnavailable(f"weights {weights!r} are not on this machine\n{command}")
+    else:
+        file = load_tower(encoder, weights, model_dir)[1]
     return [(weights, file)] + [
         (name, published.find(known, model_dir) if known else load_head(name, encoder, embed_dim, None)[1])
         for name, known in others
@@ -155,8 +193,8 @@ def _published_tower(encoder: str, weights: str) -> PublishedWeights | None:
             f"OpenAI published no weights for encoder {encoder!r}, only for {', '.join(OPENAI)}; "
             "give the path of a checkpoint with --weights"
         )
-    command = f"dali-aesthetic download --encoder {encoder} --weights {weights}"
-    return PublishedWeights(weights, OPENAI[openai_model(encoder)], command)
+    files = OPENAI[openai_model(encoder)]
+    return PublishedWeights(weights, files, _download_command(encoder, weights))
 
 
 def _published_head(encoder: str, head: str) -> PublishedWeights | None:
