@@ -105,9 +105,11 @@ def summary(result: RunResult, config: Config, console: Console) -> None:
 
 
 def problems(stats: RunStats, console: Console) -> None:
-    """Print damaged and failed shards by name, and workers that died. `--quiet` prints these too."""
+    """Print workers that died, warnings, and damaged and failed shards. `--quiet` prints these too."""
     for incident in stats.incidents:
         console.print(f"[yellow]worker[/] {escape(incident)}")
+    for warning in stats.reports.warnings.lines():
+        console.print(f"[yellow]warning[/] {escape(warning)}", soft_wrap=True)
     for report in stats.damaged:
         console.print(f"[yellow]damaged[/] {escape(report.source)}: {escape(report.damage)}")
     for report in stats.failed:
@@ -124,6 +126,7 @@ def as_dict(result: RunResult, config: Config) -> dict[str, Any]:
         "skipped": result.num_skipped,
         "failed": {report.source: report.error for report in stats.failed},
         "damaged": {report.source: report.damage for report in stats.damaged},
+        "warnings": stats.reports.warnings.as_dict(),
         "samples": stats.num_samples,
         "statuses": dict(stats.statuses),
         "kept": stats.num_kept,

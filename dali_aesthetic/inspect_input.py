@@ -34,6 +34,7 @@ class Survey:
     kilobytes: dict[str, float] = field(default_factory=dict)
     short_side: dict[str, float] = field(default_factory=dict)
     damage: dict[str, str] = field(default_factory=dict)
+    warnings: dict[str, list[str]] = field(default_factory=dict)
 
     @property
     def num_samples(self) -> int:
@@ -81,6 +82,8 @@ def _note_end(found: Survey, end: ShardEnd) -> None:
     found.samples_per_shard.setdefault(end.shard.name, 0)
     if end.error or end.damage:
         found.damage[end.shard.name] = end.error or end.damage
+    if end.warnings:
+        found.warnings[end.shard.name] = list(end.warnings)
 
 
 def _note_sample(found: Survey, sample: Sample, kilobytes: list[float], short_sides: list[int]) -> None:

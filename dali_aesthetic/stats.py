@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Self, TypeVar
 
 from dali_aesthetic.overlap import StageTimes
+from dali_aesthetic.shards.oddities import WarningCounts
 from dali_aesthetic.types import ImageHeader, ShardReport, Status
 
 _Number = TypeVar("_Number", int, float)
@@ -56,6 +57,7 @@ class Reports:
     def __init__(self) -> None:
         self.committed = Tally()
         self.bytes_kept = 0
+        self.warnings = WarningCounts()
         self._count = 0
         self._problems: list[ShardReport] = []
         self._latest: deque[tuple[int, ShardReport]] = deque(maxlen=_LATEST)
@@ -63,6 +65,7 @@ class Reports:
     def append(self, report: ShardReport) -> None:
         self._latest.append((self._count, report))
         self._count += 1
+        self.warnings.add(report.source, report.warnings)
         if report.error or report.damage:
             self._problems.append(report)
         if not report.error:

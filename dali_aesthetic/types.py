@@ -92,7 +92,7 @@ class ShardEnd:
 
     `damage` says where and why reading stopped early, or is empty; what came before it stands.
     `error` is set instead where nothing of the shard is to be committed. `warnings` are oddities
-    that lost nothing (a key that came twice, a skipped entry).
+    that fail nothing (a key that came twice, an entry left out).
     """
 
     shard: Shard

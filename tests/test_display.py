@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from dali_aesthetic.config import Config
-from dali_aesthetic.display import Progress, as_dict, clock, preset_rows, share, summary, watch_on
+from dali_aesthetic.display import Progress, as_dict, clock, preset_rows, problems, share, summary, watch_on
 from dali_aesthetic.launch.engine import RunResult
 from dali_aesthetic.stats import RunStats, Tally
 from dali_aesthetic.threshold import preset_counts
@@ -44,6 +44,25 @@ def test_the_summary_names_damaged_and_failed_shards(stats: RunStats) -> None:
     assert "1 (1 empty)" in text
     assert "damaged b.tar: cut at byte 7" in text
     assert "failed [c].tar: no tar" in text
+
+
+def test_warnings_are_counted_in_the_summary_and_its_json(stats: RunStats) -> None:
+    apart = "members that came twice in one sample"
+    for n in range(2000):
+        report = ShardReport(
+            name=f"{n}", source=f"[{n}].tar", warnings=(f"{apart}: 2 (first: 'a', 'b')", "odd end")
+        )
+        stats.reports.append(report)
+    console = Console(file=io.StringIO(), width=80)
+    problems(stats, console)
+    assert console.file.getvalue() == (  # type: ignore[attr-defined]
+        f"warning {apart}: 4,000 in 2,000 shards, first in [0].tar (first: 'a', 'b')\n"
+        "warning odd end: 2,000 in 2,000 shards, first in [0].tar\n"
+    )
+    config = Config(input=("x",), output="out")
+    result = RunResult(stats=stats, num_shards=4, num_skipped=1, threshold=config.threshold)
+    found = as_dict(result, config)["warnings"]
+    assert found[apart] == {"count": 4000, "shards": 2000, "first": "[0].tar (first: 'a', 'b')"}
 
 
 def test_the_summary_shows_what_each_preset_would_keep_of_this_data() -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import tarfile
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
+from dali_aesthetic.cli import app
 from dali_aesthetic.inspect_input import survey
-from tests.conftest import jpeg, write_shard
+from tests.conftest import add_member, jpeg, write_shard
 
 
 def test_keys_members_formats_and_sizes(shards_dir: Path) -> None:
@@ -39,6 +42,18 @@ def test_damage_is_named(tmp_path: Path, shards_dir: Path) -> None:
     (tmp_path / "cut.tar").write_bytes((shards_dir / "00000.tar").read_bytes()[:200_000])
     (tmp_path / "page.tar").write_text("<html>" * 1000)
     assert set(survey([str(tmp_path)], max_shards=5).damage) == {"cut", "page"}
+
+
+def test_warnings_are_shown(tmp_path: Path) -> None:
+    image = jpeg(Image.new("RGB", (64, 48)))
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name in ("0.jpg", "0.jpg", "README"):
+            add_member(tar, name, image)
+    found = survey([str(tmp_path)], max_shards=5)
+    assert len(found.warnings["a"]) == 2
+    printed = CliRunner().invoke(app, ["inspect", "--input", str(tmp_path)]).output
+    assert "members that came twice" in printed
+    assert "README" in printed
 
 
 def test_a_folder_of_images_is_an_input_too(tmp_path: Path, photos: list[Image.Image]) -> None:

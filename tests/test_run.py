@@ -14,10 +14,12 @@ import torch
 from PIL import Image
 
 from dali_aesthetic.config import Config, ConfigError, ModelConfig
+from dali_aesthetic.display import as_dict
 from dali_aesthetic.launch.run import run
 from dali_aesthetic.threshold import Threshold
+from dali_aesthetic.verify.outputs import verify_output
 from dali_aesthetic.write.lock import OutputBusy, claim
-from tests.conftest import jpeg, read_members, snapshot, write_shard
+from tests.conftest import add_member, jpeg, read_members, snapshot, write_shard
 
 
 def config(source: object, output: Path, model: ModelConfig, **more: object) -> Config:
@@ -174,6 +176,27 @@ def test_a_cut_tar_is_processed_up_to_the_cut_and_says_so(
     kept = read_members(tmp_path / "out" / "shards" / "cut.tar")
     assert kept == read_members(shards_dir / "00000.tar")[: len(kept)]
     assert len(kept) == 3 * (len(got) - 1)
+
+
+def test_a_tar_of_images_then_sidecars_keeps_its_captions_and_says_so(
+    shards_dir: Path, tiny_model: ModelConfig, tmp_path: Path
+) -> None:
+    whole = read_members(shards_dir / "00000.tar")
+    with tarfile.open(tmp_path / "glob.tar", "w") as tar:
+        for name, content in sorted(whole, key=lambda member: member[0].rpartition(".")[2]):
+            add_member(tar, name, content)
+        add_member(tar, "9999.jpg", whole[0][1])
+        add_member(tar, "9999.json", b"{")
+    settings = config(str(tmp_path / "glob.tar"), tmp_path / "out", tiny_model, threshold={"raw": -1e9})
+    result = run(settings)
+    kept = read_members(tmp_path / "out" / "shards" / "glob.tar")
+    assert kept[:-2] == [(name, dict(whole)[name]) for name, _ in kept[:-2]]
+    assert sorted(kept[:-2]) == sorted(whole)
+    assert [name[:4] for name, _ in kept] == sorted(name[:4] for name, _ in kept)
+    warnings = as_dict(result, settings)["warnings"]
+    assert warnings["keys whose files lie apart in the tar, joined"]["count"] == 7
+    assert warnings["unreadable json files left out of the scores"]["count"] == 1
+    assert verify_output(tmp_path / "out", against_input=True).problems == ()
 
 
 def test_a_folder_of_images_becomes_shards_of_the_files_own_bytes(

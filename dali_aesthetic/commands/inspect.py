@@ -119,6 +119,9 @@ def _survey_table(found: dict[str, Any]) -> Table:
     for sample in found["first"]:
         members = ", ".join(f"{member['name']} ({member['bytes']:,} B)" for member in sample["members"])
         table.add_row("sample", escape(f"{sample['key']}: {sample['format']} {sample['size']}; {members}"))
+    for name, warnings in found["warnings"].items():
+        for warning in warnings:
+            table.add_row("[yellow]warning[/]", escape(f"{name}: {warning}"))
     for name, damage in found["damage"].items():
         table.add_row("[yellow]damage[/]", escape(f"{name}: {damage}"))
     return table

@@ -104,6 +104,8 @@ def _verify_output(output: str, against_input: bool, as_json: bool) -> int:
 
 
 def _say_verdict(verdict: OutputCheck) -> None:
+    from dali_aesthetic.shards.oddities import WarningCounts
+
     for name, text in verdict.problems[:_SHOWN]:
         console.print(f"[red]wrong[/] {escape(name)}: {escape(text)}", soft_wrap=True)
     if len(verdict.problems) > _SHOWN:
@@ -112,6 +114,11 @@ def _say_verdict(verdict: OutputCheck) -> None:
         console.print(
             f"not committed, done again by the next run: {escape(', '.join(verdict.uncommitted[:5]))}"
         )
+    counts = WarningCounts()
+    for name, text in verdict.warnings:
+        counts.add(name, [text])
+    for line in counts.lines():
+        console.print(f"[yellow]warning[/] {escape(line)}", soft_wrap=True)
     compared = ", every kept byte is its input's" if verdict.compared_with_input else ""
     ending = f"{len(verdict.problems)} problems" if verdict.problems else f"all right{compared}"
     console.print(

@@ -15,10 +15,10 @@ import pyarrow.parquet as pq
 from dali_aesthetic import layout
 from dali_aesthetic.config import ConfigError
 from dali_aesthetic.shards.listing import InputError
+from dali_aesthetic.shards.members import split_name
 from dali_aesthetic.shards.opened import map_file
 from dali_aesthetic.shards.plan import plan_shards
 from dali_aesthetic.shards.scan import TarDamage, scan_tar
-from dali_aesthetic.shards.tar import split_name
 from dali_aesthetic.types import Buffer
 
 _PIECE = 1 << 20

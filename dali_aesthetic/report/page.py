@@ -106,6 +106,7 @@ def _values(output: Path, found: Survey) -> dict[str, Any]:
         "upper_start": upper_start(found),
         "outliers": outliers,
         "fewest_shards": FEWEST_SHARDS,
+        "warnings": found.warnings.lines(),
         "damaged": [shard for shard in found.shards if shard.damage],
         "speed": speed,
         "random_weights": _random_weights(found.record),

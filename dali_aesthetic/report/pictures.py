@@ -22,9 +22,10 @@ from dali_aesthetic.layout import shard_file
 from dali_aesthetic.report.distribution import Grid, decimal
 from dali_aesthetic.report.rows import ShardScores
 from dali_aesthetic.shards.formats import IMAGE_RANK, KNOWN_SIDECARS, extension, looks_like_image
+from dali_aesthetic.shards.members import split_name
 from dali_aesthetic.shards.parquet import holds_bytes, is_text, row_image
 from dali_aesthetic.shards.scan import Member, TarDamage, scan_tar
-from dali_aesthetic.shards.tar import read_tar, split_name
+from dali_aesthetic.shards.tar import read_tar
 from dali_aesthetic.stores.access import open_file
 from dali_aesthetic.stores.location import is_url
 from dali_aesthetic.types import Buffer, Sample, Shard

@@ -6,7 +6,7 @@ import contextlib
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from dali_aesthetic.report.rows import (
     recorded_heads,
     score_range,
 )
+from dali_aesthetic.shards.oddities import WarningCounts
 from dali_aesthetic.threshold import DEFAULT_PRESET, PRESETS
 from dali_aesthetic.types import Status
 
@@ -61,6 +62,7 @@ class Survey:
     bad: BadInputs
     picks: Picks
     groups: Groups | None
+    warnings: WarningCounts = field(default_factory=WarningCounts)
 
     @property
     def first(self) -> Distribution:
@@ -99,6 +101,7 @@ def survey(output: Path, by: str | None = None) -> Survey:
     )
     for shard in shards:
         _add(found, shard, list(grids), by)
+        found.warnings.add(shard.name, shard.stats.get("warnings", ()))
     return found
 
 

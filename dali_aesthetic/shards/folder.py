@@ -9,9 +9,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from dali_aesthetic.shards.formats import IMAGE_RANK, extension
+from dali_aesthetic.shards.oddities import Oddities
 from dali_aesthetic.shards.opened import DEFAULT_LIMITS, ReadLimits, TooManyBytes, read_file
 from dali_aesthetic.shards.scan import BLOCK, checksum
-from dali_aesthetic.shards.tar import Oddities
 from dali_aesthetic.types import Buffer, Sample, Shard, ShardEnd, Status
 
 _HEADER = struct.Struct("100s8s8s8s12s12s8sc100s6s2s32s32s8s8s155s12x")

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 
-from dali_aesthetic.shards.formats import HEAD_BYTES, IMAGE_RANK, KNOWN_SIDECARS, looks_like_image
+from dali_aesthetic.shards.formats import IMAGE_RANK, KNOWN_SIDECARS
+from dali_aesthetic.shards.members import begins_as_image, members_apart, split_name
+from dali_aesthetic.shards.oddities import Oddities
 from dali_aesthetic.shards.opened import (
     DEFAULT_LIMITS,
     READ_ERRORS,
@@ -33,7 +35,6 @@ from dali_aesthetic.types import Sample, Shard, ShardEnd, Status
 
 _MAX_GLOBAL_BYTES = 1 << 16
 _DAMAGES_SHOWN = 3
-_EXAMPLES_SHOWN = 3
 _COMPRESSED = (
     (b"\x1f\x8b", "gzip", "gzip -dc"),
     (b"\x28\xb5\x2f\xfd", "zstd", "zstd -dc"),
@@ -43,12 +44,20 @@ _COMPRESSED = (
 )
 """Magic bytes of compressed files, and commands that read them whatever the file's name is."""
 _OK = Status.OK
+_DIRECTORY, _LINKS = b"5", (b"1", b"2")
+
+
+class _FilesApart(ValueError):
+    """An image and its sidecars lie apart in a tar, and can't be joined."""
 
 
 def read_tar(
     shard: Shard, limits: ReadLimits = DEFAULT_LIMITS, opener: Callable[[], RemoteFile] | None = None
 ) -> Iterator[Sample | ShardEnd]:
     """Yields the samples of a tar in its order, then its one ShardEnd. Raises nothing for bad data.
+
+    Sidecars that lie apart from their image in a local tar are joined to it, where the key's first member is.
+    Where that can't be done the shard fails, since its images would be kept without their sidecars.
 
     After damage reading continues at the next header. The samples on both sides are `truncated`, because it
     can't be known which of their members are lost. `opener` streams the tar from a store.
@@ -62,7 +71,10 @@ def read_tar(
         yield ShardEnd(shard=shard, error=f"{shard.source} is empty (0 bytes), not even an empty tar")
         return
     try:
-        yield from _TarReader(shard, view, limits).read()
+        apart = {} if isinstance(view, RemoteFile) else members_apart(shard.source, view)
+        yield from _TarReader(shard, view, limits, apart).read()
+    except _FilesApart as error:
+        yield ShardEnd(shard=shard, error=f"{shard.source}: {error}")
     except READ_ERRORS as error:
         yield ShardEnd(shard=shard, error=f"{shard.source} can't be read to its end: {error}")
     finally:
@@ -78,37 +90,6 @@ def _open(shard: Shard, limits: ReadLimits, opener: Callable[[], RemoteFile] | N
     return file
 
 
-def split_name(name: str) -> tuple[str, str]:
-    """Key and suffix of a member: the path is cut at the first dot of its last part, as webdataset does.
-
-    The key is empty where the member belongs to no sample (no dot, or nothing before it).
-    """
-    start = name.rfind("/") + 1
-    dot = name.find(".", start)
-    return (name[:dot], name[dot + 1 :].lower()) if dot > start else ("", "")
-
-
-class Oddities:
-    """Oddities of a shard that lost nothing: counts by kind in order of appearance, with first examples."""
-
-    def __init__(self) -> None:
-        self._found: dict[str, tuple[int, list[str]]] = {}
-
-    def add(self, kind: str, example: str) -> None:
-        """Counts one oddity; `example` is the name it concerns, or empty."""
-        count, examples = self._found.get(kind, (0, []))
-        if example and len(examples) < _EXAMPLES_SHOWN:
-            examples.append(example[:200])
-        self._found[kind] = (count + 1, examples)
-
-    def warnings(self) -> tuple[str, ...]:
-        """One line a kind: `KIND: COUNT (first: …)`."""
-        return tuple(
-            f"{kind}: {count}" + (f" (first: {', '.join(map(repr, examples))})" if examples else "")
-            for kind, (count, examples) in self._found.items()
-        )
-
-
 @dataclass(slots=True)
 class _Group:
     """The sample being gathered: its ranges of the tar and the members in them."""
@@ -122,7 +103,9 @@ class _Group:
     unknown: list[Member] = field(default_factory=list)
     suffixes: set[str] = field(default_factory=set)
     version: int = 0
+    came_before: bool = False
     cut: str = ""
+    unread: str = ""
     too_large: str = ""
 
     def add(self, suffix: str, member: Member) -> None:
@@ -130,6 +113,7 @@ class _Group:
         self.add_range(member.header_offset, member.next_offset)
         self.suffixes.add(suffix)
         if member.sparse:
+            self.unread = f"{member.name} is a sparse entry, which isn't read: pack it without tar's -S"
             return
         rank = IMAGE_RANK.get(suffix)
         if rank is not None:
@@ -158,11 +142,15 @@ def _data(member: Member, group: _Group, entries: tuple[memoryview, ...]) -> mem
 
 
 class _TarReader:
-    def __init__(self, shard: Shard, view: View, limits: ReadLimits) -> None:
+    def __init__(self, shard: Shard, view: View, limits: ReadLimits, apart: dict[str, list[Member]]) -> None:
         self.shard, self.view, self.limits = shard, view, limits
+        self.apart = apart
+        self.moved = {member.header_offset for members in apart.values() for member in members}
         self.total = len(self.view)
         self.group: _Group | None = None
         self.seen: set[str] = set()
+        self.without_image: set[str] = set()
+        self.linked: dict[str, str] = {}
         self.oddities = Oddities()
         self.damages: list[str] = []
         self.resumed = False
@@ -222,6 +210,8 @@ class _TarReader:
 
     def _take(self, member: Member) -> _Group | None:
         """Adds a file to its sample; returns the previous sample if the file starts a new one."""
+        if self.moved and member.header_offset in self.moved:
+            return None  # joined to the first of its key
         key, suffix = split_name(member.name)
         if not key:
             self.oddities.add("files without a key (no name before the first dot) left out", member.name)
@@ -232,11 +222,15 @@ class _TarReader:
             done, group = group, self._open(key, member)
             if isinstance(self.view, RemoteFile):
                 self.view.release(done.first if done is not None else member.header_offset)
-        elif suffix in group.suffixes:
-            self.oddities.add("members that came twice in one sample", member.name)
         if self.resumed:
             self.resumed = may_be_renamed(member)
             group.cut = group.cut or "the tar is damaged right before it"
+        self._add(group, suffix, member)
+        return done
+
+    def _add(self, group: _Group, suffix: str, member: Member) -> None:
+        if suffix in group.suffixes:
+            self.oddities.add("members that came twice in one sample", member.name)
         if group.version != self.globals_version:
             group.version = self.globals_version
             for _, start, end in self.globals:
@@ -248,19 +242,44 @@ class _TarReader:
                 group.too_large = f"{member.name} has {member.size:,} bytes, the limit is {limit:,}"
         else:
             group.cut = f"the tar ends inside {member.name}"
-        return done
+
+    def _join(self, group: _Group) -> None:
+        """Adds the members of its key that lie elsewhere."""
+        if members := self.apart.pop(group.key, None):
+            self.oddities.add("keys whose files lie apart in the tar, joined", group.key)
+            for member in members:
+                self._add(group, split_name(member.name)[1], member)
+
+    def _check_whole(self, group: _Group, has_image: bool) -> None:
+        """Raises `_FilesApart` where this and an earlier group are an image and its sidecars."""
+        if group.came_before and has_image is (group.key in self.without_image):
+            raise _FilesApart(
+                f"files of {group.key!r} lie apart, so an image would lose its sidecars; pack it sorted: "
+                "mkdir DIR && tar xf IN.tar -C DIR && tar cf OUT.tar --sort=name -C DIR ."
+            )
+        if not has_image:
+            self.without_image.add(group.key)
 
     def _open(self, key: str, member: Member) -> _Group:
-        if key in self.seen:
+        came_before = key in self.seen
+        if came_before:
             self.oddities.add("keys that came again (both kept as samples of their own)", key)
         self.seen.add(key)
         if key.startswith("/") or ".." in key or not key.isprintable():
             self.oddities.add("unsafe names (absolute, with .. or unprintable)", key)
-        self.group = _Group(key, member.header_offset)
+        self.group = _Group(key, member.header_offset, came_before=came_before)
         return self.group
 
     def _skip(self, member: Member) -> None:
         """Counts an entry that is not a file; remembers a global header."""
+        if member.type == _DIRECTORY:
+            return
+        if member.type in _LINKS:
+            key, suffix = split_name(member.name)
+            if suffix in IMAGE_RANK:
+                self.linked[key] = member.name
+            self.oddities.add("links left out (tar -h --hard-dereference packs their files)", member.name)
+            return
         if member.type != GLOBAL_HEADER:
             self.oddities.add("entries that are no files left out", member.name)
             return
@@ -273,19 +292,23 @@ class _TarReader:
             raise TarDamage(member.header_offset, f"more than {_MAX_GLOBAL_BYTES} bytes of global headers")
 
     def _sample(self, group: _Group) -> Sample:
+        if self.apart:
+            self._join(group)
         image = group.image
         if image is None and group.unknown:
-            images = filter(self._is_image, group.unknown)
+            images = (member for member in group.unknown if begins_as_image(self.view, member))
             image = next(images, None)
             if next(images, None) is not None:
                 self.oddities.add("keys (up to a name's first dot) of several images, one scored", group.key)
+        if not group.cut and (image is None or group.came_before):
+            self._check_whole(group, image is not None)
         status, message = _OK, ""
         if group.cut:
             status, message = Status.TRUNCATED, group.cut
         elif group.too_large:
             status, message = Status.TOO_LARGE, group.too_large
         elif image is None:
-            status, message = Status.MISSING_IMAGE, f"no image among its members ({self._members(group)})"
+            status, message = Status.MISSING_IMAGE, self._why_no_image(group)
         elif image.size == 0:
             status, message = Status.EMPTY, f"{image.name} has no bytes"
         entries = () if group.too_large else self._entries(group)
@@ -312,14 +335,12 @@ class _TarReader:
             entries.append(memoryview(bytes(ranges[-1][1] - self.total)))
         return tuple(entries)
 
-    def _is_image(self, member: Member) -> bool:
-        # Not the whole member: a video may be larger than the memory and than the limit of a member.
-        start = member.data_offset
-        return looks_like_image(self.view[start : start + min(member.size, HEAD_BYTES)])
-
-    @staticmethod
-    def _members(group: _Group) -> str:
-        return ", ".join(f".{suffix}" for suffix in sorted(group.suffixes)[:8]) or "none"
+    def _why_no_image(self, group: _Group) -> str:
+        members = ", ".join(f".{suffix}" for suffix in sorted(group.suffixes)[:8]) or "none"
+        why = group.unread
+        if link := self.linked.get(group.key):
+            why = f"{link} is a link, which isn't followed: pack it with tar -h --hard-dereference"
+        return f"no image among its members ({members})" + (f"; {why}" if why else "")
 
     def _check_end(self, end: int) -> None:
         if odd := odd_end(self.view, end):

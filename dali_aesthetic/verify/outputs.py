@@ -29,7 +29,7 @@ _ROWS = 1024
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutputCheck:
-    """The result of a check. `problems` are (shard, sentence).
+    """The result of a check. `problems` are (shard, sentence), and so are `warnings`: the run's own.
 
     Samples are counted in shards without a problem. `uncommitted` are shards that a stopped run left
     unfinished; the next run does them again.
@@ -41,6 +41,7 @@ class OutputCheck:
     compared_with_input: bool
     problems: tuple[tuple[str, str], ...]
     uncommitted: tuple[str, ...]
+    warnings: tuple[tuple[str, str], ...] = ()
 
     def as_json(self) -> str:
         return json.dumps(asdict(self), indent=2) + "\n"
@@ -67,6 +68,7 @@ def verify_output(output: Path, against_input: bool = False) -> OutputCheck:
     elif against_input:
         problems += _check_bytes(output, record.get(layout.CONFIG, {}), whole)
     stats = [layout.read_stats(output, name) for name in whole]
+    given = zip(whole, (one.get("warnings", ()) for one in stats), strict=True)
     return OutputCheck(
         num_shards=len(names),
         num_samples=sum(one["num_samples"] for one in stats),
@@ -74,6 +76,7 @@ def verify_output(output: Path, against_input: bool = False) -> OutputCheck:
         compared_with_input=against_input,
         problems=tuple(problems),
         uncommitted=tuple(layout.uncommitted_names(output)),
+        warnings=tuple((name, text) for name, texts in given for text in texts),
     )
 
 
@@ -152,6 +155,7 @@ def verify_location(output: str | Path, against_input: bool = False) -> OutputCh
         compared_with_input=all(one.compared_with_input for one in checks),
         problems=tuple(problem for one in checks for problem in one.problems),
         uncommitted=tuple(layout.uncommitted_names(output)),
+        warnings=tuple(warning for one in checks for warning in one.warnings),
     )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from dali_aesthetic.layout import PARQUET, TAR_END, quarantine_file, read_stats, scores_file, shard_file
-from dali_aesthetic.shards.tar import split_name
+from dali_aesthetic.shards.members import split_name
 from dali_aesthetic.types import Status
 
 _COLUMNS = ["key", "status", "kept", "output_shard", "aesthetic_score"]

@@ -111,6 +111,16 @@ def test_every_section_is_there(tmp_path: Path) -> None:
         assert part in text, part
 
 
+def test_the_runs_warnings_are_listed(tmp_path: Path) -> None:
+    output = make_output(tmp_path, {"0": [Item("k", 4.0)], "1": [Item("l", 4.0)]})
+    for name in "01":
+        path = output / "stats" / f"{name}.json"
+        stats = json.loads(path.read_bytes()) | {"warnings": ["links left out: 2 (first: '<b>.jpg')"]}
+        path.write_text(json.dumps(stats))
+    text = " ".join(Elements(write_report(output).read_text()).text.split())
+    assert "links left out: 4 in 2 shards, first in 0 (first: '<b>.jpg')" in text
+
+
 def test_speed_is_left_out_where_no_times_were_written(tmp_path: Path) -> None:
     page = write_report(make_output(tmp_path, {"0": [Item("a", 5.0)]})).read_text()
     assert 'id="speed"' not in page

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import random
 import tarfile
 import time
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 import webdataset
 
+from dali_aesthetic.shards import members as members_module
 from dali_aesthetic.shards import read_shards
 from dali_aesthetic.shards.folder import tar_header
 from dali_aesthetic.shards.scan import scan_tar
@@ -211,12 +213,77 @@ def test_samples_without_image_bytes_have_a_status(tmp_path: Path) -> None:
     assert bytes(samples[0].sidecar or b"") == b"{}"
 
 
-def test_members_of_one_key_apart_are_two_samples_and_a_warning(tmp_path: Path) -> None:
-    members = [("a.jpg", JPEG), ("b.jpg", JPEG), ("a.json", b"{}"), ("b.json", b"{}")]
-    samples, end = read_bytes(pack(members), tmp_path)
-    assert [s.key for s in samples] == ["a", "b", "a", "b"]
-    assert [s.status for s in samples] == [Status.OK] * 2 + [Status.MISSING_IMAGE] * 2
-    assert end.warnings == ("keys that came again (both kept as samples of their own): 2 (first: 'a', 'b')",)
+def in_order(keys: list[str], order: str) -> tuple[list[tuple[str, bytes]], list[tuple[str, bytes]]]:
+    """The members of `keys` as a tar holds them, and as their samples do."""
+    members = sample_members(keys)
+    if order == "shuffled":
+        random.Random(5).shuffle(members)
+    else:
+        members.sort(key=lambda member: order.split().index(member[0].rpartition(".")[2]))
+    places = {name.partition(".")[0]: place for place, (name, _) in reversed(list(enumerate(members)))}
+    return members, sorted(members, key=lambda member: places[member[0].partition(".")[0]])
+
+
+@pytest.mark.parametrize("padding", [0, 3 << 20], ids=["small", "read in parts"])
+@pytest.mark.parametrize("format", FORMATS.values(), ids=FORMATS)
+@pytest.mark.parametrize("order", ["jpg json txt", "json txt jpg", "txt jpg json", "shuffled"])
+def test_members_of_one_key_apart_are_joined(tmp_path: Path, order: str, format: int, padding: int) -> None:
+    """As `tar cf x.tar *.jpg *.json` and tars in directory order have them."""
+    keys = [f"{n:03}" + "l" * 120 * (n % 3 == 0) for n in range(150)]
+    members, expected = in_order(keys, order)
+    middle = ("zz.mid.jpg", JPEG + bytes(padding))
+    members.insert(len(members) // 2, middle)
+    samples, end = read_bytes(pack(members, format), tmp_path)
+    assert (end.error, end.damage) == ("", "")
+    found = unpack(joined(samples))
+    found.remove(middle)
+    assert found == expected
+    assert [s.status for s in samples] == [Status.OK] * 151
+    own = {s.key: (bytes(s.image or b""), bytes(s.sidecar or b"")) for s in samples if s.key != "zz"}
+    contents = dict(members)
+    assert own == {key: (contents[f"{key}.jpg"], contents[f"{key}.json"]) for key in keys}
+    assert [w.partition(": ")[0] for w in end.warnings] == ["keys whose files lie apart in the tar, joined"]
+
+
+def test_a_tidy_tar_is_scanned_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(members_module, "_find", None)
+    for members in (sample_members([str(n) for n in range(300)]), [(f"{n}.jpg", JPEG) for n in range(3000)]):
+        samples, end = read_bytes(pack(members), tmp_path)
+        assert (end.error, end.warnings) == ("", ())
+        assert len(samples) in (300, 3000)
+
+
+def test_sidecars_apart_that_cant_be_joined_fail_the_shard_with_advice(tmp_path: Path) -> None:
+    apart = [("a.jpg", JPEG), ("b.jpg", JPEG), ("a.json", b"{}"), ("b.json", b"{}")]
+    several = [("a.jpg", JPEG), ("b.jpg", JPEG), ("a.jpg", PNG), ("b.jpg", PNG), ("a.json", b"{}")]
+    unseen = [*sample_members([f"{n:04}" for n in range(2000)])]
+    unseen.insert(3000, ("0000.caption", b"of the first"))
+    for members, key in ((several, "a"), (unseen, "0000")):
+        _, end = read_bytes(pack(members), tmp_path)
+        assert f"files of '{key}' lie apart" in end.error
+        assert "--sort=name" in end.error
+    (tmp_path / "a.tar").write_bytes(pack(apart))
+    _, end = read_one(Shard(index=0, name="a", kind="tar", source=f"file://{tmp_path}/a.tar"))
+    assert "--sort=name" in end.error
+
+
+def test_samples_that_came_again_whole_are_samples_of_their_own_and_a_warning(tmp_path: Path) -> None:
+    samples, end = read_bytes(pack(sample_members(["a", "b", "a"])), tmp_path)
+    assert [(s.key, s.status) for s in samples] == [(key, Status.OK) for key in "aba"]
+    assert end.warnings == ("keys that came again (both kept as samples of their own): 1 (first: 'a')",)
+
+
+def test_the_message_names_an_image_that_is_a_link_or_sparse(tmp_path: Path) -> None:
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as tar:
+        for name, kind in [("a.jpg", tarfile.LNKTYPE), ("a.txt", tarfile.REGTYPE), ("b.bmp", b"S")]:
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, "x.jpg" if kind == tarfile.LNKTYPE else ""
+            tar.addfile(info)
+    samples, _ = read_bytes(file.getvalue(), tmp_path)
+    assert [s.status for s in samples] == [Status.MISSING_IMAGE] * 2
+    assert "a.jpg is a link" in samples[0].message
+    assert "b.bmp is a sparse entry" in samples[1].message
 
 
 def test_a_member_that_comes_twice_stays_in_its_sample(tmp_path: Path) -> None:
@@ -229,7 +296,8 @@ def test_a_member_that_comes_twice_stays_in_its_sample(tmp_path: Path) -> None:
 def test_entries_that_are_no_files_and_names_without_a_key_are_counted(tmp_path: Path) -> None:
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode="w") as tar:
-        for name, kind in [("d", tarfile.DIRTYPE), ("l.jpg", tarfile.SYMTYPE), ("h.jpg", tarfile.LNKTYPE)]:
+        links = [("l.jpg", tarfile.SYMTYPE), ("h.jpg", tarfile.LNKTYPE)]
+        for name, kind in [("d", tarfile.DIRTYPE), *links, ("p.jpg", tarfile.FIFOTYPE)]:
             info = tarfile.TarInfo(name)
             info.type, info.linkname = kind, "/etc/passwd"
             tar.addfile(info)
@@ -241,7 +309,8 @@ def test_entries_that_are_no_files_and_names_without_a_key_are_counted(tmp_path:
     assert unpack(joined(samples)) == [("a.jpg", JPEG), ("a.txt", JPEG)]
     assert [s.key for s in samples] == ["a"]
     assert end.warnings == (
-        "entries that are no files left out: 3 (first: 'd/', 'l.jpg', 'h.jpg')",
+        "links left out (tar -h --hard-dereference packs their files): 2 (first: 'l.jpg', 'h.jpg')",
+        "entries that are no files left out: 1 (first: 'p.jpg')",
         "files without a key (no name before the first dot) left out: 2 (first: 'README', 'd/.hidden.jpg')",
     )
 

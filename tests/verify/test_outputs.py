@@ -57,6 +57,14 @@ def drop_last_row(output: Path) -> None:
     pq.write_table(pq.read_table(path)[:-1], path)
 
 
+def test_the_runs_warnings_are_shown_and_are_no_problem(output: Path) -> None:
+    edit_stats(output, warnings=["links left out: 2 (first: 'l.jpg')"])
+    assert verify_output(output).warnings == (("a", "links left out: 2 (first: 'l.jpg')"),)
+    result = CliRunner().invoke(app, ["verify", str(output)])
+    assert result.exit_code == 0
+    assert "warning links left out: 2 in 1 shard, first in a (first: 'l.jpg')" in result.output
+
+
 def forget_one_kept(output: Path) -> None:
     path = output / "scores" / "a.parquet"
     table = pq.read_table(path)

@@ -1,0 +1,117 @@
+"""Members of a tar by the key of their sample, and those that lie apart from the rest of it.
+
+`tar cf x.tar *.jpg *.json` puts every sidecar behind the last image, and tar takes a folder's files in the
+order of its directory. By webdataset's rule an image would then be a sample without its sidecars."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import closing, suppress
+from itertools import groupby, islice
+
+from dali_aesthetic.shards.formats import HEAD_BYTES, IMAGE_RANK, KNOWN_SIDECARS, looks_like_image
+from dali_aesthetic.shards.opened import LocalFile, View
+from dali_aesthetic.shards.scan import BLOCK, GLOBAL_HEADER, Member, TarDamage, next_header, scan_tar
+
+_HEAD_MEMBERS = 64
+_TAIL_BYTES = 1 << 18
+"""Looked at for signs of an untidy tar: members at its start, and bytes before its end."""
+_MOST_APART = 1 << 20
+"""Members joined in a shard, at most: each takes about 300 bytes of memory."""
+_PART_BYTES = 4096
+"""Read at a time where only headers are wanted."""
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """Key and suffix of a member: the path is cut at the first dot of its last part, as webdataset does.
+
+    The key is empty where the member belongs to no sample (no dot, or nothing before it).
+    """
+    start = name.rfind("/") + 1
+    dot = name.find(".", start)
+    return (name[:dot], name[dot + 1 :].lower()) if dot > start else ("", "")
+
+
+def begins_as_image(view: View, member: Member) -> bool:
+    """Whether its first bytes are an image's. No more is read: a video may be larger than the memory."""
+    start = member.data_offset
+    return looks_like_image(view[start : start + min(member.size, HEAD_BYTES)])
+
+
+def members_apart(path: str, view: View) -> dict[str, list[Member]]:
+    """By key, the members that lie apart from the first ones of a key with one image, in the tar's order.
+
+    Empty for a tidy tar, of which the headers at both ends are read and no more. `view` is the local tar at
+    `path`. Empty too where they can't be joined: damage, a global header that holds from the middle on, or
+    more than a million of them. A part that can't be read is for the reader to find.
+    """
+    if not isinstance(view, LocalFile):
+        return _find(view) if _looks_untidy(view) else {}
+    with suppress(OSError), closing(LocalFile(path)) as headers:  # the reader's own goes forward
+        headers.part_bytes = _PART_BYTES
+        return _find(headers) if _looks_untidy(headers) else {}
+    return {}
+
+
+def _looks_untidy(view: View) -> bool:
+    """Whether a key near the start or the end of the tar has no image beside its other members."""
+    if _lacks_image(view, 0, _HEAD_MEMBERS):
+        return True
+    tail = next_header(view, max(0, len(view) - _TAIL_BYTES) & -BLOCK)
+    return tail >= 0 and _lacks_image(view, tail)
+
+
+def _lacks_image(view: View, start: int, most: int | None = None) -> bool:
+    members: list[Member] = []
+    with suppress(TarDamage):
+        members.extend(islice(scan_tar(view, start), most))
+    runs = [has_image for _, _, has_image in _runs(view, members)]
+    # The first and the last run may go on beyond those that were looked at.
+    return not all(runs[1 if start else 0 : None if len(members) != most else -1])
+
+
+def _find(view: View) -> dict[str, list[Member]]:
+    first: dict[str, bool] = {}
+    later: dict[str, list[tuple[bool, list[Member]]]] = {}
+    count = 0
+    try:
+        for key, members, has_image in _runs(view, _without_late_globals(scan_tar(view))):
+            if key not in first:
+                first[key] = has_image
+                continue
+            later.setdefault(key, []).append((has_image, members))
+            count += len(members)
+            if count > _MOST_APART:
+                return {}
+    except TarDamage:
+        return {}
+    return {
+        key: [member for _, members in runs for member in members]
+        for key, runs in later.items()
+        if first[key] + sum(has_image for has_image, _ in runs) == 1
+    }
+
+
+def _without_late_globals(members: Iterable[Member]) -> Iterator[Member]:
+    """Raises TarDamage at a global header behind a file: it doesn't hold for that file."""
+    has_file = False
+    for member in members:
+        if has_file and member.type == GLOBAL_HEADER:
+            raise TarDamage(member.header_offset, "a global header")
+        has_file = has_file or member.is_file
+        yield member
+
+
+def _runs(view: View, members: Iterable[Member]) -> Iterator[tuple[str, list[Member], bool]]:
+    """The key, the members and whether one is an image, of each run of files with one key."""
+    files = ((split_name(member.name)[0], member) for member in members if member.is_file)
+    for key, run in groupby((pair for pair in files if pair[0]), key=lambda pair: pair[0]):
+        own = [member for _, member in run]
+        yield key, own, any(_is_image(view, member) for member in own)
+
+
+def _is_image(view: View, member: Member) -> bool:
+    if member.sparse:
+        return False
+    suffix = split_name(member.name)[1]
+    return suffix in IMAGE_RANK or (suffix not in KNOWN_SIDECARS and begins_as_image(view, member))
