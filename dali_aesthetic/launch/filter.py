@@ -66,11 +66,12 @@ def _stored_scores(
     scores: str, scored_by: dict[str, Any], config: Config, shards: Sequence[Shard], task: Task
 ) -> Iterator[Prepared]:
     """The engine of a cut."""
+    given = config.model_dump(mode="json")  # with a share, not the score that it resolves to: it can be rerun
     if config.threshold.top is not None:
         raw_scores = read_raw_scores(scores, _scored_names(scores, shards))
         config = config.model_copy(update={"threshold": config.threshold.resolve_top(raw_scores)})
     identity = {"input": list(config.input), **cut_identity(config), "scored_by": scored_by}
-    record = {IDENTITY: identity, CONFIG: config.model_dump(mode="json")}
+    record = {IDENTITY: identity, CONFIG: given}
     head_names = [str(head) for head in scored_by["heads"]]
 
     def work(todo: Sequence[Shard], stats: RunStats) -> None:

@@ -88,6 +88,10 @@ def test_keep_top_equals_a_run_at_the_quantile_of_the_scores(
     assert outputs(tmp_path / "top") == outputs(tmp_path / "run")
     again = run_top(config(shards_dir, tmp_path / "top", tiny_model, threshold={"top": "25%"}))
     assert again.num_skipped == 3
+    record = json.loads((tmp_path / "top" / "run.json").read_text())
+    recorded = Config.build(record["config"])
+    assert recorded.threshold == Threshold(top=0.25), "what --config reads is the same run"
+    assert run_top(recorded).num_skipped == 3
 
 
 def test_filter_reads_under_the_limits_of_the_scoring_run(
