@@ -19,7 +19,6 @@ from dali_aesthetic.score import published
 from dali_aesthetic.score.checkpoints import checkpoint_files, read_clip, read_tensors, weights_file
 from dali_aesthetic.score.clip import VisionTower
 from dali_aesthetic.score.head import Head, head_from_state
-from dali_aesthetic.score.hub import download_repo, find_repo, hub_repo, repo_source
 from dali_aesthetic.score.published import (
     LAION_V1,
     LAION_V2,
@@ -28,8 +27,12 @@ from dali_aesthetic.score.published import (
     PublishedWeights,
     ResolvedFile,
     WeightsUnavailable,
+    download_repo,
+    find_repo,
     hash_file,
+    hub_repo,
     openai_model,
+    repo_source,
 )
 from dali_aesthetic.score.spec import TowerSpec, model_config, spec_of
 

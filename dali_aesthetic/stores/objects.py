@@ -25,7 +25,7 @@ from obstore.exceptions import (
 )
 from obstore.store import HTTPStore, S3Store
 
-from dali_aesthetic.stores.s3_options import S3Options, s3_options
+from dali_aesthetic.stores.settings import S3Options, s3_options
 from dali_aesthetic.stores.store import (
     NoConditions,
     NoRanges,

@@ -13,7 +13,7 @@ from dali_aesthetic.config import Config, ConfigError
 from dali_aesthetic.shards.plan import InputError, plan_shards
 from dali_aesthetic.stores import open
 from dali_aesthetic.stores.access import read_bytes
-from dali_aesthetic.stores.s3_options import s3_options
+from dali_aesthetic.stores.settings import s3_options
 from dali_aesthetic.stores.store import StoreUnusable
 from tests.stores.s3 import ENVIRONMENT, Bucket
 
