@@ -377,10 +377,24 @@ def hub_repo(encoder: str, weights: str) -> str:
 
 def find_repo(repo: str, model_dir: Path | None) -> Path | None:
     """The weight file of the repository in `model_dir/ORG/REPO` or the hub's cache; None without one."""
-    folders = [model_dir / repo] if model_dir else []
-    with contextlib.suppress(Exception):  # not in the cache, or no repository's name: the download says which
-        folders.append(Path(huggingface_hub.snapshot_download(repo, local_files_only=True)))
-    return next((folder / name for folder in folders for name in _FILES if (folder / name).is_file()), None)
+    for name in _FILES:
+        if model_dir and (model_dir / repo / name).is_file():
+            return model_dir / repo / name
+        with contextlib.suppress(Exception):  # not in the cache, or no repository's name: the download says
+            # By the same patterns: for others the hub's client calls the snapshot incomplete.
+            found = huggingface_hub.snapshot_download(
+                repo, allow_patterns=_patterns(name), local_files_only=True
+            )
+            if (Path(found) / name).is_file():
+                return Path(found) / name
+    return None
+
+
+def _patterns(name: str) -> list[str]:
+    """The weight file `name`, the files that it is the index of, and the configuration."""
+    stem, suffix, *index = name.split(".", 2)
+    parts = [f"{stem}-*.{suffix}"] if index and index[0].startswith("index") else []
+    return [name, *_CONFIGS, *parts]
 
 
 def download_repo(repo: str, weights: str, command: str, target: Path | None) -> Path:
@@ -394,10 +408,8 @@ def download_repo(repo: str, weights: str, command: str, target: Path | None) ->
         name = next((name for name in _FILES if name in there), None)
         if name is None:
             raise ValueError(f"it holds none of {', '.join(_FILES)}")
-        stem, suffix, *index = name.split(".", 2)
-        parts = [f"{stem}-*.{suffix}"] if index and index[0].startswith("index") else []
         folder = huggingface_hub.snapshot_download(
-            repo, allow_patterns=[name, *_CONFIGS, *parts], local_dir=target / repo if target else None
+            repo, allow_patterns=_patterns(name), local_dir=target / repo if target else None
         )
     except Exception as error:  # the hub's client raises its own, httpx's or requests', by version
         reason = (str(error) or type(error).__name__).splitlines()[0]

@@ -256,7 +256,9 @@ def repo(tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         local_files_only: bool = False,
     ) -> str:
         if local_files_only:
-            return real(repo, local_files_only=True, cache_dir=tmp_path / "hub")
+            return real(
+                repo, allow_patterns=allow_patterns, local_files_only=True, cache_dir=tmp_path / "hub"
+            )
         target = local_dir or cache / "snapshots" / COMMIT
         target.mkdir(parents=True)
         for path in folder.iterdir():
@@ -264,6 +266,11 @@ def repo(tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
                 shutil.copy(path, target)
         (cache / "refs").mkdir(parents=True, exist_ok=True)
         (cache / "refs/main").write_text(COMMIT)
+        # By this list of all files newer clients judge whether a snapshot is complete.
+        files = {path.name: {"size": path.stat().st_size, "blob_id": ""} for path in folder.iterdir()}
+        tree = {"format_version": 1, "files": files}
+        (cache / "trees").mkdir(exist_ok=True)
+        (cache / f"trees/{COMMIT}.json").write_text(json.dumps(tree))
         return str(target)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
