@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import huggingface_hub
-import open_clip
 from huggingface_hub import constants
 from huggingface_hub import constants as hub
 
@@ -371,6 +370,8 @@ def hub_repo(encoder: str, weights: str) -> str:
     """The repository that `hf-hub:ORG/REPO` or a tag of open_clip's names; "" for any other weights."""
     if weights.startswith(_PREFIX):
         return weights.removeprefix(_PREFIX).strip("/")
+    import open_clip  # here: it takes seconds, and workers load this module before they are forked
+
     config = open_clip.get_pretrained_cfg(encoder, weights) or {}
     return "/".join(str(config.get("hf_hub", "")).split("/")[:2])
 
