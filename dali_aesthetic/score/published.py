@@ -370,7 +370,7 @@ def hub_repo(encoder: str, weights: str) -> str:
     """The repository that `hf-hub:ORG/REPO` or a tag of open_clip's names; "" for any other weights."""
     if weights.startswith(_PREFIX):
         return weights.removeprefix(_PREFIX).strip("/")
-    import open_clip  # here: it takes seconds, and workers load this module before they are forked
+    import open_clip  # slow: see weights.py
 
     config = open_clip.get_pretrained_cfg(encoder, weights) or {}
     return "/".join(str(config.get("hf_hub", "")).split("/")[:2])

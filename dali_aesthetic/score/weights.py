@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import open_clip
 import torch
 from torch import Tensor
 
@@ -94,6 +93,8 @@ def _given_tower(encoder: str, weights: str, model_dir: Path | None) -> tuple[Pa
     try:
         return weights_file(Path(weights).expanduser()), ""
     except ValueError as error:
+        import open_clip  # here: it takes seconds, and workers load this module before they are forked
+
         tags = open_clip.list_pretrained_tags_by_model(encoder)
         near = difflib.get_close_matches(weights, ["openai", "random", *tags], n=2)
         meant = f" (did you mean {' or '.join(near)}?)" if near else ""
