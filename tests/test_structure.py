@@ -52,8 +52,6 @@ MOST_LINES, FEWEST_LINES = 450, 60
 SMALL = {
     "__main__.py": "what `python -m dali_aesthetic` runs",
     "cli.py": "the entry point of the command line, which only assembles the commands",
-    "integrations/hf_datasets.py": "a public import path",
-    "integrations/ray_data.py": "a public import path",
 }
 """Modules below `FEWEST_LINES` with fewer than two importers, and the reason why each stands alone."""
 

@@ -14,9 +14,7 @@ import pytest
 from PIL import Image
 
 from dali_aesthetic import ImageScorer, ModelConfig
-from dali_aesthetic.integrations.batches import BatchScorer
-from dali_aesthetic.integrations.hf_datasets import ScoreColumn
-from dali_aesthetic.integrations.ray_data import AestheticScorer
+from dali_aesthetic.integrations.datasets import AestheticScorer, BatchScorer, ScoreColumn
 from tests.conftest import jpeg
 
 

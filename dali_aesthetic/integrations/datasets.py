@@ -1,4 +1,21 @@
-"""Scores for batches of columns, of any library."""
+"""Scores for the rows of a dataset, in batches of columns: Hugging Face datasets, Ray Data and their like.
+
+    from datasets import Image, load_dataset
+    from dali_aesthetic.integrations.datasets import AestheticScorer, ScoreColumn
+
+    images = load_dataset("imagefolder", data_dir="photos", split="train")
+    scored = images.cast_column("image", Image(decode=False)).map(ScoreColumn("image"), batched=True)
+    kept = scored.filter(lambda score: score >= 5.0, input_columns="aesthetic_score")
+
+    scored = ray.data.read_parquet("images/").map_batches(
+        AestheticScorer, fn_constructor_kwargs={"image_column": "bytes"},
+        batch_size=512, concurrency=8, num_gpus=1,
+    )
+    kept = scored.filter(expr="aesthetic_score >= 5.0")
+
+With `decode=False` the values are the files' own bytes, which DALI decodes. Decoded images work too: they are
+slower, and already turned by their EXIF orientation.
+"""
 
 from __future__ import annotations
 
@@ -55,6 +72,29 @@ class BatchScorer:
         scores_NH = scorer.score_all([_image(value) for value in values])
         names = score_columns(scorer.head_names)
         return {name: scores_NH[:, head] for head, name in enumerate(names)}
+
+
+class ScoreColumn(BatchScorer):
+    """A function for `Dataset.map(…, batched=True)` of Hugging Face, also of a streamed dataset.
+
+    Takes the arguments of `BatchScorer`. Its fingerprint depends on its settings alone, so that a second
+    `map` with the same ones comes from the cache.
+    """
+
+    def __call__(self, batch: dict[str, list[Any]]) -> dict[str, list[float]]:
+        """The columns of scores alone, which `map` adds; NaN where an image can't be read."""
+        return {name: column.tolist() for name, column in self.scores(batch).items()}
+
+
+class AestheticScorer(BatchScorer):
+    """A callable class for `Dataset.map_batches` of Ray Data: each of its actors loads the model once.
+
+    Takes the arguments of `BatchScorer`. The batch is in Ray's default format, columns as numpy arrays.
+    """
+
+    def __call__(self, batch: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+        """The batch with the columns of scores added; NaN where an image can't be read."""
+        return {**batch, **self.scores(batch)}
 
 
 def _column(values: Any) -> Iterable[Any]:
