@@ -19,6 +19,7 @@ from dali_aesthetic.config import Config
 from dali_aesthetic.launch.engine import RunResult
 from dali_aesthetic.stats import RunStats
 from dali_aesthetic.threshold import PRESETS, RAW_PER_UNIT, percent
+from dali_aesthetic.timing import clock
 from dali_aesthetic.types import Status
 
 _RATE_SECONDS = 10.0
@@ -167,13 +168,6 @@ def preset_rows(stats: RunStats, head: str) -> list[tuple[str, str]]:
 def share(part: int, whole: int) -> str:
     """`part` of `whole` as a percentage; a dash for nothing of nothing."""
     return f"{100 * part / whole:.1f}%" if whole else "-"
-
-
-def clock(seconds: float) -> str:
-    """Seconds as 1:02:03 or 2:03."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def _threshold(result: RunResult, config: Config) -> str:

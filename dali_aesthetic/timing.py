@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from dali_aesthetic.layout import TIMING
 from dali_aesthetic.stats import RunStats
 from dali_aesthetic.types import ShardReport
 
 MOST_BINS = 60
+_SHORTEST = 1e-9
 
 
 def timed(
@@ -57,6 +57,13 @@ def process_age() -> float:
         return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - began)
     except (OSError, ValueError, IndexError, AttributeError):
         return 0.0
+
+
+def clock(seconds: float) -> str:
+    """Seconds as 1:02:03 or 2:03."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def _line(report: ShardReport, stats: RunStats, begun: float) -> dict[str, object]:
@@ -168,40 +175,28 @@ def _without_gaps(spans: Sequence[_Span]) -> tuple[list[_Span], int]:
 
 
 def _speed(spans: Sequence[_Span], num_runs: int) -> Speed | None:
-    seconds = max(span.end for span in spans)
+    ends_S = np.array([span.end for span in spans])
+    seconds = float(ends_S.max())
     if seconds <= 0:
         return None
     bins = min(MOST_BINS, len(spans))
-    edges = np.linspace(0, seconds, bins + 1)
-    samples_B = np.zeros(bins)
-    work_B: list[dict[str, float]] = [defaultdict(float) for _ in range(bins)]
-    total: dict[str, float] = defaultdict(float)
-    for span in spans:
-        share_B = _overlap(span, edges)
-        samples_B += span.samples * share_B
-        for stage, worked in span.work.items():
-            total[stage] += worked
-            for i in np.flatnonzero(share_B).tolist():
-                work_B[i][stage] += worked * share_B[i]
-    whole = sum(total.values()) or 1.0
+    stages = list(dict.fromkeys(stage for span in spans for stage in span.work))
+    done_SK = np.array([[span.samples, *(span.work.get(stage, 0.0) for stage in stages)] for span in spans])
+    lengths_S = np.maximum(ends_S - [span.start for span in spans], _SHORTEST)
+    # The share of each span that lies before an edge, times what was done in the span.
+    before_EK = [
+        np.clip((edge - ends_S) / lengths_S + 1, 0, 1) @ done_SK for edge in np.linspace(0, seconds, bins + 1)
+    ]
+    before_EK[0] *= 0  # a span without a length, at 0, belongs to the first bin
+    samples_B, *work_KB = np.diff(before_EK, axis=0).T
+    num_samples, *work_K = done_SK.sum(0).tolist()
+    whole = sum(work_K) or 1.0
     return Speed(
         bin_seconds=seconds / bins,
         rates=(samples_B / (seconds / bins)).tolist(),
-        bound_by=[max(work, key=lambda stage: work[stage]) if work else "" for work in work_B],
-        shares={stage: worked / whole for stage, worked in total.items()},
+        bound_by=[stages[i] for i in np.argmax(work_KB, axis=0).tolist()] if stages else [""] * bins,
+        shares={stage: worked / whole for stage, worked in zip(stages, work_K, strict=True)},
         seconds=seconds,
-        num_samples=sum(span.samples for span in spans),
+        num_samples=int(num_samples),
         num_runs=num_runs,
     )
-
-
-def _overlap(span: _Span, edges: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """The share of the span in each bin; the shares add up to 1."""
-    if span.end <= span.start:
-        share = np.zeros(len(edges) - 1)
-        place = int(np.searchsorted(edges, span.end, side="left")) - 1
-        share[min(max(place, 0), len(share) - 1)] = 1.0
-        return share
-    inside = np.minimum(edges[1:], span.end) - np.maximum(edges[:-1], span.start)
-    shares: npt.NDArray[np.float64] = np.maximum(inside, 0.0) / (span.end - span.start)
-    return shares

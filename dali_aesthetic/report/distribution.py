@@ -158,10 +158,8 @@ def _step(wanted: float, magnitude: float) -> tuple[int, int]:
 
 def _decimals(multiples: Iterable[int], mantissa: int, exponent: int) -> npt.NDArray[np.float32]:
     """`k * mantissa * 10**exponent` for every k, rounded once to double, as when a decimal is parsed."""
-    scale = 10 ** abs(exponent)
-    if exponent < 0:
-        return np.array([k * mantissa / scale for k in multiples], np.float64).astype(np.float32)
-    return np.array([k * mantissa * scale for k in multiples], np.float64).astype(np.float32)
+    whole, scale = np.array([k * mantissa for k in multiples], np.float64), 10.0 ** abs(exponent)
+    return (whole / scale if exponent < 0 else whole * scale).astype(np.float32)
 
 
 def decimal(value: np.float32 | float) -> float:
@@ -211,12 +209,9 @@ def frequent_values(shards: Iterable[ShardScores], column: str) -> list[str | No
     return [value for value, _ in ranked[:MOST_VALUES]]
 
 
-def _texts(column: pa.ChunkedArray) -> pa.Array:
+def _texts(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """The values as strings, whatever the type of the column in this shard."""
-    joined = column.combine_chunks()
-    if isinstance(joined, pa.ChunkedArray):
-        joined = joined.chunk(0) if joined.num_chunks else pa.array([], column.type)
-    return joined.cast(pa.string())
+    return column.cast(pa.string())
 
 
 def shortened(text: str, most: int) -> str:

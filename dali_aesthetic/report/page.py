@@ -26,7 +26,7 @@ from dali_aesthetic.report.survey import FEWEST_SHARDS, Outlier, ShardFigures, S
 from dali_aesthetic.stores.access import Uploader, mirrored
 from dali_aesthetic.stores.location import is_url, join
 from dali_aesthetic.threshold import PRESETS, RAW_PER_UNIT
-from dali_aesthetic.timing import Speed, read_speed
+from dali_aesthetic.timing import Speed, clock, read_speed
 
 NONE = "-"
 LAION_HEAD = "laion-v2"
@@ -186,13 +186,6 @@ def number(value: float | None) -> str:
 def shortest(value: float) -> str:
     """A threshold in the fewest digits that parse to the same float32."""
     return str(decimal(value)).removesuffix(".0")
-
-
-def clock(seconds: float) -> str:
-    """1:02:03, or 2:03."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def threshold_data(survey: Survey, heads: Sequence[str]) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import heapq
 import io
 import warnings
 import zlib
@@ -21,11 +20,9 @@ from PIL import Image, ImageOps
 from dali_aesthetic.layout import shard_file
 from dali_aesthetic.report.distribution import Grid, decimal
 from dali_aesthetic.report.rows import ShardScores
-from dali_aesthetic.shards.formats import IMAGE_RANK, KNOWN_SIDECARS, extension, looks_like_image
-from dali_aesthetic.shards.members import split_name
+from dali_aesthetic.shards.formats import IMAGE_RANK, extension, looks_like_image
 from dali_aesthetic.shards.parquet import holds_bytes, is_text, row_image
-from dali_aesthetic.shards.scan import Member, TarDamage, scan_tar
-from dali_aesthetic.shards.tar import read_tar
+from dali_aesthetic.shards.tar import first_sample, read_tar
 from dali_aesthetic.stores.access import open_file
 from dali_aesthetic.stores.location import is_url
 from dali_aesthetic.types import Buffer, Sample, Shard
@@ -64,10 +61,9 @@ class Picks:
     def __init__(self, grid: Grid, cut: float) -> None:
         self._bands = grid.bands
         self._cut = np.float32(cut)
-        self._by_band: list[list[tuple[float, int, Pick]]] = [[] for _ in range(len(self._bands) - 1)]
-        self._below: list[tuple[float, int, Pick]] = []
-        self._above: list[tuple[float, int, Pick]] = []
-        self._serial = 0
+        self._by_band: list[list[tuple[float, Pick]]] = [[] for _ in range(len(self._bands) - 1)]
+        self._below: list[tuple[float, Pick]] = []
+        self._above: list[tuple[float, Pick]] = []
 
     def add(
         self, shard: ShardScores, scores_R: npt.NDArray[np.float32], kept_R: npt.NDArray[np.bool_]
@@ -76,33 +72,20 @@ class Picks:
         luck_R = np.random.default_rng(zlib.crc32(shard.name.encode())).random(len(scores_R))
         band_R = np.searchsorted(self._bands, scores_R, side="right") - 1
         band_R[np.isnan(scores_R)] = -1
-        for band, chosen in enumerate(self._by_band):
-            self._offer(chosen, np.flatnonzero(band_R == band), luck_R, PER_BAND, shard, scores_R, kept_R)
         gap_R = scores_R.astype(np.float64) - float(self._cut)
-        for chosen, rows in ((self._below, gap_R < 0), (self._above, gap_R >= 0)):
-            self._offer(chosen, np.flatnonzero(rows), np.abs(gap_R), AT_CUT, shard, scores_R, kept_R)
-
-    def _offer(
-        self,
-        chosen: list[tuple[float, int, Pick]],
-        rows: npt.NDArray[np.int64],
-        rank_R: npt.NDArray[np.float64],
-        most: int,
-        shard: ShardScores,
-        scores_R: npt.NDArray[np.float32],
-        kept_R: npt.NDArray[np.bool_],
-    ) -> None:
-        """Keeps the `most` lowest ranks in `chosen`, a heap with the highest rank on top."""
-        best = rows[np.argsort(rank_R[rows], kind="stable")[:most]]
-        for row in best.tolist():
-            rank = float(rank_R[row])
-            if len(chosen) >= most and rank >= -chosen[0][0]:
-                break
-            self._serial -= 1
-            pick = Pick(shard, row, decimal(scores_R[row]), bool(kept_R[row]))
-            (heapq.heappushpop if len(chosen) >= most else heapq.heappush)(
-                chosen, (-rank, self._serial, pick)
-            )
+        places = [(chosen, band_R == band, luck_R, PER_BAND) for band, chosen in enumerate(self._by_band)]
+        places.append((self._below, gap_R < 0, -gap_R, AT_CUT))
+        places.append((self._above, gap_R >= 0, gap_R, AT_CUT))
+        for chosen, fits_R, rank_R, most in places:
+            rows = np.flatnonzero(fits_R)
+            best = rows[np.argsort(rank_R[rows], kind="stable")[:most]]
+            if len(chosen) == most:
+                best = best[rank_R[best] < chosen[-1][0]]
+            for row in best.tolist():
+                pick = Pick(shard, row, decimal(scores_R[row]), bool(kept_R[row]))
+                chosen.append((float(rank_R[row]), pick))
+            chosen.sort(key=lambda one: one[0])  # of equal ranks the first shard's come first
+            del chosen[most:]
 
     def bands(self) -> list[tuple[float, float, list[Pick]]]:
         """(from, to, picks in rising order) for every band with a score, the highest band first."""
@@ -115,8 +98,8 @@ class Picks:
         return _rising(self._below) + _rising(self._above)
 
 
-def _rising(chosen: list[tuple[float, int, Pick]]) -> list[Pick]:
-    return sorted((pick for _, _, pick in chosen), key=lambda pick: (pick.score, pick.shard.name, pick.row))
+def _rising(chosen: list[tuple[float, Pick]]) -> list[Pick]:
+    return sorted((pick for _, pick in chosen), key=lambda pick: (pick.score, pick.shard.name, pick.row))
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,11 +236,12 @@ def _image_in_tar(source: str, offset: int, key: str) -> Buffer:
         for window in _WINDOWS:
             file.seek(offset)
             data = file.read(window)
-            whole = len(data) < window
-            found, ended = _first_image(memoryview(data), key, source)
-            if found is not None and (ended or whole):
-                return found
-            if ended or whole:
+            found = first_sample(memoryview(data), source)
+            if found is not None and found.key != key:
+                raise Unreachable(f"{source} has another sample there now")
+            if found is not None and found.image is not None:
+                return found.image
+            if len(data) < window:
                 break
     return _or_unreachable(None, source)
 
@@ -266,40 +250,6 @@ def _or_unreachable(image: Buffer | None, source: str) -> Buffer:
     if image is None:
         raise Unreachable(f"{source} has no image of the sample where it was scored")
     return image
-
-
-def _first_image(view: memoryview, key: str, source: str) -> tuple[Buffer | None, bool]:
-    """The best image of the first sample of `view`, and whether the end of the sample was reached."""
-    best: Member | None = None
-    best_rank = len(IMAGE_RANK) + 1
-    try:
-        for member in scan_tar(view):
-            here, suffix = split_name(member.name)
-            if member.is_file and here and here != key:
-                if best is None and member.header_offset == 0:
-                    raise Unreachable(f"{source} has another sample there now")
-                return _data(view, best), True
-            rank = _rank(view, member, suffix) if here else None
-            if rank is not None and rank < best_rank:
-                best, best_rank = member, rank
-    except TarDamage as damage:
-        # At the end of the window it is no damage: a larger window may hold the rest.
-        return _data(view, best), not damage.reason.startswith("the tar ends inside")
-    return _data(view, best), False
-
-
-def _rank(view: memoryview, member: Member, suffix: str) -> int | None:
-    if not member.is_file or member.sparse or member.data_offset + member.size > len(view):
-        return None
-    if suffix in IMAGE_RANK:
-        return IMAGE_RANK[suffix]
-    unknown = suffix not in KNOWN_SIDECARS
-    start = view[member.data_offset : member.data_offset + member.size]
-    return len(IMAGE_RANK) if unknown and looks_like_image(start) else None
-
-
-def _data(view: memoryview, member: Member | None) -> Buffer | None:
-    return None if member is None else view[member.data_offset : member.data_offset + member.size]
 
 
 def image_in_row(source: str, row: int) -> Buffer | None:

@@ -130,27 +130,19 @@ def _add(found: Survey, shard: ShardScores, columns: list[str], by: str | None) 
     if found.groups is not None:
         found.groups.add(table, scores_R)
     scored_R = ~np.isnan(scores_R)
-    num_bad = found.bad.add(shard, table, scored_R)
-    found.shards.append(_figures(shard, scores_R[scored_R], len(scores_R) - num_bad, num_bad, kept_R))
-
-
-def _figures(
-    shard: ShardScores,
-    scores: npt.NDArray[np.float32],
-    num_scored: int,
-    num_bad: int,
-    kept_R: npt.NDArray[np.bool_],
-) -> ShardFigures:
-    return ShardFigures(
+    found.bad.add(shard, table, scored_R)
+    scores = scores_R[scored_R]
+    figures = ShardFigures(
         name=shard.name,
         source=str(shard.stats.get("source", "")),
-        num_samples=num_scored + num_bad,
-        num_scored=num_scored,
+        num_samples=len(scores_R),
+        num_scored=len(scores),
         num_kept=int(kept_R.sum()),
-        mean=float(scores.mean(dtype=np.float64)) if num_scored else float("nan"),
-        spread=float(scores.std(dtype=np.float64, ddof=1)) if num_scored > 1 else 0.0,
+        mean=float(scores.mean(dtype=np.float64)) if len(scores) else math.nan,
+        spread=float(scores.std(dtype=np.float64, ddof=1)) if len(scores) > 1 else 0.0,
         damage=str(shard.stats.get("damage", "")),
     )
+    found.shards.append(figures)
 
 
 def _floats(column: pa.ChunkedArray) -> npt.NDArray[np.float32]:
@@ -179,11 +171,11 @@ class BadInputs:
     def total(self) -> int:
         return self.counts.total()
 
-    def add(self, shard: ShardScores, table: pa.Table, scored_R: np.ndarray) -> int:
-        """Counts a shard's samples that have no score, and returns their number."""
+    def add(self, shard: ShardScores, table: pa.Table, scored_R: np.ndarray) -> None:
+        """Counts a shard's samples that have no score."""
         rows = np.flatnonzero(~scored_R)
         if not len(rows):
-            return 0
+            return
         statuses = table.column("status").take(pa.array(rows)).cast(pa.string()).to_pylist()
         reasons = [NO_NUMBER if status == Status.OK.value else status for status in statuses]
         self.counts.update(reasons)
@@ -192,10 +184,6 @@ class BadInputs:
             taken = len(self.examples.setdefault(reason, [])) + list(wanted.values()).count(reason)
             if taken < EXAMPLES:
                 wanted[row] = reason
-        self._take(shard, wanted)
-        return len(rows)
-
-    def _take(self, shard: ShardScores, wanted: dict[int, str]) -> None:
         if not wanted:
             return
         found = shard.read(["key", "error_message", "source_shard"], list(wanted)).to_pylist()
@@ -245,45 +233,26 @@ def find_outliers(shards: Sequence[ShardFigures], most: int = 10) -> list[Outlie
     """
     if len(shards) < FEWEST_SHARDS:
         return []
+    figures = [(s.mean, s.keep_rate, s.bad_share, s.spread, s.num_scored, s.num_samples) for s in shards]
+    means, keep_rates, bad_shares, spreads, scored, samples = np.array(figures).T
     measures = (
-        ("mean score", [s.mean for s in shards], [_error_of_mean(s) for s in shards]),
-        ("keep rate", [s.keep_rate for s in shards], _error_of_share(shards, "keep_rate", "num_scored")),
-        ("bad share", [s.bad_share for s in shards], _error_of_share(shards, "bad_share", "num_samples")),
+        ("mean score", means, scored),
+        ("keep rate", keep_rates, scored),
+        ("bad share", bad_shares, samples),
     )
     oddest: dict[str, Outlier] = {}
-    for what, values, errors in measures:
-        for outlier in _odd(shards, what, np.array(values), np.array(errors)):
+    for what, values, counts in measures:
+        if np.isnan(values).all():
+            continue
+        middle, sizes = float(np.nanmedian(values)), np.maximum(counts, 1)
+        # The error of a share is that of the median one, and at least one sample.
+        share_errors = np.maximum(np.sqrt(np.abs(middle * (1 - middle)) / sizes), 1 / sizes)
+        errors = spreads / np.sqrt(sizes) if what == "mean score" else share_errors
+        crowd = _MAD_TO_SIGMA * float(np.nanmedian(np.abs(values - middle)))
+        sigmas = (values - middle) / np.maximum(np.maximum(crowd, errors), 1e-9)
+        for i in np.flatnonzero(np.abs(sigmas) > ODD_FROM).tolist():
+            outlier = Outlier(shards[i], what, float(values[i]), middle, float(sigmas[i]))
             name = outlier.shard.name
             if name not in oddest or abs(outlier.sigmas) > abs(oddest[name].sigmas):
                 oddest[name] = outlier
     return sorted(oddest.values(), key=lambda outlier: -abs(outlier.sigmas))[:most]
-
-
-def _odd(
-    shards: Sequence[ShardFigures],
-    what: str,
-    values: npt.NDArray[np.float64],
-    errors: npt.NDArray[np.float64],
-) -> list[Outlier]:
-    if np.isnan(values).all():
-        return []
-    middle = float(np.nanmedian(values))
-    crowd = _MAD_TO_SIGMA * float(np.nanmedian(np.abs(values - middle)))
-    scale = np.maximum(np.maximum(crowd, errors), 1e-9)
-    sigmas = (values - middle) / scale
-    odd = np.flatnonzero(np.abs(sigmas) > ODD_FROM).tolist()
-    return [Outlier(shards[i], what, float(values[i]), middle, float(sigmas[i])) for i in odd]
-
-
-def _error_of_mean(shard: ShardFigures) -> float:
-    return shard.spread / math.sqrt(shard.num_scored) if shard.num_scored else math.nan
-
-
-def _error_of_share(shards: Sequence[ShardFigures], share: str, of: str) -> list[float]:
-    """The sampling error of each shard for the median share, at least one sample."""
-    shares = np.array([getattr(shard, share) for shard in shards])
-    if np.isnan(shares).all():
-        return [math.nan] * len(shards)
-    middle = float(np.nanmedian(shares))
-    sizes = [max(1, int(getattr(shard, of))) for shard in shards]
-    return [max(math.sqrt(middle * (1 - middle) / n), 1 / n) for n in sizes]

@@ -82,6 +82,13 @@ def read_tar(
             view.close()
 
 
+def first_sample(part: memoryview, source: str) -> Sample | None:
+    """The first sample of a part of the tar `source`, which begins at its header; None without one."""
+    shard = Shard(index=0, name="", kind="tar", source=source)
+    items = _TarReader(shard, part, DEFAULT_LIMITS, {}).read()
+    return next((item for item in items if isinstance(item, Sample)), None)
+
+
 def _open(shard: Shard, limits: ReadLimits, opener: Callable[[], RemoteFile] | None) -> View:
     if opener is None:
         return open_local(shard.source, limits.max_tar_bytes)
