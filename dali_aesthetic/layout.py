@@ -11,15 +11,18 @@
     OUTPUT/scored/                            an output of its own: the scores that `--keep-top` cuts
     OUTPUT/.lock, .settling.lock, .tmp-*      locks and files that are not whole yet
 
-NAME may have folders in it (`a/00000`). A file whose own name begins with a dot belongs to no shard. An
-output is a local folder or the URL of one in an object store; every function here takes both.
+NAME may have folders in it (`a/00000`); `shard_name` makes it. A file whose own name begins with a dot
+belongs to no shard. An output is a local folder or the URL of one in an object store; every function here
+takes both.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable
+from hashlib import sha256
 from os import PathLike
 from typing import Any
 
@@ -47,6 +50,13 @@ IDENTITY, CONFIG = "identity", "config"
 """Sections of the run record: what has to be the same for two runs to be one, and all that was asked for."""
 PACKED_FROM = "packed_from"
 """The field of `config` that only a packed output has."""
+_MOST_PART_BYTES, _MOST_NAME_BYTES = 238, 700
+"""A file name has at most 255 bytes, of which `metadata_` and `.parquet` take 17. An object's key has at most
+1,024, some of which are the output's own."""
+_DIGEST = 12
+_ODD = re.compile(r"\\|(?:^|/)(?:\.{0,2}/|\.[^/]*$|$)|\.(?:json|parquet|tar|npy)/", re.IGNORECASE)
+"""A backslash, an empty segment, `.` and `..`, a hidden file, and a folder called as a file of another shard:
+`a.json/b` beside `a`."""
 
 
 class NotARun(ValueError):
@@ -55,6 +65,30 @@ class NotARun(ValueError):
 
 class BadStats(ValueError):
     """A shard's stats can't be read. The message names the file."""
+
+
+def shard_name(path: str) -> str:
+    """The name of the shard whose file is `path`, without extension: `path` itself where names can hold it.
+
+    Otherwise what they can't hold is replaced or cut, and a digest of `path` keeps two files apart: the name
+    depends on `path` alone, so that reruns and other machines make the same one.
+    """
+    raw = path.encode("utf-8", "surrogateescape")
+    is_short = len(raw) <= _MOST_PART_BYTES or (
+        len(raw) <= _MOST_NAME_BYTES and max(map(len, raw.split(b"/"))) <= _MOST_PART_BYTES
+    )
+    if is_short and path.isprintable() and not _ODD.search(path):
+        return path
+    *folders, own = map(_cut, path.split("/"))
+    if len("/".join(folders).encode()) > _MOST_NAME_BYTES - _MOST_PART_BYTES:
+        folders = []
+    return "/".join((*folders, f"{own}-{sha256(raw).hexdigest()[:_DIGEST]}"))
+
+
+def _cut(part: str) -> str:
+    """`part` as a part of a name, with room for a digest."""
+    text = "".join(letter if letter.isprintable() and letter not in ".\\" else "_" for letter in part)
+    return text.encode()[: _MOST_PART_BYTES - 1 - _DIGEST].decode(errors="ignore") or "_"
 
 
 def shard_file(name: str, suffix: str = TAR) -> str:

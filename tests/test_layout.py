@@ -15,6 +15,7 @@ import pytest
 
 import dali_aesthetic
 from dali_aesthetic import layout
+from dali_aesthetic.write.files import output_path
 
 PACKAGE = Path(dali_aesthetic.__file__).parent
 NAMES = {layout.RECORD, layout.TIMING, layout.REPORT, layout.CALIBRATION, layout.SETTLING}
@@ -141,3 +142,44 @@ def test_a_record_tells_what_the_output_is(
     assert layout.cut_of(found) == cut
     assert layout.packed_from(found) == packed_from
     assert layout.holds_scores_only(found) is scores_only
+
+
+ODD_NAMES = (
+    *("x" * 239, "x" * 240, f"{'x' * 300}/a", f"{'y' * 300}/a", "\u65e5" * 90, "/".join(["d" * 99] * 9)),
+    *("a.json/b", "a.tar/b", "c/a.parquet/b", "img_emb_a.npy/b", f"{'z' * 220}.json{'z' * 20}/a", "a.JSON/b"),
+    *("a//b", "/a", "./a", "../../etc/a", "a/./b", "", ".a", "_a/.b", "x/"),
+    *("a\x01b", "a\x7fb", "a\nb", "a\\b", "\udcffa", "a\u202eb"),
+)
+PLAIN_NAMES = (
+    "a",
+    "a_b",
+    "_a",
+    "a.b",
+    "v1.0/a",
+    "00000",
+    "x" * 238,
+    "c/a",
+    "\u65e5\u672c/a b",
+    "a.json",
+    "a..b",
+    ".d/a",
+)
+
+
+def test_plain_paths_are_names() -> None:
+    assert [layout.shard_name(path) for path in PLAIN_NAMES] == list(PLAIN_NAMES)
+
+
+def test_odd_paths_get_names_that_are_short_plain_and_their_own(tmp_path: Path) -> None:
+    names = [layout.shard_name(path) for path in (*ODD_NAMES, *PLAIN_NAMES)]
+    assert len(set(names)) == len(names)
+    files = [file for name in names for file in (*layout.shard_files(name), *layout.embedding_files(name))]
+    for file in files:
+        assert len(file.encode()) < 900
+        output_path(tmp_path, file).touch()  # no file is another one's folder, and no name is too long
+    assert layout.committed_names(tmp_path) == set(names)
+
+
+def test_a_name_depends_on_the_path_alone() -> None:
+    assert layout.shard_name("a.json/b") == "a_json/b-5b726a20624b"
+    assert layout.shard_name("x" * 249) == "x" * 225 + "-e1c28f9cebda"

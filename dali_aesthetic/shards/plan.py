@@ -14,6 +14,7 @@ from typing import Literal, overload
 import numpy as np
 import pyarrow as pa
 
+from dali_aesthetic import layout
 from dali_aesthetic.shards.folder import ImageFiles, group_images
 from dali_aesthetic.shards.formats import IMAGE_RANK, extension
 from dali_aesthetic.shards.listing import InputError
@@ -139,26 +140,20 @@ def check_names(sources: Sequence[str], name_of: Callable[[str], str]) -> None:
 
 
 def shard_name(source: str, root: str) -> str:
-    """The file's path below the root without its extension. Raises InputError for one that isn't below it.
+    """The name made of the file's path below the root, without its extension (`layout.shard_name`).
 
-    A file whose own name begins with a dot gets `_` for it: no reader of an output looks at hidden files.
+    Raises InputError for a local file that isn't below the root.
     """
-    folder, slash, own = _below(source, root).rpartition(".")[0].rpartition("/")
-    name = folder + slash + (own if own[:1] not in ("", ".") else "_" + own[1:])
-    if name.isprintable() and "\\" not in name:
-        return name
-    return "".join(letter if letter.isprintable() and letter != "\\" else "_" for letter in name)
+    return layout.shard_name(_below(source, root).rpartition(".")[0])
 
 
 def _below(source: str, root: str) -> str:
-    """The file's path relative to the root. Raises InputError for one that isn't below it."""
+    """The file's path relative to the root. Raises InputError for a local one that isn't below it."""
     prefix = root if root.endswith("/") or not root else root + "/"
-    if source.startswith(prefix):
-        relative = source[len(prefix) :]
-    elif is_url(source):
-        relative = source.partition("://")[2]
-    else:
-        relative = os.path.relpath(source, root or ".")
+    relative = source[len(prefix) :] if source.startswith(prefix) else ""
+    if is_url(source):
+        return relative or source.partition("://")[2]  # an object's key may have any segments
+    relative = relative or os.path.relpath(source, root or ".")
     if "/." in relative or "//" in relative or relative[:1] in ("/", "."):
         relative = posixpath.normpath(relative.removeprefix("/"))
         if ".." in relative.split("/"):

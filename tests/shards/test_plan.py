@@ -138,9 +138,34 @@ def test_a_shard_with_a_hidden_name_is_one_that_readers_of_the_output_see(
     source.write_bytes(pack([("a.jpg", jpeg(Image.new("RGB", (40, 40))))]))
     output = tmp_path / "out"
     run(Config(input=(str(source),), output=str(output), model=tiny_model, threshold=Threshold(raw=-1e9)))
-    assert committed_names(output) == {"_hidden"}
+    (name,) = committed_names(output)
+    assert name.startswith("_hidden-")
     assert not verify_output(output).problems
-    assert [shard.name for shard in plan_shards(str(source), output=str(output))] == ["_hidden"]
+    assert [shard.name for shard in plan_shards(str(source), output=str(output))] == [name]
+
+
+def test_names_that_files_of_an_output_cant_have_stop_no_run(tmp_path: Path, tiny_model: ModelConfig) -> None:
+    """A name above what a file system takes, and one whose folder is another shard's file."""
+    output, names = (
+        tmp_path / "out",
+        ("a", "a.json/b", "a.parquet/b", "img_emb_a.npy/b", "x" * 249, "y\n\udcff"),
+    )
+    for name in names:
+        path = tmp_path / "in" / f"{name}.tar"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(pack([("a.jpg", jpeg(Image.new("RGB", (40, 40))))]))
+    for text in (str(tmp_path / "in"), f"file://{tmp_path}/in"):
+        config = Config(
+            input=(text,),
+            output=f"{output}{len(text)}",
+            model=tiny_model,
+            threshold=Threshold(raw=-1e9),
+            save_embeddings=True,
+        )
+        result = run(config)
+        assert (result.exit_code, len(result.stats.reports)) == (0, len(names))
+        assert not verify_output(Path(config.output), against_input=True).problems
+        assert run(config).num_skipped == len(names)
 
 
 def test_shards_that_would_share_a_name_are_both_named(tmp_path: Path) -> None:

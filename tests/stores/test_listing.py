@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from dali_aesthetic.shards import read_shards
 from dali_aesthetic.shards.plan import InputError, plan_shards
+from dali_aesthetic.types import ShardEnd
+from tests.shards.tar_factory import JPEG, pack
 from tests.stores.s3 import Bucket
 from tests.stores.servers import Faults, proxy, web
 
@@ -88,6 +91,36 @@ def test_a_web_folder_is_listed_by_its_links() -> None:
     page = b'<html><a href="a.tar">a</a> <a href="b.tar">b</a></html>'
     with web({"/d/": page, "/d": page, "/d/a.tar": b"x", "/d/b.tar": b"x"}) as url:
         assert names(f"{url}/d/") == [("a", f"{url}/d/a.tar"), ("b", f"{url}/d/b.tar")]
+
+
+def test_keys_that_the_client_cant_read_cost_their_own_shards(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MOTO_S3_DEFAULT_MAX_KEYS", "2")  # several pages
+    odd = ("x//1.tar", "../../etc.tar", "./q.tar", "tab\t.tar", "x\x01.tar", "x//1.txt")
+    for key in (*(f"d/{n}.tar" for n in "abcyz"), *(f"d/{key}" for key in odd), "d-other/q.tar"):
+        bucket.put(key, pack([("k.jpg", JPEG)]))
+    shards = plan_shards(f"{bucket.url}/d/")
+    assert sorted(shard.source for shard in shards) == sorted(
+        f"{bucket.url}/d/{key}" for key in (*(f"{n}.tar" for n in "abcyz"), *odd) if key.endswith(".tar")
+    )
+    assert len({shard.name for shard in shards}) == 10
+    errors = {end.shard.source: end.error for end in read_shards(shards) if isinstance(end, ShardEnd)}
+    for source, error in errors.items():
+        is_odd = source.removeprefix(f"{bucket.url}/d/") in odd
+        assert ("copy the object to another key" in error) is is_odd, error
+        assert is_odd or not error
+        assert "times" not in error, "it is asked for once"
+
+
+def test_names_are_the_same_wherever_the_tars_lie(bucket: Bucket, tmp_path: Path) -> None:
+    for name in ("a.tar", "a.json/b.tar", "v1.0/c.tar", "g\\h.tar", "x" * 249 + ".tar", "\u65e5.tar"):
+        path = tmp_path / "d" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    bucket.put_folder(tmp_path / "d", "d")
+    planned = [plan_shards(root) for root in (f"{tmp_path}/d", f"file://{tmp_path}/d", f"{bucket.url}/d")]
+    assert len({tuple(shard.name for shard in shards) for shards in planned}) == 1
 
 
 @pytest.mark.parametrize("slash", ["", "/"])
