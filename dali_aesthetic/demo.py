@@ -24,6 +24,7 @@ from dali_aesthetic.launch.engine import RunResult
 from dali_aesthetic.launch.run import run
 from dali_aesthetic.score.published import WeightsUnavailable
 from dali_aesthetic.threshold import Threshold
+from dali_aesthetic.write.files import publish, removing_on_error, temporary_path
 
 NUM_SHARDS = 3
 PHOTOS = (
@@ -84,9 +85,10 @@ def make_demo_set(folder: Path) -> str:
         path = folder / f"demo-{shard:05d}.tar"
         if path.exists():
             continue
-        partial_path = path.with_suffix(".partial")
-        _write_shard(partial_path, samples[shard::NUM_SHARDS])
-        partial_path.rename(path)
+        temporary = temporary_path(path)
+        with removing_on_error(temporary):
+            _write_shard(temporary, samples[shard::NUM_SHARDS])
+        publish(temporary, path)
     return pattern
 
 

@@ -99,7 +99,6 @@ def write_subset(path: Path, scores: Iterable[Path]) -> int:
     subset = np.ascontiguousarray(halves_N2[order_N]).view(DTYPE)[:, 0]
     file = io.BytesIO()
     np.save(file, subset)
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, file.getbuffer())
     return len(subset)
 

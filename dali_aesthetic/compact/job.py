@@ -96,7 +96,6 @@ def _record(run: Run, options: Options) -> dict[str, Any]:
 
 def _finish(packed: list[Packed], options: Options) -> None:
     shards, names = options.output / SHARDS, [shard.name for shard in packed]
-    shards.mkdir(exist_ok=True)
     write_sizes(shards, {f"{shard.name}{TAR}": shard.num_samples for shard in packed})
     if options.index:
         for tar in missing_indexes(shards, names):

@@ -88,7 +88,6 @@ def write_calibration(output: str, calibration: Calibration, replace: bool = Fal
         Uploader(output).put(CALIBRATION, content)
         return
     final = Path(output) / CALIBRATION
-    final.parent.mkdir(parents=True, exist_ok=True)
     (write_whole if replace else write_once)(final, content)
 
 

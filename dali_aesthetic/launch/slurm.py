@@ -17,6 +17,7 @@ from dali_aesthetic.config import Config, ConfigError
 from dali_aesthetic.layout import SETTLING
 from dali_aesthetic.stores.location import is_url
 from dali_aesthetic.types import Shard
+from dali_aesthetic.write.files import make_folder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,7 +193,7 @@ def settling(output: str, task: Task) -> Iterator[None]:
     if task.is_alone or is_url(output):
         yield
         return
-    Path(output).mkdir(parents=True, exist_ok=True)
+    make_folder(Path(output))
     path = Path(output) / SETTLING
     while True:
         with path.open("a") as stream:

@@ -11,9 +11,11 @@ as one object, the stats last.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from os import PathLike, fspath
 from pathlib import Path
@@ -101,9 +103,10 @@ def commit(
 
 
 def abandon(parts: Sequence[Part]) -> None:
-    """Removes the temporary files of a shard; also fine after `commit`."""
-    for part in parts:
-        part.abandon()
+    """Removes the temporary files of a shard, all of them whatever fails; also fine after `commit`."""
+    with ExitStack() as stack:
+        for part in parts:
+            stack.callback(part.abandon)
 
 
 class Destination(Protocol):
@@ -176,8 +179,10 @@ class _Store:
 
 
 def _remove_orphans(folder: Path) -> None:
-    """Removes the folders of processes that were killed."""
+    """Removes the folders of this user's processes that were killed."""
     for path in folder.glob(f"{_PREFIX}*"):
         owner = Owner.parse(path.name.removeprefix(_PREFIX).rpartition("-")[0])
-        if owner is not None and owner.is_here and not owner.is_alive:
+        if owner is None or not owner.is_here or owner.is_alive:
+            continue
+        if path.lstat().st_uid == os.getuid():
             shutil.rmtree(path, ignore_errors=True)

@@ -39,7 +39,7 @@ def output_path(output: Path, file: str) -> Path:
     if any(part in ("", ".", "..") or "\\" in part or not part.isprintable() for part in plain):
         raise OutsideOutput(f"{file!r} is not a plain path below {output}; rename the input shard")
     root, path = output / folder, output / file
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     if not path.parent.resolve().is_relative_to(root.resolve()):
         raise OutsideOutput(f"{path.parent} is a link to outside {root}; remove it or choose another output")
     return path
@@ -97,8 +97,12 @@ def write_whole(final: Path, content: Buffer) -> None:
 
 
 def write_temporary(final: Path, content: Buffer) -> Path:
-    """Writes `content` under the temporary name of `final` and syncs it; removes the file if that fails."""
+    """Writes `content` under the temporary name of `final`, in its folder, which is made, and syncs it.
+
+    Removes the file if that fails.
+    """
     temporary = temporary_path(final)
+    make_folder(final.parent)
     with naming(temporary), removing_on_error(temporary):
         descriptor = open_new(temporary)
         try:
@@ -129,6 +133,21 @@ def publish(temporary: Path, final: Path) -> None:
     with naming(final), removing_on_error(temporary):
         os.replace(temporary, final)
         sync_folder(final.parent)
+
+
+def make_folder(folder: Path) -> None:
+    """Makes `folder` and what is missing above it; new folders survive a power failure with their files."""
+    try:
+        folder.mkdir()
+    except FileNotFoundError:
+        make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)  # another process may have been faster
+    except FileExistsError:
+        if not folder.is_dir():
+            raise
+        return
+    with contextlib.suppress(PermissionError):  # a folder where one may write but not look
+        sync_folder(folder.parent)
 
 
 def sync_folder(folder: Path) -> None:

@@ -16,25 +16,38 @@ from __future__ import annotations
 import errno
 import fcntl
 import json
+import logging
 import os
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from dali_aesthetic.layout import LOCK
 from dali_aesthetic.overlap import every
-from dali_aesthetic.stores.access import read_bytes
 from dali_aesthetic.stores.location import is_url, join
 from dali_aesthetic.stores.open import store_of
-from dali_aesthetic.stores.store import LASTING, NoConditions, ObjectChanged, StoreError, retried
-from dali_aesthetic.write.files import Owner, naming
+from dali_aesthetic.stores.store import (
+    BACK_OFF,
+    LASTING,
+    NoConditions,
+    ObjectChanged,
+    ObjectInfo,
+    StoreError,
+    retried,
+)
+from dali_aesthetic.write.files import Owner, make_folder, naming
 
+T = TypeVar("T")
+_LOG = logging.getLogger(__name__)
 HEARTBEAT_SECONDS = 15.0
 LEASE_SECONDS = 60.0
 _POLL_SECONDS = 2.0
+_MANY = 1_000_000
 _MAX_HOLDER_BYTES = 256
 _JOB = "job "
 _JOIN_SECONDS, _JOIN_POLL_SECONDS = 5.0, 0.05
@@ -70,7 +83,7 @@ def claim(output: str | Path, *, job: str = "", leads: bool = True) -> Iterator[
 def _locked(path: Path, job: str) -> Iterator[None]:
     is_new = not path.parent.exists()
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         descriptor = _lock(path, f"{_JOB}{job}" if job else str(Owner.current()), shared=bool(job))
     except PermissionError as error:
         raise _unwritable(path.parent, error) from None
@@ -186,7 +199,10 @@ def _leased(output: str) -> Iterator[None]:
     lease.acquire()
     try:
         with every(HEARTBEAT_SECONDS, lease.renew, "lease"):
-            yield
+            try:
+                yield
+            finally:
+                lease.stop()
     finally:
         lease.release()
 
@@ -198,6 +214,8 @@ class _Lease:
         self._output, self._url = output, join(output, LOCK)
         self._store, self._key = store_of(self._url)
         self._run, self._beats, self._tag = secrets.token_hex(8), 0, ""
+        self._until: float | None = None
+        self._is_stopped = self._is_lost = False
 
     def acquire(self) -> None:
         """Takes the lease, an expired one too: another host's is watched for up to `LEASE_SECONDS`.
@@ -215,15 +233,35 @@ class _Lease:
                 return
 
     def renew(self) -> None:
-        """A heartbeat. A failure doesn't stop the run: at worst another one does the same work."""
+        """A heartbeat, tried for as long as the lease lasts.
+
+        A failure doesn't stop the run: at worst another one does the same work.
+        """
+        self._until = time.monotonic() + LEASE_SECONDS - HEARTBEAT_SECONDS
         with suppress(StoreError, *LASTING):
-            self._write(self._tag)
+            if not self._write(self._tag) and not self._is_lost:
+                self._is_lost = True
+                _LOG.warning("%s: another run took over the lock and does the same work again", self._output)
+
+    def stop(self) -> None:
+        """Ends the attempts of a heartbeat."""
+        self._is_stopped = True
 
     def release(self) -> None:
         """Removes the lease if it still is ours."""
+        self._until, self._is_stopped = time.monotonic() + HEARTBEAT_SECONDS, False
         with suppress(StoreError, *LASTING):
             if (found := self._read()) is not None and self._is_ours(found):
-                retried(lambda: self._store.delete(self._key), f"removing {self._url}")
+                self._ask(lambda: self._store.delete(self._key), f"removing {self._url}")
+
+    def _ask(self, call: Callable[[], T], what: str) -> T:
+        if self._until is None:
+            return retried(call, what)
+        back_off = replace(BACK_OFF, attempts=_MANY, most=HEARTBEAT_SECONDS / 3)
+        return retried(call, what, self._is_late, back_off)
+
+    def _is_late(self) -> bool:
+        return self._is_stopped or (self._until is not None and time.monotonic() >= self._until)
 
     def _has_expired(self, content: dict[str, Any], owner: Owner | None) -> bool:
         if owner is not None and owner.is_here:
@@ -242,9 +280,9 @@ class _Lease:
         content, writing = json.dumps(facts).encode(), f"writing {self._url}"
         try:
             if tag is None:
-                retried(lambda: self._store.create(self._key, content), writing)
+                self._ask(lambda: self._store.create(self._key, content), writing)
             else:
-                retried(lambda: self._store.replace(self._key, content, tag), writing)
+                self._ask(lambda: self._store.replace(self._key, content, tag), writing)
         except (FileExistsError, ObjectChanged):
             pass  # ours after all, if an attempt went through whose answer got lost
         except FileNotFoundError:
@@ -254,7 +292,7 @@ class _Lease:
         except NoConditions:
             if tag is None and self._read() is not None:
                 return False
-            retried(lambda: self._store.put(self._key, content), writing)
+            self._ask(lambda: self._store.put(self._key, content), writing)
         if (found := self._read()) is None or not self._is_ours(found):
             return False
         self._tag = found[1]
@@ -264,12 +302,18 @@ class _Lease:
         """Content and tag; None where there is no lease."""
         while True:
             try:
-                tag = retried(lambda: self._store.info(self._key), self._url).tag
-                return _parsed(read_bytes(self._url)), tag
+                info = self._ask(lambda: self._store.info(self._key), f"opening {self._url}")
+                content = self._ask(partial(self._content, info), f"reading {self._url}")
+                return _parsed(content), info.tag
             except FileNotFoundError:
                 return None
             except ObjectChanged:
                 continue  # renewed between the two calls
+
+    def _content(self, info: ObjectInfo) -> bytes:
+        if info.is_guarded:
+            return bytes(self._store.read(self._key, 0, info.size, info.tag))
+        return b"".join(self._store.read_all(self._key))
 
     def _is_ours(self, found: tuple[dict[str, Any], str]) -> bool:
         return found[0].get("run") == self._run

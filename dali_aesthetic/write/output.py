@@ -209,7 +209,6 @@ def write_once(location: str | Path, content: bytes) -> None:
         create(os.fspath(location), content)
         return
     final = Path(location)
-    final.parent.mkdir(parents=True, exist_ok=True)
     temporary = write_temporary(final, content)
     try:
         os.link(temporary, final)

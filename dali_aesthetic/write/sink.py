@@ -25,7 +25,7 @@ from dali_aesthetic.types import (
 )
 from dali_aesthetic.write.commit import Part, WholeFile, abandon, commit, destination
 from dali_aesthetic.write.embeddings import ShardEmbeddings
-from dali_aesthetic.write.files import output_path
+from dali_aesthetic.write.files import make_folder, output_path
 from dali_aesthetic.write.kept_rows import BadRows, KeptRows
 from dali_aesthetic.write.rows import ScoreRows, score_columns
 from dali_aesthetic.write.writers import TarWriter
@@ -71,7 +71,7 @@ class ShardSink:
         self._commits: Backlog[ShardReport] = self.destination.backlog()
         samples = {layout.SHARDS: images, layout.QUARANTINE: quarantine}
         for folder in (layout.SCORES, layout.STATS, *(name for name in samples if samples[name])):
-            (self.destination.root / folder).mkdir(parents=True, exist_ok=True)
+            make_folder(self.destination.root / folder)
 
     def write(self, batch: ScoredBatch) -> list[ShardReport]:
         """Appends rows, streams kept samples, and queues finished shards for commit; abandons failed ones.
@@ -172,11 +172,11 @@ class _OpenShard:
         bad = layout.quarantine_file(name, suffix)
         self._bad = output_path(output, bad) if sink.quarantine else None
         self.quarantine: TarWriter | BadRows | None = None
+        self.embeddings = ShardEmbeddings(output, name) if sink.embeddings else None
         self.kept: TarWriter | KeptRows | None = None
-        if sink.images:
+        if sink.images:  # last, as it makes a file, and nobody abandons what was not built
             final = output_path(output, samples)
             self.kept = KeptRows(final, shard.source) if is_parquet else TarWriter(final)
-        self.embeddings = ShardEmbeddings(output, name) if sink.embeddings else None
 
     def add(
         self,
@@ -204,15 +204,14 @@ class _OpenShard:
     def _add_bad(self, final: Path, samples: Sequence[Sample], headers: Sequence[ImageHeader]) -> None:
         """Copies samples that could not be scored, as rows of Parquet or as tar entries, if there are any."""
         if self.shard.kind == "parquet":
-            rows = (
-                self.quarantine if isinstance(self.quarantine, BadRows) else BadRows(final, self.shard.source)
-            )
-            rows.add_bad(samples, headers)
-            self.quarantine, self.num_quarantined = rows, rows.num_rows
+            if not isinstance(self.quarantine, BadRows):
+                self.quarantine = BadRows(final, self.shard.source)
+            self.quarantine.add_bad(samples, headers)
+            self.num_quarantined = self.quarantine.num_rows
         elif entries := [entry for sample in samples for entry in sample.entries]:
-            tar = self.quarantine if isinstance(self.quarantine, TarWriter) else TarWriter(final)
-            tar.add(entries)
-            self.quarantine = tar
+            if not isinstance(self.quarantine, TarWriter):
+                self.quarantine = TarWriter(final)
+            self.quarantine.add(entries)  # `abandon` removes the file if this fails
             self.num_quarantined += sum(bool(sample.entries) for sample in samples)
 
     def objection(self, max_bad_fraction: float) -> str:

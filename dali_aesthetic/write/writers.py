@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pyarrow.parquet as pq
 from dali_aesthetic.layout import TAR_END
 from dali_aesthetic.types import Buffer
 from dali_aesthetic.write.commit import Part
-from dali_aesthetic.write.files import naming, open_new, write_all
+from dali_aesthetic.write.files import naming, open_new, removing_on_error, write_all
 
 COMPRESSION: dict[str, Any] = {"compression": "zstd", "compression_level": 3}
 _ROW_GROUP = 65_536
@@ -58,13 +59,14 @@ class TarWriter(Part):
 
     def abandon(self) -> None:
         """See `Part`."""
-        self._close()
+        with suppress(OSError):
+            self._close()
         super().abandon()
 
     def _close(self) -> None:
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-        self._descriptor = -1
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
 
 
 class ParquetWriter(Part):
@@ -76,7 +78,7 @@ class ParquetWriter(Part):
     def __init__(self, final: Path, schema: pa.Schema, **options: Any) -> None:
         super().__init__(final)
         self.schema = schema
-        with naming(self.temporary):
+        with naming(self.temporary), removing_on_error(self.temporary):
             self._file = self.temporary.open("wb")
             self._writer = pq.ParquetWriter(self._file, schema, **(options or COMPRESSION))
 
@@ -96,7 +98,8 @@ class ParquetWriter(Part):
 
     def abandon(self) -> None:
         """See `Part`."""
-        self._file.close()
+        with suppress(OSError):  # closing writes what is buffered, for which there may be no room
+            self._file.close()
         super().abandon()
 
 

@@ -22,9 +22,9 @@ SLICE = 64 << 10
 class Faults:
     """What the proxy does to the requests that match `pattern` (METHOD PATH), by their number from 1 on.
 
-    `plan` maps a number to a fault: a status (`500`, `503`, `429`), `reset` (no answer), `cut` (the
-    connection ends in mid-body). `every` does the same to each n-th. `bytes_per_second` slows every body
-    down. `log` has every request as (method, path, range).
+    `plan` maps a number to a fault: a status (`500`, `503`, `429`), `reset` (no answer), `lost` (done, but
+    no answer), `cut` (the connection ends in mid-body). `every` does the same to each n-th.
+    `bytes_per_second` slows every body down. `log` has every request as (method, path, range).
     """
 
     pattern: str = ".*"
@@ -71,6 +71,10 @@ class _Proxy(BaseHTTPRequestHandler):
         headers = {name: value for name, value in self.headers.items() if name.lower() not in _HOP}
         upstream.request(self.command, self.path, body, headers)
         response = upstream.getresponse()
+        if fault == "lost":
+            response.read()
+            self._reset()
+            return
         kept = [(k, v) for k, v in response.getheaders() if k.lower() not in _HOP]
         self._answer(response.status, kept, response.read(), cut=fault == "cut")
         upstream.close()

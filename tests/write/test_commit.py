@@ -271,6 +271,7 @@ def test_stats_are_published_last_and_everything_is_synced_first(
     monkeypatch.setattr(os, "fsync", note_fsync)
     run(tmp_path / "out", shards[:1])
     assert steps == [
+        *["sync folder"] * 4,  # the output and what is in it, as they are made
         *("sync file", "sync file"),
         *("publish .tar", "sync folder", "publish .parquet", "sync folder"),
         *("sync file", "publish .json", "sync folder"),

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import fsspec
 import pytest
 
+from dali_aesthetic.stores import open as open_
 from dali_aesthetic.stores.open import store_of
+from dali_aesthetic.stores.store import BACK_OFF
 from dali_aesthetic.write import lock
-from dali_aesthetic.write.files import Owner
+from dali_aesthetic.write.files import Owner, output_path
 from dali_aesthetic.write.lock import OutputBusy, claim
 from tests.stores.fixtures import bucket, s3_server
 from tests.stores.s3 import Bucket
+from tests.stores.servers import Faults, proxy
 
 __all__ = ["bucket", "s3_server"]
 
@@ -117,3 +123,100 @@ def test_a_lease_that_another_run_took_over_is_left_to_it(bucket: Bucket) -> Non
         put_lease(output, Owner("elsewhere.1", 1, 1))
         time.sleep(0.5)  # heartbeats that must not take it back
     assert json.loads(bucket.get("out/.lock"))["run"] == "another"
+
+
+@contextmanager
+def through(bucket: Bucket, faults: Faults, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """An output in the bucket whose server injects `faults`."""
+    with proxy(bucket.endpoint, faults) as url:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+        open_._store.cache_clear()
+        yield f"{bucket.url}/out"
+
+
+def beats(bucket: Bucket) -> int:
+    return int(json.loads(bucket.get("out/.lock"))["renewed"])
+
+
+def test_a_lock_lives_through_writes_whose_answers_are_lost(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first one takes the lock; the others renew it."""
+    with through(bucket, Faults("PUT .*lock", every={2: "lost"}, plan={1: "lost"}), monkeypatch) as output:
+        with claim(output):
+            begun = beats(bucket)
+            time.sleep(1.0)
+            assert beats(bucket) >= begun + 3
+            with pytest.raises(OutputBusy), claim(output):
+                pass
+        assert bucket.keys() == []
+
+
+def test_a_heartbeat_is_tried_while_the_lease_lasts_and_not_longer(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    faults = Faults("PUT .*lock")
+    with through(bucket, faults, monkeypatch) as output:
+        lease = lock._Lease(output)
+        lease.acquire()
+        faults.every = {1: "503"}
+        monkeypatch.setattr(BACK_OFF, "first", 0.02)
+        monkeypatch.setattr(BACK_OFF, "attempts", 2)
+        recovery = threading.Timer(0.5, faults.every.clear)
+        recovery.start()
+        lease.renew()
+        recovery.join()
+        assert beats(bucket) == 2, "renewed by one heartbeat, once the store answered again"
+        faults.every = {1: "503"}
+        begun = time.monotonic()
+        lease.renew()
+        assert 0.6 < time.monotonic() - begun < 2.5
+        faults.every = {}
+        lease.release()
+        assert bucket.keys() == []
+
+
+def test_the_end_of_a_run_does_not_wait_for_a_store_that_is_down(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lock, "LEASE_SECONDS", 60.0)
+    faults = Faults("lock")
+    with through(bucket, faults, monkeypatch) as output:
+        with claim(output):
+            faults.every = {1: "503"}
+            monkeypatch.setattr(BACK_OFF, "first", 5.0)
+            time.sleep(0.3)
+            begun = time.monotonic()
+        assert time.monotonic() - begun < 3
+
+
+def test_a_lock_that_another_run_took_is_told_once(bucket: Bucket, caplog: pytest.LogCaptureFixture) -> None:
+    with claim(f"{bucket.url}/out"):
+        put_lease(f"{bucket.url}/out", Owner("elsewhere.1", 1, 1))
+        time.sleep(0.5)
+    (told,) = [record.getMessage() for record in caplog.records if "took over" in record.message]
+    assert f"{bucket.url}/out" in told
+
+
+def synced(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The folders that are synced from here on."""
+    folders, fsync = list[str](), os.fsync
+
+    def note(descriptor: int) -> None:
+        folders.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", note)
+    return folders
+
+
+def test_the_parent_of_each_new_folder_of_an_output_is_synced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = synced(monkeypatch)
+    with claim(tmp_path / "a/b/out"):
+        assert folders == [str(tmp_path), str(tmp_path / "a"), str(tmp_path / "a/b")]
+        output_path(tmp_path / "a/b/out", "shards/part/00000.tar")
+        assert folders[3:] == [str(tmp_path / "a/b/out"), str(tmp_path / "a/b/out/shards")]
+        output_path(tmp_path / "a/b/out", "shards/part/00001.tar")
+        assert len(folders) == 5

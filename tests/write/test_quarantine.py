@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import resource
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from dali_aesthetic.shards import read_shards
 from dali_aesthetic.types import Sample, ScoredBatch, ShardEnd, ShardReport, Status
+from dali_aesthetic.write.commit import abandon, commit
 from dali_aesthetic.write.sink import ShardSink
+from dali_aesthetic.write.writers import ParquetWriter, TarWriter
 from tests.conftest import read_members
 from tests.write.scored import GOOD, at_least_5, make_tar, scored, shard_of, tree
 
@@ -96,3 +103,64 @@ def test_one_score_more_or_less_does_not_unquarantine(tmp_path: Path) -> None:
         sink.write(scored(some, (end,), [np.nan, 9.0, 9.0, 9.0]))
         (report,) = sink.flush()
     assert (report.num_kept, report.num_quarantined) == (3, 0)
+
+
+@contextmanager
+def full_disk(monkeypatch: pytest.MonkeyPatch, folder: str) -> Iterator[None]:
+    """No file below `folder` can be written."""
+    writev = os.writev
+
+    def full(descriptor: int, buffers: list[memoryview]) -> int:
+        if f"/{folder}/" in os.readlink(f"/proc/self/fd/{descriptor}"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return writev(descriptor, buffers)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "writev", full)
+        yield
+
+
+@pytest.mark.parametrize("folder", ["quarantine", "shards", "scores"])
+def test_a_write_that_fails_leaves_no_temporary_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str
+) -> None:
+    path = make_tar(tmp_path / "in.tar", keys(40))
+    with (
+        full_disk(monkeypatch, folder),
+        pytest.raises(OSError, match="No space left") as error,
+    ):
+        write(tmp_path / "out", path, 5, quarantine=True)
+    assert f"out/{folder}/" in str(error.value.filename)
+    assert tree(tmp_path / "out") == {}
+
+
+def test_parquet_that_cant_be_written_leaves_no_temporary_file_and_names_its_folder(tmp_path: Path) -> None:
+    """The last bytes are still in a buffer, which fails once more when it is closed."""
+    schema = pa.schema([("image", pa.binary())])
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    parts = [ParquetWriter(tmp_path / "a.parquet", schema), TarWriter(tmp_path / "b.tar")]
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        parts[0].add(pa.table({"image": [os.urandom(900)]}, schema))
+        with pytest.raises(OSError, match=f"File too large: .{tmp_path}"):
+            commit(parts, tmp_path / "stats.json", lambda: pytest.fail("it is not whole"))
+    finally:
+        abandon(parts)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert tree(tmp_path) == {}
+
+
+def test_a_shard_whose_files_cant_all_be_opened_leaves_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = make_tar(tmp_path / "in.tar", keys(10))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "embeddings").write_text("a file in the place of a folder")
+    guard = {"quarantine": True, "embeddings": True}
+    batch = next(batches_with_bad(path, 5))
+    with (
+        ShardSink(tmp_path / "out", ["v2"], at_least_5, **guard) as sink,  # type: ignore[arg-type]
+        pytest.raises(OSError, match="embeddings"),
+    ):
+        sink.write(batch)
+    assert list(tree(tmp_path / "out")) == ["embeddings"]

@@ -7,7 +7,9 @@ share the folder and each kernel is compiled once. Nothing is tuned at run time:
 from __future__ import annotations
 
 import os
+import stat
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 VARIABLE = "DALI_AESTHETIC_CACHE"
@@ -22,8 +24,9 @@ LIBRARIES = {
 def cache_folder() -> Path:
     """`$DALI_AESTHETIC_CACHE`, else `dali_aesthetic` below `$XDG_CACHE_HOME` or `~/.cache`; created.
 
-    Where that is not writable (a container without a home), a folder of this user's in the temporary folder.
-    Raises OSError where the folder that `$DALI_AESTHETIC_CACHE` names can't be created.
+    Where that is not writable (a container without a home), a folder of this user's in the temporary folder,
+    which anybody may have put there: what it holds is code that runs. Raises PermissionError where it isn't
+    this user's alone, and OSError where the folder that `$DALI_AESTHETIC_CACHE` names can't be created.
     """
     if named := os.environ.get(VARIABLE):
         folder = Path(named).expanduser()
@@ -37,7 +40,15 @@ def cache_folder() -> Path:
     except OSError:
         pass
     folder = Path(tempfile.gettempdir()) / f"dali_aesthetic-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
+    with suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    there = folder.lstat()
+    if not stat.S_ISDIR(there.st_mode) or there.st_uid != os.getuid() or there.st_mode & 0o077:
+        mode = stat.filemode(there.st_mode)
+        raise PermissionError(
+            f"{folder} can't be the cache of compiled code: it is no folder that only uid {os.getuid()} may "
+            f"use ({mode}, of uid {there.st_uid}); set {VARIABLE} to a folder of your own, or remove it"
+        )
     return folder
 
 

@@ -46,3 +46,27 @@ def test_libraries_use_subfolders_unless_the_user_has_set_their_variables(
     assert os.environ["TRITON_CACHE_DIR"] == "/elsewhere"
     assert os.environ["QUACK_CACHE_DIR"] == str(tmp_path / "quack")
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / "inductor")
+
+
+@pytest.mark.parametrize("fault", ["a link", "open to others", "another's"])
+def test_a_fallback_folder_that_others_may_write_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    """What lies in it is run as code."""
+    folder = tmp_path / f"dali_aesthetic-{os.getuid()}"
+    if fault == "a link":
+        (tmp_path / "elsewhere").mkdir(mode=0o700)
+        folder.symlink_to(tmp_path / "elsewhere")
+    else:
+        folder.mkdir(mode=0o700)
+        folder.chmod(0o770 if fault == "open to others" else 0o700)
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.delenv(cache.VARIABLE, raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setattr(cache.tempfile, "gettempdir", lambda: str(tmp_path))
+    if fault == "another's":
+        own = os.getuid()
+        monkeypatch.setattr(cache.os, "getuid", lambda: own + 1)
+        folder.rename(tmp_path / f"dali_aesthetic-{own + 1}")
+    with pytest.raises(PermissionError, match=rf"only uid \d+ may use.*set {cache.VARIABLE}"):
+        cache.cache_folder()
