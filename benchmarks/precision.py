@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Any
 
 from benchmarks.bench import calibrated, gate_detail
@@ -52,5 +51,4 @@ def _detail(report: PrecisionReport) -> dict[str, Any]:
     found = report.deviation
     rounded = {name: float(f"{getattr(found, name):.3g}") for name in ("p99_error", "max_error", "bias")}
     spread = float(f"{found.reference_std:.3g}")
-    flips = [asdict(cut) for cut in report.flips]
-    return {"num_images": found.num_images, **rounded, "reference_std": spread, "flips": flips}
+    return {"num_images": found.num_images, **rounded, "reference_std": spread, "flips": report.flips}

@@ -149,6 +149,7 @@ def _precision_table(report: PrecisionReport) -> Table:
     table.add_row("bias", f"{found.bias:+.5f}")
     for cut in report.flips:
         table.add_row(
-            f"flips at {cut.preset}", f"{cut.flipped} of {found.num_images} (kept: {cut.kept_by_reference})"
+            f"flips at {cut['preset']}",
+            f"{cut['flipped']} of {found.num_images} (kept: {cut['kept_by_reference']})",
         )
     return table

@@ -112,13 +112,15 @@ def read_clip(path: Path) -> Checkpoint:
     """
     file = weights_file(path)
     if is_torchscript(file):
-        # Only OpenAI published CLIP this way, and all of it was trained with QuickGELU.
-        return Checkpoint(from_openai_jit(read_torchscript(file)), quick_gelu=True)
+        # Only OpenAI published CLIP this way, named as by open_clip and all of it trained with QuickGELU.
+        state = read_torchscript(file)
+        if "visual.conv1.weight" not in state or "visual.proj" not in state:
+            raise ValueError("the TorchScript archive is no OpenAI CLIP with a ViT: it has no visual.proj")
+        return Checkpoint(from_open_clip(state), quick_gelu=True)
     state = _tower_at_root(file, read_tensors(file))
-    if any(name.startswith("visual.") for name in state):
-        return Checkpoint(from_open_clip(state), _quick_gelu_beside(file), _statistics_beside(file))
-    if any(name.startswith("vision_model.") for name in state):
-        return Checkpoint(from_hf(state), _quick_gelu_beside(file), _statistics_beside(file))
+    for tower, renamed in (("visual.", from_open_clip), ("vision_model.", from_hf)):
+        if any(name.startswith(tower) for name in state):
+            return Checkpoint(renamed(state), _quick_gelu_beside(file), _statistics_beside(file))
     some = ", ".join(list(state)[:3]) or "nothing"
     raise ValueError(f"{file} is no CLIP checkpoint with an image tower: it holds {some} ...")
 
@@ -139,7 +141,8 @@ def checkpoint_files(path: Path) -> list[Path]:
 
     Raises ValueError for an index that is damaged or names files outside its folder.
     """
-    if not _is_json(path):
+    head = _head(path)
+    if head[:1] != b"{" or head[8:] == b"{":  # safetensors begin with a length of 8 bytes
         return [path]
     try:
         names = sorted(set(json.loads(path.read_bytes())["weight_map"].values()))
@@ -151,10 +154,9 @@ def checkpoint_files(path: Path) -> list[Path]:
     return files
 
 
-def _is_json(path: Path) -> bool:
+def _head(path: Path) -> bytes:
     with path.open("rb") as stream:
-        head = stream.read(9)
-    return head[:1] == b"{" and head[8:9] != b"{"  # safetensors begin with a length of 8 bytes
+        return stream.read(9)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -167,9 +169,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def _read_file(path: Path) -> dict[str, Tensor]:
-    with path.open("rb") as stream:
-        head = stream.read(9)
-    if head[8:9] == b"{":
+    if _head(path)[8:] == b"{":
         try:
             return safetensors.torch.load_file(path)
         except safetensors.SafetensorError as error:
@@ -235,13 +235,6 @@ def from_open_clip(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Our names for the `visual.` part of an open_clip (or OpenAI) state dict."""
     vision = {name: tensor for name, tensor in state.items() if name.startswith("visual.")}
     return {_renamed(name, _OPEN_CLIP, _OPEN_CLIP_PARTS): tensor for name, tensor in vision.items()}
-
-
-def from_openai_jit(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Our names for the tensors of OpenAI's archive, which names them as open_clip does."""
-    if "visual.conv1.weight" not in state or "visual.proj" not in state:
-        raise ValueError("the TorchScript archive is no OpenAI CLIP with a ViT: it has no visual.proj")
-    return from_open_clip(state)
 
 
 def from_hf(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -91,19 +91,16 @@ def try_in_turn(
     trials: list[Trial] = []
     for precision, products, scores in candidates:
         found = deviation(scores(), reference_N, cuts)
-        trials.append(_trial(precision, products, found, limits))
-        if not trials[-1].failed:
+        trial = Trial(
+            precision=precision,
+            float16_products=products,
+            mean_error=found.mean_error,
+            p99_error=found.p99_error,
+            max_error=found.max_error,
+            flips={name: count / found.num_images for name, count in found.flips.items()},
+            failed=limits.exceeded_by(found),
+        )
+        trials.append(trial)
+        if not trial.failed:
             break
     return tuple(trials)
-
-
-def _trial(precision: str, products: tuple[str, ...], found: Deviation, limits: GateLimits) -> Trial:
-    return Trial(
-        precision=precision,
-        float16_products=products,
-        mean_error=found.mean_error,
-        p99_error=found.p99_error,
-        max_error=found.max_error,
-        flips={name: count / found.num_images for name, count in found.flips.items()},
-        failed=limits.exceeded_by(found),
-    )

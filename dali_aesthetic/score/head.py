@@ -108,7 +108,13 @@ class HeadBank(nn.Module):
         if not heads:
             raise ValueError("no head: name at least one, such as laion-v2")
         for head in heads:
-            _check_embed_dim(head, embed_dim)
+            if head.mlp.embed_dim != embed_dim:
+                raise ValueError(
+                    f"head {head.name!r} takes embeddings of {head.mlp.embed_dim} numbers, the encoder gives "
+                    f"{embed_dim}: take a head trained for this encoder (laion-v2 and laion-v1 exist for "
+                    "ViT-L-14, laion-v1 also for ViT-B-32 and ViT-B-16) or the encoder that the head was "
+                    "trained for"
+                )
         self.names = tuple(head.name for head in heads)
         if len(set(self.names)) < len(heads):
             raise ValueError(f"heads {list(self.names)}: two go by one name; rename the file of one")
@@ -128,16 +134,6 @@ class HeadBank(nn.Module):
         scores_NH = torch.cat([folded_NA, *(head(unit_ND)[:, None] for head in self.others)], dim=1)
         in_order = self._columns == list(range(len(self._columns)))
         return scores_NH if in_order else scores_NH[:, self._columns]
-
-
-def _check_embed_dim(head: Head, embed_dim: int) -> None:
-    """Raises ValueError for a head that takes embeddings of another length than `embed_dim`."""
-    if head.mlp.embed_dim != embed_dim:
-        raise ValueError(
-            f"head {head.name!r} takes embeddings of {head.mlp.embed_dim} numbers, the encoder gives "
-            f"{embed_dim}: take a head trained for this encoder (laion-v2 and laion-v1 exist for ViT-L-14, "
-            "laion-v1 also for ViT-B-32 and ViT-B-16) or the encoder that the head was trained for"
-        )
 
 
 def head_from_state(state: Mapping[str, Tensor], relu: bool | None = None) -> HeadMLP:

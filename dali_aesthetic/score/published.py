@@ -9,15 +9,16 @@ import contextlib
 import hashlib
 import logging
 import os
+import shutil
 import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import huggingface_hub
-from huggingface_hub import constants
 from huggingface_hub import constants as hub
 
 from dali_aesthetic.score.checkpoints import FOLDER_FILES
@@ -122,17 +123,16 @@ def find(weights: PublishedWeights, model_dir: Path | None) -> ResolvedFile | We
 
 def download(weights: PublishedWeights, model_dir: Path | None) -> ResolvedFile:
     """As `resolve`, but leaves the file in `model_dir` where one is given."""
+    return _first_here(weights, model_dir, model_dir) or _download_first(weights, model_dir, model_dir)
+
+
+def _first_here(
+    weights: PublishedWeights, model_dir: Path | None, within: Path | None = None
+) -> ResolvedFile | None:
     for file in weights.files:
         for path in _places(file, model_dir):
-            if model_dir is None or path.is_relative_to(model_dir):
+            if within is None or path.is_relative_to(within):
                 return _verified(weights.name, file, path)
-    return _download_first(weights, model_dir, model_dir)
-
-
-def _first_here(weights: PublishedWeights, model_dir: Path | None) -> ResolvedFile | None:
-    for file in weights.files:
-        for path in _places(file, model_dir):
-            return _verified(weights.name, file, path)
     return None
 
 
@@ -166,7 +166,7 @@ def _download_first(weights: PublishedWeights, target: Path | None, model_dir: P
     reasons = []
     for file in weights.files:
         try:
-            path = _download_hub(file, target) if file.repo else _download_url(file, target or cache_dir())
+            path = _download(file, target)
         except Exception as error:  # the hub's client raises its own, httpx's or requests', by version
             reasons.append(_one_line(error))
             continue
@@ -174,42 +174,31 @@ def _download_first(weights: PublishedWeights, target: Path | None, model_dir: P
     raise WeightsUnavailable(_unavailable(weights, reasons, model_dir))
 
 
-def _download_hub(file: PublishedFile, target: Path | None) -> Path:
-    """A file of the hub, in its cache or moved to the folder `target`. Raises OSError."""
-    require_online(hub.ENDPOINT)
+def _download(file: PublishedFile, target: Path | None) -> Path:
+    """The file in the folder `target`; without one in the hub's cache or, from elsewhere, in our own.
+
+    Raises OSError, also for a download of other bytes, before it gets its final name.
+    """
+    require_online(hub.ENDPOINT if file.repo else None)
     _LOG.info("downloading %s", file.source)
-    if target is None:
-        return Path(huggingface_hub.hf_hub_download(file.repo, file.hub_path, revision=file.revision))
+    from_hub = partial(huggingface_hub.hf_hub_download, file.repo, file.hub_path, revision=file.revision)
+    if file.repo and target is None:
+        return Path(from_hub())
+    target = target or cache_dir()
     target.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target, prefix=".download-") as folder:
-        got = huggingface_hub.hf_hub_download(
-            file.repo, file.hub_path, revision=file.revision, local_dir=folder
-        )
-        _check_sha256(file, Path(got))
-        return Path(got).replace(target / file.filename)
-
-
-def _download_url(file: PublishedFile, target: Path) -> Path:
-    """A file of a plain web server, in the folder `target`. Raises OSError."""
-    require_online(None)
-    _LOG.info("downloading %s", file.source)
-    target.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target, prefix=".download-") as folder:
-        part = Path(folder) / file.filename
-        with urllib.request.urlopen(file.url, timeout=_TIMEOUT_SECONDS) as response, part.open("wb") as out:
-            while chunk := response.read(_CHUNK):
-                out.write(chunk)
-            out.flush()
-            os.fsync(out.fileno())
-        _check_sha256(file, part)
+        if file.repo:
+            part = Path(from_hub(local_dir=folder))
+        else:
+            part = Path(folder) / file.filename
+            with urllib.request.urlopen(file.url, timeout=_TIMEOUT_SECONDS) as body, part.open("wb") as out:
+                shutil.copyfileobj(body, out, _CHUNK)
+                out.flush()
+                os.fsync(out.fileno())
+        sha256 = hash_file(part)
+        if file.sha256 and sha256 != file.sha256:
+            raise OSError(f"the download has sha256 {sha256}")
         return part.replace(target / file.filename)
-
-
-def _check_sha256(file: PublishedFile, path: Path) -> None:
-    """Raises OSError for a download of other bytes, before it gets its final name."""
-    sha256 = hash_file(path)
-    if file.sha256 and sha256 != file.sha256:
-        raise OSError(f"the download has sha256 {sha256}")
 
 
 def require_online(endpoint: str | None) -> None:
@@ -404,7 +393,7 @@ def download_repo(repo: str, weights: str, command: str, target: Path | None) ->
     Raises WeightsUnavailable, which names `command`, for an unreachable hub or a repository without weights.
     """
     try:
-        require_online(constants.ENDPOINT)
+        require_online(hub.ENDPOINT)
         there = huggingface_hub.list_repo_files(repo)
         name = next((name for name in _FILES if name in there), None)
         if name is None:
@@ -413,10 +402,9 @@ def download_repo(repo: str, weights: str, command: str, target: Path | None) ->
             repo, allow_patterns=_patterns(name), local_dir=target / repo if target else None
         )
     except Exception as error:  # the hub's client raises its own, httpx's or requests', by version
-        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise WeightsUnavailable(
             f"weights {weights!r} are not on this machine and could not be downloaded from "
-            f"https://huggingface.co/{repo}: {reason}\n"
+            f"https://huggingface.co/{repo}: {_one_line(error)}\n"
             f"Where there is a network, run {command} --model-dir DIR, bring the folder here and pass "
             "--model-dir DIR"
         ) from error

@@ -62,10 +62,6 @@ class TowerSpec:
         """The same tower with the activation that a checkpoint is known to have been trained with."""
         return dataclasses.replace(self, quick_gelu=quick_gelu)
 
-    def with_statistics(self, mean: RGB, std: RGB) -> TowerSpec:
-        """The same tower for pixels normalised by the numbers that a checkpoint was trained with."""
-        return dataclasses.replace(self, mean=mean, std=std)
-
 
 def spec_of(encoder: str) -> TowerSpec:
     """The spec of an open_clip ViT such as `ViT-L-14`, `ViT-B-32-quickgelu`, `ViT-H-14`.

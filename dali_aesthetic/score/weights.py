@@ -18,21 +18,7 @@ from dali_aesthetic.score import published
 from dali_aesthetic.score.checkpoints import checkpoint_files, read_clip, read_tensors, weights_file
 from dali_aesthetic.score.clip import VisionTower
 from dali_aesthetic.score.head import Head, head_from_state
-from dali_aesthetic.score.published import (
-    LAION_V1,
-    LAION_V2,
-    OPENAI,
-    OPENAI_SHA256,
-    PublishedWeights,
-    ResolvedFile,
-    WeightsUnavailable,
-    download_repo,
-    find_repo,
-    hash_file,
-    hub_repo,
-    openai_model,
-    repo_source,
-)
+from dali_aesthetic.score.published import PublishedWeights, ResolvedFile, WeightsUnavailable
 from dali_aesthetic.score.spec import TowerSpec, model_config, spec_of
 
 _LOG = logging.getLogger(__name__)
@@ -70,9 +56,9 @@ def load_tower(encoder: str, weights: str, model_dir: Path | None) -> tuple[Visi
     else:
         path, repo = _given_tower(encoder, weights, model_dir)
         file = _own(weights if repo else path.name, path)
-        file = replace(file, source=repo_source(repo, path)) if repo else file
+        file = replace(file, source=published.repo_source(repo, path)) if repo else file
     checkpoint = read_clip(path)
-    quick_gelu = True if file.sha256 in OPENAI_SHA256 else checkpoint.quick_gelu
+    quick_gelu = True if file.sha256 in published.OPENAI_SHA256 else checkpoint.quick_gelu
     if quick_gelu not in (None, spec.quick_gelu):
         _LOG.info("%s was trained with %s: used", path, "QuickGELU" if quick_gelu else "GELU")
         spec = spec.with_quick_gelu(not spec.quick_gelu)
@@ -80,7 +66,8 @@ def load_tower(encoder: str, weights: str, model_dir: Path | None) -> tuple[Visi
         _LOG.warning("%s doesn't say which GELU it has: GELU, by the name %s; else %s", path, encoder, other)
     if checkpoint.statistics not in (None, (spec.mean, spec.std)):
         _LOG.info("%s was trained on pixels of mean and std %s: used", path, checkpoint.statistics)
-        spec = spec.with_statistics(*checkpoint.statistics)
+        mean, std = checkpoint.statistics
+        spec = replace(spec, mean=mean, std=std)
     _check_fits(checkpoint.state, spec, path)
     return VisionTower.from_state(spec, checkpoint.state), file
 
@@ -88,8 +75,9 @@ def load_tower(encoder: str, weights: str, model_dir: Path | None) -> tuple[Visi
 def _given_tower(encoder: str, weights: str, model_dir: Path | None) -> tuple[Path, str]:
     """A checkpoint by path, with "", or of a repository of the hub, with its name."""
     if repo := _repo(encoder, weights):
-        found = find_repo(repo, model_dir)
-        return found or download_repo(repo, weights, _download_command(encoder, weights), None), repo
+        if found := published.find_repo(repo, model_dir):
+            return found, repo
+        return published.download_repo(repo, weights, _download_command(encoder, weights), None), repo
     try:
         return weights_file(Path(weights).expanduser()), ""
     except ValueError as error:
@@ -105,7 +93,7 @@ def _given_tower(encoder: str, weights: str, model_dir: Path | None) -> tuple[Pa
 
 
 def _repo(encoder: str, weights: str) -> str:
-    return "" if Path(weights).expanduser().exists() else hub_repo(encoder, weights)
+    return "" if Path(weights).expanduser().exists() else published.hub_repo(encoder, weights)
 
 
 def _download_command(encoder: str, weights: str) -> str:
@@ -146,10 +134,10 @@ def download(encoder: str, weights: str, heads: Sequence[str], model_dir: Path |
     needed = [known for _, known in _needed(encoder, weights, heads) if known]
     files = [published.download(known, model_dir) for known in needed]
     if weights != "openai" and _seed(weights) is None and (repo := _repo(encoder, weights)):
-        path = find_repo(repo, model_dir)
+        path = published.find_repo(repo, model_dir)
         if path is None or (model_dir and not path.is_relative_to(model_dir)):
-            path = download_repo(repo, weights, _download_command(encoder, weights), model_dir)
-        files.insert(0, replace(_own(weights, path), source=repo_source(repo, path)))
+            path = published.download_repo(repo, weights, _download_command(encoder, weights), model_dir)
+        files.insert(0, replace(_own(weights, path), source=published.repo_source(repo, path)))
     return files
 
 
@@ -167,7 +155,7 @@ def present(
         file = published.find(tower, model_dir)
     elif seed is not None:
         file = _random(seed)
-    elif (repo := _repo(encoder, weights)) and not find_repo(repo, model_dir):
+    elif (repo := _repo(encoder, weights)) and not published.find_repo(repo, model_dir):
         command = _download_command(encoder, weights)
         file = WeightsUnavailable(f"weights {weights!r} are not on this machine\n{command}")
     else:
@@ -192,12 +180,12 @@ def _published_tower(encoder: str, weights: str) -> PublishedWeights | None:
     """The weights `openai`; None for any others. Raises ValueError for an encoder OpenAI didn't train."""
     if weights != "openai":
         return None
-    if openai_model(encoder) not in OPENAI:
+    if published.openai_model(encoder) not in published.OPENAI:
         raise ValueError(
-            f"OpenAI published no weights for encoder {encoder!r}, only for {', '.join(OPENAI)}; "
+            f"OpenAI published no weights for encoder {encoder!r}, only for {', '.join(published.OPENAI)}; "
             "give the path of a checkpoint with --weights"
         )
-    files = OPENAI[openai_model(encoder)]
+    files = published.OPENAI[published.openai_model(encoder)]
     return PublishedWeights(weights, files, _download_command(encoder, weights))
 
 
@@ -205,14 +193,14 @@ def _published_head(encoder: str, head: str) -> PublishedWeights | None:
     """The head `laion-v2` or `laion-v1`; None for any other. Raises ValueError for the wrong encoder."""
     if head not in ("laion-v2", "laion-v1"):
         return None
-    trained = {"ViT-L-14": LAION_V2} if head == "laion-v2" else LAION_V1
-    if openai_model(encoder) not in trained:
+    trained = {"ViT-L-14": published.LAION_V2} if head == "laion-v2" else published.LAION_V1
+    if published.openai_model(encoder) not in trained:
         raise ValueError(
             f"head {head!r} was trained on embeddings of {' or '.join(trained)}, not of {encoder!r}; take "
             "another encoder, or the path of a head that was trained for this one"
         )
     command = f"dali-aesthetic download --encoder {encoder} --head {head}"
-    return PublishedWeights(head, trained[openai_model(encoder)], command)
+    return PublishedWeights(head, trained[published.openai_model(encoder)], command)
 
 
 def _head_path(name: str) -> tuple[Path, str]:
@@ -239,7 +227,7 @@ def _random(seed: int) -> ResolvedFile:
 
 def _own(name: str, path: Path) -> ResolvedFile:
     """A file of the user's; the sha256 of several files is that of their hashes, a line each."""
-    hashes = [hash_file(file) for file in checkpoint_files(path)]
+    hashes = [published.hash_file(file) for file in checkpoint_files(path)]
     sha256 = hashlib.sha256("\n".join(hashes).encode()).hexdigest() if len(hashes) > 1 else hashes[0]
     return ResolvedFile(name=name, path=str(path), sha256=sha256, source=str(path))
 

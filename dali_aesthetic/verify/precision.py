@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -29,16 +30,6 @@ _MOST_SHARDS = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Flips:
-    """The images that only one of fast path and reference keeps at one cut."""
-
-    preset: str
-    raw: float
-    kept_by_reference: int
-    flipped: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class PrecisionReport:
     """The deviation of the first head's raw scores, with flips counted at `cuts` (raw score by name)."""
 
@@ -51,21 +42,20 @@ class PrecisionReport:
     cuts: Mapping[str, float]
 
     @property
-    def flips(self) -> tuple[Flips, ...]:
-        """The flips at each cut."""
+    def flips(self) -> list[dict[str, Any]]:
+        """The images that only one of fast path and reference keeps, at each cut."""
         kept, flipped = self.deviation.kept, self.deviation.flips
-        return tuple(
-            Flips(preset=name, raw=raw, kept_by_reference=kept[name], flipped=flipped[name])
+        return [
+            {"preset": name, "raw": raw, "kept_by_reference": kept[name], "flipped": flipped[name]}
             for name, raw in self.cuts.items()
-        )
+        ]
 
     def as_json(self) -> str:
         """One flat object: the two paths, the numbers of the deviation, and `flips`."""
         fields = asdict(self)
         errors = fields.pop("deviation")
         del fields["cuts"], errors["flips"], errors["kept"]  # all of it is in `flips`, cut by cut
-        flips = [asdict(cut) for cut in self.flips]
-        return json.dumps({**fields, **errors, "flips": flips}, indent=2) + "\n"
+        return json.dumps({**fields, **errors, "flips": self.flips}, indent=2) + "\n"
 
 
 def verify_precision(config: Config, num_images: int) -> PrecisionReport:
@@ -80,21 +70,25 @@ def verify_precision(config: Config, num_images: int) -> PrecisionReport:
         config = config.model_copy(update={"model": prepare(elsewhere, shards, reader).model})
         reference = _reference(config, reader)
         worker = build_worker(config, reader)
-    shards = _spread(shards)
+    shards = shards[:: max(1, math.ceil(len(shards) / _MOST_SHARDS))]  # spread evenly
     try:
         pairs = list(_pairs(config, worker, reference, shards, math.ceil(num_images / len(shards))))
     finally:
         worker.decoder.close()
-    ours, theirs = (np.concatenate(side) for side in zip(*pairs, strict=True)) if pairs else (None, None)
-    if ours is None or theirs is None or not len(ours):
+    pairs = [pair for pair in pairs if len(pair[0])]
+    if not pairs:
         raise ConfigError(f"none of the images in {', '.join(config.input)} could be scored")
-    return _report(worker, ours, theirs)
-
-
-def _spread(shards: Sequence[Shard]) -> Sequence[Shard]:
-    """At most `_MOST_SHARDS` shards, spread evenly."""
-    step = max(1, math.ceil(len(shards) / _MOST_SHARDS))
-    return shards[::step]
+    ours, theirs = (np.concatenate(side) for side in zip(*pairs, strict=True))
+    cuts, backend = preset_cuts(), worker.scorer.backend
+    return PrecisionReport(
+        encoder=backend.spec.name,
+        head=backend.head_names[0],
+        device=torch.cuda.get_device_name(worker.device) if worker.device.type == "cuda" else "cpu",
+        backend=backend.name,
+        precision=backend.precision,
+        deviation=deviation(ours, theirs, cuts),
+        cuts=cuts,
+    )
 
 
 def _pairs(
@@ -148,17 +142,3 @@ def _pixels(
         ).pixels_SSC
     except Exception:  # Pillow's plugins raise nearly every type for damaged data
         return None
-
-
-def _report(worker: Worker, ours: Scores, reference: Scores) -> PrecisionReport:
-    cuts = preset_cuts()
-    backend = worker.scorer.backend
-    return PrecisionReport(
-        encoder=backend.spec.name,
-        head=backend.head_names[0],
-        device=torch.cuda.get_device_name(worker.device) if worker.device.type == "cuda" else "cpu",
-        backend=backend.name,
-        precision=backend.precision,
-        deviation=deviation(ours, reference, cuts),
-        cuts=cuts,
-    )

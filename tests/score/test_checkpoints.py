@@ -208,7 +208,7 @@ def test_openai_weights_are_known_by_their_hash(
     assert not tower.spec.quick_gelu
     assert "doesn't say which GELU it has: GELU, by the name tiny-vit; else tiny-vit-quickgelu" in caplog.text
     caplog.clear()
-    monkeypatch.setattr("dali_aesthetic.score.weights.OPENAI_SHA256", OPENAI_SHA256 | {file.sha256})
+    monkeypatch.setattr("dali_aesthetic.score.published.OPENAI_SHA256", OPENAI_SHA256 | {file.sha256})
     assert load_tower(tiny, str(path), None)[0].spec.quick_gelu
     assert caplog.text == ""
 
