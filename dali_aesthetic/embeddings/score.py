@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -37,22 +38,14 @@ NORM_TOLERANCE = 1e-2
 _MAX_OFF = 0.01
 """The share of a block's rows whose norm may differ from 1, as damaged rows; above it the file was not
 normalised."""
-GROUP_BLOCKS = 128
-"""Blocks in a row group of the scores: 65,536 rows."""
+GROUP_ROWS = 128 * BLOCK_ROWS
+"""Rows of a row group of the scores."""
 Progress = Callable[[ShardReport], None]
+Problem = tuple[Status, str]
 
 
 class NotNormalized(ValueError):
     """The L2 norm of embeddings is not 1: the heads would give nonsense for them."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Block:
-    """Rows `start` to `start + R` as `rows_RD` (float32), and the problems of rows that can't be scored."""
-
-    start: int
-    rows_RD: torch.Tensor
-    problems: dict[int, tuple[Status, str]]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -183,17 +176,11 @@ def _score_file(
     file: EmbeddingFile, output: Path, bank: HeadBank, threshold: Threshold, normalize: bool
 ) -> ShardReport:
     matrix = open_matrix(file.path)
-    metadata = _metadata(file, len(matrix))
+    starts, metadata = range(0, len(matrix), GROUP_ROWS), _metadata(file, len(matrix))
     sink = EmbeddingScores(output, file.name, file.path, bank.names, fingerprint(file))
     try:
-        for group in _groups(blocks(file.path, matrix, normalize)):
-            scores_RH = np.concatenate([_scores(block, bank) for block in group])
-            problems = {
-                block.start - group[0].start + row: found
-                for block in group
-                for row, found in block.problems.items()
-            }
-            rows = metadata.take(len(scores_RH)) if metadata is not None else None
+        for start, rows in zip(starts, metadata, strict=False):
+            scores_RH, problems = _scores(file.path, matrix, start, bank, normalize)
             sink.add(scores_RH, threshold.keep(scores_RH[:, 0]), problems, rows)
         return sink.commit()
     finally:
@@ -201,27 +188,32 @@ def _score_file(
 
 
 @torch.inference_mode()
-def _scores(block: Block, bank: HeadBank) -> npt.NDArray[np.float32]:
-    scores_RH: npt.NDArray[np.float32] = bank(block.rows_RD).numpy()
-    scores_RH[list(block.problems)] = np.nan
-    return scores_RH
+def _scores(
+    path: str, matrix: npt.NDArray[np.floating], start: int, bank: HeadBank, normalize: bool
+) -> tuple[npt.NDArray[np.float32], dict[int, Problem]]:
+    """Scores [R, H] of the group of rows from `start` on, and by row of the group why it has none.
+
+    Raises NotNormalized, unless `normalize` allows any norm above 0.
+    """
+    native = f"f{min(matrix.dtype.itemsize, 8)}"  # torch takes native byte order only, and at most 8 bytes
+    group, scores = matrix[start : start + GROUP_ROWS], []
+    problems: dict[int, Problem] = {}
+    for first in range(0, len(group), BLOCK_ROWS):
+        rows_RD = torch.from_numpy(np.array(group[first : first + BLOCK_ROWS], native)).float()
+        found = _problems(path, start + first, rows_RD, normalize)
+        scores.append(bank(rows_RD).numpy())
+        scores[-1][list(found)] = np.nan
+        problems |= {first + row: problem for row, problem in found.items()}
+    return np.concatenate(scores), problems
 
 
-def _groups(stream: Iterator[Block]) -> Iterator[list[Block]]:
-    group: list[Block] = []
-    for block in stream:
-        group.append(block)
-        if len(group) == GROUP_BLOCKS:
-            yield group
-            group = []
-    if group:
-        yield group
+def _metadata(file: EmbeddingFile, rows: int) -> Iterator[pa.Table | None]:
+    """The metadata's rows of each group, None where there is none.
 
-
-def _metadata(file: EmbeddingFile, rows: int) -> _MetadataRows | None:
-    """Raises InputError where the metadata can't be read, or has another number of rows."""
+    Raises InputError where it can't be read, or has another number of rows.
+    """
     if not file.metadata:
-        return None
+        return repeat(None)
     try:
         source = pq.ParquetFile(file.metadata)
     except pa.ArrowInvalid as error:  # which doesn't name the file
@@ -231,24 +223,18 @@ def _metadata(file: EmbeddingFile, rows: int) -> _MetadataRows | None:
             f"{file.path} has {rows} embeddings, {file.metadata} {source.metadata.num_rows} rows: they don't "
             "belong together"
         )
-    return _MetadataRows(source)
+    return _groups(source)
 
 
-class _MetadataRows:
-    """Rows of a Parquet file in order, in batches of any size whatever its row groups."""
-
-    def __init__(self, source: pq.ParquetFile) -> None:
-        self._batches = source.iter_batches()
-        self._rest = source.schema_arrow.empty_table()
-
-    def take(self, rows: int) -> pa.Table:
-        """The next `rows` rows."""
-        tables = [self._rest]
-        while sum(map(len, tables)) < rows:
-            tables.append(pa.Table.from_batches([next(self._batches)]))
-        table = pa.concat_tables(tables)
-        self._rest = table.slice(rows)
-        return table.slice(0, rows)
+def _groups(source: pq.ParquetFile) -> Iterator[pa.Table]:
+    """The rows of a Parquet file in groups, whatever its own row groups are."""
+    table = source.schema_arrow.empty_table()
+    for batch in source.iter_batches():
+        table = pa.concat_tables([table, pa.Table.from_batches([batch])])
+        while len(table) >= GROUP_ROWS:
+            yield table.slice(0, GROUP_ROWS)
+            table = table.slice(GROUP_ROWS)
+    yield table
 
 
 def open_matrix(path: str) -> npt.NDArray[np.floating]:
@@ -268,15 +254,7 @@ def open_matrix(path: str) -> npt.NDArray[np.floating]:
     return matrix
 
 
-def blocks(path: str, matrix: npt.NDArray[np.floating], normalize: bool) -> Iterator[Block]:
-    """The rows of `matrix` in order. Raises NotNormalized, unless `normalize` allows any norm above 0."""
-    native = f"f{min(matrix.dtype.itemsize, 8)}"  # torch takes native byte order only, and at most 8 bytes
-    for start in range(0, len(matrix), BLOCK_ROWS):
-        rows_RD = torch.from_numpy(np.array(matrix[start : start + BLOCK_ROWS], native)).float()
-        yield Block(start=start, rows_RD=rows_RD, problems=_problems(path, start, rows_RD, normalize))
-
-
-def _problems(path: str, start: int, rows_RD: torch.Tensor, normalize: bool) -> dict[int, tuple[Status, str]]:
+def _problems(path: str, start: int, rows_RD: torch.Tensor, normalize: bool) -> dict[int, Problem]:
     norms = torch.linalg.vector_norm(rows_RD, dim=1).numpy()
     off = np.abs(norms - 1) > NORM_TOLERANCE
     finite = np.isfinite(norms)

@@ -74,7 +74,9 @@ def prepare(config: Config, shards: Sequence[Shard], reader: ModelReader | None 
     settled = _settled(config, location)
     if device.type == "cuda":
         torch.cuda.empty_cache()
-    _log_choice(read_calibration(location).choice)
+    choice = read_calibration(location).choice
+    level = logging.INFO if choice.precision == "fp8" else logging.WARNING
+    _LOG.log(level, "precision %s", choice.describe())
     return settled
 
 
@@ -230,8 +232,3 @@ def _first_images(config: Config, shards: Sequence[Shard], image_size: int, devi
     finally:
         decoder.close()
     return torch.cat(parts)[:wanted]
-
-
-def _log_choice(choice: Choice) -> None:
-    over_its_limits = choice.precision != "fp8"
-    _LOG.log(logging.WARNING if over_its_limits else logging.INFO, "precision %s", choice.describe())

@@ -34,17 +34,13 @@ class Task:
     def is_alone(self) -> bool:
         return self.count == 1
 
-    def owns(self, shard: Shard) -> bool:
-        """Whether the shard is in this task's part."""
-        return shard.index % self.count == self.index
-
     def part(self, todo: Sequence[Shard], num_shards: int) -> Sequence[Shard]:
         """The shards of this task, in their order, of those left `todo` of a plan of `num_shards`."""
         if self.is_alone:
             return todo
         if len(todo) == num_shards:  # nothing is done: a million need not be looked at
             return todo[self.index :: self.count]
-        return [shard for shard in todo if self.owns(shard)]
+        return [shard for shard in todo if shard.index % self.count == self.index]
 
     def part_size(self, num_shards: int) -> int:
         """How many of a plan's shards are this task's."""

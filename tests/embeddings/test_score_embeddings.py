@@ -121,7 +121,7 @@ def test_a_damaged_row_in_a_short_last_block_is_one_row(tmp_path: Path) -> None:
 
 
 def test_metadata_passes_through_across_row_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "GROUP_BLOCKS", 1)
+    monkeypatch.setattr(module, "GROUP_ROWS", BLOCK_ROWS)
     rows = 2 * BLOCK_ROWS + 100
     (tmp_path / "img_emb").mkdir()
     np.save(tmp_path / "img_emb/img_emb_0.npy", _unit(rows).astype(np.float16))

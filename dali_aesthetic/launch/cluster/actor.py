@@ -168,15 +168,12 @@ def _on_this_node(spec: WorkerSpec) -> tuple[Config, int]:
     import torch
 
     sharers = _sharers(spec)
-    threads = spec.config.decode.num_threads or _threads(spec, sharers)
+    free = max(1, cpu_count() // sharers) if spec.gpus_each else spec.cpus_each
+    threads = spec.config.decode.num_threads or free
     torch.set_num_threads(threads)
     decode = spec.config.decode.model_copy(update={"num_threads": threads})
     device = "cuda" if spec.gpus_each else "cpu"
     return spec.config.model_copy(update={"device": device, "decode": decode}), sharers
-
-
-def _threads(spec: WorkerSpec, sharers: int) -> int:
-    return max(1, cpu_count() // sharers) if spec.gpus_each else spec.cpus_each
 
 
 def _sharers(spec: WorkerSpec) -> int:
