@@ -17,7 +17,7 @@ import torch
 
 from dali_aesthetic.decode.geometry import resize_steps
 from dali_aesthetic.decode.handoff import assemble, to_torch
-from dali_aesthetic.decode.headers import Limits
+from dali_aesthetic.decode.headers import Limits, picture_alone
 from dali_aesthetic.decode.jpeg import ONE_COMPONENT, UNCLEAR, swaps_sides, with_plain_sampling
 from dali_aesthetic.decode.pillow import Rescued, rescue
 from dali_aesthetic.decode.pipelines import Feed, Lanes, Retry, Source, build_pipeline
@@ -223,7 +223,9 @@ def _image(batch: EncodedBatch, row: int) -> Buffer:
 
 
 def _fed(image: Buffer, header: ImageHeader) -> Buffer:
-    """The bytes that DALI sees: the sample's own, or a copy where the hardware would misread them."""
+    """The bytes that DALI sees: the sample's own, or others where its decoders would misread them."""
+    if header.format == "webp":
+        return picture_alone(image)
     odd = len(header.layout) == 1 and header.layout != ONE_COMPONENT
     return with_plain_sampling(image) if odd else image
 

@@ -53,7 +53,8 @@ _TGA_KINDS, _TGA_DEPTHS = frozenset((1, 2, 3, 9, 10, 11)), frozenset((8, 16, 24,
 _PNG_GRAY, _PNG_RGB = 0, 2
 _MOST_CHUNKS = 100
 """Chunks of a PNG walked at most in search of its first image data."""
-_WEBP_ALPHA, _WEBP_EXIF, _WEBP_XMP, _WEBP_ANIMATION = 0x10, 0x08, 0x04, 0x02
+_WEBP_CHUNKS = frozenset((b"VP8X", b"ICCP", b"VP8 ", b"VP8L", b"EXIF", b"XMP "))
+_WEBP_PROFILE, _WEBP_EXIF, _WEBP_XMP = 0x20, 0x08, 0x04
 
 
 _ADVICE = "{} is not supported: convert it to JPEG, PNG or WebP"
@@ -104,8 +105,8 @@ def read_png(image: Buffer) -> ImageHeader:
         return refused("png", Status.TRUNCATED, "PNG: ends within its header")
     if start[12:16] == b"CgBI":
         return refused("cgbi", Status.UNSUPPORTED, _ADVICE.format("cgbi (Apple's form of PNG)"))
-    if start[12:16] != b"IHDR":
-        return refused("png", Status.UNDECODABLE, "PNG: does not begin with IHDR")
+    if start[12:16] != b"IHDR":  # Pillow takes chunks in any order
+        return ImageHeader(format="png", width=0, height=0, route=Route.PILLOW, orientation=UNCLEAR)
     width, height = int.from_bytes(start[16:20], "big"), int.from_bytes(start[20:24], "big")
     if not (width and height):
         return refused("png", Status.UNDECODABLE, f"PNG: a size of {width}x{height}")
@@ -160,13 +161,50 @@ def read_webp(image: Buffer) -> ImageHeader:
         format="webp",
         width=width,
         height=height,
-        route=Route.DALI if plain else Route.PILLOW,
+        route=Route.DALI if plain and _picture(image, width, height) else Route.PILLOW,
         orientation=UNCLEAR if tagged else UPRIGHT,
     )
 
 
+def picture_alone(webp: Buffer) -> Buffer:
+    """A WebP that goes to DALI, without what stands behind its picture.
+
+    libwebp's plain decoder, which DALI uses, reads on there where the picture's data are too few.
+    """
+    start, end = _picture(webp) or (0, 0)
+    if start == 12:
+        return webp[:end]
+    return b"RIFF" + (4 + end - start).to_bytes(4, "little") + b"WEBP" + bytes(webp[start:end])
+
+
+def _picture(webp: Buffer, width: int = 0, height: int = 0) -> tuple[int, int] | None:
+    """Where the one chunk of image data begins and ends in a WebP that states this size (0: any).
+
+    None where other chunks than metadata are beside it, or sizes don't fit: then Pillow decides.
+    """
+    at, end, place = 12, 8 + int.from_bytes(webp[4:8], "little"), None
+    wanted = set(_WEBP_CHUNKS)
+    while at < end:
+        head = bytes(webp[at : at + 18])
+        kind, after = head[:4], at + 8 + (int.from_bytes(head[4:8], "little") + 1 & -2)
+        if kind not in wanted or after > end:
+            return None
+        wanted.remove(kind)
+        if kind in (b"VP8 ", b"VP8L"):
+            size = _webp_size(bytes(12) + head)
+            if size is None or (width and size[:2] != (width, height)):
+                return None
+            wanted -= {b"VP8X", b"ICCP", b"VP8 ", b"VP8L"}
+            if at == 12:
+                wanted.clear()
+            place = at, after
+        at = after
+    return place
+
+
 def _webp_size(start: bytes) -> tuple[int, int, bool] | None:
-    """Width, height, and whether DALI decodes it as the reference does (no alpha, no animation)."""
+    """Width, height, and whether DALI decodes it as the reference does: without alpha, animation or flags
+    that libwebp doesn't know."""
     chunk = start[12:16]
     if chunk == b"VP8 " and len(start) >= 30 and start[23:26] == b"\x9d\x01\x2a":
         width = int.from_bytes(start[26:28], "little") & 0x3FFF
@@ -177,7 +215,7 @@ def _webp_size(start: bytes) -> tuple[int, int, bool] | None:
     if chunk == b"VP8X" and len(start) >= 30:
         width = int.from_bytes(start[24:27], "little") + 1
         height = int.from_bytes(start[27:30], "little") + 1
-        return width, height, not start[20] & (_WEBP_ALPHA | _WEBP_ANIMATION)
+        return width, height, not start[20] & ~(_WEBP_PROFILE | _WEBP_EXIF | _WEBP_XMP)
     return None
 
 

@@ -39,6 +39,8 @@ UPRIGHT, UNCLEAR = 1, 0
 _EXIF = b"Exif\0\0"
 _ORIENTATION_TAG, _SHORT = 0x0112, 3
 _DALI, _PILLOW, _OK = Route.DALI, Route.PILLOW, Status.OK
+_FACTORS = bytes(across << 4 | down for across in range(1, 5) for down in range(1, 5))
+"""The sampling factors that a frame header may state (T.81, B.2.2)."""
 ONE_COMPONENT = b"\x11"
 """The layout of a JPEG of one component: its sampling factors have no meaning (T.81, A.2.2)."""
 
@@ -112,10 +114,10 @@ def _walk(data: bytes) -> _Segments | ImageHeader | None:
             continue
         if marker == _EOI:
             return refused("jpeg", Status.UNDECODABLE, "JPEG: ends before its first scan")
-        if length < 2:
-            return refused(
-                "jpeg", Status.UNDECODABLE, f"JPEG: a segment of length {length} at byte {position}"
-            )
+        if length < 2:  # Pillow and libjpeg pass over it where it holds nothing that they need
+            junk += 1
+            position += 4
+            continue
         if marker in _FRAMES:
             frame = position
         elif marker == _DRI:
@@ -150,7 +152,7 @@ def _judge(image: Buffer, data: bytes, found: _Segments) -> ImageHeader:
         return refused("jpeg", Status.TOO_LARGE, f"JPEG: more than {MOST_SCANS} scans", width, height)
     # Four components are CMYK: the reference resizes before it converts to RGB, DALI after.
     plain = found.adobe != 0 and names != b"RGB" if components == 3 else components == 1
-    plain = plain and scans is Scans.WHOLE and not found.junk
+    plain = plain and scans is Scans.WHOLE and not found.junk and not sampling.translate(None, _FACTORS)
     route = _DALI if plain and kind in _DALI_FRAMES else _PILLOW
     turned = orientation(found.app1) if found.app1 else UPRIGHT
     return ImageHeader("jpeg", width, height, route, _OK, "", turned, b"" if fields.progressive else sampling)

@@ -96,6 +96,7 @@ def _walk(image: Buffer, position: int, frame: Frame, interval: int) -> Scans:
         position = found.start()
         if interval and not _in_order(image, data, position, _restart_count(header, frame, interval)):
             return Scans.SUSPECT
+        is_last = not frame.progressive and header[0] == len(frame.names)
         while image[position + 1] != _SOS:
             marker, length = image[position + 1], _length(image, position)
             if marker == _EOI:
@@ -109,6 +110,8 @@ def _walk(image: Buffer, position: int, frame: Frame, interval: int) -> Scans:
                 return Scans.NO_END
             if image[position] != 0xFF:
                 return Scans.SUSPECT
+        if is_last:
+            return Scans.SUSPECT
     return Scans.TOO_MANY
 
 

@@ -70,7 +70,9 @@ def _walk(image: Buffer, data: bytes) -> ImageHeader | None:
             return _bad(Status.UNDECODABLE, "JPEG: ends before its first scan")
         length = int.from_bytes(data[position + 2 : position + 4], "big")
         if length < 2:
-            return _bad(Status.UNDECODABLE, f"JPEG: a segment of length {length} at byte {position}")
+            found.junk += 1
+            position += 4
+            continue
         if marker in _FRAMES:
             found.frame = (marker, data[position + 4 : position + 2 + length])
         elif marker == _DRI:
@@ -110,7 +112,11 @@ def _judge(image: Buffer, found: _Segments, scan: int) -> ImageHeader:
     identifiers = bytes(fields[at] for at in (6, 9, 12) if at < len(fields))
     if components == 3 and (found.adobe_transform == 0 or identifiers == b"RGB"):
         plain = False
-    if found.junk or scans is Scans.SUSPECT:
+    if (
+        found.junk
+        or scans is Scans.SUSPECT
+        or any(not (1 <= f >> 4 <= 4 and 1 <= f & 15 <= 4) for _, f in parts)
+    ):
         plain = False
     return ImageHeader(
         format="jpeg",
@@ -171,6 +177,7 @@ def _to_the_end(
             expected = -(-_units(size, parts, names) // interval) - 1
             if restarts != [i % 8 for i in range(expected)]:
                 return Scans.SUSPECT
+        all_at_once = not progressive and set(names) == set(parts) and count == len(parts)
         while data[position + 1] != _SOS:
             marker, length = data[position + 1], int.from_bytes(data[position + 2 : position + 4], "big")
             if marker == _EOI:
@@ -184,6 +191,8 @@ def _to_the_end(
                 return Scans.NO_END
             if data[position] != 0xFF:
                 return Scans.SUSPECT
+        if all_at_once:
+            return Scans.SUSPECT
     return Scans.TOO_MANY
 
 

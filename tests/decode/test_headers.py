@@ -207,9 +207,13 @@ def test_a_size_of_zero_is_undecodable(offset: int, size: str) -> None:
     assert size in header.message
 
 
-def test_another_first_chunk_is_undecodable() -> None:
-    header = headers.read_png(PLAIN_PNG[:12] + b"iCCP" + PLAIN_PNG[16:])
-    assert (header.status, header.route) == (Status.UNDECODABLE, Route.NOBODY)
+def test_another_first_chunk_is_for_pillow_to_judge() -> None:
+    text = chunk(b"tEXt", b"k\0v")
+    header = headers.read_png(PLAIN_PNG[:8] + text + PLAIN_PNG[8:])
+    assert (header.status, header.route) == (Status.OK, Route.PILLOW)
+    assert rescue(PLAIN_PNG[:8] + text + PLAIN_PNG[8:], header, 224, LIMITS).pixels_SSC is not None
+    without = PLAIN_PNG[:12] + b"iCCP" + PLAIN_PNG[16:]
+    assert rescue(without, headers.read_png(without), 224, LIMITS).header.status is Status.UNDECODABLE
 
 
 def test_without_an_end_chunk_pillow_judges() -> None:
@@ -318,5 +322,33 @@ def test_damaged_first_chunks_are_undecodable(damaged: bytes) -> None:
     assert headers.read_webp(damaged).status is Status.UNDECODABLE
 
 
-def test_bytes_behind_the_riff_chunk_are_harmless() -> None:
-    assert headers.read_webp(LOSSY + bytes(100)).status is Status.OK
+@pytest.mark.parametrize("behind", [bytes(100), b"<html>" * 90, LOSSLESS])
+@pytest.mark.parametrize("image", [LOSSY, LOSSLESS, ICC, TAGGED])
+def test_bytes_behind_the_picture_are_harmless_in_webp(image: bytes, behind: bytes) -> None:
+    assert headers.read_webp(image + behind).route is Route.DALI
+    alone = bytes(headers.picture_alone(image + behind))
+    assert alone[12:16] in (b"VP8 ", b"VP8L")
+    assert 8 + int.from_bytes(alone[4:8], "little") == len(alone)
+    opened, whole = (Image.open(io.BytesIO(data)) for data in (alone, image))
+    np.testing.assert_array_equal(np.asarray(opened), np.asarray(whole))
+
+
+def riff(*chunks: bytes) -> bytes:
+    """A WebP of these chunks."""
+    body = b"WEBP" + b"".join(chunks)
+    return b"RIFF" + len(body).to_bytes(4, "little") + body
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        riff(ICC[12:30], ICC[12:]),
+        riff(LOSSY[12:], LOSSY[12:]),
+        riff(LOSSY[12:], b"WHAT\4\0\0\0abcd"),
+        riff(ICC[12:30], TAGGED[30:]).replace(b"EXIF", b"VP8 "),
+        ICC[:20] + b"\xa0" + ICC[21:],
+        ICC[:24] + b"\1" + ICC[25:],
+    ],
+)
+def test_webps_of_odd_chunks_are_for_pillow_to_judge(image: bytes) -> None:
+    assert headers.read_webp(image).route is Route.PILLOW

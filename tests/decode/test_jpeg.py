@@ -14,7 +14,7 @@ from dali_aesthetic.config import Config, ModelConfig
 from dali_aesthetic.decode import jpeg as jpeg_header
 from dali_aesthetic.decode.decoder import _fed
 from dali_aesthetic.decode.headers import Limits
-from dali_aesthetic.decode.pillow import decode_reference
+from dali_aesthetic.decode.pillow import decode_reference, rescue
 from dali_aesthetic.launch.run import run
 from dali_aesthetic.types import ImageHeader, Route, Status
 from tests.conftest import write_shard
@@ -155,9 +155,17 @@ def test_a_size_of_zero_is_undecodable(offset: int, size: tuple[int, int]) -> No
 
 
 @pytest.mark.parametrize("length", [0, 1])
-def test_segments_shorter_than_their_length_field_are_undecodable(length: int) -> None:
+def test_segments_shorter_than_their_length_field_are_for_pillow_to_judge(length: int) -> None:
     header = jpeg_header.read(edited(4, length.to_bytes(2, "big")))
-    check(header, Status.UNDECODABLE, Route.NOBODY, (0, 0))
+    check(header, Status.OK, Route.PILLOW, (40, 24))
+
+
+@pytest.mark.parametrize("factors", [0x00, 0x03, 0x30, 0x51, 0x15])
+def test_impossible_sampling_factors_are_undecodable(factors: int) -> None:
+    bad = edited(frame_at(PLAIN) + 14, bytes([factors]))
+    header = jpeg_header.read(bad)
+    check(header, Status.OK, Route.PILLOW, (40, 24))
+    assert rescue(bad, header, 224, Limits()).header.status is Status.UNDECODABLE
 
 
 def test_a_frame_header_too_short_for_its_fields_is_undecodable() -> None:

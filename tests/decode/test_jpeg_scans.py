@@ -77,6 +77,10 @@ def damaged() -> dict[str, bytes]:
         found[f"{kind}, one of another number"] = edited(whole, third, b"\xff\xd6")
         found[f"{kind}, cut and ended"] = whole[:third] + b"\xff\xd9"
         found[f"{kind}, twice the height"] = edited(whole, frame_at(whole) + 5, b"\x02\x58")
+    for kind in ("4:2:0", "grey restart rows"):
+        whole = WHOLE[kind]
+        scan = whole[whole.index(b"\xff\xda", frame_at(whole)) : -2]
+        found[f"{kind}, its scan twice"] = whole[:-2] + scan + whole[-2:]
     parts = scans(WHOLE["progressive"])
     assert len(parts) == 12
     found["progressive, without its last scan"] = b"".join([*parts[:-2], parts[-1]])
