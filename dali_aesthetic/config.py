@@ -213,6 +213,7 @@ class Config(Section):
     image_column: str = option(
         "", "Column of a Parquet input that holds the images.", unset="found by type and name"
     )
+    follow_links: bool = option(False, "Take links in an input folder to files outside of it too.")
     device: Device = option("auto", "Device of the encoder.", panel=LaunchConfig.panel)
     threshold: Threshold = Threshold()
     scores_only: bool = Field(

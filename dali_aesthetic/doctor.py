@@ -45,6 +45,8 @@ def examine(
     output: str | None = None,
     inputs: Sequence[str] = (),
     with_ray: bool = False,
+    *,
+    follow_links: bool = False,
 ) -> Iterator[Finding]:
     """Runs every check, the cheapest first. A check that raises is a failed finding.
 
@@ -61,7 +63,7 @@ def examine(
     ]
     if output is not None:
         checks.append(("output", lambda: reach_output(output) if is_url(output) else _output(Path(output))))
-    checks += [("input", partial(reach_input, location)) for location in inputs]
+    checks += [("input", partial(reach_input, location, follow_links)) for location in inputs]
     if with_ray:
         checks.append(("ray", reach_ray))
     for name, check in checks:

@@ -53,12 +53,14 @@ class Survey:
         return plain | {"estimated_samples": self.estimated_samples}
 
 
-def survey(inputs: str | Path | Sequence[str | Path], max_shards: int) -> Survey:
+def survey(
+    inputs: str | Path | Sequence[str | Path], max_shards: int, *, follow_links: bool = False
+) -> Survey:
     """Read the first, the last and evenly spaced shards between, `max_shards` at most.
 
     Raises InputError where `inputs` name nothing to read.
     """
-    shards = plan_shards(inputs)
+    shards = plan_shards(inputs, follow_links=follow_links)
     some = _spread(shards, max_shards)
     found = Survey(num_shards=len(shards), num_read=len(some))
     kilobytes: list[float] = []
@@ -82,8 +84,8 @@ def _note_end(found: Survey, end: ShardEnd) -> None:
     found.samples_per_shard.setdefault(end.shard.name, 0)
     if end.error or end.damage:
         found.damage[end.shard.name] = end.error or end.damage
-    if end.warnings:
-        found.warnings[end.shard.name] = list(end.warnings)
+    if warnings := [*end.shard.warnings, *end.warnings]:
+        found.warnings[end.shard.name] = warnings
 
 
 def _note_sample(found: Survey, sample: Sample, kilobytes: list[float], short_sides: list[int]) -> None:

@@ -47,10 +47,10 @@ class Finding:
     fix: str = ""
 
 
-def reach_input(location: str) -> Iterator[Finding]:
+def reach_input(location: str, follow_links: bool = False) -> Iterator[Finding]:
     """Checks that an input is there and can be read, with one listing and one small read."""
     try:
-        detail, fix = _remote(location) if _is_remote(location) else _local(location)
+        detail, fix = _remote(location) if _is_remote(location) else _local(location, follow_links)
     except Exception as error:  # each store's client has errors of its own
         fix = "check the location, the credentials and the network; `inspect` reads a little of it"
         yield Finding("input", Verdict.FAIL, f"{location}: {error or type(error).__name__}", fix)
@@ -62,19 +62,19 @@ def _is_remote(location: str) -> bool:
     return is_url(location) and not location.startswith("@")
 
 
-def _local(location: str) -> tuple[str, str]:
+def _local(location: str, follow_links: bool) -> tuple[str, str]:
     if holds_embeddings([location]):
         files = find_embeddings(location)
         _check_readable(files[0].path)
         return f"{_counted(len(files), '.npy file')} of embeddings", ""
-    shards = plan_shards(location)
+    shards = plan_shards(location, follow_links=follow_links)
     count, first = _counted(len(shards), f"{shards[0].kind} shard"), shards[0].source
     if is_url(first):  # of a list file
         detail, fix = _read_a_little(first)
         return f"{count}; {detail}", fix
     if shards[0].kind != "folder":  # an image that can't be read is a row, not a failure
         _check_readable(first)
-    return count, ""
+    return count, "; ".join(shards[0].warnings)
 
 
 def _counted(number: int, noun: str) -> str:

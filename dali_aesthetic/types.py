@@ -53,7 +53,8 @@ class Shard:
     free of `..`; it may hold `/` where input shards of several folders share a stem. `source` is a
     tar's path or URL, or the root of a folder of images; then `files` are the paths below the root
     that belong to this shard (images and sidecars), and `fingerprint` names that very list. `column` is the
-    one of a Parquet file that holds the images, where it isn't to be found by type and name.
+    one of a Parquet file that holds the images, where it isn't to be found by type and name. `warnings` are
+    oddities of the whole input, which the first shard carries.
     """
 
     index: int
@@ -63,6 +64,7 @@ class Shard:
     files: tuple[str, ...] = ()
     fingerprint: str = ""
     column: str = ""
+    warnings: tuple[str, ...] = ()
 
 
 class Sample(NamedTuple):

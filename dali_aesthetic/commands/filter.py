@@ -27,7 +27,10 @@ Examples:
 """
 
 
-@command(commands, "input", "output", "threshold", "image_column", name="filter", examples=SCORE_EXAMPLES)
+_TAKES = ("input", "output", "threshold", "image_column", "follow_links")
+
+
+@command(commands, *_TAKES, name="filter", examples=SCORE_EXAMPLES)
 def filter_command(
     given: Mapping[str, Any],
     scores: Scores,

@@ -35,13 +35,13 @@ Examples:
   dali-aesthetic plan --images 5B --gpus 64 --gpu h100 --price 2.5
 """
 _CHECKED = (
-    "input", "output", "launch.engine", "model.encoder", "model.weights", "model.heads", "model.model_dir",
-    "device",
+    "input", "follow_links", "output", "launch.engine", "model.encoder", "model.weights", "model.heads",
+    "model.model_dir", "device",
 )  # fmt: skip
 _COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
 
 
-@command(commands, "input", examples=INSPECT_EXAMPLES)
+@command(commands, "input", "follow_links", examples=INSPECT_EXAMPLES)
 def inspect(
     given: Mapping[str, Any],
     shards: Annotated[int, typer.Option(min=1, help="Shards to read, spread over the input.")] = 3,
@@ -50,7 +50,8 @@ def inspect(
     """Look at an input before a run: first keys, members, formats, sizes, samples per shard."""
     from dali_aesthetic.inspect_input import survey
 
-    found = survey(Config.build({"output": "-"}, given).input, shards).as_dict()
+    config = Config.build({"output": "-"}, given)
+    found = survey(config.input, shards, follow_links=config.follow_links).as_dict()
     if json:
         print_json(found)
     else:
@@ -71,7 +72,8 @@ def doctor(given: Mapping[str, Any], json: Json = False) -> int:
     # Neither input nor output need be given, and whether they can be used is for the doctor to say.
     config = Config.build({}, {**given, "input": "-", "output": "-"})
     with_ray = config.launch.engine == "ray"
-    findings = list(examine(config.model, config.device, given["output"], given["input"] or (), with_ray))
+    places = given["output"], given["input"] or ()
+    findings = list(examine(config.model, config.device, *places, with_ray, follow_links=config.follow_links))
     if json:
         print_json([asdict(finding) for finding in findings])
     else:

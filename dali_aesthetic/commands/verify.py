@@ -37,7 +37,7 @@ Examples:
 """
 _SHOWN = 50
 _SAMPLE = 1000
-_OF_PRECISION = ("input", "device", "model")
+_OF_PRECISION = ("input", "follow_links", "device", "model")
 
 
 @command(

@@ -104,7 +104,7 @@ def check_finished(run: Run) -> None:
     config = run.record.get(layout.CONFIG, {})
     try:
         planned = plan_shards(
-            config["input"], output=run.folder, image_column=str(config.get("image_column", ""))
+            config["input"], output=run.folder, follow_links=bool(config.get("follow_links"))
         )
     except (InputError, OSError, KeyError) as error:
         raise ConfigError(

@@ -33,7 +33,7 @@ def find_embeddings(inputs: str | Path | Sequence[str | Path], exclude: str = ""
     are taken, else every `.npy` below it; folders below `exclude` are not looked into. Raises InputError
     where there is none, or a file lacks the metadata that the others of its folder have.
     """
-    found = resolve(texts_of(inputs), exclude, "embeddings")
+    found = resolve(texts_of(inputs), exclude, "embeddings", follow_links=True)
     name, paths = partial(shard_name, root=found.root), sorted(found.files)
     check_names(paths, name)
     return [EmbeddingFile(name=name(path), path=path, metadata=_metadata(path)) for path in paths]

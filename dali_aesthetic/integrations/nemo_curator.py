@@ -17,7 +17,7 @@ import torch
 from dali_aesthetic.config import Config, DecodeConfig, GuardConfig, ModelConfig
 from dali_aesthetic.launch.work import work_shards
 from dali_aesthetic.launch.worker import build_worker, run_record
-from dali_aesthetic.layout import read_stats, shard_file
+from dali_aesthetic.layout import read_stats, shard_file, shard_name
 from dali_aesthetic.score.head import HeadBank
 from dali_aesthetic.score.weights import download, load_head
 from dali_aesthetic.shards.plan import plan_shards
@@ -139,7 +139,7 @@ class AestheticShardStage(ProcessingStage):  # type: ignore[misc]
             below = path.removeprefix(self.input_dir.rstrip("/") + "/")
             if below == path:
                 raise ValueError(f"{path} does not lie below input_dir {self.input_dir}")
-            name = below.removesuffix(".tar")
+            name = shard_name(below.removesuffix(".tar"))
         return Shard(index=index, name=name, kind="tar", source=path)
 
     def _num_kept(self, shard: Shard) -> int:

@@ -69,7 +69,12 @@ def launch(config: Config, engine: Engine, watch: Watch | None = None, task: Tas
     Raises ConfigError for an input that can't be planned, OutputBusy, RunMismatch and OutputMismatch (all of
     them ValueErrors), OSError where the output can't be written, and what the engine raises.
     """
-    shards = plan_shards(config.input, output=config.whole_output, image_column=config.image_column)
+    shards = plan_shards(
+        config.input,
+        output=config.whole_output,
+        image_column=config.image_column,
+        follow_links=config.follow_links,
+    )
     job = "" if task.is_alone else task.job
     with (
         claim(config.output, job=job, leads=task.index == 0),

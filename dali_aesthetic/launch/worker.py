@@ -189,6 +189,7 @@ def run_record(config: Config, worker: Worker) -> dict[str, Any]:
         | ({"save_embeddings": True} if config.save_embeddings else {})
         | _settings_beside_weights(config, worker)
         | ({"image_column": config.image_column} if config.image_column else {})
+        | ({"follow_links": True} if config.follow_links else {})
         | ({"calibration": scales.sha256} if scales and scales.choice.precision == "fp8" else {})
     )
     return {

@@ -25,10 +25,21 @@ class InputError(ValueError):
     """The input is missing or ambiguous; the text names it and the fix."""
 
 
-def walk(root: str, exclude: str = "") -> Iterator[str]:
-    """Files below `root` as relative paths with `/`, hidden ones left out; each real folder once."""
+LeftOut = tuple[str, str]
+"""The kind of an entry that is not taken, as a warning names it, and its path."""
+
+
+def walk(
+    root: str, left_out: list[LeftOut], exclude: str = "", *, follow_links: bool = False
+) -> Iterator[str]:
+    """Files below `root` as relative paths with `/`, hidden ones left out; each real folder once.
+
+    What isn't taken is added to `left_out`: links to outside of `root`, unless `follow_links`, and what is no
+    file.
+    """
     excluded = os.path.realpath(exclude) if exclude else ""
-    visited = {os.path.realpath(root)}
+    real_root = os.path.realpath(root)
+    visited = {real_root}
     folders = [""]
     while folders:
         folder, below = folders.pop(), []
@@ -36,10 +47,11 @@ def walk(root: str, exclude: str = "") -> Iterator[str]:
             for entry in entries:
                 if entry.name.startswith("."):
                     continue
-                if entry.is_dir():
+                if kind := why_left_out(entry, real_root, follow_links):
+                    left_out.append((kind, f"{folder}{entry.name}"))
+                elif entry.is_dir():
                     below.append(entry)
-                elif entry.is_file() or entry.is_symlink():
-                    # A broken link is listed too: it becomes a row or an error, never a silent loss.
+                else:
                     yield f"{folder}{entry.name}"
         # A directory's order depends on its file system, and the first link to a folder names its files.
         for entry in sorted(below, key=lambda entry: (entry.is_symlink(), entry.name)):
@@ -47,6 +59,20 @@ def walk(root: str, exclude: str = "") -> Iterator[str]:
             if real not in visited and real != excluded:
                 visited.add(real)
                 folders.append(f"{folder}{entry.name}/")
+
+
+def why_left_out(entry: os.DirEntry[str], root: str, follow_links: bool) -> str:
+    """The kind of an entry that is not taken from the real folder `root`; empty for a file and a folder.
+
+    A broken link is taken: it becomes a row or an error, never a silent loss.
+    """
+    if entry.is_symlink():
+        real = os.path.realpath(entry.path)
+        if not follow_links and not f"{real}/".startswith(os.path.join(root, "")):
+            return "links that leave the input folder left out (--follow-links takes them)"
+        if not os.path.exists(real):
+            return ""
+    return "" if entry.is_file() or entry.is_dir() else "devices, pipes and sockets left out"
 
 
 def missing(paths: Iterable[str]) -> list[str]:

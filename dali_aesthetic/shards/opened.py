@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Self
 
-from dali_aesthetic.stores.access import read_whole
+from dali_aesthetic.stores.access import open_regular, read_whole
 from dali_aesthetic.stores.location import is_url
 from dali_aesthetic.stores.read_ahead import DEFAULT_BYTES, RemoteFile
 from dali_aesthetic.stores.store import LASTING, StoreError
@@ -47,6 +48,7 @@ def open_local(path: str, max_bytes: int) -> View:
 
     Raises TooManyBytes above `max_bytes`.
     """
+    open_regular(path).close()
     file = LocalFile(path)
     try:
         _check_size(path, len(file), max_bytes)
@@ -68,12 +70,16 @@ def read_file(path: str, max_bytes: int, max_download_bytes: int = 1 << 40) -> B
     if is_url(path):
         limit = min(max_bytes, max_download_bytes)
         return read_whole(path, check=lambda size: _check_size(path, size, limit))
-    with open(path, "rb", buffering=0) as file:
-        _check_size(path, os.fstat(file.fileno()).st_size, max_bytes)
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        _check_size(path, size, max_bytes)
         try:
-            return file.readall() or b""
+            data = file.read(size + 1)
         except OSError as error:
             raise OSError(error.errno, error.strerror, path) from error  # a read's own error names no file
+    if len(data) > size:
+        raise OSError(errno.EBUSY, "it grew while it was read", path)
+    return data
 
 
 def map_file(path: str) -> memoryview:

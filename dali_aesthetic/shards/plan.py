@@ -18,6 +18,7 @@ from dali_aesthetic import layout
 from dali_aesthetic.shards.folder import ImageFiles, group_images
 from dali_aesthetic.shards.formats import IMAGE_RANK, extension
 from dali_aesthetic.shards.listing import InputError
+from dali_aesthetic.shards.oddities import Oddities
 from dali_aesthetic.shards.resolve import Found, resolve, texts_of
 from dali_aesthetic.stores.location import is_url
 from dali_aesthetic.types import Shard
@@ -33,20 +34,23 @@ def plan_shards(
     samples_per_shard: int = 10_000,
     output: str | Path = "",
     image_column: str = "",
+    follow_links: bool = False,
 ) -> Sequence[Shard]:
     """Lists the shards of `inputs`: tars, Parquet files or images, as files, globs, brace patterns, folders,
     URLs of these or `@list.txt`; several inputs must be of one kind.
 
     Each tar and each Parquet file is a shard; they are sorted by name, those of a list file stay in its
     order. Images are cut into shards of `samples_per_shard`. Of Parquet, `image_column` holds the images;
-    where it is empty each file's is found by type and name. Folders below `output` are not input.
+    where it is empty each file's is found by type and name. Folders below `output` are not input, nor are
+    links of a folder to outside of it unless `follow_links`; what is left out is counted in the `warnings` of
+    the first shard.
 
     Raises InputError where there is nothing to do, the kinds differ, or two shards would share a name. A
     million tars take some 200 MB, at most 330 MB while they are listed: a `Shard` is made when asked for.
     """
     texts = texts_of(inputs)
     _check_output(texts, str(output))
-    found = resolve(texts, str(output))
+    found = resolve(texts, str(output), follow_links=follow_links)
     if image_column and found.kind != "parquet":
         raise InputError(f"--image-column {image_column} is for Parquet, and {', '.join(texts)} is none")
     if found.kind == "embeddings":
@@ -66,7 +70,12 @@ class FileShards(Sequence[Shard]):
     """
 
     def __init__(
-        self, sources: Sequence[str], name: Callable[[str], str], kind: FileKind = "tar", column: str = ""
+        self,
+        sources: Sequence[str],
+        name: Callable[[str], str],
+        kind: FileKind = "tar",
+        column: str = "",
+        warnings: tuple[str, ...] = (),
     ) -> None:
         # Python's strings would take twice the memory. Bytes, because a local path need not be UTF-8.
         chunks = [
@@ -74,7 +83,7 @@ class FileShards(Sequence[Shard]):
             for start in range(0, len(sources), _AT_A_TIME)
         ]
         self._sources = pa.chunked_array(chunks, pa.large_binary()).combine_chunks()
-        self._name, self._kind, self._column = name, kind, column
+        self._name, self._kind, self._column, self._warnings = name, kind, column, warnings
 
     def __len__(self) -> int:
         return len(self._sources)
@@ -104,8 +113,14 @@ class FileShards(Sequence[Shard]):
 
     def _shard(self, index: int, path: bytes) -> Shard:
         source = os.fsdecode(path)
-        name = self._name(source)
-        return Shard(index=index, name=name, kind=self._kind, source=source, column=self._column)
+        return Shard(
+            index=index,
+            name=self._name(source),
+            kind=self._kind,
+            source=source,
+            column=self._column,
+            warnings=self._warnings if index == 0 else (),
+        )
 
 
 def _check_output(texts: Sequence[str], output: str) -> None:
@@ -119,7 +134,14 @@ def _file_shards(found: Found, kind: FileKind, column: str) -> FileShards:
     name = partial(shard_name, root=found.root)
     sources = found.files if found.ordered else sorted(found.files, key=name)
     check_names(sources, name)
-    return FileShards(sources, name, kind, column)
+    return FileShards(sources, name, kind, column, _warnings(found))
+
+
+def _warnings(found: Found) -> tuple[str, ...]:
+    oddities = Oddities()
+    for kind, path in sorted(found.left_out):  # a directory has no order of its own
+        oddities.add(kind, path)
+    return oddities.warnings()
 
 
 def check_names(sources: Sequence[str], name_of: Callable[[str], str]) -> None:
@@ -174,6 +196,7 @@ def _image_shards(found: Found, samples_per_shard: int) -> list[Shard]:
             source=found.root,
             files=files,
             fingerprint=_fingerprint(found.root, files),
+            warnings=_warnings(found) if index == 0 else (),
         )
         for index, files in enumerate(_cut(group_images(paths), samples_per_shard))
     ]

@@ -21,11 +21,13 @@ from dali_aesthetic.shards import earlier_runs
 from dali_aesthetic.shards.formats import COMPRESSED, KINDS, Kind, extension
 from dali_aesthetic.shards.listing import (
     InputError,
+    LeftOut,
     common_parent,
     expand_braces,
     list_lines,
     missing,
     walk,
+    why_left_out,
 )
 from dali_aesthetic.stores.access import list_files
 from dali_aesthetic.stores.location import fixed_root, is_url, parent
@@ -46,6 +48,7 @@ class Found:
     """Files of one kind; shards are named by their paths below `root`. `kind` is None where `files` is empty.
 
     Of images `files` holds the sidecars too, unless `images_only`. `ordered` files keep their order.
+    `left_out` are entries of folders that were not taken, each with its kind.
     """
 
     root: str
@@ -53,6 +56,7 @@ class Found:
     files: Sequence[str] = ()
     images_only: bool = False
     ordered: bool = False
+    left_out: tuple[LeftOut, ...] = ()
 
 
 def texts_of(inputs: str | Path | Sequence[str | Path]) -> list[str]:
@@ -61,16 +65,29 @@ def texts_of(inputs: str | Path | Sequence[str | Path]) -> list[str]:
     return [at_home(str(text)) for text in given]
 
 
-def resolve(texts: Sequence[str], exclude: str = "", wanted: Kind | None = None) -> Found:
+@dataclass(frozen=True, slots=True)
+class _Search:
+    """What to look for in folders, and where not to look."""
+
+    exclude: str = ""
+    wanted: Kind | None = None
+    follow_links: bool = False
+
+
+def resolve(
+    texts: Sequence[str], exclude: str = "", wanted: Kind | None = None, *, follow_links: bool = False
+) -> Found:
     """The files that `texts` name together; folders below `exclude` (the output) are not looked into.
 
-    Of a folder of several kinds `wanted` is taken; without it Parquet and `.npy` beside tars or images are
-    their metadata, and so is Parquet beside embeddings. Raises InputError where nothing is found, where the
-    kinds differ or are not `wanted`, and for images and embeddings at a URL.
+    Links of a folder to outside of it are left out unless `follow_links`. Of a folder of several kinds
+    `wanted` is taken; without it Parquet and `.npy` beside tars or images are their metadata, and so is
+    Parquet beside embeddings. Raises InputError where nothing is found, where the kinds differ or are not
+    `wanted`, and for images and embeddings at a URL.
     """
     if not texts:
         raise InputError("no input; give a tar, a pattern, a folder or @list.txt")
-    found = _merge([_resolve(text, exclude, wanted) for text in texts])
+    search = _Search(exclude, wanted, follow_links)
+    found = _merge([_resolve(text, search) for text in texts])
     if found.kind is None:
         raise InputError(f"{', '.join(texts)}: nothing there but the output {exclude}")
     if wanted and found.kind != wanted:
@@ -80,8 +97,10 @@ def resolve(texts: Sequence[str], exclude: str = "", wanted: Kind | None = None)
     if found.kind != "parquet" and (url := next(filter(is_url, found.files), "")):
         raise InputError(f"{url} is {_NOUN[found.kind]}, which must be local; download it")
     if found.kind == "folder":
-        beside = _beside(found.files) if found.images_only else ()
-        return replace(found, files=[*found.files, *beside], images_only=False)
+        left_out: list[LeftOut] = []
+        beside = _beside(found, follow_links, left_out) if found.images_only else ()
+        files = [*found.files, *beside]
+        return replace(found, files=files, images_only=False, left_out=(*found.left_out, *left_out))
     return replace(found, root=_parent_of_all(found.files))
 
 
@@ -98,7 +117,7 @@ def kind_of_first(texts: Sequence[str]) -> Kind | None:
             kind = KINDS.get(extension(text))
             if kind or is_url(text):
                 return kind
-        return resolve([text]).kind
+        return resolve([text], follow_links=True).kind
     except (InputError, OSError):
         return None
 
@@ -112,21 +131,21 @@ def matcher(url: str) -> tuple[str, Callable[[str], bool]]:
     return fixed_root(url), lambda one: fits(one) is not None
 
 
-def _resolve(text: str, exclude: str, wanted: Kind | None) -> Found:
+def _resolve(text: str, search: _Search) -> Found:
     if text.startswith("@"):
-        return _list_file(text[1:], exclude, wanted)
+        return _list_file(text[1:], search)
     if not text:
         raise InputError("an empty input; give a tar, a pattern, a folder or @list.txt")
     if is_url(text):
-        return (_braces if "{" in text else _remote)(text, exclude, wanted)
+        return (_braces if "{" in text else _remote)(text, search)
     if os.path.isdir(text):
-        return _folder(text, exclude, wanted)
+        return _folder(text, search)
     if os.path.isfile(text):
         return _file(text)
     if "{" in text:
-        return _braces(text, exclude, wanted)
+        return _braces(text, search)
     if glob.has_magic(text):
-        return _glob(text, exclude, wanted)
+        return _glob(text, search)
     raise InputError(f"{text} does not exist{_current_folder(text)}")
 
 
@@ -149,15 +168,16 @@ def _merge(found: Sequence[Found]) -> Found:
         files=[file for one in found for file in one.files],
         images_only=any(one.images_only for one in found),
         ordered=any(one.ordered for one in found),
+        left_out=tuple(entry for one in found for entry in one.left_out),
     )
 
 
-def _members(texts: Iterable[str], exclude: str, wanted: Kind | None) -> Found:
+def _members(texts: Iterable[str], search: _Search) -> Found:
     """The files that many texts name. A name with a known extension is taken without a look at the disk."""
     parts = []
     for kind, group in groupby(texts, _plain_kind):
         if kind is None:
-            parts += [_resolve(text, exclude, wanted) for text in group]
+            parts += [_resolve(text, search) for text in group]
         else:
             files = list(group)
             parts.append(Found(_parent_of_all(files), kind, files, images_only=kind == "folder"))
@@ -175,30 +195,30 @@ def _parent_of_all(files: Iterable[str]) -> str:
     return common_parent(map(parent, in_folders.values()))
 
 
-def _list_file(path: str, exclude: str, wanted: Kind | None) -> Found:
-    found = _members(list_lines(path), exclude, wanted)
+def _list_file(path: str, search: _Search) -> Found:
+    found = _members(list_lines(path), search)
     if not found.files:
         raise InputError(f"the list file {path} names no file (all lines are blank or comments)")
     _check_exist(found.files, f"the list file {path}")
     return replace(found, ordered=True)
 
 
-def _braces(text: str, exclude: str, wanted: Kind | None) -> Found:
+def _braces(text: str, search: _Search) -> Found:
     members = expand_braces(text)
     _check_exist([member for member in members if not glob.has_magic(member)], f"the pattern {text}")
-    return replace(_members(members, exclude, wanted), root=fixed_root(text))
+    return replace(_members(members, search), root=fixed_root(text))
 
 
-def _glob(text: str, exclude: str, wanted: Kind | None) -> Found:
+def _glob(text: str, search: _Search) -> Found:
     found = sorted(glob.iglob(text, recursive=True))
     if not found:
         raise InputError(f"the pattern {text} matches nothing{_current_folder(text)}")
     # A folder's other files are left out too; where there is nothing else, they are refused.
     found = [path for path in found if _is_input(path)] or found
-    if exclude:
-        below = os.path.join(os.path.abspath(exclude), "")
+    if search.exclude:
+        below = os.path.join(os.path.abspath(search.exclude), "")
         found = [path for path in found if not os.path.join(os.path.abspath(path), "").startswith(below)]
-    return replace(_members(found, exclude, wanted), root=fixed_root(text))
+    return replace(_members(found, search), root=fixed_root(text))
 
 
 def _is_input(path: str) -> bool:
@@ -234,30 +254,36 @@ def _check_not_compressed(path: str) -> None:
         raise InputError(f"{path} is compressed, so samples can't be copied from it; decompress it first")
 
 
-def _beside(images: Iterable[str]) -> Iterator[str]:
-    """The other files in the folders of `images`, among which their sidecars are."""
-    for folder in {os.path.dirname(image) for image in images}:
+def _beside(found: Found, follow_links: bool, left_out: list[LeftOut]) -> Iterator[str]:
+    """The other files in the folders of images, among which their sidecars are."""
+    root = os.path.realpath(found.root)
+    for folder in {os.path.dirname(image) for image in found.files}:
         with os.scandir(folder or ".") as entries:
             for entry in entries:
                 of_its_own = KINDS.get(extension(entry.name)) in ("folder", "tar")
-                if not entry.name.startswith(".") and not of_its_own and not entry.is_dir():
+                if entry.name.startswith(".") or of_its_own or entry.is_dir():
+                    continue
+                if kind := why_left_out(entry, root, follow_links):
+                    left_out.append((kind, os.path.join(folder, entry.name)))
+                else:
                     yield os.path.join(folder, entry.name)
 
 
-def _folder(path: str, exclude: str, wanted: Kind | None) -> Found:
-    there = _by_kind(walk(path, exclude))
+def _folder(path: str, search: _Search) -> Found:
+    left_out: list[LeftOut] = []
+    there = _by_kind(walk(path, left_out, search.exclude, follow_links=search.follow_links))
     records = [name for name in there[""] if earlier_runs.is_record(name)]
     is_written = earlier_runs.written_by(records)
     tars, images = there["tar"], there["folder"]
     if images:
         there["tar"] = tars = list(filterfalse(is_written, tars))  # those were made of the images
-    if tars and images and not wanted:
+    if tars and images and not search.wanted:
         raise InputError(
             f"{path} holds both {len(tars)} tars (like {tars[0]}) and "
             f"{len(images)} images (like {images[0]}); "
             f"give the tars as a pattern ({os.path.join(path, '**', '*.tar')}) or a folder of one kind"
         )
-    kind = wanted or _kind_among(there, is_written)
+    kind = search.wanted or _kind_among(there, is_written)
     names = there[kind] if kind else []
     if kind == "folder":
         names = names + there["parquet"] + there["embeddings"] + there[""]
@@ -266,13 +292,16 @@ def _folder(path: str, exclude: str, wanted: Kind | None) -> Found:
     elif kind:
         names = earlier_runs.without_copies(path, names, records, kind)
     if not names:
-        missed = f".npy of {wanted}" if wanted else ".tar, no .parquet and no image file"
+        missed = f".npy of {search.wanted}" if search.wanted else ".tar, no .parquet and no image file"
         compressed = there["compressed"]
         hint = f"; it has compressed tars (like {compressed[0]}): decompress them first" if compressed else ""
+        if left_out:
+            hint += f"; {len(left_out)} {left_out[0][0]} (like {left_out[0][1]})"
         raise InputError(
             f"nothing to do in {path}: no {missed} in it or below ({len(there[''])} other files){hint}"
         )
-    return Found(path, kind, [os.path.join(path, name) for name in sorted(names)])
+    files = [os.path.join(path, name) for name in sorted(names)]
+    return Found(path, kind, files, left_out=tuple(left_out))
 
 
 def _by_kind(names: Iterable[str]) -> dict[str, list[str]]:
@@ -306,16 +335,16 @@ def _of_images(folder: str, names: list[str]) -> list[str]:
     return [name for name in names if "img_emb" in name.split("/")[:-1]] or names
 
 
-def _remote(text: str, exclude: str, wanted: Kind | None) -> Found:
+def _remote(text: str, search: _Search) -> Found:
     """A file, a glob or a folder at a URL, in at most one listing of its store."""
-    if wanted == "embeddings":
+    if search.wanted == "embeddings":
         raise InputError(f"{text}: embeddings are mapped into memory, so they must be local; download them")
     if kind := _plain_kind(text):
         return Found(parent(text), kind, (text,))
     _check_not_compressed(text)
     text = text.rstrip("/")
     root, fits = matcher(text)
-    below = exclude.rstrip("/") + "/" if exclude else "\0"
+    below = search.exclude.rstrip("/") + "/" if search.exclude else "\0"
     try:
         names = list(list_files(root))
     except StoreUnusable as error:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
+import stat
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -78,12 +80,25 @@ def open_file(location: str | os.PathLike[str]) -> IO[bytes]:
     """A seekable file object, for libraries that need one (Parquet)."""
     text = os.fspath(location)
     if not is_url(text):
-        return open(text, "rb")
+        return open_regular(text)
     store, key = store_of(text)
     info = _info(store, key)
     if not info.has_ranges:
         return io.BytesIO(read_whole(text))
     return io.BufferedReader(_RemoteIO(store, key, info), 1 << 20)
+
+
+def open_regular(path: str) -> IO[bytes]:
+    """A local file. Raises OSError, also for a pipe, which would wait for a writer, and for a device."""
+    return open(path, "rb", opener=_opened)
+
+
+def _opened(path: str, flags: int) -> int:
+    descriptor = os.open(path, flags | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "it is a device, a pipe or a socket and no file", path)
+    return descriptor
 
 
 def create(url: str, content: bytes) -> None:

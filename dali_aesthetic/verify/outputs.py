@@ -83,7 +83,8 @@ def verify_output(output: Path, against_input: bool = False) -> OutputCheck:
 def _check_bytes(output: Path, config: dict[str, Any], names: list[str]) -> Iterator[tuple[str, str]]:
     if "input" not in config:
         raise layout.NotARun(f"{output / layout.RECORD} doesn't name an input to compare with")
-    shards = {shard.name: shard for shard in plan_shards(config["input"], output=output)}
+    planned = plan_shards(config["input"], output=output, follow_links=bool(config.get("follow_links")))
+    shards = {shard.name: shard for shard in planned}
     limits = _read_limits(config.get("guard", {}))
     for name in names:
         if name not in shards:

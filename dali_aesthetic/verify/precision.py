@@ -64,7 +64,7 @@ def verify_precision(config: Config, num_images: int) -> PrecisionReport:
     fp8 is calibrated and judged as by a run on the same input; if its gate rejects it, fp16 is
     measured. Raises ConfigError where no image could be scored, and what `launch.run.run` raises.
     """
-    shards = plan_shards(config.input, output=config.output)
+    shards = plan_shards(config.input, output=config.output, follow_links=config.follow_links)
     with TemporaryDirectory() as folder:
         elsewhere, reader = config.model_copy(update={"output": folder}), model_reader(config.model)
         config = config.model_copy(update={"model": prepare(elsewhere, shards, reader).model})

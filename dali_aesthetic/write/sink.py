@@ -146,7 +146,8 @@ def _keep_nothing(raw_scores_R: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_
 
 
 def _failed(end: ShardEnd, error: str) -> ShardReport:
-    return ShardReport(name=end.shard.name, source=end.shard.source, error=error, warnings=end.warnings)
+    shard, warnings = end.shard, (*end.shard.warnings, *end.warnings)
+    return ShardReport(name=shard.name, source=shard.source, error=error, warnings=warnings)
 
 
 def _entries(samples: Sequence[Sample], wanted_R: npt.NDArray[np.bool_]) -> list[Buffer]:
@@ -240,7 +241,7 @@ class _OpenShard:
             bytes_kept=0 if self.kept is None else self.kept.num_bytes,
             num_quarantined=self.num_quarantined,
             damage=end.damage,
-            warnings=(*end.warnings, *self.rows.warnings()),
+            warnings=(*self.shard.warnings, *end.warnings, *self.rows.warnings()),
             fingerprint=self.shard.fingerprint,
         )
 

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 import webdataset
 
-from dali_aesthetic.shards import plan_shards
+from dali_aesthetic.shards import InputError, plan_shards
 from dali_aesthetic.shards.folder import clean_key, group_images, padding, tar_header
+from dali_aesthetic.shards.opened import read_file
 from dali_aesthetic.types import Shard, Status
 from tests.shards.tar_factory import JPEG, PNG, joined, read_one, unpack
 
@@ -25,8 +26,8 @@ def folder(root: Path, files: dict[str, bytes]) -> Path:
     return root
 
 
-def only_shard(root: Path) -> Shard:
-    (shard,) = plan_shards(str(root))
+def only_shard(root: Path, **options: bool) -> Shard:
+    (shard,) = plan_shards(str(root), **options)
     return shard
 
 
@@ -147,10 +148,91 @@ def test_bad_files_are_rows(tmp_path: Path) -> None:
 def test_a_file_that_fails_while_it_is_read_is_named(tmp_path: Path) -> None:
     root = folder(tmp_path / "in", {"a.jpg": JPEG})
     (root / "a.txt").symlink_to("/proc/self/mem")
-    (sample,), end = read_one(only_shard(root))
+    (sample,), end = read_one(only_shard(root, follow_links=True))
     assert sample.status is Status.MISSING_IMAGE
     assert sample.message == f"{root}/a.txt can't be read: Input/output error"
     assert f"{root}/a.txt" in end.warnings[0]
+
+
+LINKS = "links that leave the input folder left out (--follow-links takes them)"
+SPECIAL = "devices, pipes and sockets left out"
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "tar", "parquet"])
+def test_links_that_leave_the_folder_are_taken_only_if_asked(tmp_path: Path, suffix: str) -> None:
+    inside, outside = (
+        {f"0.{suffix}": JPEG, f"b/1.{suffix}": JPEG},
+        {f"x/2.{suffix}": JPEG, "3.txt": b"secret"},
+    )
+    root, other = folder(tmp_path / "in", inside), folder(tmp_path / "in-other", outside)
+    (root / "b" / f"4.{suffix}").symlink_to(f"../0.{suffix}")
+    (root / "0.txt").symlink_to(other / "3.txt")
+    (root / "c").symlink_to("../in-other/x")
+    (root / f"5.{suffix}").symlink_to(other / "gone")
+
+    def found(**options: bool) -> tuple[set[str], tuple[str, ...]]:
+        shards = plan_shards(str(root), **options)
+        files = [file for shard in shards for file in shard.files or (shard.name,)]
+        assert not any(shard.warnings for shard in shards[1:])
+        return {file.removesuffix(f".{suffix}") for file in files}, shards[0].warnings
+
+    assert found() == ({"0", "b/1", "b/4"}, (f"{LINKS}: 3 (first: '0.txt', '5.{suffix}', 'c')",))
+    sidecar = {"0.txt"} if suffix == "jpg" else set()
+    assert found(follow_links=True) == ({"0", "5", "b/1", "b/4", "c/2"} | sidecar, ())
+    if suffix == "jpg":
+        (shard,) = plan_shards(f"{root}/*.jpg")  # names its images, but not what lies beside them
+        assert shard.files == ("0.jpg", "5.jpg")
+        assert shard.warnings == (f"{LINKS}: 1 (first: '{root}/0.txt')",)
+
+
+def test_a_folder_of_nothing_but_links_to_elsewhere_says_how_to_take_them(tmp_path: Path) -> None:
+    """As a snapshot in the cache of the Hugging Face hub."""
+    folder(tmp_path / "blobs", {"a": JPEG})
+    folder(tmp_path / "snapshot", {})
+    (tmp_path / "snapshot").mkdir()
+    (tmp_path / "snapshot" / "a.tar").symlink_to("../blobs/a")
+    with pytest.raises(InputError, match=r"nothing to do .* 1 links that leave .*--follow-links takes them"):
+        plan_shards(str(tmp_path / "snapshot"))
+
+
+@pytest.mark.parametrize("follow_links", [False, True])
+def test_devices_and_pipes_are_left_out_and_never_read(tmp_path: Path, follow_links: bool) -> None:
+    root = folder(tmp_path / "in", {f"{n}.jpg": JPEG for n in range(4)})
+    os.mkfifo(tmp_path / "pipe")
+    os.mkfifo(root / "3.txt")
+    for name, target in (
+        ("0.txt", "/dev/zero"),
+        ("1.txt", "../pipe"),
+        ("2.json", "3.txt"),
+        ("4.jpg", "3.txt"),
+    ):
+        (root / name).symlink_to(target)
+    shard = only_shard(root, follow_links=follow_links)
+    assert shard.files == ("0.jpg", "1.jpg", "2.jpg", "3.jpg")
+    outside, special = (0, 5) if follow_links else (2, 3)
+    assert [warning.partition(" (first")[0] for warning in shard.warnings] == [
+        f"{kind}: {count}" for kind, count in ((SPECIAL, special), (LINKS, outside)) if count
+    ]
+    assert only_shard(root / "*.jpg", follow_links=True).files == (*shard.files, "4.jpg")
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "tar", "parquet"])
+@pytest.mark.parametrize("target", ["/dev/zero", "pipe"])
+def test_a_device_or_pipe_that_is_named_fails_alone(tmp_path: Path, suffix: str, target: str) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / f"odd.{suffix}").symlink_to(target)
+    (tmp_path / "list.txt").write_text(f"{tmp_path}/odd.{suffix}\n")
+    for text in (f"@{tmp_path}/list.txt", f"{tmp_path}/*.{suffix}"):
+        samples, end = read_one(only_shard(Path(text)))
+        (why,) = [*(sample.message for sample in samples), *([end.error] if end.error else [])]
+        assert f"{tmp_path}/odd.{suffix} can't be read" in why
+        assert "it is a device, a pipe or a socket and no file" in why
+
+
+def test_a_file_that_grows_while_it_is_read_is_no_sample(tmp_path: Path) -> None:
+    (tmp_path / "status").symlink_to("/proc/self/status")  # states 0 bytes and has more
+    with pytest.raises(OSError, match="it grew while it was read"):
+        read_file(str(tmp_path / "status"), 1 << 20)
 
 
 def test_large_files_are_read_whole(tmp_path: Path) -> None:

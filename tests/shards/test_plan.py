@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from dali_aesthetic import Config, ModelConfig, Threshold, run
+from dali_aesthetic.inspect_input import survey
 from dali_aesthetic.layout import committed_names
 from dali_aesthetic.shards import InputError, plan_shards, read_shards
 from dali_aesthetic.shards.listing import expand_braces
@@ -166,6 +167,32 @@ def test_names_that_files_of_an_output_cant_have_stop_no_run(tmp_path: Path, tin
         assert (result.exit_code, len(result.stats.reports)) == (0, len(names))
         assert not verify_output(Path(config.output), against_input=True).problems
         assert run(config).num_skipped == len(names)
+
+
+def test_the_summary_counts_links_that_were_left_out_and_so_does_inspect(
+    tmp_path: Path, tiny_model: ModelConfig
+) -> None:
+    for place in ("in/a.jpg", "elsewhere/b.jpg"):
+        (tmp_path / place).parent.mkdir()
+        (tmp_path / place).write_bytes(jpeg(Image.new("RGB", (40, 40))))
+    (tmp_path / "in" / "b.jpg").symlink_to(tmp_path / "elsewhere" / "b.jpg")
+    expected = "links that leave the input folder left out (--follow-links takes them): 1 in 1 shard"
+    for follow_links in (False, True):
+        output = tmp_path / f"out{follow_links}"
+        config = Config(
+            input=(str(tmp_path / "in"),),
+            output=str(output),
+            model=tiny_model,
+            threshold=Threshold(raw=-1e9),
+            follow_links=follow_links,
+        )
+        result = run(config)
+        assert result.stats.num_samples == 1 + follow_links
+        warnings = result.stats.reports.warnings.lines()
+        assert [line.startswith(expected) for line in warnings] == [True] * (not follow_links)
+        assert not verify_output(output, against_input=True).problems
+        found = survey(config.input, 1, follow_links=follow_links)
+        assert (found.num_samples, len(found.warnings)) == (1 + follow_links, 1 - follow_links)
 
 
 def test_shards_that_would_share_a_name_are_both_named(tmp_path: Path) -> None:
