@@ -18,17 +18,6 @@ from PIL import Image
 REPOSITORY = Path(__file__).parents[1]
 
 
-def counting_file(asked: list[int]) -> type[io.FileIO]:
-    """Opens files of which `asked` gets the size of each read."""
-
-    class Counted(io.FileIO):
-        def read(self, size: int | None = -1, /) -> bytes:
-            asked.append(size or 0)
-            return super().read(size)
-
-    return Counted
-
-
 @pytest.fixture(scope="session")
 def heads_dir() -> Path:
     """The published heads and real embeddings; they are data beside the project, so they may be absent."""

@@ -25,19 +25,21 @@ def fill_batches(
 
     A batch also ends before it would hold more than `max_bytes`; a larger sample is a batch of its own. Empty
     batches before a large one keep any `in_flight` consecutive batches within `in_flight * max_bytes`, or at
-    one sample that alone exceeds it: that many batches are alive at a time.
+    one sample that alone exceeds it: that many batches are alive at a time. A view counts as the whole buffer
+    that it keeps in memory, once for adjacent samples.
 
     Bad samples travel along and take no slot of the batch.
     """
     batch, recent = _Open(), _Recent(in_flight - 1)
     limit = sys.maxsize if max_bytes is None else max_bytes
+    weigh = _Scale().weigh
     for item in stream:
         if isinstance(item, ShardEnd):
             batch.ended.append(item)
             continue
         # Shards that end exactly at a batch's border commit with that batch, hence the check comes first.
         full = batch.num_images == batch_size or len(batch.samples) == _ROWS_PER_IMAGE * batch_size
-        num_bytes = sum(map(len, item.entries)) or len(item.image or b"")
+        num_bytes = weigh(item)
         if batch.samples and (full or batch.num_bytes + num_bytes > limit):
             recent.add(batch.num_bytes)
             yield batch.close()
@@ -58,6 +60,26 @@ def check(sample: Sample, limits: Limits) -> ImageHeader:
             format="", width=0, height=0, route=Route.NOBODY, status=sample.status, message=sample.message
         )
     return probe(sample.image, limits)
+
+
+class _Scale:
+    """Weighs samples by the memory that they hold."""
+
+    def __init__(self) -> None:
+        self._base: object = None
+
+    def weigh(self, sample: Sample) -> int:
+        """The bytes of the buffers that the sample is the first one to hold, and of its key."""
+        total, base = len(sample.key), self._base
+        for buffer in sample.entries or (sample.image, sample.sidecar):
+            if isinstance(buffer, memoryview):
+                if buffer.obj is not base:
+                    base = buffer.obj
+                    total += memoryview(base).nbytes
+            elif buffer is not None:
+                total += len(buffer)
+        self._base = base
+        return total
 
 
 class _Recent:

@@ -75,17 +75,20 @@ def sink_of(config: Config, head_names: Sequence[str], *, embeddings: bool = Fal
 
 
 def stages_of(config: Config, worker: Worker, sink: ShardSink, memory_share: int = 1) -> Stages:
-    """The parts of the hot loop, bound to a share of the memory budget: a quarter reads ahead of the reader,
-    the rest holds the batches in flight."""
+    """The parts of the hot loop, bound to a share of the memory budget.
+
+    Half of it holds the batches in flight. A quarter is for reading: parts of tars ahead of the reader, or a
+    page of Parquet. A quarter is for the commit, which reads Parquet again.
+    """
     budget = budget_bytes(config.guard.memory_budget_gb) // memory_share
-    read_ahead = min(DEFAULT_LIMITS.read_ahead_bytes, budget // 4)
     return Stages(
         read_limits=replace(
             read_limits_of(config),
             max_download_bytes=memory_bytes() // 2 // memory_share,
-            read_ahead_bytes=read_ahead,
+            read_ahead_bytes=min(DEFAULT_LIMITS.read_ahead_bytes, budget // 4),
+            max_page_bytes=budget // 4,
         ),
-        batch_bytes=(budget - read_ahead) // BATCHES_IN_FLIGHT,
+        batch_bytes=budget // 2 // BATCHES_IN_FLIGHT,
         limits=worker.limits,
         decoder=worker.decoder,
         scorer=worker.scorer,

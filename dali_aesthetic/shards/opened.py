@@ -23,12 +23,13 @@ _AHEAD_BYTES = 16 << 20
 @dataclass(frozen=True, slots=True)
 class ReadLimits:
     """The most bytes of a sample's member (or of an image file), of a tar, of an object from a server without
-    Range requests, and of the read-ahead."""
+    Range requests, of the read-ahead, and of a page of Parquet, compressed plus decompressed."""
 
     max_member_bytes: int = 1 << 30
     max_tar_bytes: int = 1 << 40
     max_download_bytes: int = 1 << 40
     read_ahead_bytes: int = DEFAULT_BYTES
+    max_page_bytes: int = 1 << 32
 
     @classmethod
     def of(cls, max_member_mb: int = 1 << 10, max_tar_gb: int = 1 << 10) -> Self:

@@ -7,19 +7,30 @@ import base64
 import binascii
 import json
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from itertools import islice, repeat
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dali_aesthetic.shards.formats import IMAGE_RANK, extension, looks_like_image
 from dali_aesthetic.shards.listing import InputError
 from dali_aesthetic.shards.opened import DEFAULT_LIMITS, ReadLimits
 from dali_aesthetic.stores.access import open_file
+from dali_aesthetic.stores.location import is_url
 from dali_aesthetic.types import Buffer, Sample, Shard, ShardEnd, Status
 
-_ROWS = 256
 _READ_BYTES = 8 << 20
+_ROWS, _ROW_BYTES = 16, 32 << 20
+"""Rows decoded at a time, and their most bytes if each were as large as its whole row group."""
+_ENCODED_ROWS = 256
+"""Rows decoded at a time of an Arrow dictionary, and rows in which base64 text is looked for."""
+_MAX_VALUE_BYTES = 1 << 20
+"""A larger value is left out of the sidecar, which may have as many bytes in the scores."""
+_HEADER_BYTES, _MAX_HEADER_BYTES = 1 << 13, 16 << 20
+_STRUCT = 12
 _KEYS = ("key", "__key__", "uid", "id", "image_path", "file_name")
 """Columns that hold a sample's key, the best first; without one the key is the row number."""
 _IMAGES = ("image", "jpg", "jpeg", "png", "webp", "img", "image_bytes", "bytes", "content", "images")
@@ -35,18 +46,29 @@ def read_parquet(shard: Shard, limits: ReadLimits = DEFAULT_LIMITS) -> Iterator[
     its sidecar is a json of its other columns, except binary ones.
     """
     try:
-        with open_file(shard.source) as file:
-            # Otherwise a row group is read at once; pyarrow writes them of a million rows, 100 GB of images.
-            source = pq.ParquetFile(file, pre_buffer=False, buffer_size=_READ_BYTES)
+        with open_parquet(shard.source, limits.max_download_bytes) as (file, source):
             column = image_column(source.schema_arrow, shard.column, lambda: _first_texts(source))
             row, warnings = 0, dict[str, None]()
-            for batch in source.iter_batches(_ROWS):
-                yield from _samples(shard, batch, column, row, limits, warnings)
-                row += len(batch)
+            for group in range(source.num_row_groups):
+                _check_pages(file, source, group, column, limits.max_page_bytes)
+                for image, key, facts in _rows(source, group, column, warnings):
+                    yield _sample(shard, row, image, key, facts, limits)
+                    row += 1
     except Exception as error:  # fsspec's file systems raise what their clients raise
         yield ShardEnd(shard=shard, error=f"{shard.source} can't be read: {str(error) or repr(error)}")
         return
     yield ShardEnd(shard=shard, warnings=tuple(warnings))
+
+
+@contextmanager
+def open_parquet(location: str, max_download_bytes: int) -> Iterator[tuple[pa.NativeFile, pq.ParquetFile]]:
+    """The file at a path or URL, for reading it in parts. Raises OSError."""
+    is_remote = is_url(location)
+    # Arrow reads a path with half the memory and without the interpreter lock.
+    opened = pa.PythonFile(open_file(location, max_download_bytes)) if is_remote else pa.OSFile(location)
+    # Otherwise a row group is read at once; pyarrow writes them of a million rows, 100 GB of images.
+    with opened as file, pq.ParquetFile(file, pre_buffer=False, buffer_size=_READ_BYTES) as source:
+        yield file, source
 
 
 def image_column(
@@ -110,9 +132,16 @@ def is_text(kind: pa.DataType) -> bool:
 
 def _first_texts(source: pq.ParquetFile) -> dict[str, str]:
     names = [field.name for field in source.schema_arrow if is_text(field.type)]
-    batch = next(source.iter_batches(_ROWS, columns=names), None) if names else None
-    firsts = {name: next((v for v in batch.column(name) if v.is_valid), None) for name in names if batch}
-    return {name: bytes(v.as_buffer()).decode(errors="replace") for name, v in firsts.items() if v}
+    firsts: dict[str, str] = {}
+    if names and source.num_row_groups:
+        size = _rows_at_a_time(source, 0, names)
+        for batch in islice(source.iter_batches(size, [0], names, use_threads=False), _ENCODED_ROWS // size):
+            for name in names:
+                if name not in firsts and (value := next((v for v in batch[name] if v.is_valid), None)):
+                    firsts[name] = bytes(value.as_buffer()).decode(errors="replace")
+            if len(firsts) == len(names):
+                break
+    return firsts
 
 
 def _is_base64_image(text: str) -> bool:
@@ -131,8 +160,9 @@ def row_image(value: pa.Scalar) -> tuple[Buffer | None, str]:
 
     The image of a list is its first one. Text is base64; where it isn't, its characters are the bytes.
     """
-    path = ""
+    path, several = "", False
     if _is_list(value.type):
+        several = value.is_valid and len(value) > 1
         value = value[0] if value.is_valid and len(value) else pa.scalar(None)
     if pa.types.is_struct(value.type):
         path = value["path"].as_py() or "" if value.type.get_field_index("path") >= 0 else ""
@@ -148,31 +178,84 @@ def row_image(value: pa.Scalar) -> tuple[Buffer | None, str]:
             return base64.b64decode(_without_mime_type(bytes(data).decode())), ""
         except (binascii.Error, UnicodeDecodeError):
             pass
-    return data, str(path)
+    # A view of one image would keep its row's other ones in memory.
+    return bytes(data) if several else data, str(path)
 
 
-def _samples(
-    shard: Shard,
-    batch: pa.RecordBatch,
-    column: str,
-    start: int,
-    limits: ReadLimits,
-    warnings: dict[str, None],
-) -> Iterator[Sample]:
-    images = batch.column(column)
-    if _is_list(images.type) and any(len(value) > 1 for value in images if value.is_valid):
-        warnings[f"rows of the column {column!r} have several images: only the first of each is scored"] = (
-            None
-        )
-    others = [field.name for field in batch.schema if field.name != column and not holds_bytes(field.type)]
-    rows = _rows(batch.select(others), warnings) if others else [{}] * len(batch)
+def _rows(
+    source: pq.ParquetFile, group: int, column: str, warnings: dict[str, None]
+) -> Iterator[tuple[pa.Scalar, Any, dict[str, Any]]]:
+    """Image, key (None without one) and other columns of each row of a row group.
+
+    Images are decoded one by one. A batch of them would be one buffer, of unknown size: rows that share an
+    image in the file have a copy each. It costs no time beside the copy.
+    """
+    schema = source.schema_arrow
+    others = [field.name for field in schema if field.name != column and not holds_bytes(field.type)]
     named = next((name for name in _KEYS if name in others), "")
-    for index, (image, facts) in enumerate(zip(images, rows, strict=True)):
-        key = facts.get(named)
-        yield _sample(shard, start + index, image, key, facts, limits)
+    facts = _facts(source, group, others, warnings)
+    size = _ENCODED_ROWS if pa.types.is_dictionary(schema.field(column).type) else 1
+    for batch in source.iter_batches(size, [group], [column], use_threads=False):
+        for image in batch[column]:
+            if _is_list(image.type) and image.is_valid and len(image) > 1:
+                warnings[
+                    f"rows of the column {column!r} have several images: only the first of each is scored"
+                ] = None
+            row = next(facts)
+            yield image, row.get(named), row
 
 
-def _rows(batch: pa.RecordBatch, warnings: dict[str, None]) -> list[dict[str, Any]]:
+def _facts(
+    source: pq.ParquetFile, group: int, columns: list[str], warnings: dict[str, None]
+) -> Iterator[dict[str, Any]]:
+    """The rows of these columns. Dictionaries are read apart: each batch of theirs has a copy of them."""
+    schema = source.schema_arrow
+    encoded = [name for name in columns if pa.types.is_dictionary(schema.field(name).type)]
+    plain = [name for name in columns if name not in encoded]
+    rows = _python_rows(source, group, plain, _rows_at_a_time(source, group, plain), warnings)
+    if not encoded:
+        return rows
+    both = zip(rows, _python_rows(source, group, encoded, _ENCODED_ROWS, warnings), strict=True)
+    return ({name: (one | other).get(name) for name in columns} for one, other in both)
+
+
+def _chunks(source: pq.ParquetFile, group: int, columns: list[str]) -> list[pq.ColumnChunkMetaData]:
+    """The parts of a row group that hold these columns."""
+    metadata = source.metadata.row_group(group)
+    chunks = map(metadata.column, range(metadata.num_columns))
+    return [one for one in chunks if f"{one.path_in_schema}.".startswith(tuple(f"{c}." for c in columns))]
+
+
+def _rows_at_a_time(source: pq.ParquetFile, group: int, columns: list[str]) -> int:
+    """Few enough that they fit into `_ROW_BYTES`, though all may have the largest value of the row group."""
+    size: int = sum(chunk.total_uncompressed_size for chunk in _chunks(source, group, columns))
+    return max(1, min(_ROWS, _ROW_BYTES // max(size, 1)))
+
+
+def _python_rows(
+    source: pq.ParquetFile, group: int, columns: list[str], size: int, warnings: dict[str, None]
+) -> Iterator[dict[str, Any]]:
+    if not columns:
+        yield from repeat({}, source.metadata.row_group(group).num_rows)
+        return
+    for batch in source.iter_batches(size, [group], columns, use_threads=False):
+        batch = batch.select(columns)
+        for name in filter(lambda name: _mean_bytes(batch[name]) > _MAX_VALUE_BYTES, columns):
+            warnings[f"values of the column {name!r} above 1 MiB are left out of the scores"] = None
+            batch = batch.drop_columns([name])
+        yield from _converted(batch, warnings)
+
+
+def _mean_bytes(column: pa.Array) -> int:
+    """The bytes of a value, of a dictionary's largest one."""
+    if not pa.types.is_dictionary(column.type):
+        return int(column.nbytes // len(column))
+    values = column.dictionary
+    most = pc.max(pc.binary_length(values)).as_py() if is_text(values.type) else values.nbytes
+    return int(most or 0)
+
+
+def _converted(batch: pa.RecordBatch, warnings: dict[str, None]) -> list[dict[str, Any]]:
     """The rows as Python values. A column with a value that has none is noted in `warnings`.
 
     Examples are dates beyond Python's and Latin-1 bytes in a text column. Scoring doesn't need them, and kept
@@ -225,3 +308,68 @@ def _sample(
         status=status,
         message=message,
     )
+
+
+def _check_pages(
+    file: pa.NativeFile, source: pq.ParquetFile, group: int, column: str, max_bytes: int
+) -> None:
+    """Raises ValueError where a page of the row group is too large to be decoded within `max_bytes`.
+
+    Arrow reads a page at once, compressed and decompressed. pyarrow writes pages of 1024 rows.
+    """
+    schema = source.schema_arrow
+    whole = (column,) if pa.types.is_dictionary(schema.field(column).type) else ()
+    columns = [field.name for field in schema if field.name == column or not holds_bytes(field.type)]
+    for chunk in _chunks(source, group, columns):
+        most = chunk.total_compressed_size + chunk.total_uncompressed_size
+        if most > max_bytes and chunk.path_in_schema not in whole:
+            most = max(_page_bytes(file, chunk))
+        if most > max_bytes:
+            raise ValueError(
+                f"a page of its column {chunk.path_in_schema!r} takes {most:,} bytes, more than the "
+                f"{max_bytes:,} that --memory-budget leaves for it: raise the budget "
+                f"{-(-most // max_bytes)}-fold, or write the file anew with smaller row groups"
+            )
+
+
+def _page_bytes(file: pa.NativeFile, chunk: pq.ColumnChunkMetaData) -> Iterator[int]:
+    """The bytes of each page of a column chunk, compressed plus decompressed, from the pages' headers."""
+    start = chunk.data_page_offset
+    if chunk.has_dictionary_page:
+        start = min(start, chunk.dictionary_page_offset)
+    end = start + chunk.total_compressed_size
+    while start < end:
+        try:
+            header, length = _thrift(file.read_at(_HEADER_BYTES, start), 0)
+        except IndexError:  # long statistics
+            header, length = _thrift(file.read_at(_MAX_HEADER_BYTES, start), 0)
+        decompressed, compressed = header[2], header[3]
+        if min(decompressed, compressed) < 0:
+            raise ValueError(f"the page at byte {start:,} has a negative size")
+        yield decompressed + compressed
+        start += length + compressed
+
+
+def _thrift(data: bytes, at: int, kind: int = _STRUCT) -> tuple[Any, int]:
+    """A value in Thrift's compact protocol, a struct as its integers and structs by number, and its end.
+
+    For `PageHeader` of https://github.com/apache/parquet-format/blob/master/src/main/thrift/parquet.thrift.
+    """
+    if kind == _STRUCT:
+        fields, number = {}, 0
+        while byte := data[at]:
+            number, at = (number + (byte >> 4), at + 1) if byte >> 4 else _thrift(data, at + 1, 4)
+            fields[number], at = _thrift(data, at, byte & 15)
+        return fields, at + 1
+    if kind in (1, 2):  # true, false
+        return None, at
+    if kind in (3, 7):  # a byte, a double
+        return None, at + (1 if kind == 3 else 8)
+    if kind not in (4, 5, 6, 8):
+        raise ValueError(f"a page header has a field of the unknown type {kind}")
+    value = shift = 0
+    while data[at] > 127:
+        value |= (data[at] & 127) << shift
+        at, shift = at + 1, shift + 7
+    value |= data[at] << shift
+    return (None, at + 1 + value) if kind == 8 else ((value >> 1) ^ -(value & 1), at + 1)

@@ -76,14 +76,22 @@ def list_files(folder: str | os.PathLike[str], suffix: str = "") -> Iterator[str
         yield from (before + name for name in names if name.endswith(suffix))
 
 
-def open_file(location: str | os.PathLike[str]) -> IO[bytes]:
-    """A seekable file object, for libraries that need one (Parquet)."""
+def open_file(location: str | os.PathLike[str], max_download_bytes: int = 1 << 40) -> IO[bytes]:
+    """A seekable file object, for libraries that need one (Parquet).
+
+    Raises OSError where a server without Range requests has more than `max_download_bytes`.
+    """
     text = os.fspath(location)
     if not is_url(text):
         return open_regular(text)
     store, key = store_of(text)
     info = _info(store, key)
     if not info.has_ranges:
+        if info.size > max_download_bytes:
+            raise OSError(
+                f"{text} has {info.size:,} bytes, more than the {max_download_bytes:,} that fit into memory, "
+                "and its server sends whole files only: download it"
+            )
         return io.BytesIO(read_whole(text))
     return io.BufferedReader(_RemoteIO(store, key, info), 1 << 20)
 
@@ -177,7 +185,7 @@ class _RemoteIO(io.RawIOBase):
         return self._at
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        end = min(self._at + len(buffer), self._info.size)
+        end = min(self._at + len(buffer), self._at + _STEP, self._info.size)
         if end <= self._at:
             return 0
         data = _read(self._store, self._key, self._info, self._at, end)

@@ -104,7 +104,8 @@ def _compare(output: Path, shard: Shard, limits: ReadLimits = DEFAULT_LIMITS) ->
     kept, keys = table.column("kept").to_pylist(), table.column("key").to_pylist()
     if (rows := output / layout.shard_file(shard.name, layout.PARQUET)).exists():
         source, found = pq.read_table(shard.source), pq.read_table(rows)
-        expected = taken(source.to_batches(), np.flatnonzero(kept), source.schema)
+        tables = taken(source.to_batches(), np.flatnonzero(kept), source.schema)
+        expected = pa.concat_tables([source.schema.empty_table(), *tables])
         same = len(source) == len(kept) and _same(found, expected)
         return "" if same else f"its rows differ from the kept ones of {shard.source}"
     samples = (item for item in read_shards([shard], limits) if isinstance(item, Sample))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,15 +16,17 @@ from dali_aesthetic.types import ImageHeader, Sample, Status
 from dali_aesthetic.write.commit import Part
 from dali_aesthetic.write.writers import ParquetWriter
 
-_ROWS, _READ_BYTES = 256, 8 << 20
+_READ_BYTES = 8 << 20
+_ROWS, _ENCODED_ROWS, _GROUP_BYTES = 16, 256, 32 << 20
+"""Rows read at a time; a row group is written at so many bytes, which bounds the memory for both."""
 QUARANTINE_COLUMNS = ("quarantine_status", "quarantine_reason")
 
 
 class KeptRows(Part):
-    """Collects the numbers of kept rows, and copies them from the input when finished, by row groups.
+    """Collects the numbers of kept rows, and copies them from the input when finished.
 
-    The schema with its metadata (Hugging Face's features) and the compression are the input's. A row group
-    without a kept row is left out.
+    The schema with its metadata (Hugging Face's features) and the compression are the input's. Its row groups
+    are divided where they are large; one without a kept row is left out.
     """
 
     def __init__(self, final: Path, source: str) -> None:
@@ -51,9 +54,10 @@ class KeptRows(Part):
                 end = start + source.metadata.row_group(group).num_rows
                 here = rows[(rows >= start) & (rows < end)] - start
                 if len(here):
-                    batches = source.iter_batches(_ROWS, row_groups=[group])
-                    self._writer.add(self._written(taken(batches, here, source.schema_arrow), done))
-                start, done = end, done + len(here)
+                    for table in taken(_batches(source, group), here, source.schema_arrow):
+                        self._writer.add(self._written(table, done))
+                        done += len(table)
+                start = end
         self._writer.finish()
         self.num_bytes = self._writer.num_bytes
 
@@ -106,21 +110,48 @@ class BadRows(KeptRows):
         return table.replace_schema_metadata(None)
 
 
-def taken(batches: Iterable[pa.RecordBatch], rows: npt.NDArray[np.int64], schema: pa.Schema) -> pa.Table:
-    """The given rows, numbered over all batches, in ascending order.
+def _batches(source: pq.ParquetFile, group: int) -> Iterator[pa.RecordBatch]:
+    """So few rows at a time that they would fit if each was as large as its whole row group."""
+    size = source.metadata.row_group(group).total_byte_size
+    rows = max(1, min(_ROWS, _GROUP_BYTES // max(1, size)))
+    if _is_encoded(source.schema_arrow):
+        rows = _ENCODED_ROWS  # each batch has a copy of the dictionary
+    return source.iter_batches(rows, row_groups=[group], use_threads=False)  # type: ignore[no-any-return]
+
+
+def _is_encoded(schema: pa.Schema) -> bool:
+    """Whether a column is an Arrow dictionary of images or other bytes."""
+    kinds = (field.type.value_type for field in schema if pa.types.is_dictionary(field.type))
+    return any(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) for kind in kinds)
+
+
+def taken(
+    batches: Iterable[pa.RecordBatch], rows: npt.NDArray[np.int64], schema: pa.Schema
+) -> Iterator[pa.Table]:
+    """Tables of the given rows, numbered over all batches, in ascending order; one ends at `_GROUP_BYTES`.
 
     Batch by batch, because `Table.take` concatenates a column, which fails above 2 GiB of images.
     """
-    pieces, start = [], 0
+    pieces, start, size, most = list[pa.RecordBatch](), 0, 0, _GROUP_BYTES
+    if _is_encoded(schema):
+        most = sys.maxsize  # every table would have the whole dictionary
     for batch in batches:
         first, last = np.searchsorted(rows, [start, start + len(batch)])
         if first < last:
-            pieces += _taken(batch, rows[first:last] - start)
+            found = _taken(batch, rows[first:last] - start)
+            pieces += found
+            size += sum(piece.nbytes for piece in found)
         start += len(batch)
-    return pa.Table.from_batches(pieces, schema)
+        if size >= most:
+            yield pa.Table.from_batches(pieces, schema)
+            pieces, size = [], 0
+    if pieces:
+        yield pa.Table.from_batches(pieces, schema)
 
 
 def _taken(batch: pa.RecordBatch, rows: npt.NDArray[np.int64]) -> list[pa.RecordBatch]:
+    if len(rows) == len(batch):
+        return [batch]
     try:
         return [batch.take(pa.array(rows))]
     except pa.ArrowNotImplementedError:  # string_view and binary_view can be sliced only

@@ -80,13 +80,26 @@ def test_batches_come_as_soon_as_they_are_full() -> None:
 
 def sizes(images: list[int], max_bytes: int, in_flight: int) -> list[list[int]]:
     """The sizes of the images in each batch."""
-    stream = [sample(str(i), b"x" * size) for i, size in enumerate(images)]
+    stream = [sample("", b"x" * size) for size in images]
     batches = fill_batches(stream, 8, Limits(), max_bytes, in_flight)
     return [[len(one.image or b"") for one in batch.samples] for batch in batches]
 
 
 def test_batches_end_at_their_bytes() -> None:
     assert sizes([40, 40, 40, 100, 10], 100, 4) == [[40, 40], [40], [100], [10]]
+
+
+def test_views_weigh_as_much_as_the_buffer_that_they_keep_in_memory() -> None:
+    """Two samples lie in each part of a tar, between members that are left out."""
+    parts = [memoryview(bytes(1000)) for _ in range(4)]
+    views = [part[at : at + 10] for part in parts for at in (0, 500)]
+    stream = [sample("", b"")._replace(image=None, entries=(view,)) for view in views]
+    assert [len(batch.samples) for batch in fill_batches(stream, 8, Limits(), 2500)] == [4, 4]
+
+
+def test_keys_and_sidecars_weigh_too() -> None:
+    stream = [sample("k" * 400, b"x" * 300)._replace(sidecar=bytes(300)) for _ in range(4)]
+    assert [len(batch.samples) for batch in fill_batches(stream, 8, Limits(), 2500)] == [2, 2]
 
 
 def test_a_giant_waits_until_the_budget_has_room_for_it() -> None:

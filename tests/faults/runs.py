@@ -33,11 +33,15 @@ class Command:
     def __init__(self, zygote: Zygote, pid: int, log: Path) -> None:
         self._zygote, self.pid, self._log = zygote, pid, log
         self._code: int | None = None
+        self.peak_mb = 0.0
 
     def poll(self) -> int | None:
-        """The exit code (minus the signal that killed it), or None while it runs."""
-        if self._code is None:
-            self._code = self._zygote.ask({"poll": self.pid})
+        """The exit code (minus the signal that killed it), or None while it runs.
+
+        `peak_mb` is its peak of resident memory then, with the pages that it shares with the zygote.
+        """
+        if self._code is None and (ended := self._zygote.ask({"poll": self.pid})) is not None:
+            self._code, self.peak_mb = ended
         return self._code
 
     def wait(self, timeout: float = 60) -> int:

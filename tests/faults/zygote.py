@@ -2,8 +2,8 @@
 
 A process that has everything imported forks for each request on its standard input, a JSON line, and answers
 with a JSON line. `{"run": [ARGUMENTS], "log": FILE, "faults": [NAMES], "configs": FOLDER, "environ": {}}`
-gives a process number, `{"poll": PID}` an exit code, or null while it runs. The fork is the real command line
-from there on.
+gives a process number, `{"poll": PID}` an exit code and the peak of resident memory in MB, or null while it
+runs. The fork is the real command line from there on.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ def _say(answer: Any) -> None:
     print(json.dumps(answer), flush=True)
 
 
-def _poll(pid: int) -> int | None:
-    ended, status = os.waitpid(pid, os.WNOHANG)
-    return os.waitstatus_to_exitcode(status) if ended else None
+def _poll(pid: int) -> tuple[int, float] | None:
+    ended, status, usage = os.wait4(pid, os.WNOHANG)
+    return (os.waitstatus_to_exitcode(status), usage.ru_maxrss / 1024) if ended else None
 
 
 def _become_the_command(request: dict[str, Any]) -> None:

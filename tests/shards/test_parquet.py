@@ -19,7 +19,6 @@ from dali_aesthetic.config import GuardConfig
 from dali_aesthetic.decode.headers import Limits, probe
 from dali_aesthetic.launch.filter import filter_scored
 from dali_aesthetic.report.pictures import image_in_row
-from dali_aesthetic.shards import parquet
 from dali_aesthetic.shards.listing import InputError
 from dali_aesthetic.shards.opened import ReadLimits
 from dali_aesthetic.shards.parquet import image_column, read_parquet
@@ -27,7 +26,7 @@ from dali_aesthetic.shards.plan import plan_shards
 from dali_aesthetic.types import Route, Sample, ShardEnd, Status
 from dali_aesthetic.verify.outputs import verify_output
 from dali_aesthetic.write.kept_rows import QUARANTINE_COLUMNS
-from tests.conftest import counting_file, jpeg, snapshot
+from tests.conftest import jpeg, snapshot
 
 STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
@@ -297,15 +296,66 @@ def test_a_value_that_does_not_convert_costs_no_image(
     assert end.warnings == ("values of the column 'odd' don't convert: they are text or null",)
 
 
-def test_a_row_group_is_read_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    images = [np.random.default_rng(seed).bytes(50_000) for seed in range(2100)]
-    pq.write_table(pa.table({"image": images}), tmp_path / "one.parquet", use_dictionary=False)
-    asked: list[int] = []
-    monkeypatch.setattr(parquet, "open_file", counting_file(asked))
-    samples, end = _read(tmp_path / "one.parquet")
+@pytest.mark.parametrize("compression", ["none", "zstd"])
+@pytest.mark.parametrize("kind", ["plain", "dictionary page", "Arrow dictionary"])
+def test_a_page_above_its_share_of_the_memory_fails_with_the_fix(
+    tmp_path: Path, compression: str, kind: str
+) -> None:
+    images = pa.array([np.random.default_rng(seed).bytes(50_000) for seed in range(10)])
+    column = images.dictionary_encode() if kind.startswith("Arrow") else images
+    options = {"use_dictionary": kind != "plain", "dictionary_pagesize_limit": 1 << 30}
+    pq.write_table(pa.table({"image": column}), tmp_path / "a.parquet", compression=compression, **options)
+    samples, end = _read(tmp_path / "a.parquet", ReadLimits(max_page_bytes=800_000))
+    assert samples == []
+    assert "a page of its column 'image' takes 1,0" in end.error
+    assert "raise the budget 2-fold" in end.error
+    samples, end = _read(tmp_path / "a.parquet", ReadLimits(max_page_bytes=1_100_000))
     assert end.error == ""
-    assert [bytes(sample.image or b"") for sample in samples] == images
-    assert max(asked) < sum(map(len, images)) * 0.6
+    assert [bytes(sample.image or b"") for sample in samples] == images.to_pylist()
+
+
+def test_pages_are_judged_alone_not_by_their_row_group(tmp_path: Path) -> None:
+    images = [np.random.default_rng(seed).bytes(50_000) for seed in range(100)]
+    options = {
+        "use_dictionary": False,
+        "data_page_version": "2.0",
+        "data_page_size": 1,
+        "write_batch_size": 5,
+    }
+    pq.write_table(pa.table({"image": images}), tmp_path / "a.parquet", **options)
+    samples, end = _read(tmp_path / "a.parquet", ReadLimits(max_page_bytes=800_000))
+    assert (len(samples), end.error) == (100, "")
+
+
+def test_large_values_that_scoring_does_not_need_are_left_out(tmp_path: Path) -> None:
+    """Rows share a text in the file; each would get a copy of its own."""
+    text = pa.array(["x" * (9 << 20)] * 3 + ["y"] * 3)
+    columns = {"image": [b"an image"] * 6, "n": range(6), "text": text}
+    pq.write_table(pa.table(columns), tmp_path / "plain.parquet")
+    pq.write_table(pa.table(columns | {"text": text.dictionary_encode()}), tmp_path / "encoded.parquet")
+    for name in ("plain", "encoded"):
+        samples, end = _read(tmp_path / f"{name}.parquet")
+        sidecars = [sample.sidecar or b"" for sample in samples]
+        assert [json.loads(bytes(sidecar))["n"] for sidecar in sidecars] == list(range(6))
+        assert max(map(len, sidecars)) < 100
+        assert end.warnings == ("values of the column 'text' above 1 MiB are left out of the scores",)
+
+
+def test_dictionaries_and_plain_columns_stay_in_step(tmp_path: Path) -> None:
+    """They are read in batches of different sizes."""
+    texts = [f"text {row % 7}" for row in range(1000)]
+    columns = {
+        "a": pa.array(texts).dictionary_encode(),
+        "image": [b"x"] * 1000,
+        "b": texts,
+        "key": range(1000),
+    }
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet", row_group_size=600)
+    samples, end = _read(tmp_path / "a.parquet")
+    assert end.error == ""
+    assert [sample.key for sample in samples] == [str(row) for row in range(1000)]
+    facts = [json.loads(bytes(sample.sidecar or b"")) for sample in samples]
+    assert facts == [{"a": text, "b": text, "key": row} for row, text in enumerate(texts)]
 
 
 def test_kept_rows_are_identical_to_the_inputs(
