@@ -23,6 +23,7 @@ from dali_aesthetic.timing import clock
 from dali_aesthetic.types import Status
 
 _RATE_SECONDS = 10.0
+_NAMED = 10
 
 
 class Progress:
@@ -113,8 +114,15 @@ def problems(stats: RunStats, console: Console) -> None:
         console.print(f"[yellow]warning[/] {escape(warning)}", soft_wrap=True)
     for report in stats.damaged:
         console.print(f"[yellow]damaged[/] {escape(report.source)}: {escape(report.damage)}")
+    by_cause: dict[str, list[str]] = {}
     for report in stats.failed:
-        console.print(f"[red]failed[/] {escape(report.source)}: {escape(report.error)}")
+        cause = report.error.removeprefix(report.source).lstrip(": ")
+        by_cause.setdefault(cause, []).append(report.source)
+    for cause, sources in by_cause.items():
+        named = ", ".join(sources[:_NAMED]) + ("" if len(sources) <= _NAMED else ", ...")
+        count = "" if len(sources) == 1 else f"{len(sources):,} shards: "
+        what = f"{named}: {cause}" if len(sources) == 1 else f"{cause} ({named})"
+        console.print(f"[red]failed[/] {count}{escape(what)}", soft_wrap=True)
 
 
 def as_dict(result: RunResult, config: Config) -> dict[str, Any]:

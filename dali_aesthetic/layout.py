@@ -163,15 +163,17 @@ def read_stats(output: Location, name: str) -> dict[str, Any]:
 def read_record(output: Location) -> dict[str, Any]:
     """The run record, in which `identity` is an object, and so is `config` where there is one.
 
-    Raises NotARun where there is none or it is anything else, and OSError where it can't be read.
+    Raises NotARun where there is none or it is anything else, and StoreUnusable or OSError for a failed read.
     """
     path = join(output, RECORD)
     try:
-        record: dict[str, Any] = json.loads(read_bytes(path))
-        if not isinstance(record[IDENTITY], dict) or not isinstance(record.get(CONFIG, {}), dict):
-            raise TypeError(f"{IDENTITY} or {CONFIG} is no object")
+        content = read_bytes(path)
     except (FileNotFoundError, NotADirectoryError):
         raise NotARun(f"{output} is not the output of a run: it has no {RECORD}") from None
+    try:
+        record: dict[str, Any] = json.loads(content)
+        if not isinstance(record[IDENTITY], dict) or not isinstance(record.get(CONFIG, {}), dict):
+            raise TypeError(f"{IDENTITY} or {CONFIG} is no object")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise NotARun(f"{path} can't be read as the record of a run: {error!r}") from None
     return record

@@ -20,7 +20,7 @@ from dali_aesthetic.shards.resolve import matcher
 from dali_aesthetic.stores.access import open_file
 from dali_aesthetic.stores.location import is_url, join, protocol
 from dali_aesthetic.stores.open import store_of
-from dali_aesthetic.stores.store import Store
+from dali_aesthetic.stores.store import Store, told
 from dali_aesthetic.types import Buffer
 
 _RAY_PORT = 6379
@@ -53,7 +53,7 @@ def reach_input(location: str, follow_links: bool = False) -> Iterator[Finding]:
         detail, fix = _remote(location) if _is_remote(location) else _local(location, follow_links)
     except Exception as error:  # each store's client has errors of its own
         fix = "check the location, the credentials and the network; `inspect` reads a little of it"
-        yield Finding("input", Verdict.FAIL, f"{location}: {error or type(error).__name__}", fix)
+        yield Finding("input", Verdict.FAIL, f"{location}: {told(error, location)}", fix)
         return
     yield Finding("input", Verdict.WARN if fix else Verdict.OK, f"{location}: {detail}", fix)
 
@@ -140,7 +140,7 @@ def reach_output(url: str) -> Iterator[Finding]:
         store.delete(key)
     except Exception as error:  # each store's client has errors of its own
         fix = "check the location, the credentials and whether they may write and delete"
-        yield Finding("output", Verdict.FAIL, f"{url}: {error or type(error).__name__}", fix)
+        yield Finding("output", Verdict.FAIL, f"{url}: {told(error, url)}", fix)
         return
     yield Finding("output", Verdict.OK, f"{url}: an object was written and removed")
 

@@ -46,6 +46,20 @@ def test_the_summary_names_damaged_and_failed_shards(stats: RunStats) -> None:
     assert "failed [c].tar: no tar" in text
 
 
+def test_shards_that_fail_of_one_cause_are_one_line(stats: RunStats) -> None:
+    for n in range(31):
+        source = f"s3://b/{n}.tar"
+        error = f"{source} can't be read: there is no such object"
+        stats.reports.append(ShardReport(name=f"{n}", source=source, error=error))
+    stats.reports.append(ShardReport(name="x", source="x.tar", error="x.tar: cut"))
+    console = Console(file=io.StringIO(), width=80)
+    problems(stats, console)
+    many, one = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    named = ", ".join(f"s3://b/{n}.tar" for n in range(10))
+    assert many == f"failed 31 shards: can't be read: there is no such object ({named}, ...)"
+    assert one == "failed x.tar: cut"
+
+
 def test_warnings_are_counted_in_the_summary_and_its_json(stats: RunStats) -> None:
     apart = "members that came twice in one sample"
     for n in range(2000):

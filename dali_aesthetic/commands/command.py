@@ -19,6 +19,7 @@ from dali_aesthetic.commands.options import as_text, nested, numbers_among, para
 from dali_aesthetic.config import ConfigError
 from dali_aesthetic.fields import Section, explain, options_of
 from dali_aesthetic.launch.signals import Stopped, stoppable
+from dali_aesthetic.stores.store import told
 
 console = Console(stderr=True, highlight=False)
 """Messages for people go to standard error; standard output is for results."""
@@ -113,7 +114,7 @@ def _exit_with(work: Callable[[], int], verbose: bool) -> NoReturn:
     except Exception as error:
         if verbose:
             traceback.print_exc()
-        fail(str(error) if str(error) else type(error).__name__, _exit_code(error))
+        fail(told(error), _exit_code(error))
 
 
 def _exit_code(error: Exception) -> int:

@@ -23,6 +23,7 @@ from dali_aesthetic.overlap import every, stacks
 from dali_aesthetic.run_shard import BATCHES_IN_FLIGHT, Stages, run_shards
 from dali_aesthetic.shards.opened import DEFAULT_LIMITS
 from dali_aesthetic.stats import RunStats
+from dali_aesthetic.stores.store import StoreUnusable
 from dali_aesthetic.timing import timed
 from dali_aesthetic.types import Shard, ShardReport
 from dali_aesthetic.write.sink import ShardSink
@@ -176,7 +177,8 @@ def is_fatal(error: BaseException) -> bool:
     A lost connection passes; too little memory or too many open files are the process's own.
     """
     passing = isinstance(error, ConnectionError | TimeoutError)
-    return isinstance(error, OSError) and not passing and error.errno not in _OF_ONE_PROCESS
+    is_of_output = isinstance(error, OSError) and error.errno not in _OF_ONE_PROCESS
+    return isinstance(error, StoreUnusable) or (is_of_output and not passing)
 
 
 def check_same_run(worker: str, ours: Mapping[str, Any], first: Mapping[str, Any], fix: str) -> None:

@@ -15,7 +15,7 @@ from braceexpand import braceexpand
 from dali_aesthetic.config import at_home
 from dali_aesthetic.stores.access import read_bytes
 from dali_aesthetic.stores.location import is_url
-from dali_aesthetic.stores.store import StoreUnusable
+from dali_aesthetic.stores.store import StoreUnusable, told
 
 MAX_BRACE_MEMBERS = 10_000_000
 _RANGE = re.compile(r"\{(-?\d+)\.\.(-?\d+)(?:\.\.-?\d+)?\}")
@@ -113,7 +113,7 @@ def list_lines(path: str) -> Iterator[str]:
     except UnicodeDecodeError as error:
         raise InputError(f"the list file {path} is not UTF-8 ({error}); save it as UTF-8") from error
     except (OSError, StoreUnusable) as error:
-        raise InputError(f"the list file {path} can't be read: {error}") from error
+        raise InputError(f"the list file {path} can't be read: {told(error, path)}") from error
 
 
 def expand_braces(text: str) -> list[str]:

@@ -12,10 +12,10 @@ from typing import Self
 from dali_aesthetic.stores.access import open_regular, read_whole
 from dali_aesthetic.stores.location import is_url
 from dali_aesthetic.stores.read_ahead import DEFAULT_BYTES, RemoteFile
-from dali_aesthetic.stores.store import LASTING, StoreError
+from dali_aesthetic.stores.store import LASTING
 from dali_aesthetic.types import Buffer
 
-READ_ERRORS = (StoreError, OSError, *LASTING)
+READ_ERRORS = (OSError, *LASTING)
 """The errors that reading a `View` may raise."""
 _AHEAD_BYTES = 16 << 20
 

@@ -20,6 +20,7 @@ from dali_aesthetic.shards.listing import InputError
 from dali_aesthetic.shards.opened import DEFAULT_LIMITS, ReadLimits
 from dali_aesthetic.stores.access import open_file
 from dali_aesthetic.stores.location import is_url
+from dali_aesthetic.stores.store import told
 from dali_aesthetic.types import Buffer, Sample, Shard, ShardEnd, Status
 
 _READ_BYTES = 8 << 20
@@ -55,7 +56,7 @@ def read_parquet(shard: Shard, limits: ReadLimits = DEFAULT_LIMITS) -> Iterator[
                     yield _sample(shard, row, image, key, facts, limits)
                     row += 1
     except Exception as error:  # fsspec's file systems raise what their clients raise
-        yield ShardEnd(shard=shard, error=f"{shard.source} can't be read: {str(error) or repr(error)}")
+        yield ShardEnd(shard=shard, error=f"{shard.source} can't be read: {told(error, shard.source)}")
         return
     yield ShardEnd(shard=shard, warnings=tuple(warnings))
 

@@ -31,7 +31,7 @@ from dali_aesthetic.shards.listing import (
 )
 from dali_aesthetic.stores.access import list_files
 from dali_aesthetic.stores.location import fixed_root, is_url, parent
-from dali_aesthetic.stores.store import StoreUnusable
+from dali_aesthetic.stores.store import StoreUnusable, told
 
 _PLAIN = re.compile(r"[^*?\[{]*\.(\w+)", re.DOTALL)
 _SHOWN = 5
@@ -350,7 +350,7 @@ def _remote(text: str, search: _Search) -> Found:
     except StoreUnusable as error:
         raise InputError(str(error)) from error
     except Exception as error:  # each file system has errors of its own
-        raise InputError(f"{text} can't be listed: {error}") from error
+        raise InputError(f"{text} can't be listed: {told(error, text)}") from error
     own = [name for name in names if not f"{root}/{name}".startswith(below) and fits(f"{root}/{name}")]
     there = _by_kind(own)
     records = [name for name in there[""] if earlier_runs.is_record(name)]

@@ -31,6 +31,7 @@ from dali_aesthetic.shards.scan import (
     scan_tar,
 )
 from dali_aesthetic.stores.read_ahead import RemoteFile
+from dali_aesthetic.stores.store import told
 from dali_aesthetic.types import Sample, Shard, ShardEnd, Status
 
 _MAX_GLOBAL_BYTES = 1 << 16
@@ -65,7 +66,7 @@ def read_tar(
     try:
         view = _open(shard, limits, opener)
     except Exception as error:  # fsspec's file systems raise what their clients raise
-        yield ShardEnd(shard=shard, error=f"{shard.source} can't be read: {str(error) or repr(error)}")
+        yield ShardEnd(shard=shard, error=f"{shard.source} can't be read: {told(error, shard.source)}")
         return
     if len(view) == 0:
         yield ShardEnd(shard=shard, error=f"{shard.source} is empty (0 bytes), not even an empty tar")
@@ -76,7 +77,9 @@ def read_tar(
     except _FilesApart as error:
         yield ShardEnd(shard=shard, error=f"{shard.source}: {error}")
     except READ_ERRORS as error:
-        yield ShardEnd(shard=shard, error=f"{shard.source} can't be read to its end: {error}")
+        yield ShardEnd(
+            shard=shard, error=f"{shard.source} can't be read to its end: {told(error, shard.source)}"
+        )
     finally:
         if isinstance(view, LocalFile):
             view.close()

@@ -61,7 +61,7 @@ def exists(location: str | os.PathLike[str]) -> bool:
 def list_files(folder: str | os.PathLike[str], suffix: str = "") -> Iterator[str]:
     """Paths below `folder`, relative to it, with `/`, from one listing; none for a missing folder.
 
-    Raises PermissionError, FileNotFoundError for a missing bucket, or another OSError.
+    Raises StoreUnusable for a missing bucket, PermissionError or another OSError.
     """
     text = os.fspath(folder)
     if is_url(text):

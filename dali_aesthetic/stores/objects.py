@@ -1,13 +1,14 @@
 """S3 and HTTP servers through obstore (the object_store crate): half the CPU time of s3fs for the same bytes.
 
-obstore's own retries also resume an interrupted body at the byte where it stopped, for the same ETag only.
-The retries around each call (`store.retried`) come on top, with longer pauses.
+Downloads, listings and uploads in parts are retried by obstore, which resumes an interrupted body at the byte
+where it stopped, for the same ETag only. All else is retried by the caller.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,11 +29,15 @@ from obstore.store import HTTPStore, S3Store
 
 from dali_aesthetic.stores.settings import S3Options, s3_options
 from dali_aesthetic.stores.store import (
+    BACK_OFF,
     NoConditions,
     NoRanges,
     ObjectChanged,
     ObjectInfo,
+    StoreError,
+    StoreUnusable,
     brief,
+    gave_up,
     missing_package,
 )
 from dali_aesthetic.types import Buffer
@@ -41,11 +46,8 @@ T = TypeVar("T")
 PART_BYTES = 16 << 20
 """Size of a part of an upload. S3 takes at most 10,000 parts: 160 GB."""
 _PARTS_AT_ONCE = 4
-_RETRIES: Any = {
-    "max_retries": 3,
-    "retry_timeout": timedelta(seconds=90),
-    "backoff": {"init_backoff": timedelta(seconds=0.1), "max_backoff": timedelta(seconds=2), "base": 2},
-}
+_RETRY_SECONDS = 180
+_EXHAUSTED = re.compile(r"after (\d+) retries|(response body error)")
 _PLAIN = "http://"
 
 
@@ -58,24 +60,40 @@ def _client(url: str) -> Any:
     }
 
 
+def _retries(attempts: int) -> Any:
+    """obstore's settings for `attempts` at each request, with the pauses of `BACK_OFF`."""
+    first, most = (timedelta(seconds=seconds) for seconds in (BACK_OFF.first, BACK_OFF.most))
+    return {
+        "max_retries": attempts - 1,
+        "retry_timeout": timedelta(seconds=_RETRY_SECONDS),
+        "backoff": {"init_backoff": first, "max_backoff": most, "base": 2},
+    }
+
+
 def s3_store(bucket: str) -> ObstoreStore:
     """The bucket, with the settings of fsspec's configuration, boto3's files and the environment."""
     options = s3_options()
     config: Any = options.config
-    store = S3Store(
-        bucket,
-        config=config,
-        client_options=_client(options.endpoint),
-        retry_config=_RETRIES,
-        credential_provider=options.credentials,
-    )
-    return ObstoreStore(f"s3://{bucket}", store, hint=_hint(options))
+
+    def made(attempts: int) -> S3Store:
+        return S3Store(
+            bucket,
+            config=config,
+            client_options=_client(options.endpoint),
+            retry_config=_retries(attempts),
+            credential_provider=options.credentials,
+        )
+
+    return ObstoreStore(f"s3://{bucket}", made, hint=_hint(options))
 
 
 def http_store(server: str) -> ObstoreStore:
     """A web server; `server` is `https://HOST[:PORT]`."""
-    store = HTTPStore(server, client_options=_client(server), retry_config=_RETRIES)
-    return ObstoreStore(server, store, is_web=True)
+
+    def made(attempts: int) -> HTTPStore:
+        return HTTPStore(server, client_options=_client(server), retry_config=_retries(attempts))
+
+    return ObstoreStore(server, made, is_web=True)
 
 
 def _hint(options: S3Options) -> str:
@@ -84,28 +102,46 @@ def _hint(options: S3Options) -> str:
 
 
 class ObstoreStore:
-    """A bucket or a web server. `hint` names the settings in use, for errors."""
+    """A bucket or a web server. `hint` names the settings in use, for errors.
 
-    def __init__(self, name: str, store: Any, *, is_web: bool = False, hint: str = "") -> None:
-        self.name, self._store, self._is_web, self._hint = name, store, is_web, hint
+    `made` gives a client that attempts each request so often.
+    """
+
+    def __init__(
+        self, name: str, made: Callable[[int], Any], *, is_web: bool = False, hint: str = ""
+    ) -> None:
+        self.name, self._is_web, self._hint = name, is_web, hint
+        self._once, self._patient = made(1), made(BACK_OFF.attempts)
+        self._has_bucket = is_web
 
     def info(self, key: str) -> ObjectInfo:
         """See `Store`. Requests one byte of a web server, since HEAD does not tell whether it has ranges."""
         if self._is_web:
             try:
-                found = self._ask(key, lambda: self._get(key, {"range": (0, 1)}).meta)
+                found = self._ask(key, lambda: self._get(self._once, key, {"range": (0, 1)}).meta)
                 return _info(found)
             except (NoRanges, GenericError):
                 pass
-        found = self._ask(key, lambda: obstore.head(self._store, self._path(key)))
+        try:
+            found = self._ask(key, lambda: obstore.head(self._once, self._path(key)))
+        except FileNotFoundError:
+            self._look_for_bucket(key)
+            raise
         return _info(found, has_ranges=not self._is_web)
+
+    def _look_for_bucket(self, key: str) -> None:
+        """Raises the error for a missing bucket, of which the answer to HEAD doesn't tell."""
+        if not self._has_bucket:
+            with suppress(PermissionError):
+                self._ask(key, lambda: next(iter(obstore.list(self._once, prefix=key)), None))
+            self._has_bucket = True
 
     def read(self, key: str, start: int, end: int, tag: str = "") -> Buffer:
         """See `Store`."""
         options: dict[str, Any] = {"range": (start, end)}
         if tag and not tag.startswith("W/"):  # a weak tag matches nothing
             options["if_match"] = tag
-        result = self._ask(key, lambda: self._get(key, options))
+        result = self._ask(key, lambda: self._get(self._patient, key, options))
         if tag and _tag(result.meta) != tag:
             raise ObjectChanged(f"{self.name}/{key} changed while it was read")
         data = memoryview(self._ask(key, result.bytes))
@@ -115,7 +151,7 @@ class ObstoreStore:
 
     def read_all(self, key: str) -> Iterator[Buffer]:
         """See `Store`."""
-        result = self._ask(key, lambda: self._get(key, None))
+        result = self._ask(key, lambda: self._get(self._patient, key, None))
         yield from result.stream(min_chunk_size=1 << 20)
 
     def list(self, prefix: str) -> Iterator[tuple[str, int]]:
@@ -126,7 +162,7 @@ class ObstoreStore:
         last = ""
         try:
             below = prefix.strip("/") or None
-            pages = iter(self._ask(prefix, lambda: obstore.list(self._store, prefix=below, chunk_size=1000)))
+            pages = iter(self._ask(prefix, lambda: obstore.list(self._patient, prefix=below)))
             while (page := self._ask(prefix, lambda: next(pages, None))) is not None:
                 yield from ((meta["path"], meta["size"]) for meta in page)
                 last = page[-1]["path"]
@@ -135,26 +171,28 @@ class ObstoreStore:
 
     def put(self, key: str, content: Path | bytes) -> None:
         """See `Store`. Each part's SHA-256 is signed, so S3 refuses a part that was corrupted in transit."""
+        size = content.stat().st_size if isinstance(content, Path) else len(content)
+        store = self._patient if size > PART_BYTES else self._once
         options = {"chunk_size": PART_BYTES, "max_concurrency": _PARTS_AT_ONCE}
-        self._ask(key, lambda: obstore.put(self._store, key, content, **options))  # type: ignore[arg-type]
+        self._ask(key, lambda: obstore.put(store, key, content, **options))  # type: ignore[arg-type]
 
     def create(self, key: str, content: bytes) -> None:
         """See `Store`."""
-        self._ask(key, lambda: obstore.put(self._store, key, content, mode="create"))
+        self._ask(key, lambda: obstore.put(self._once, key, content, mode="create"))
 
     def replace(self, key: str, content: bytes, tag: str) -> None:
         """See `Store`."""
-        self._ask(key, lambda: obstore.put(self._store, key, content, mode={"e_tag": tag}))
+        self._ask(key, lambda: obstore.put(self._once, key, content, mode={"e_tag": tag}))
 
     def delete(self, key: str) -> None:
         """See `Store`."""
         try:
-            self._ask(key, lambda: obstore.delete(self._store, key))
+            self._ask(key, lambda: obstore.delete(self._once, key))
         except FileNotFoundError:
             return
 
-    def _get(self, key: str, options: Any) -> Any:
-        return obstore.get(self._store, self._path(key), options=options)
+    def _get(self, store: Any, key: str, options: Any) -> Any:
+        return obstore.get(store, self._path(key), options=options)
 
     def _path(self, key: str) -> str:
         return unquote(key) if self._is_web else key
@@ -193,10 +231,12 @@ class ObstoreStore:
                 raise self._no_bucket() from None
             if re.search("status code: 40[13] ", str(error)):
                 raise self._denied(error, where) from None
+            if (exhausted := _EXHAUSTED.search(str(error))) and exhausted[1] != "0":
+                raise gave_up(where, int(exhausted[1] or BACK_OFF.attempts - 1) + 1, error) from error
             raise
 
-    def _no_bucket(self) -> FileNotFoundError:
-        return FileNotFoundError(2, f"there is no such bucket ({self._hint})", self.name)
+    def _no_bucket(self) -> StoreUnusable:
+        return StoreUnusable(f"there is no bucket {self.name} ({self._hint})")
 
     def _denied(self, error: Exception, where: str) -> PermissionError:
         return PermissionError(13, f"access denied ({self._hint}): {brief(error)}", where)
@@ -207,6 +247,7 @@ def _listed_by_boto3(bucket: str, prefix: str, after: str) -> Iterator[tuple[str
     import boto3
     from botocore import UNSIGNED
     from botocore.config import Config
+    from botocore.exceptions import BotoCoreError, ClientError
 
     options = s3_options()
     keys = options.credentials() if options.credentials else options.config
@@ -217,12 +258,18 @@ def _listed_by_boto3(bucket: str, prefix: str, after: str) -> Iterator[tuple[str
         aws_access_key_id=keys.get("access_key_id"),
         aws_secret_access_key=keys.get("secret_access_key"),
         aws_session_token=keys.get("token") or keys.get("session_token"),
-        config=Config(signature_version=UNSIGNED if options.config.get("skip_signature") else None),
+        config=Config(
+            signature_version=UNSIGNED if options.config.get("skip_signature") else None,
+            retries={"total_max_attempts": BACK_OFF.attempts, "mode": "standard"},
+        ),
     )
     below = f"{prefix.strip('/')}/".lstrip("/")
     pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=below, StartAfter=after)
-    for page in pages:
-        yield from ((found["Key"], found["Size"]) for found in page.get("Contents", ()))
+    try:
+        for page in pages:
+            yield from ((found["Key"], found["Size"]) for found in page.get("Contents", ()))
+    except (BotoCoreError, ClientError) as error:
+        raise StoreError(f"listing s3://{bucket}/{below}: {error}") from error
 
 
 def _linked(server: str, prefix: str) -> Iterator[tuple[str, int]]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import configparser
 import os
+import re
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,7 @@ _NAMES = (
     *("AWS_ALLOW_HTTP", "AWS_EC2_METADATA_DISABLED", "AWS_REQUEST_PAYER", "HF_ENDPOINT", "HF_TOKEN"),
     *("GOOGLE_CLOUD_PROJECT", "STORAGE_EMULATOR_HOST"),
 )
+_ENDPOINT = re.compile(r"https?://[\w.\[\]:-]+(/\S*)?")
 _PREFIX = "AZURE_STORAGE_"
 """Variables that name a file, such as AWS_CONFIG_FILE, are not carried: the file is not there."""
 
@@ -98,7 +100,13 @@ def s3_options() -> S3Options:
     elif "access_key_id" not in config:
         source, credentials = _from_aws(config, str(given.get("profile", "")))
     config = {name: value for name, value in config.items() if value != ""}
-    return S3Options(config, str(config.get("endpoint", "")), credentials, source)
+    endpoint = str(config.get("endpoint", ""))
+    if endpoint and not _ENDPOINT.fullmatch(endpoint):
+        raise StoreUnusable(
+            f"the endpoint of S3 is {endpoint!r}, which is no URL such as https://HOST:PORT: correct "
+            "AWS_ENDPOINT_URL, or endpoint_url in the file that sets it"
+        )
+    return S3Options(config, endpoint, credentials, source)
 
 
 def _from_fsspec(given: dict[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,13 @@
-"""The interface of a store, its errors (one class for each way to react), and retries with back-off."""
+"""The interface of a store, its errors (one class for each way to react), and retries with back-off.
+
+A request is repeated by one layer only. Single requests are repeated by `retried`. What takes many (a
+listing, an upload in parts) or goes on where it stopped (a download) is repeated by the client, request by
+request; its last error is then a `StoreError`, which `retried` doesn't repeat.
+"""
 
 from __future__ import annotations
 
+import errno
 import random
 import re
 import time
@@ -15,8 +21,11 @@ from dali_aesthetic.types import Buffer
 T = TypeVar("T")
 _SLICE_SECONDS = 0.1
 _MESSAGE_CHARACTERS = 300
-_S3_ERROR = re.compile(r"<Code>(.*?)</Code>.*?<Message>(.*?)</Message>", re.DOTALL)
-_STATUS = re.compile(r".*Server returned non-2xx status code: ", re.DOTALL)
+_S3_ERROR = re.compile(r"<Code>(.*?)</Code>(?:.*?<Message>(.*?)</Message>)?", re.DOTALL)
+_STATUS = re.compile(r"status code: (\d{3})")
+_SERVER = re.compile(r"Error performing \w+ (\w+://[^/\s]+)")
+_CLIENTS_WORDS = re.compile(r".*(?: - |Server returned non-2xx status code: )", re.DOTALL)
+_NO_ANSWER = re.compile(r'"(dns error)"|message: "([^"]+)"')
 EXTRAS = {
     **dict.fromkeys(("s3", "s3a"), "s3"),
     **dict.fromkeys(("http", "https"), "http"),
@@ -44,14 +53,37 @@ class NoConditions(StoreError):
 
 
 class StoreUnusable(ValueError):
-    """A package or setting that a store needs is missing or invalid. The text names it."""
+    """A package, a setting or the bucket that a store needs is missing or invalid. The text names it."""
 
 
 LASTING = (
     *(FileNotFoundError, FileExistsError, PermissionError, NotImplementedError),
-    *(ObjectChanged, NoRanges, NoConditions, StoreUnusable, ImportError, TypeError),
+    *(StoreError, StoreUnusable, ImportError, TypeError),
 )
 """Errors that are never retried."""
+_PASSING_STATUSES = (408, 409, 425, 429)
+_PASSING_CODES = ("RequestTimeout", "IncompleteBody")
+"""Codes of S3 that come with status 400."""
+
+
+def may_pass(error: Exception) -> bool:
+    """Whether the same request may succeed later: the one place that decides it, for all clients' errors."""
+    status = _status_of(error)
+    return not isinstance(error, LASTING) and (
+        not 300 <= status < 500
+        or status in _PASSING_STATUSES
+        or any(f"<Code>{code}<" in str(error) for code in _PASSING_CODES)
+    )
+
+
+def _status_of(error: Exception) -> int:
+    """The HTTP status in a client's error, as each has it; 0 without one."""
+    for holder in (error, getattr(error, "response", None)):
+        for name in ("status_code", "status", "code"):
+            if str(status := getattr(holder, name, "")).isdigit():
+                return int(status)
+    found = _STATUS.search(str(error))
+    return int(found[1]) if found else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +103,8 @@ class ObjectInfo:
 class Store(Protocol):
     """One bucket, container, dataset or server. A key is the path below it.
 
-    Every call is one attempt. Raises FileNotFoundError, PermissionError, the errors above, and the client's
-    own errors for transient failures.
+    Raises FileNotFoundError, PermissionError, the errors above, and the client's own errors for failures of a
+    single attempt.
     """
 
     name: str
@@ -135,8 +167,8 @@ def retried(
 ) -> T:
     """The result of `call`, retried after transient errors.
 
-    Raises permanent errors (`LASTING`) at once, and StoreError naming `what` after the last attempt or once
-    `stopped()` is true.
+    Raises permanent errors (`LASTING`) at once, and StoreError naming `what` for others that can't pass,
+    after the last attempt, or once `stopped()` is true.
     """
     attempt = 0
     while True:
@@ -146,18 +178,52 @@ def retried(
             raise
         except Exception as error:  # each store's client raises errors of its own
             attempt += 1
+            if not may_pass(error):
+                raise StoreError(f"{what}: {brief(error)}") from error
             if attempt >= back_off.attempts or stopped():
-                times = "once" if attempt == 1 else f"{attempt} times"
-                raise StoreError(f"{what} failed {times}, at last with: {brief(error)}") from error
+                raise gave_up(what, attempt, error) from error
         _sleep(back_off.pause(attempt - 1), stopped)
 
 
+def gave_up(what: str, attempts: int, error: Exception) -> StoreError:
+    """The error for a request that failed so often."""
+    times = "once" if attempts == 1 else f"{attempts} times"
+    return StoreError(f"{what} failed {times}, at last with: {brief(error)}")
+
+
 def brief(error: Exception) -> str:
-    """The first sentence of a client's error; of an S3 server's answer its code and message."""
-    text = str(error).partition("\n\nDebug source")[0].strip() or repr(error)
-    answer = _S3_ERROR.search(text)
-    text = f"{answer[1]}: {answer[2]}" if answer else _STATUS.sub("", text).rstrip(": ")
-    return " ".join(text.split())[:_MESSAGE_CHARACTERS]
+    """The cause in a client's error: the code and message of a server's answer, or why there was none."""
+    text, _, debug = str(error).partition("\n\nDebug source")
+    text = text.strip() or repr(error)
+    server, reason = _SERVER.search(text), _NO_ANSWER.search(debug)
+    if answer := _S3_ERROR.search(text):
+        text = ": ".join(filter(None, answer.groups()))
+    elif server and "error sending request" in text:
+        why = f" ({reason[1] or reason[2]})" if reason else ""
+        text = f"no answer from {server[1]}{why}: check the address and the network"
+    else:
+        text = _CLIENTS_WORDS.sub("", text).partition("<")[0]  # no page of a server
+    return " ".join(text.split()).rstrip(": ")[:_MESSAGE_CHARACTERS]
+
+
+_FIXES = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free some space, then run the same command again"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM), "check its owner and mode"),
+    **dict.fromkeys((errno.ENOTDIR, errno.EEXIST), "a file is where a folder has to be"),
+    errno.EROFS: "choose a place that can be written",
+    errno.ENAMETOOLONG: "choose a shorter path",
+    errno.EMFILE: "raise `ulimit -n`",
+}
+
+
+def told(error: BaseException, known: str = "") -> str:
+    """An error in words: the file, unless it is the `known` one, the reason and, of the disk, the fix."""
+    if not isinstance(error, OSError) or error.errno is None or error.filename is None:
+        text = str(error) or type(error).__name__
+        return text.removeprefix(known).lstrip(": ") if known else text
+    where = "" if str(error.filename) == known else f"{error.filename}: "
+    fix = "" if "://" in str(error.filename) else _FIXES.get(error.errno, "")
+    return f"{where}{error.strerror}{f' ({fix})' if fix else ''}"
 
 
 def _sleep(seconds: float, stopped: Callable[[], bool]) -> None:

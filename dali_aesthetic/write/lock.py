@@ -37,8 +37,8 @@ from dali_aesthetic.stores.store import (
     NoConditions,
     ObjectChanged,
     ObjectInfo,
-    StoreError,
     retried,
+    told,
 )
 from dali_aesthetic.write.files import Owner, make_folder, naming
 
@@ -87,6 +87,8 @@ def _locked(path: Path, job: str) -> Iterator[None]:
         descriptor = _lock(path, f"{_JOB}{job}" if job else str(Owner.current()), shared=bool(job))
     except PermissionError as error:
         raise _unwritable(path.parent, error) from None
+    except OSError as error:
+        raise OutputUnwritable(f"{path.parent} can't be written: {told(error, str(path.parent))}") from None
     try:
         yield
     finally:
@@ -238,7 +240,7 @@ class _Lease:
         A failure doesn't stop the run: at worst another one does the same work.
         """
         self._until = time.monotonic() + LEASE_SECONDS - HEARTBEAT_SECONDS
-        with suppress(StoreError, *LASTING):
+        with suppress(*LASTING):
             if not self._write(self._tag) and not self._is_lost:
                 self._is_lost = True
                 _LOG.warning("%s: another run took over the lock and does the same work again", self._output)
@@ -250,7 +252,7 @@ class _Lease:
     def release(self) -> None:
         """Removes the lease if it still is ours."""
         self._until, self._is_stopped = time.monotonic() + HEARTBEAT_SECONDS, False
-        with suppress(StoreError, *LASTING):
+        with suppress(*LASTING):
             if (found := self._read()) is not None and self._is_ours(found):
                 self._ask(lambda: self._store.delete(self._key), f"removing {self._url}")
 

@@ -22,7 +22,7 @@ def test_a_full_disk_ends_the_run_and_tears_nothing(job: Job, tmp_path: Path, ki
     if "can't mount a small disk here" in command.text:
         pytest.skip("no right to mount a tmpfs")
     assert code == 1, command.text
-    assert os.strerror(errno.ENOSPC) in command.text
+    assert f"{os.strerror(errno.ENOSPC)} (free some space, then " in " ".join(command.text.split())
     assert str(disk / "out") in "".join(command.text.split())
     assert hidden_files(copy) == []
     assert_nothing_torn(job, copy)
@@ -55,6 +55,8 @@ def test_an_output_that_cant_be_a_folder_is_named(job: Job, tmp_path: Path, plac
     assert command.wait() in (1, 2), command.text
     assert str(output / place) in "".join(command.text.split())
     assert "Traceback" not in command.text
+    assert "[Errno" not in command.text
+    assert "a file is where a folder has to be" in " ".join(command.text.split())
     (output / place).unlink()
     job.finish(output)
 
@@ -67,5 +69,7 @@ def test_a_read_only_output_is_named(job: Job, tmp_path: Path) -> None:
     if "can't mount a small disk here" in command.text:
         pytest.skip("no right to mount a tmpfs")
     assert code == 1, command.text
-    assert os.strerror(errno.EROFS) in command.text
+    assert f"{os.strerror(errno.EROFS)} (choose a place that can be written)" in " ".join(
+        command.text.split()
+    )
     assert str(disk / "out") in "".join(command.text.split())

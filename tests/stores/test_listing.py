@@ -56,14 +56,14 @@ def test_patterns_of_parquet_are_listed_by_the_same_client(filled: Bucket) -> No
     assert names(f"{root}/*.parquet") == names(f"{root}/{{a,b}}.parquet") == both
     found = names(f"{root}/**/*.parquet", output=f"{root}/out")
     assert [name for name, _ in found] == ["a", "b", "x/c"]
-    with pytest.raises(InputError, match=r"no-such-bucket-at-all.* can't be listed"):
+    with pytest.raises(InputError, match=r"no bucket s3://no-such-bucket-at-all"):
         plan_shards("s3://no-such-bucket-at-all/*.parquet")
 
 
 def test_what_is_not_there_is_an_error(filled: Bucket) -> None:
     with pytest.raises(InputError, match="holds no"):
         plan_shards(f"{filled.url}/nothing/")
-    with pytest.raises(InputError, match="can't be listed"):
+    with pytest.raises(InputError, match="no bucket s3://no-such-bucket-at-all"):
         plan_shards("s3://no-such-bucket-at-all/d/")
 
 

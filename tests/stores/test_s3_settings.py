@@ -89,6 +89,14 @@ def test_an_unknown_profile_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None
         s3_options()
 
 
+@pytest.mark.parametrize("endpoint", ["minio:9000", "notaurl", "http://", "http://a b/", "ftp://x"])
+def test_an_endpoint_that_is_no_url_is_an_error(monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
+    """The client would end the process."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    with pytest.raises(StoreUnusable, match=r"is no URL.*AWS_ENDPOINT_URL"):
+        s3_options()
+
+
 @pytest.mark.parametrize(
     ("url", "package", "extra"),
     [
