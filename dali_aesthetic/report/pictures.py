@@ -22,7 +22,7 @@ from dali_aesthetic.report.distribution import Grid, decimal
 from dali_aesthetic.report.rows import ShardScores
 from dali_aesthetic.shards.formats import IMAGE_RANK, extension, looks_like_image
 from dali_aesthetic.shards.parquet import holds_bytes, is_text, row_image
-from dali_aesthetic.shards.tar import first_sample, read_tar
+from dali_aesthetic.shards.tar import first_sample, read_tar, sample_at
 from dali_aesthetic.stores.access import open_file
 from dali_aesthetic.stores.location import is_url
 from dali_aesthetic.types import Buffer, Sample, Shard
@@ -232,18 +232,22 @@ def kept_images(tar: Path, keys: Iterable[str]) -> Mapping[str, Buffer]:
 
 
 def _image_in_tar(source: str, offset: int, key: str) -> Buffer:
+    found = _remote_sample(source, offset) if is_url(source) else sample_at(source, offset)
+    if found is not None and found.key != key:
+        raise Unreachable(f"{source} has another sample there now")
+    return _or_unreachable(found and found.image, source)
+
+
+def _remote_sample(source: str, offset: int) -> Sample | None:
+    found = None
     with open_file(source) as file:
         for window in _WINDOWS:
             file.seek(offset)
             data = file.read(window)
             found = first_sample(memoryview(data), source)
-            if found is not None and found.key != key:
-                raise Unreachable(f"{source} has another sample there now")
-            if found is not None and found.image is not None:
-                return found.image
-            if len(data) < window:
+            if (found is not None and found.image is not None) or len(data) < window:
                 break
-    return _or_unreachable(None, source)
+    return found
 
 
 def _or_unreachable(image: Buffer | None, source: str) -> Buffer:

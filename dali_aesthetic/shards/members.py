@@ -6,18 +6,27 @@ order of its directory. By webdataset's rule an image would then be a sample wit
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from itertools import groupby, islice
 
 from dali_aesthetic.shards.formats import HEAD_BYTES, IMAGE_RANK, KNOWN_SIDECARS, looks_like_image
 from dali_aesthetic.shards.opened import LocalFile, View
-from dali_aesthetic.shards.scan import BLOCK, GLOBAL_HEADER, Member, TarDamage, next_header, scan_tar
+from dali_aesthetic.shards.scan import (
+    BLOCK,
+    GLOBAL_HEADER,
+    HARD_LINK,
+    Member,
+    TarDamage,
+    link_target,
+    next_header,
+    scan_tar,
+)
 
 _HEAD_MEMBERS = 64
 _TAIL_BYTES = 1 << 18
 """Looked at for signs of an untidy tar: members at its start, and bytes before its end."""
-_MOST_APART = 1 << 20
-"""Members joined in a shard, at most: each takes about 300 bytes of memory."""
+MOST_MEMBERS = 1 << 20
+"""Members joined or linked in a shard, at most: each takes about 300 bytes of memory."""
 _PART_BYTES = 4096
 """Read at a time where only headers are wanted."""
 
@@ -45,12 +54,42 @@ def members_apart(path: str, view: View) -> dict[str, list[Member]]:
     `path`. Empty too where they can't be joined: damage, a global header that holds from the middle on, or
     more than a million of them. A part that can't be read is for the reader to find.
     """
-    if not isinstance(view, LocalFile):
-        return _find(view) if _looks_untidy(view) else {}
-    with suppress(OSError), closing(LocalFile(path)) as headers:  # the reader's own goes forward
-        headers.part_bytes = _PART_BYTES
+    with suppress(OSError), _headers(path, view) as headers:
         return _find(headers) if _looks_untidy(headers) else {}
     return {}
+
+
+def linked_members(path: str, view: View) -> dict[int, Member]:
+    """By the offset of a hard link's header, the file before it that it stands for.
+
+    Of a damaged tar those before the damage; none where there are over a million links.
+    """
+    linked: dict[int, Member] = {}
+    with suppress(OSError, TarDamage), _headers(path, view) as headers:
+        links = (member for member in scan_tar(headers) if member.type == HARD_LINK)
+        targets = {link.header_offset: link_target(headers, link) for link in islice(links, MOST_MEMBERS)}
+        wanted, files = set(targets.values()), dict[str, Member]()
+        for member in scan_tar(headers):
+            file = member
+            if member.type == HARD_LINK:
+                target = files.get(targets.get(member.header_offset, ""))
+                if target is None:
+                    continue
+                file = linked[member.header_offset] = target
+            if file.is_file and member.name in wanted:
+                files[member.name] = file
+    return linked
+
+
+@contextmanager
+def _headers(path: str, view: View) -> Iterator[View]:
+    """A view of the tar for its headers alone: the reader's own of a file goes forward."""
+    if not isinstance(view, LocalFile):
+        yield view
+        return
+    with closing(LocalFile(path)) as headers:
+        headers.part_bytes = _PART_BYTES
+        yield headers
 
 
 def _looks_untidy(view: View) -> bool:
@@ -81,7 +120,7 @@ def _find(view: View) -> dict[str, list[Member]]:
                 continue
             later.setdefault(key, []).append((has_image, members))
             count += len(members)
-            if count > _MOST_APART:
+            if count > MOST_MEMBERS:
                 return {}
     except TarDamage:
         return {}
@@ -104,7 +143,7 @@ def _without_late_globals(members: Iterable[Member]) -> Iterator[Member]:
 
 def _runs(view: View, members: Iterable[Member]) -> Iterator[tuple[str, list[Member], bool]]:
     """The key, the members and whether one is an image, of each run of files with one key."""
-    files = ((split_name(member.name)[0], member) for member in members if member.is_file)
+    files = ((split_name(m.name)[0], m) for m in members if m.is_file or m.type == HARD_LINK)
     for key, run in groupby((pair for pair in files if pair[0]), key=lambda pair: pair[0]):
         own = [member for _, member in run]
         yield key, own, any(_is_image(view, member) for member in own)

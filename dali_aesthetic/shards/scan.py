@@ -19,7 +19,7 @@ BLOCK = 512
 MAX_EXTENSION_BYTES = 1 << 20
 """A longer name or PAX header is damage: real ones are far smaller, and it is held in memory."""
 
-GLOBAL_HEADER = b"g"
+GLOBAL_HEADER, HARD_LINK = b"g", b"1"
 _ZERO_BLOCK = bytes(BLOCK)
 _LOW = 1 << 16
 """adler32 started at 0 holds the sum of the bytes modulo 65521 in its low 16 bits, computed in C. The sum of
@@ -243,6 +243,23 @@ def _after_sparse_maps(view: View, header: bytes, data: int) -> int:
         more = view[data + 504 : data + 505].tobytes()[0]
         data += BLOCK
     return data
+
+
+def link_target(view: View, link: Member) -> str:
+    """The name of the file in the tar that a hard link stands for. Raises `TarDamage`."""
+    name, records = None, dict[str, str]()
+    at, header = link.header_offset, link.data_offset - BLOCK
+    while at < header:
+        block = bytes(view[at : at + BLOCK])
+        size, kind = _number(block[124:136], at), block[156:157]
+        content = _extension_data(view, at + BLOCK, size, at)
+        if kind == b"K":
+            name = content
+        elif kind in b"xX":
+            records = parse_pax(content, at)
+        at += BLOCK + _padded(size)
+    name = name or bytes(view[header + 157 : header + 257])
+    return records.get("linkpath") or name.partition(b"\0")[0].decode("utf-8", "backslashreplace")
 
 
 def next_header(buffer: Buffer | View, start: int) -> int:

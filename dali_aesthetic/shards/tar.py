@@ -4,9 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 
+from dali_aesthetic.shards.folder import padding, tar_header
 from dali_aesthetic.shards.formats import IMAGE_RANK, KNOWN_SIDECARS
-from dali_aesthetic.shards.members import begins_as_image, members_apart, split_name
+from dali_aesthetic.shards.members import (
+    MOST_MEMBERS,
+    begins_as_image,
+    linked_members,
+    members_apart,
+    split_name,
+)
 from dali_aesthetic.shards.oddities import Oddities
 from dali_aesthetic.shards.opened import (
     DEFAULT_LIMITS,
@@ -22,8 +30,10 @@ from dali_aesthetic.shards.scan import (
     BLOCK,
     FILES,
     GLOBAL_HEADER,
+    HARD_LINK,
     Member,
     TarDamage,
+    link_target,
     may_be_renamed,
     next_header,
     odd_end,
@@ -87,8 +97,35 @@ def read_tar(
 
 def first_sample(part: memoryview, source: str) -> Sample | None:
     """The first sample of a part of the tar `source`, which begins at its header; None without one."""
+    return _first(part, source, 0, {})
+
+
+def sample_at(source: str, offset: int) -> Sample | None:
+    """The sample whose first header is at byte `offset` of a local tar, with members that lie apart.
+
+    None without one. Raises OSError.
+    """
+    view = open_local(source, DEFAULT_LIMITS.max_tar_bytes)
+    try:
+        return _first(view, source, offset, dict(_apart(source, len(view))))
+    finally:
+        if isinstance(view, LocalFile):
+            view.close()
+
+
+@lru_cache(maxsize=1)
+def _apart(source: str, size: int) -> dict[str, list[Member]]:
+    view = open_local(source, size)
+    try:
+        return members_apart(source, view)
+    finally:
+        if isinstance(view, LocalFile):
+            view.close()
+
+
+def _first(view: View, source: str, offset: int, apart: dict[str, list[Member]]) -> Sample | None:
     shard = Shard(index=0, name="", kind="tar", source=source)
-    items = _TarReader(shard, part, DEFAULT_LIMITS, {}).read()
+    items = _TarReader(shard, view, DEFAULT_LIMITS, apart).read(offset)
     return next((item for item in items if isinstance(item, Sample)), None)
 
 
@@ -102,7 +139,10 @@ def _open(shard: Shard, limits: ReadLimits, opener: Callable[[], RemoteFile] | N
 
 @dataclass(slots=True)
 class _Group:
-    """The sample being gathered: its ranges of the tar and the members in them."""
+    """The sample being gathered: its ranges of the tar and the members in them.
+
+    `links` are hard links by the place of their range, which is that of their file's data.
+    """
 
     key: str
     first: int
@@ -112,6 +152,7 @@ class _Group:
     sidecar: Member | None = None
     unknown: list[Member] = field(default_factory=list)
     suffixes: set[str] = field(default_factory=set)
+    links: dict[int, Member] = field(default_factory=dict)
     version: int = 0
     came_before: bool = False
     cut: str = ""
@@ -120,7 +161,11 @@ class _Group:
 
     def add(self, suffix: str, member: Member) -> None:
         """Takes a member whose bytes are all there."""
-        self.add_range(member.header_offset, member.next_offset)
+        if member.type == HARD_LINK:
+            self.links[len(self.ranges)] = member
+            self.ranges.append((member.data_offset, member.data_offset + member.size))
+        else:
+            self.add_range(member.header_offset, member.next_offset)
         self.suffixes.add(suffix)
         if member.sparse:
             self.unread = f"{member.name} is a sparse entry, which isn't read: pack it without tar's -S"
@@ -135,9 +180,9 @@ class _Group:
             self.unknown.append(member)
 
     def add_range(self, start: int, end: int) -> None:
-        """Takes the bytes from `start` to `end`; adjacent ranges become one."""
+        """Takes the bytes from `start` to `end`; adjacent ranges become one, but for those of `links`."""
         ranges = self.ranges
-        if ranges and ranges[-1][1] == start:
+        if ranges and ranges[-1][1] == start and len(ranges) - 1 not in self.links:
             ranges[-1] = (ranges[-1][0], end)
         else:
             ranges.append((start, end))
@@ -146,9 +191,23 @@ class _Group:
 def _data(member: Member, group: _Group, entries: tuple[memoryview, ...]) -> memoryview:
     """The member's bytes from its sample's entries: with a store, another slice may be another copy."""
     data = member.data_offset
-    index = next(index for index, (start, end) in enumerate(group.ranges) if start < data <= end)
+    end = data + member.size
+    index = next(i for i, (start, stop) in enumerate(group.ranges) if start <= data and end <= stop)
     start = data - group.ranges[index][0]
     return entries[index][start : start + member.size]
+
+
+def _with_links(entries: tuple[memoryview, ...], links: dict[int, Member]) -> tuple[memoryview, ...]:
+    """The entries of a sample, hard links as files of their own: the tar that is written may lack theirs."""
+    made: list[memoryview] = []
+    for place, entry in enumerate(entries):
+        link = links.get(place)
+        if link is None:
+            made.append(entry)
+        else:
+            parts = (memoryview(tar_header(link.name, link.size)), entry, memoryview(padding(link.size)))
+            made += filter(None, parts)
+    return tuple(made)
 
 
 class _TarReader:
@@ -160,7 +219,10 @@ class _TarReader:
         self.group: _Group | None = None
         self.seen: set[str] = set()
         self.without_image: set[str] = set()
-        self.linked: dict[str, str] = {}
+        self.linked_images: dict[str, str] = {}
+        # For hard links: of a store, the files so far by name; else their files by offset, once there is one.
+        self.files: dict[str, Member] | None = {} if isinstance(view, RemoteFile) else None
+        self.linked: dict[int, Member] | None = None
         self.oddities = Oddities()
         self.damages: list[str] = []
         self.resumed = False
@@ -171,8 +233,7 @@ class _TarReader:
         self.globals: list[tuple[frozenset[str], int, int]] = []
         self.globals_version = 0
 
-    def read(self) -> Iterator[Sample | ShardEnd]:
-        start = 0
+    def read(self, start: int = 0) -> Iterator[Sample | ShardEnd]:
         while start >= 0:
             found = yield from self._read_from(start)
             start = self._resume(found) if found is not None else -1
@@ -193,12 +254,29 @@ class _TarReader:
             for member in scan_tar(self.view, start, self.records):
                 self.end = member.next_offset
                 if member.type not in FILES:  # is_file, without a call
-                    self._skip(member)
-                elif (done := self._take(member)) is not None:
+                    if (file := self._followed(member)) is None:
+                        self._skip(member)
+                        continue
+                    member = file
+                if (done := self._take(member)) is not None:
                     yield self._sample(done)
         except TarDamage as found:
             return found
         return None
+
+    def _followed(self, member: Member) -> Member | None:
+        """A hard link as a member with the bytes of its file, which lies before it; None for all else."""
+        if member.type != HARD_LINK:
+            return None
+        if self.files is not None:
+            file = self.files.get(link_target(self.view, member))
+        else:
+            if self.linked is None:
+                self.linked = linked_members(self.shard.source, self.view)
+            file = self.linked.get(member.header_offset)
+        if file is None or file.sparse:
+            return None
+        return member._replace(data_offset=file.data_offset, size=file.size)
 
     def _resume(self, found: TarDamage) -> int:
         """Notes the damage; returns the offset where reading continues, or -1."""
@@ -232,6 +310,8 @@ class _TarReader:
             done, group = group, self._open(key, member)
             if isinstance(self.view, RemoteFile):
                 self.view.release(done.first if done is not None else member.header_offset)
+        if self.files is not None and len(self.files) < MOST_MEMBERS:
+            self.files[member.name] = member
         if self.resumed:
             self.resumed = may_be_renamed(member)
             group.cut = group.cut or "the tar is damaged right before it"
@@ -258,7 +338,8 @@ class _TarReader:
         if members := self.apart.pop(group.key, None):
             self.oddities.add("keys whose files lie apart in the tar, joined", group.key)
             for member in members:
-                self._add(group, split_name(member.name)[1], member)
+                if (file := member if member.is_file else self._followed(member)) is not None:
+                    self._add(group, split_name(member.name)[1], file)
 
     def _check_whole(self, group: _Group, has_image: bool) -> None:
         """Raises `_FilesApart` where this and an earlier group are an image and its sidecars."""
@@ -287,7 +368,7 @@ class _TarReader:
         if member.type in _LINKS:
             key, suffix = split_name(member.name)
             if suffix in IMAGE_RANK:
-                self.linked[key] = member.name
+                self.linked_images[key] = member.name
             self.oddities.add("links left out (tar -h --hard-dereference packs their files)", member.name)
             return
         if member.type != GLOBAL_HEADER:
@@ -327,7 +408,7 @@ class _TarReader:
             shard=self.shard,
             key=group.key,
             image=None if image is None or status is not _OK else _data(image, group, entries),
-            entries=entries,
+            entries=_with_links(entries, group.links) if group.links else entries,
             source=self.shard.source,
             offset=group.first,
             sidecar=None if sidecar is None else _data(sidecar, group, entries),
@@ -348,8 +429,8 @@ class _TarReader:
     def _why_no_image(self, group: _Group) -> str:
         members = ", ".join(f".{suffix}" for suffix in sorted(group.suffixes)[:8]) or "none"
         why = group.unread
-        if link := self.linked.get(group.key):
-            why = f"{link} is a link, which isn't followed: pack it with tar -h --hard-dereference"
+        if link := self.linked_images.get(group.key):
+            why = f"{link} is a link to no file before it in the tar: pack it with tar -h --hard-dereference"
         return f"no image among its members ({members})" + (f"; {why}" if why else "")
 
     def _check_end(self, end: int) -> None:

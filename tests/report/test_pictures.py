@@ -99,6 +99,23 @@ def test_the_image_is_chosen_as_the_reader_chooses(tmp_path: Path) -> None:
     assert bytes(image_at(str(path), 0, "k")) == b"\xff\xd8\xff by its bytes"
 
 
+def test_an_image_that_lies_apart_or_is_a_link_is_found(tmp_path: Path) -> None:
+    path, places = tmp_path / "a.tar", {}
+    with tarfile.open(path, "w") as tar:
+        for key in "kl":
+            places[key] = tar.offset
+            add_member(tar, f"{key}.txt", b"text")
+        add_member(tar, "m.bin", bytes(3 << 20))
+        for key in "kl":
+            add_member(tar, f"{key}.jpg", b"\xff\xd8\xff of " + key.encode())
+        places["n"] = tar.offset
+        link = tarfile.TarInfo("n.jpg")
+        link.type, link.linkname = tarfile.LNKTYPE, "l.jpg"
+        tar.addfile(link)
+    found = {key: bytes(image_at(str(path), place, key)) for key, place in places.items()}
+    assert found == {key: b"\xff\xd8\xff of " + key.replace("n", "l").encode() for key in "kln"}
+
+
 def test_a_tar_without_the_image_says_so(tmp_path: Path) -> None:
     path = tmp_path / "a.tar"
     with tarfile.open(path, "w") as tar:

@@ -245,6 +245,99 @@ def test_members_of_one_key_apart_are_joined(tmp_path: Path, order: str, format:
     assert [w.partition(": ")[0] for w in end.warnings] == ["keys whose files lie apart in the tar, joined"]
 
 
+def pack_links(members: list[tuple[str, bytes | str]], format: int = tarfile.GNU_FORMAT) -> bytes:
+    """A tar of files, and of hard links where the content is a name."""
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w", format=format) as tar:
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            if isinstance(content, str):
+                info.type, info.linkname = tarfile.LNKTYPE, content
+                tar.addfile(info)
+            else:
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+    return file.getvalue()
+
+
+LONG = "l" * 95 + "/" + "m" * 90
+LINKED: list[tuple[str, bytes | str]] = [
+    ("a.jpg", JPEG + bytes(-len(JPEG) % 512)),
+    ("a.json", "a.jpg"),
+    ("b.jpg", "a.jpg"),
+    ("b.txt", b"b"),
+    (f"{LONG}.jpg", b"\xff\xd8\xff long"),
+    (f"{LONG}2.txt", b"c"),
+    (f"{LONG}2.jpg", f"{LONG}.jpg"),
+    ("d.png", PNG),
+    ("e.jpg", "b.jpg"),  # a link to a link
+    ("e.txt", "b.txt"),
+    ("a.webp", b"RIFF1234WEBP again"),
+    ("f.jpg", "d.png"),
+]
+
+
+@pytest.mark.parametrize("padding", [0, 3 << 20], ids=["small", "read in parts"])
+@pytest.mark.parametrize("format", FORMATS.values(), ids=FORMATS)
+@pytest.mark.parametrize("order", ["as packed", "sidecars apart"])
+def test_hard_links_are_read_as_the_files_that_they_stand_for(
+    tmp_path: Path, order: str, format: int, padding: int
+) -> None:
+    """GNU tar packs a file of several names, as in a folder without duplicates, once."""
+    members = LINKED[:-2] + LINKED[-1:]
+    if order == "sidecars apart":
+        members.sort(key=lambda member: member[0].endswith("txt"))
+    members.insert(2, ("zz.jpg", JPEG + bytes(padding)))
+    content = pack_links(members, format)
+    with tarfile.open(fileobj=io.BytesIO(content)) as tar:
+        expected = {m.name: tar.extractfile(m).read() for m in tar}  # type: ignore[union-attr]
+    samples, end = read_bytes(content, tmp_path)
+    assert (end.error, end.damage) == ("", "")
+    assert {s.status for s in samples} == {Status.OK}
+    found = unpack(joined(samples))
+    assert dict(found) == expected
+    assert len(found) == len(expected) == len(members)
+    if order == "as packed":
+        assert [name for name, _ in found] == [name for name, _ in members], "in the tar's order"
+        assert end.warnings == ()
+    for sample in samples:
+        assert bytes(sample.image or b"") in [
+            expected.get(f"{sample.key}.{suffix}") for suffix in ("jpg", "png")
+        ]
+
+
+def test_hard_links_that_lead_to_no_file_before_them_are_left_out_and_counted(tmp_path: Path) -> None:
+    members: list[tuple[str, bytes | str]] = [
+        *(("a.jpg", "a.jpg"), ("a.txt", b"a"), ("b.jpg", "c.jpg"), ("b.txt", b"b"), ("c.jpg", JPEG)),
+        *(("d.jpg", "../c.jpg"), ("d.txt", b"d"), ("e.txt", b"e"), ("e.jpg", "c.jpg")),
+    ]
+    samples, end = read_bytes(pack_links(members), tmp_path)
+    assert [(s.key, s.status) for s in samples] == [
+        *((key, Status.MISSING_IMAGE) for key in "ab"),
+        ("c", Status.OK),
+        ("d", Status.MISSING_IMAGE),
+        ("e", Status.OK),
+    ]
+    assert "d.jpg is a link to no file before it in the tar" in samples[3].message
+    assert end.warnings[0].startswith("links left out (tar -h --hard-dereference packs their files): 3")
+
+
+def test_a_link_takes_the_file_that_had_its_name_at_the_time(tmp_path: Path) -> None:
+    members: list[tuple[str, bytes | str]] = [
+        *(
+            ("a.jpg", JPEG + b"1"),
+            ("b.jpg", "a.jpg"),
+            ("x.jpg", JPEG),
+            ("a.jpg", JPEG + b"2"),
+            ("c.jpg", "a.jpg"),
+        ),
+    ]
+    samples, _ = read_bytes(pack_links(members), tmp_path)
+    assert [(s.key, bytes(s.image or b"")[-1:]) for s in samples] == [
+        *(("a", b"1"), ("b", b"1"), ("x", JPEG[-1:]), ("a", b"2"), ("c", b"2")),
+    ]
+
+
 def test_a_tidy_tar_is_scanned_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(members_module, "_find", None)
     for members in (sample_members([str(n) for n in range(300)]), [(f"{n}.jpg", JPEG) for n in range(3000)]):
@@ -282,7 +375,7 @@ def test_the_message_names_an_image_that_is_a_link_or_sparse(tmp_path: Path) -> 
             tar.addfile(info)
     samples, _ = read_bytes(file.getvalue(), tmp_path)
     assert [s.status for s in samples] == [Status.MISSING_IMAGE] * 2
-    assert "a.jpg is a link" in samples[0].message
+    assert "a.jpg is a link to no file before it" in samples[0].message
     assert "b.bmp is a sparse entry" in samples[1].message
 
 

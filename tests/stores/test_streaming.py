@@ -15,8 +15,9 @@ from dali_aesthetic.shards.opened import ReadLimits
 from dali_aesthetic.shards.read import read_shards
 from dali_aesthetic.stores import open, read_ahead, store
 from dali_aesthetic.stores.read_ahead import ReadAhead
-from dali_aesthetic.types import Sample, Shard, ShardEnd
+from dali_aesthetic.types import Sample, Shard, ShardEnd, Status
 from tests.conftest import add_member
+from tests.shards.test_tar import LINKED, pack_links
 from tests.stores.s3 import Bucket
 from tests.stores.servers import Faults, proxy, web
 
@@ -86,6 +87,13 @@ def test_any_budget_gives_the_same_samples(bucket: Bucket, tmp_path: Path, budge
     bucket.put("a.tar", content)
     got = read_facts([f"{bucket.url}/a.tar"], ReadLimits(read_ahead_bytes=budget))
     assert got == local_facts([content], tmp_path)
+
+
+def test_hard_links_are_followed_as_locally(bucket: Bucket, tmp_path: Path) -> None:
+    content = pack_links([("0.jpg", b"\xff\xd8\xff" + bytes(99_999)), *LINKED[:-2], ("z.jpg", "0.jpg")])
+    bucket.put("a.tar", content)
+    assert read_facts([f"{bucket.url}/a.tar"]) == local_facts([content], tmp_path)
+    assert {fact[4] for fact in read_facts([f"{bucket.url}/a.tar"])[:-1]} == {Status.OK}
 
 
 def test_damage_and_global_headers_are_read_as_locally(bucket: Bucket, tmp_path: Path) -> None:
