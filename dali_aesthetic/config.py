@@ -19,6 +19,7 @@ from dali_aesthetic.threshold import Threshold
 Device = Literal["auto", "cpu", "cuda"]
 Backend = Literal["auto", "eager", "torchscript", "compile", "triton", "fused"]
 Precision = Literal["auto", "fp32", "fp16", "bf16", "fp8"]
+COLUMN_TYPES = ("string", "int", "float", "bool")
 
 
 class ConfigError(ValueError):
@@ -214,6 +215,13 @@ class Config(Section):
         "", "Column of a Parquet input that holds the images.", unset="found by type and name"
     )
     follow_links: bool = option(False, "Take links in an input folder to files outside of it too.")
+    columns: tuple[str, ...] = option(
+        (),
+        "Json fields, or columns of a Parquet input, that get a column of their own in the scores. TYPE is "
+        "string, int, float or bool.",
+        metavar="NAME[:TYPE],…",
+        unset="what img2dataset and LAION write",
+    )
     device: Device = option("auto", "Device of the encoder.", panel=LaunchConfig.panel)
     threshold: Threshold = Threshold()
     scores_only: bool = Field(
@@ -242,6 +250,24 @@ class Config(Section):
         if not value or not all(value):
             raise ValueError("no input given: name a tar, a pattern, a folder or @list.txt")
         return tuple(at_home(location) for location in value)
+
+    @field_validator("columns", mode="before")
+    @classmethod
+    def _one_by_one(cls, value: Any) -> Any:
+        texts = [value] if isinstance(value, str) else value
+        if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
+            return value
+        return tuple(name.strip() for text in texts for name in text.split(","))
+
+    @field_validator("columns")
+    @classmethod
+    def _names_and_types(cls, columns: tuple[str, ...]) -> tuple[str, ...]:
+        names = [column_type(column)[0].casefold() for column in columns]
+        if not all(names):
+            raise ValueError("give NAME or NAME:TYPE, separated by commas")
+        if twice := [column for column in columns if names.count(column_type(column)[0].casefold()) > 1]:
+            raise ValueError(f"give each column once, not {', '.join(twice)}")
+        return columns
 
     @field_validator("output")
     @classmethod
@@ -281,6 +307,20 @@ class Config(Section):
             return cls.model_validate(merge(values, flags))
         except ValidationError as error:
             raise ConfigError(explain(error, cls, set(given_paths(flags)))) from None
+
+
+def column_type(column: str) -> tuple[str, str]:
+    """Name and type of one of `Config.columns`; the type is "" where none is given.
+
+    Raises ValueError for an unknown type.
+    """
+    name, colon, kind = column.rpartition(":")
+    if not colon:
+        return column, ""
+    if kind not in COLUMN_TYPES:
+        types = ", ".join(COLUMN_TYPES)
+        raise ValueError(f"give NAME or NAME:TYPE, where TYPE is one of {types}; of a NAME with a colon both")
+    return name, kind
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

@@ -51,7 +51,7 @@ def option(
     """A field that is also an option of the command line. A `default` of `...` makes it required.
 
     `flag` is needed only if it differs from the field's name, `panel` only if it differs from the section's.
-    `unset` describes a default of None or "". `expert` puts the option into the last panel. `limits` are
+    `unset` describes a default of None, "" or (). `expert` puts the option into the last panel. `limits` are
     pydantic's, such as `ge=0`.
     """
     about = {
@@ -131,7 +131,7 @@ class Option:
         value = self.field.default
         if self.field.is_required() or value is False:
             return ""
-        if value in (None, ""):
+        if value in (None, "", ()):
             return self.unset
         values = value if isinstance(value, tuple) else (value,)
         return ", ".join(f"{one:g}" if isinstance(one, float) else str(one) for one in values)

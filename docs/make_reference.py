@@ -102,7 +102,7 @@ def _section(name: str, listed: list[Option]) -> Iterator[str]:
 def _shown_default(option: Option) -> str:
     if option.field.is_required():
         return "required"
-    if option.field.default in (None, ""):
+    if option.field.default in (None, "", ()):
         return option.default or "none"
     return f"`{option.default or 'false'}`"
 

@@ -18,6 +18,11 @@ def test_a_single_input_is_a_list_of_one() -> None:
     assert Config.build(MINIMAL).input == ("a.tar",)
 
 
+def test_columns_are_split_at_commas() -> None:
+    assert Config.build(MINIMAL | {"columns": "a, dc:x:int"}).columns == ("a", "dc:x:int")
+    assert Config.build(MINIMAL, {"columns": ["a:bool", "b,c"]}).columns == ("a:bool", "b", "c")
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
@@ -41,6 +46,13 @@ def test_a_single_input_is_a_list_of_one() -> None:
         (MINIMAL | {"threshold": {"unit": 5}}, r"^--threshold 5 is outside"),
         (MINIMAL | {"gate": {"max_flips": float("inf")}}, r"gate.max_flips: inf does not fit"),
         (MINIMAL | {"threshold": 0.9}, r"^threshold: 0.9 does not fit: it is a section"),
+        (
+            MINIMAL | {"columns": "a:number"},
+            r"^columns: .*give NAME or NAME:TYPE, .*string, int, float",
+        ),
+        (MINIMAL | {"columns": ["a", "A:int"]}, r"^columns: .*give each column once, not a, A:int"),
+        (MINIMAL | {"columns": "a,,b"}, r"^columns: .*give NAME or NAME:TYPE, separated by commas"),
+        (MINIMAL | {"columns": [1]}, r"^columns.*1 does not fit: give text, or a list of texts"),
     ],
 )
 def test_errors_name_the_field_and_the_fix(values: dict[str, object], message: str) -> None:

@@ -150,6 +150,18 @@ def test_a_rerun_with_another_config_is_refused_and_names_the_fields(
         run(config(str(shards_dir), scored, other, threshold={"raw": 9.0}))
 
 
+def test_an_output_with_other_columns_is_refused(
+    scored: Path, shards_dir: Path, tiny_model: ModelConfig, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=r"columns: \[\] there, \['url:int'\] now"):
+        run(config(str(shards_dir), scored, tiny_model, columns="url:int"))
+    record = json.loads((scored / "run.json").read_text())
+    del record["identity"]["columns"], record["identity"]["scores_format"]  # of a version without them
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    with pytest.raises(ValueError, match=r"scores_format: '\(not set\)' there, 2 now"):
+        run(config(str(shards_dir), tmp_path, tiny_model))
+
+
 def test_outputs_do_not_depend_on_how_batches_fall(
     scored: Path, shards_dir: Path, tiny_model: ModelConfig, tmp_path: Path
 ) -> None:

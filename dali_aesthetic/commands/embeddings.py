@@ -28,7 +28,7 @@ Examples:
 """
 _TAKES = (
     "input", "output", "threshold.unit", "threshold.raw", "threshold.preset", "threshold.max_unit",
-    "threshold.max_raw", "model.encoder", "model.heads", "model.model_dir",
+    "threshold.max_raw", "model.encoder", "model.heads", "model.model_dir", "columns",
 )  # fmt: skip
 _INPUT = (
     "A .npy, a glob, a {000..123} pattern, a folder of them (clip-retrieval's or LAION's layout), @list.txt."
@@ -61,6 +61,7 @@ def score_stored(config: Config, verbosity: Verbosity, normalize: bool = False) 
         model_dir=config.model.model_dir,
         threshold=config.threshold,
         normalize=normalize,
+        columns=config.columns,
         progress=None if verbosity.silent else _progress,
     )
     if verbosity.json:

@@ -18,6 +18,7 @@ from dali_aesthetic.config import Config
 
 commands = typer.Typer()
 Scores = Annotated[str, typer.Option("--scores", help="Folder that `score` (or `run`) wrote.")]
+_TAKES = ("input", "output", "threshold", "image_column", "follow_links", "columns")
 SELECT_EXAMPLES = """
 Examples:
 
@@ -25,9 +26,6 @@ Examples:
 
   dali-aesthetic select --scores scored --keep-top 10% --with-shard
 """
-
-
-_TAKES = ("input", "output", "threshold", "image_column", "follow_links")
 
 
 @command(commands, *_TAKES, name="filter", examples=SCORE_EXAMPLES)

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
@@ -76,16 +75,6 @@ def _split(name: str) -> tuple[str, str]:
     return (name[:dot], name[dot + 1 :]) if dot >= 0 else ("", "")
 
 
-def check_uids(scores: Path) -> None:
-    """Raises ConfigError where the scores have no text column `uid`."""
-    schema = pq.read_schema(scores)
-    if UID not in schema.names or not pa.types.is_string(schema.field(UID).type):
-        raise ConfigError(
-            f"--subset-file needs a column {UID!r} of text in the scores, from the field of that name in the "
-            f"samples' json; {scores} has none"
-        )
-
-
 def write_subset(path: Path, scores: Iterable[Path]) -> int:
     """Writes the uids of all rows of `scores`, sorted, and returns their number.
 
@@ -93,7 +82,7 @@ def write_subset(path: Path, scores: Iterable[Path]) -> int:
     bits of a hexadecimal number of up to 32 digits. Raises ConfigError for a row without a uid. Takes 16
     bytes of memory for each.
     """
-    parts = [_uids(one) for one in scores]
+    parts = [uids(one) for one in scores]
     halves_N2 = np.concatenate([np.empty((0, 2), np.uint64), *parts])
     order_N = np.lexsort((halves_N2[:, 1], halves_N2[:, 0]))
     subset = np.ascontiguousarray(halves_N2[order_N]).view(DTYPE)[:, 0]
@@ -103,11 +92,14 @@ def write_subset(path: Path, scores: Iterable[Path]) -> int:
     return len(subset)
 
 
-def _uids(scores: Path) -> npt.NDArray[np.uint64]:
-    check_uids(scores)
-    column = pq.read_table(scores, columns=[UID]).column(0)
+def uids(scores: Path) -> npt.NDArray[np.uint64]:
+    """Both halves of the uid of each kept row [N, 2]. Raises ConfigError for one that is missing or wrong."""
+    rows = pq.read_table(scores, columns=[UID, "kept"])
+    column = rows.filter(rows.column("kept")).column(0)
     if column.null_count:
-        raise ConfigError(f"--subset-file: {column.null_count} samples of {scores} have no uid")
+        raise ConfigError(
+            f"--subset-file: {column.null_count} kept samples of {scores} have no field {UID!r} in their json"
+        )
     padded = pc.ascii_lpad(column, width=_DIGITS, padding="0")
     text = "".join(padded.to_pylist())
     try:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dali_aesthetic.compact.beside import check_uids, missing_indexes, write_index, write_sizes, write_subset
+from dali_aesthetic.compact.beside import missing_indexes, uids, write_index, write_sizes, write_subset
 from dali_aesthetic.compact.kept import Run, check_finished, read_run
 from dali_aesthetic.compact.pack import Packed, Packer, Size
 from dali_aesthetic.config import ConfigError
@@ -82,7 +82,7 @@ def _check(run: Run, options: Options) -> None:
         check_finished(run)
     first = next((shard for shard in run.shards if shard.num_kept), None)
     if options.subset_file is not None and first is not None:
-        check_uids(run.folder / scores_file(first.name))
+        uids(run.folder / scores_file(first.name))
 
 
 def _record(run: Run, options: Options) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,12 +9,12 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from dali_aesthetic.compact.kept import KeptSamples, Run, Unit, read_kept
-from dali_aesthetic.layout import TAR_END, read_stats, scores_file, shard_file, stats_file
+from dali_aesthetic.compact.kept import KeptSamples, Run, RunDamaged, Unit, read_kept
+from dali_aesthetic.layout import SCORES, TAR_END, read_stats, scores_file, shard_file, stats_file
 from dali_aesthetic.types import ShardReport, Status
-from dali_aesthetic.write.commit import WholeFile, commit
+from dali_aesthetic.write.commit import commit
 from dali_aesthetic.write.files import output_path
-from dali_aesthetic.write.writers import TarWriter, to_parquet
+from dali_aesthetic.write.writers import ParquetWriter, TarWriter
 
 _LEAST_DIGITS = 5
 _DOUBLED = "members that came twice in one sample"
@@ -132,8 +131,17 @@ class Packer:
         next_one: Position | None,
         doubled: Sequence[str],
     ) -> dict[str, Any]:
-        rows = merge_rows(tables, shard_file(name))
-        scores = WholeFile(output_path(self.output, scores_file(name)), lambda: to_parquet(rows))
+        try:
+            rows = pa.concat_tables(tables)
+        except pa.ArrowInvalid:
+            raise RunDamaged(
+                f"the files of {self.run.folder}/{SCORES} have different columns, as earlier versions wrote "
+                f"them: `dali-aesthetic filter --scores {self.run.folder}` writes them again, without a GPU"
+            ) from None
+        where = pa.repeat(pa.scalar(shard_file(name)), len(rows))
+        rows = rows.set_column(rows.column_names.index(_WHERE), _WHERE, where)
+        scores = ParquetWriter(output_path(self.output, scores_file(name)))
+        scores.add(rows)
         report = ShardReport(
             name=name,
             source=self.run.shards[begin.shard].name,
@@ -187,50 +195,3 @@ def _fitting(
             return index
         last_key = unit.key
     return len(units)
-
-
-def merge_rows(tables: Sequence[pa.Table], output_shard: str) -> pa.Table:
-    """All rows in order, with columns in the order of their first appearance and the new `output_shard`.
-
-    A json field that is a number in one shard and text in another becomes text, as it does within a shard.
-    """
-    types: dict[str, pa.DataType] = {}
-    for table in tables:
-        for field in table.schema:
-            types[field.name] = _common(types.get(field.name, field.type), field.type)
-    for name in [name for name, kind in types.items() if kind == pa.float64()]:
-        if not all(_are_doubles(table.column(name)) for table in tables if name in table.schema.names):
-            types[name] = pa.string()
-    schema = pa.schema(list(types.items()))
-    merged = pa.concat_tables([_fitted(table, schema) for table in tables])
-    where = schema.get_field_index(_WHERE)
-    return merged.set_column(where, _WHERE, pa.array([output_shard] * len(merged), pa.string()))
-
-
-def _common(one: pa.DataType, other: pa.DataType) -> pa.DataType:
-    if one == other:
-        return one
-    return pa.float64() if {one, other} == {pa.int64(), pa.float64()} else pa.string()
-
-
-def _are_doubles(column: pa.ChunkedArray) -> bool:
-    """Whether doubles hold all integers of the column; otherwise they become text, as within a shard."""
-    return column.type != pa.int64() or all(v is None or int(float(v)) == v for v in column.to_pylist())
-
-
-def _fitted(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    columns = []
-    for field in schema:
-        if field.name not in table.schema.names:
-            columns.append(pa.nulls(len(table), field.type))
-            continue
-        column = table.column(field.name)
-        columns.append(column if column.type == field.type else _cast(column, field.type))
-    return pa.table(columns, schema=schema)
-
-
-def _cast(column: pa.ChunkedArray, type: pa.DataType) -> pa.Array:
-    if type == pa.float64():
-        return pa.array([None if v is None else float(v) for v in column.to_pylist()], type)
-    # As in the rows of one shard: other values are written as json.
-    return pa.array([None if v is None else json.dumps(v) for v in column.to_pylist()], type)

@@ -31,6 +31,7 @@ from dali_aesthetic.types import ShardReport, Status
 from dali_aesthetic.version import __version__
 from dali_aesthetic.write.lock import claim
 from dali_aesthetic.write.output import OutputMismatch, clean_leftovers, write_run_record
+from dali_aesthetic.write.rows import schema_identity
 
 BLOCK_ROWS = 512
 """Rows of a block: few enough to stay in a CPU's cache until they are scored."""
@@ -83,12 +84,14 @@ def score_embeddings(
     model_dir: Path | None = None,
     threshold: Threshold | None = None,
     normalize: bool = False,
+    columns: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> EmbeddingsResult:
     """Scores every embedding of `inputs` into `output/scores/`; a file that is committed is skipped.
 
-    `encoder` is the CLIP that made the embeddings. On busy cores OMP_NUM_THREADS=1 is often several times
-    faster, because threads then don't wait for one another at every block.
+    `encoder` is the CLIP that made the embeddings, `columns` are as in `Config`. On busy cores
+    OMP_NUM_THREADS=1 is often several times faster, because threads then don't wait for one another at every
+    block.
 
     Raises InputError for inputs that aren't embeddings, NotNormalized, ValueError for heads that don't fit,
     RunMismatch for an output that holds another run, OutputMismatch for one with the scores of another file
@@ -105,7 +108,7 @@ def score_embeddings(
     result = EmbeddingsResult()
     start = time.perf_counter()
     with claim(root):
-        write_run_record(root, _record(files, bank, weights, threshold, encoder, normalize))
+        write_run_record(root, _record(files, bank, weights, threshold, encoder, normalize, columns))
         clean_leftovers(root)
         done = committed_names(root)
         for file in files:
@@ -113,7 +116,7 @@ def score_embeddings(
                 _check_same(root, file)
                 result.num_skipped += 1
                 continue
-            report = _score_file(file, root, bank, threshold, normalize)
+            report = _score_file(file, root, bank, threshold, normalize, columns)
             result.reports.append(report)
             result.seconds = time.perf_counter() - start
             if progress is not None:
@@ -152,6 +155,7 @@ def _record(
     threshold: Threshold,
     encoder: str,
     normalize: bool,
+    columns: Sequence[str],
 ) -> dict[str, Any]:
     upper = threshold.upper_raw
     identity = {
@@ -162,6 +166,7 @@ def _record(
         "weights": [{"name": file.name, "sha256": file.sha256} for file in weights],
         "heads": list(bank.names),
         "normalize": normalize,
+        **schema_identity(columns),
     }
     versions = {"dali_aesthetic": __version__, "torch": torch.__version__}
     return {
@@ -173,11 +178,16 @@ def _record(
 
 
 def _score_file(
-    file: EmbeddingFile, output: Path, bank: HeadBank, threshold: Threshold, normalize: bool
+    file: EmbeddingFile,
+    output: Path,
+    bank: HeadBank,
+    threshold: Threshold,
+    normalize: bool,
+    columns: Sequence[str],
 ) -> ShardReport:
     matrix = open_matrix(file.path)
     starts, metadata = range(0, len(matrix), GROUP_ROWS), _metadata(file, len(matrix))
-    sink = EmbeddingScores(output, file.name, file.path, bank.names, fingerprint(file))
+    sink = EmbeddingScores(output, file.name, file.path, bank.names, columns, fingerprint(file))
     try:
         for start, rows in zip(starts, metadata, strict=False):
             scores_RH, problems = _scores(file.path, matrix, start, bank, normalize)

@@ -5,6 +5,7 @@ Shape legend: R rows, H heads.
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,30 +19,43 @@ from dali_aesthetic.layout import scores_file, stats_file
 from dali_aesthetic.types import ShardReport, Status
 from dali_aesthetic.write.commit import commit
 from dali_aesthetic.write.files import output_path
-from dali_aesthetic.write.rows import MOST_PIXELS, score_columns, score_table
+from dali_aesthetic.write.rows import (
+    MOST_PIXELS,
+    REST,
+    FieldColumns,
+    json_columns,
+    score_columns,
+    score_table,
+)
 from dali_aesthetic.write.writers import ParquetWriter
 
-CLASH_PREFIX = "metadata_"
-_KEYS = ("key", "image_path")
+_PATH = "image_path"
+_KEYS = ("key", _PATH)
 """Columns of the metadata that may name a row, the preferred one first; otherwise its number is its key."""
 
 
 class EmbeddingScores:
     """Writes the scores and the stats of one file of embeddings, as a run does for a shard.
 
-    Every column of the metadata is copied. `key`, `width` and `height` fill the columns of that name; another
-    column with the name of one of ours gets the prefix `metadata_`.
+    The columns of the metadata are placed as the fields of a sample's json are, but `key`, `width` and
+    `height` fill the columns of that name, and `image_path` has one of its own.
     """
 
     def __init__(
-        self, output: Path, name: str, source: str, head_names: Sequence[str], fingerprint: str = ""
+        self,
+        output: Path,
+        name: str,
+        source: str,
+        head_names: Sequence[str],
+        columns: Sequence[str],
+        fingerprint: str = "",
     ) -> None:
-        """`fingerprint` identifies the content of `source`."""
+        """`columns` are those of `json_columns`; `fingerprint` identifies the content of `source`."""
         self.name, self.source, self._fingerprint = name, source, fingerprint
         self._score_names = score_columns(head_names)
-        self._scores = output_path(output, scores_file(name))
+        self._fields = json_columns([*columns, _PATH], self._score_names)
         self._stats = output_path(output, stats_file(name))
-        self._writer: ParquetWriter | None = None
+        self._writer = ParquetWriter(output_path(output, scores_file(name)))
         self._statuses: Counter[str] = Counter()
         self.num_rows = self.num_kept = 0
 
@@ -57,9 +71,7 @@ class EmbeddingScores:
         messages: list[str | None] = [None] * len(scores_RH)
         for row, (status, message) in problems.items():
             statuses[row], messages[row] = status.value, message
-        table = self._table(scores_RH, kept_R, statuses, messages, metadata)
-        self._writer = self._writer or ParquetWriter(self._scores, table.schema)
-        self._writer.add(table.cast(self._writer.schema))
+        self._writer.add(self._table(scores_RH, kept_R, statuses, messages, metadata))
         self._statuses.update(statuses)
         self.num_rows += len(scores_RH)
         self.num_kept += int(np.count_nonzero(kept_R))
@@ -77,7 +89,7 @@ class EmbeddingScores:
         offsets = pa.array(np.arange(self.num_rows, self.num_rows + rows), pa.int64())
         named = [given[name].cast(pa.string()) for name in _KEYS if _is_text(given.get(name))]
         if _is_text(given.get("key")):
-            del given["key"]  # `image_path` stays: it is a column of clip-retrieval's, whatever it holds
+            del given["key"]
         columns = score_table(
             self._score_names,
             scores_RH,
@@ -92,17 +104,29 @@ class EmbeddingScores:
             source_offset=offsets,
             output_shard=pa.nulls(rows, pa.string()),
         )
-        for name, column in given.items():
-            while name in columns:
-                name = CLASH_PREFIX + name
-            columns[name] = column
-        return pa.table(columns)
+        return pa.table({**columns, **self._facts(given, rows)})
+
+    def _facts(self, given: dict[str, pa.ChunkedArray], rows: int) -> dict[str, pa.Array | pa.ChunkedArray]:
+        """The columns for the metadata `given`. Only columns of another type, and those without a place, are
+        looked at value by value."""
+        placed: dict[str, pa.Array | pa.ChunkedArray] = {}
+        spellings = {name.casefold(): name for name in given}
+        for name, column, kind in self._fields:
+            source = column if column in given else spellings.get(name.casefold(), "")
+            if source in given and (fit := _cast(given[source], kind)) is not None:
+                placed[column] = fit
+                del given[source]
+        if given.keys() == {REST} and _is_text(given[REST]):
+            placed[REST] = given.pop(REST).cast(pa.string())
+        others = FieldColumns(self._fields)
+        for row in pa.table(given).to_pylist() if given else [None] * rows:
+            others.add(json.dumps(row, default=str).encode() if row else None)
+        return others.take() | placed
 
     def commit(self) -> ShardReport:
         """Makes the file of embeddings done; see `write/commit.py`."""
-        if self._writer is None:
+        if not self._writer.is_open:
             self.add(np.empty((0, len(self._score_names)), np.float32), np.empty(0, np.bool_), {}, None)
-            assert self._writer is not None
         report = ShardReport(
             name=self.name,
             source=self.source,
@@ -117,12 +141,27 @@ class EmbeddingScores:
 
     def abandon(self) -> None:
         """Removes the temporary file; also fine after `commit`."""
-        if self._writer is not None:
-            self._writer.abandon()
+        self._writer.abandon()
 
 
 def _is_text(column: pa.ChunkedArray | None) -> bool:
     return column is not None and (pa.types.is_string(column.type) or pa.types.is_large_string(column.type))
+
+
+def _cast(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray | None:
+    """The column as `kind`, with null for NaN; None where a value would change or is of another kind."""
+    if pa.types.is_floating(column.type):
+        column = pc.if_else(pc.is_nan(column), pa.scalar(None, column.type), column)
+    try:
+        return column.cast(kind) if _family(column.type) in (_family(kind), "null") else None
+    except pa.ArrowInvalid:
+        return None
+
+
+def _family(kind: pa.DataType) -> str:
+    if pa.types.is_integer(kind) or pa.types.is_floating(kind):
+        return "number"
+    return "string" if pa.types.is_large_string(kind) else str(kind)
 
 
 def _taken(given: dict[str, pa.ChunkedArray], name: str, rows: int) -> pa.Array | pa.ChunkedArray:

@@ -47,7 +47,7 @@ def filter_scored(config: Config, scores: str | Path, *, watch: Watch | None = N
     shard without committed scores is in the result's `stats.failed`.
     """
     scored_by = read_scored_by(scores)
-    return launch(_with_limits(config, scored_by), partial(_stored_scores, str(scores), scored_by), watch)
+    return launch(_as_scored(config, scored_by), partial(_stored_scores, str(scores), scored_by), watch)
 
 
 def run_top(config: Config, *, watch: Watch | None = None) -> RunResult:
@@ -168,8 +168,10 @@ def _scored_names(scores: str, shards: Sequence[Shard]) -> list[str]:
     return [shard.name for shard in shards]
 
 
-def _with_limits(config: Config, scored_by: dict[str, object]) -> Config:
-    """The config with the size limit of the scoring run: under another, rows would have other json fields."""
+def _as_scored(config: Config, scored_by: dict[str, Any]) -> Config:
+    """The config with the scoring run's size limit, under which rows have the same json, and with its columns
+    unless others are chosen."""
     limit = scored_by.get("max_member_mb", config.guard.max_member_mb)
     guard = config.guard.model_copy(update={"max_member_mb": limit})
-    return config.model_copy(update={"guard": guard})
+    columns = config.columns or tuple(scored_by.get("columns", ()))
+    return config.model_copy(update={"guard": guard, "columns": columns})

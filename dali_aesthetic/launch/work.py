@@ -72,6 +72,7 @@ def sink_of(config: Config, head_names: Sequence[str], *, embeddings: bool = Fal
         max_bad_fraction=config.guard.max_bad_fraction,
         quarantine=config.guard.quarantine,
         embeddings=embeddings,
+        columns=config.columns,
     )
 
 

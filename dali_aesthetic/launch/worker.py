@@ -28,7 +28,7 @@ from dali_aesthetic.shards.opened import ReadLimits
 from dali_aesthetic.stores.access import read_bytes
 from dali_aesthetic.timing import process_age
 from dali_aesthetic.version import __version__
-from dali_aesthetic.write.rows import import_pandas
+from dali_aesthetic.write.rows import import_pandas, schema_identity
 
 _PACKAGES = ("torch", "nvidia-dali-cuda120", "nvidia-dali-cuda130", "open_clip_torch", "pillow", "pyarrow")
 
@@ -215,11 +215,13 @@ def _settings_beside_weights(config: Config, worker: Worker) -> dict[str, Any]:
 
 
 def cut_identity(config: Config) -> dict[str, Any]:
-    """The bounds on the raw scale, or none where only scores are made."""
+    """The columns of the scores, and the bounds on the raw scale, or none where only scores are made."""
+    columns = schema_identity(config.columns)
     if config.scores_only:
-        return {"min_raw": None}
+        return {"min_raw": None, **columns}
     upper = config.threshold.upper_raw
-    return {"min_raw": config.threshold.min_raw} | ({"max_raw": upper} if upper < float("inf") else {})
+    limits = {"min_raw": config.threshold.min_raw} | ({"max_raw": upper} if upper < float("inf") else {})
+    return limits | columns
 
 
 def _environment(device: torch.device) -> dict[str, Any]:

@@ -190,12 +190,11 @@ class Groups:
         return [(name, distribution) for name, distribution in pairs if distribution.total]
 
 
-def frequent_values(shards: Iterable[ShardScores], column: str) -> list[str | None]:
+def frequent_values(shards: Sequence[ShardScores], column: str) -> list[str | None]:
     """The most frequent values of the column, by number of samples.
 
-    Raises `NothingToReport` where no shard has the column, or it has too many different values.
+    Raises `NothingToReport` where there is no such column, or it has too many different values.
     """
-    shards = list(shards)
     check_column(shards, column)
     counts: Counter[str | None] = Counter()
     for shard in shards:

@@ -30,16 +30,10 @@ class ShardScores:
     stats: dict[str, Any]
 
     def read(self, columns: Sequence[str], rows: Sequence[int] | None = None) -> pa.Table:
-        """The columns in this order, of all rows or the given ones; a column that the file lacks is null."""
+        """The columns in this order, of all rows or the given ones."""
         with pq.ParquetFile(self.path, read_dictionary=_ENCODED) as file:
-            there = set(file.schema_arrow.names)
-            table = file.read(columns=[column for column in columns if column in there])
-        if rows is not None:
-            table = table.take(pa.array(rows, pa.int64()))
-        for column in columns:
-            if column not in table.column_names:
-                table = table.append_column(column, pa.nulls(table.num_rows))
-        return table.select(list(columns))
+            table = file.read(columns=list(columns)).select(list(columns))
+        return table if rows is None else table.take(pa.array(rows, pa.int64()))
 
 
 def committed_shards(output: Path) -> list[ShardScores]:
@@ -78,15 +72,14 @@ def head_columns(shards: Sequence[ShardScores], heads: Sequence[str] = ()) -> li
     return [FIRST_HEAD, *others]
 
 
-def check_column(shards: Iterable[ShardScores], column: str) -> None:
-    """Raises `NothingToReport` with the available columns where no shard has `column`."""
-    seen: dict[str, None] = {}
-    for shard in shards:
-        names = pq.read_schema(shard.path).names
-        if column in names:
-            return
-        seen.update(dict.fromkeys(names))
-    raise NothingToReport(f"--by {column}: no such column; there are {', '.join(seen)}")
+def check_column(shards: Sequence[ShardScores], column: str) -> None:
+    """Raises `NothingToReport` with the available columns where the shards have no `column`."""
+    names = pq.read_schema(shards[0].path).names
+    if column not in names:
+        raise NothingToReport(
+            f"--by {column}: no such column; there are {', '.join(names)}. --columns {column} makes one of a "
+            "json field, also with `filter`"
+        )
 
 
 def score_range(shards: Iterable[ShardScores], column: str) -> tuple[float, float] | None:
@@ -94,9 +87,7 @@ def score_range(shards: Iterable[ShardScores], column: str) -> tuple[float, floa
     lows, highs = [], []
     for shard in shards:
         metadata = pq.read_metadata(shard.path)
-        index = metadata.schema.names.index(column) if column in metadata.schema.names else None
-        if index is None:
-            continue
+        index = metadata.schema.names.index(column)
         for group in range(metadata.num_row_groups):
             statistics = metadata.row_group(group).column(index).statistics
             if statistics is not None and statistics.has_min_max:

@@ -1,32 +1,71 @@
-"""The rows of a scores file: one for every input sample, kept or not, with the fields of its json."""
+"""The rows of a scores file: one for every input sample, kept or not, with the fields of its json.
+
+All files of a run have one schema, which is known before the first of them: the columns of a run, those of
+its heads, `FIELDS`, the fields chosen by `--columns`, and `json` for every other field.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from typing import IO, Any
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dali_aesthetic.config import COLUMN_TYPES, column_type
 from dali_aesthetic.types import Buffer, ImageHeader, Sample, Status
-from dali_aesthetic.write.writers import to_parquet
+from dali_aesthetic.write.commit import Part
+from dali_aesthetic.write.writers import ParquetWriter
 
 _NO_NUMBER = "the model gave no number"
 MOST_PIXELS = 2**31 - 1
 """The longest side that the int32 columns of width and height hold."""
-_COLUMNS = (
-    *("key", "status", "error_message", "width", "height", "format"),
-    *("aesthetic_score", "aesthetic_score_01", "kept", "source_shard", "source_offset", "output_shard"),
-)
+_COLUMNS = {
+    **dict.fromkeys(("key", "status", "error_message"), pa.string()),
+    **dict.fromkeys(("width", "height"), pa.int32()),
+    "format": pa.string(),
+    **dict.fromkeys(("aesthetic_score", "aesthetic_score_01"), pa.float32()),
+    "kept": pa.bool_(),
+    "source_shard": pa.string(),
+    "source_offset": pa.int64(),
+    "output_shard": pa.string(),
+}
 _NOT_AESTHETIC = ("punsafe", "pwatermark")
+_KINDS = dict(zip(COLUMN_TYPES, (pa.string(), pa.int64(), pa.float64(), pa.bool_()), strict=True))
+FIELDS = {
+    **dict.fromkeys(("url", "caption", "text", "key", "uid", "status", "error_message"), "string"),
+    **dict.fromkeys(("width", "height", "original_width", "original_height"), "int"),
+    **dict.fromkeys(("exif", "md5", "sha256", "sha512"), "string"),
+    **dict.fromkeys(("SAMPLE_ID", "hash"), "int"),
+    **dict.fromkeys(("similarity", "punsafe", "pwatermark", "aesthetic", "AESTHETIC_SCORE"), "float"),
+    **dict.fromkeys(("NSFW", "LICENSE", "LANGUAGE"), "string"),
+}
+"""The fields that img2dataset, LAION and DataComp write, with their kinds. Each is a column of every run."""
+_FORMAT = 2
+"""Raised when the columns of every run change."""
+REST = "json"
 MAX_JSON_BYTES = 1 << 20
-MAX_COLUMNS = 64
 CLASH_PREFIX = "json_"
-_TURN_EVERY = 1024
-_decode = json.JSONDecoder().decode
+_PIECE_ROWS, _PIECE_BYTES = 1024, 1 << 20
+_GROUP_ROWS, _GROUP_BYTES = 65_536, 32 << 20
+_decode = json.JSONDecoder(parse_constant=lambda name: None if name == "NaN" else name).decode
+"""NaN stands for a missing number in what pandas writes; like infinity it is no json."""
+_encode = json.JSONEncoder(
+    ensure_ascii=False, check_circular=False, allow_nan=False, separators=(",", ":")
+).encode
+_PYTHON: dict[pa.DataType, set[type]] = {
+    pa.string(): {str},
+    pa.int64(): {int},
+    pa.float64(): {int, float},
+    pa.bool_(): {bool},
+}
+_NOTHING: tuple[dict[str, Any], str] = ({}, "")
+_UNFIT = (pa.ArrowException, OverflowError, ValueError, RecursionError)
 
 
 def read_columns(file: IO[bytes], columns: list[str]) -> pa.Table:
@@ -51,28 +90,45 @@ def score_columns(head_names: Sequence[str]) -> list[str]:
         raise ValueError(f"the head {head_names[0]!r} is first, so what is bad would be kept; put it second")
     columns = ["aesthetic_score"]
     columns += [name if name in _NOT_AESTHETIC else f"aesthetic_score_{name}" for name in head_names[1:]]
-    if len(set(columns) - set(_COLUMNS[7:])) < len(columns):
+    if len(set(columns) - {*list(_COLUMNS)[7:], REST}) < len(columns):
         raise ValueError(f"two heads would share a column in {list(head_names)}; rename one of them")
     return columns
 
 
-class ScoreRows:
-    """The rows of one shard, held in memory as columns until its commit (about 0.5 KB a row)."""
+class ScoreRows(Part):
+    """The scores file of one shard. Rows are held in memory (about 0.5 KB each, and the json) until they fill
+    a row group, or until the commit.
 
-    def __init__(self, head_names: Sequence[str], output_shard: str) -> None:
+    `fields` are those of `json_columns`. `each` is called with the table of each row group.
+    """
+
+    def __init__(
+        self,
+        final: Path,
+        head_names: Sequence[str],
+        output_shard: str,
+        fields: Sequence[Field],
+    ) -> None:
+        super().__init__(final)
         self._score_names = score_columns(head_names)
         self._output_shard = output_shard
+        self.fields = FieldColumns(fields)
+        self.each: Callable[[pa.Table], None] | None = None
+        self._statuses: Counter[str] = Counter()
+        self._clear()
+        self._writer = ParquetWriter(final)
+
+    def _clear(self) -> None:
         self._keys: list[str] = []
         self._sources: list[str] = []
         self._offsets: list[int] = []
-        self._statuses: list[str] = []
+        self._found: list[str] = []
         self._messages: list[str | None] = []
         self._widths: list[int | None] = []
         self._heights: list[int | None] = []
         self._formats: list[str | None] = []
-        self._kept: list[npt.NDArray[np.bool_]] = []
-        self._scores: list[npt.NDArray[np.float32]] = []
-        self._sidecars = SidecarColumns(frozenset((*_COLUMNS, *self._score_names)))
+        self._kept = [np.zeros(0, np.bool_)]
+        self._scores = [np.zeros((0, len(self._score_names)), np.float32)]
 
     def add(
         self,
@@ -81,15 +137,37 @@ class ScoreRows:
         scores_RH: npt.NDArray[np.float32],
         kept_R: npt.NDArray[np.bool_],
     ) -> None:
-        """Appends rows in input order; a score that is NaN is written as null."""
+        """Appends rows in input order; a score that is NaN is written as null.
+
+        Where a row group ends depends on the rows alone, not on the calls. Raises OSError naming the file.
+        """
+        start = 0
+        for end, sample in enumerate(samples, start=1):
+            self.fields.add(sample.sidecar)
+            if self.fields.num_bytes >= _GROUP_BYTES or self.fields.num_rows >= _GROUP_ROWS:
+                rows = slice(start, end)
+                self._append(samples[rows], headers[rows], scores_RH[rows], kept_R[rows])
+                self._write()
+                start = end
+        self._append(samples[start:], headers[start:], scores_RH[start:], kept_R[start:])
+
+    def _append(
+        self,
+        samples: Sequence[Sample],
+        headers: Sequence[ImageHeader],
+        scores_RH: npt.NDArray[np.float32],
+        kept_R: npt.NDArray[np.bool_],
+    ) -> None:
         worst = [
             header if sample.status is Status.OK else sample
             for sample, header in zip(samples, headers, strict=True)
         ]
+        found = [one.status.value for one in worst]
         self._keys += [sample.key for sample in samples]
         self._sources += [sample.source for sample in samples]
         self._offsets += [sample.offset for sample in samples]
-        self._statuses += [one.status.value for one in worst]
+        self._found += found
+        self._statuses.update(found)
         self._messages += [
             one.message or (_NO_NUMBER if nan and one.status is Status.OK else None)
             for one, nan in zip(worst, np.isnan(scores_RH[:, 0]), strict=True)
@@ -97,39 +175,43 @@ class ScoreRows:
         self._widths += [_side(header.width) for header in headers]
         self._heights += [_side(header.height) for header in headers]
         self._formats += [header.format or None for header in headers]
-        for sample in samples:
-            self._sidecars.add(sample.sidecar)
         self._kept.append(kept_R)
         self._scores.append(np.array(scores_RH, dtype=np.float32))
 
+    def _write(self) -> None:
+        table = self._table()
+        self._clear()
+        self._writer.add(table)
+        if self.each is not None:
+            self.each(table)
+
+    def finish(self) -> None:
+        """See `Part`."""
+        if self._keys or not self._writer.is_open:
+            self._write()
+        self._writer.finish()
+
+    def abandon(self) -> None:
+        """See `Part`."""
+        self._writer.abandon()
+
     def statuses(self) -> dict[str, int]:
         """The number of samples by status, in the order of `Status`, without statuses that don't occur."""
-        counts = {status.value: self._statuses.count(status.value) for status in Status}
-        return {status: count for status, count in counts.items() if count}
+        return {status.value: self._statuses[status.value] for status in Status if self._statuses[status]}
 
     def warnings(self) -> tuple[str, ...]:
-        """Warnings about json files and fields that the scores leave out."""
-        found = []
-        if self._sidecars.num_ignored:
-            found.append(f"unreadable json files left out of the scores: {self._sidecars.num_ignored}")
-        if self._sidecars.num_keys_left_out:
-            count = self._sidecars.num_keys_left_out
-            found.append(f"json keys beyond the first {MAX_COLUMNS} left out of the scores: {count}")
-        return tuple(found)
-
-    def to_parquet(self) -> memoryview:
-        """The whole file; the same rows give the same bytes with the same pyarrow."""
-        return to_parquet(self._table())
+        """Warnings about json files that the scores leave out."""
+        count = self.fields.num_ignored
+        return (f"unreadable json files left out of the scores: {count}",) if count else ()
 
     def _table(self) -> pa.Table:
-        kept_R = np.concatenate(self._kept) if self._kept else np.zeros(0, np.bool_)
-        none_RH = np.zeros((0, len(self._score_names)), np.float32)
+        kept_R = np.concatenate(self._kept)
         columns = score_table(
             self._score_names,
-            np.concatenate(self._scores) if self._scores else none_RH,
+            np.concatenate(self._scores),
             kept_R,
             key=_strings(self._keys),
-            status=pa.array(self._statuses, pa.string()),
+            status=pa.array(self._found, pa.string()),
             error_message=_strings(self._messages),
             width=pa.array(self._widths, pa.int32()),
             height=pa.array(self._heights, pa.int32()),
@@ -138,7 +220,7 @@ class ScoreRows:
             source_offset=pa.array(self._offsets, pa.int64()),
             output_shard=pa.array([self._output_shard if one else None for one in kept_R], pa.string()),
         )
-        return pa.table({**columns, **self._sidecars.arrays()})
+        return pa.table({**columns, **self.fields.take()})
 
 
 def score_table(
@@ -180,95 +262,154 @@ def _strings(texts: Sequence[str | None]) -> pa.Array:
         return pa.array(clean, pa.binary()).cast(pa.string())
 
 
-class SidecarColumns:
-    """Columns from json objects, such as img2dataset's `url` and `caption`: one for each top-level key.
+class Field(NamedTuple):
+    """A field of the samples' json, its column in the scores, and the column's type."""
 
-    Keys are taken in the order of their first appearance, up to `MAX_COLUMNS`; one with the name of a
-    reserved column gets the prefix `json_`. A column is bool, int64 or double if all its values are, else
-    string, with other values written as json. Columns without a value are left out. A json that is malformed,
-    no object or larger than `MAX_JSON_BYTES` counts as absent; `num_ignored` counts those.
+    name: str
+    column: str
+    kind: pa.DataType
+
+
+def json_columns(chosen: Sequence[str], score_names: Sequence[str]) -> list[Field]:
+    """The columns for fields of the json: `FIELDS`, then those `chosen`, as `Config.columns` has them.
+
+    Names that differ in case alone are one, as they are for DuckDB and Spark; one of `FIELDS` that is chosen
+    gets the chosen kind and spelling. A column gets the prefix `json_` until it has a name of its own.
+    """
+    wanted = {name.casefold(): (name, kind) for name, kind in FIELDS.items()}
+    for text in chosen:
+        name, kind = column_type(text)
+        fold = name.casefold()
+        wanted[fold] = (name, kind or wanted.get(fold, ("", "string"))[1])
+    taken = {name.casefold() for name in (*_COLUMNS, *score_names, REST)}
+    fields = []
+    for name, kind in wanted.values():
+        column = name
+        while column.casefold() in taken:
+            column = CLASH_PREFIX + column
+        taken.add(column.casefold())
+        fields.append(Field(name, column, _KINDS[kind]))
+    return fields
+
+
+def schema_identity(chosen: Sequence[str]) -> dict[str, Any]:
+    """What determines the columns of a run's scores beside its heads: no output may mix two schemas."""
+    return {"scores_format": _FORMAT, "columns": list(chosen)}
+
+
+class FieldColumns:
+    """The columns `fields` from json objects, and `json` with the other fields of each as compact json.
+
+    A field is found whatever its case; the exact spelling goes first. A string column holds other values as
+    json, an int column whole numbers, a float column numbers, a bool column true and false. A value that
+    doesn't fit is null and stays in `json`. A json that is malformed, no object, nested too deep for Python
+    or larger than `MAX_JSON_BYTES` counts as absent; `num_ignored` counts those. Little is held parsed:
+    `num_rows` rows with `num_bytes` of json are held as columns.
     """
 
-    def __init__(self, reserved: frozenset[str]) -> None:
-        self._reserved = reserved
-        self._recent: list[dict[str, Any] | None] = []
-        self._columns: dict[str, list[Any]] = {}
-        self._num_rows = 0
-        self.num_ignored = 0
-        self.num_keys_left_out = 0
+    def __init__(self, fields: Sequence[Field]) -> None:
+        self._fields = fields
+        self.names = (*(field.column for field in fields), REST)
+        self._recent: list[tuple[dict[str, Any], str]] = []
+        self._recent_bytes = 0
+        self._pieces: list[list[pa.Array]] = []
+        self.num_rows = self.num_bytes = self.num_ignored = 0
 
     def add(self, sidecar: Buffer | None) -> None:
         """Appends one row; None where the sample has no json."""
-        self._recent.append(None if sidecar is None else self._parse(sidecar))
-        if len(self._recent) >= _TURN_EVERY:
+        self.num_rows += 1
+        if sidecar is None:
+            self._recent.append(_NOTHING)
+        else:
+            self._recent.append(self._parse(sidecar))
+            self.num_bytes += len(sidecar)
+            self._recent_bytes += len(sidecar)
+        if len(self._recent) >= _PIECE_ROWS or self._recent_bytes >= _PIECE_BYTES:
             self._turn()
 
-    def _parse(self, sidecar: Buffer) -> dict[str, Any] | None:
+    def _parse(self, sidecar: Buffer) -> tuple[dict[str, Any], str]:
         try:
-            # str() is a third faster than json's own guess at the encoding, and json is UTF-8.
-            found = _decode(str(sidecar, "utf-8")) if len(sidecar) <= MAX_JSON_BYTES else None
+            if len(sidecar) <= MAX_JSON_BYTES:
+                # str() is a third faster than json's own guess at the encoding, and json is UTF-8.
+                text = str(sidecar, "utf-8")
+                if isinstance(found := _decode(text), dict):
+                    return found, text
         except (ValueError, RecursionError):
-            found = None
-        if isinstance(found, dict):
-            return found
+            pass
         self.num_ignored += 1
-        return None
+        return _NOTHING
 
     def _turn(self) -> None:
         """Turns the recent rows into columns. Many at once take a third of the time of one by one."""
-        rows, self._recent = self._recent, []
-        names = dict.fromkeys(key for row in rows if row is not None for key in row)
-        for name in names:
-            values = [row.get(name) if row is not None else None for row in rows]
-            if name not in self._columns:
-                if all(value is None for value in values):
-                    continue
-                if len(self._columns) >= MAX_COLUMNS:
-                    self.num_keys_left_out += 1
-                    continue
-            column = self._columns.setdefault(name, [])
-            column.extend([None] * (self._num_rows - len(column)))
-            column.extend(values)
-        self._num_rows += len(rows)
+        recent, self._recent, self._recent_bytes = self._recent, [], 0
+        rows = [row for row, _ in recent]
+        names: set[str] = set()
+        names.update(*rows)
+        spellings: dict[str, list[str]] = {}
+        for name in sorted(names):
+            spellings.setdefault(name.casefold(), []).append(name)
+        piece, taken = [], set[str]()
+        for name, _, kind in self._fields:
+            found = sorted(spellings.get(name.casefold(), ()), key=lambda one: one != name)
+            piece.append(_column(rows, found, kind, taken))
+        piece.append(pa.array([_rest(row, taken, text) for row, text in recent], pa.string()))
+        self._pieces.append(piece)
 
-    def arrays(self) -> dict[str, pa.Array]:
-        """The columns, each with a value or null for every row."""
+    def take(self) -> dict[str, pa.Array]:
+        """The columns of the rows since the last call."""
         self._turn()
-        arrays: dict[str, pa.Array] = {}
-        for key, values in self._columns.items():
-            name = _clean(key)
-            while name in self._reserved or name in arrays:
-                name = CLASH_PREFIX + name
-            arrays[name] = _array(values + [None] * (self._num_rows - len(values)))
-        return arrays
+        pieces, self._pieces, self.num_rows, self.num_bytes = self._pieces, [], 0, 0
+        arrays = zip(self.names, *pieces, strict=True)
+        return {name: pa.concat_arrays(parts) for name, *parts in arrays}
 
 
-def _array(values: list[Any]) -> pa.Array:
-    kinds = {type(value) for value in values if value is not None}
+def _column(
+    rows: Sequence[dict[str, Any]], names: Sequence[str], kind: pa.DataType, taken: set[str]
+) -> pa.Array:
+    """The values of the first of `names` that fits, taken out of `rows`, or their name added to `taken`."""
+    if not names:
+        return pa.nulls(len(rows), kind)
+    if len(names) == 1:
+        values = [row.get(names[0]) for row in rows]
+        if {*map(type, values)} <= {*_PYTHON[kind], type(None)}:
+            try:
+                column = pa.array(values, kind)
+                taken.add(names[0])
+                return column
+            except _UNFIT:
+                pass  # a number beyond 64 bits, or half a surrogate pair
+    return pa.array([_take(row, names, kind) for row in rows], kind)
+
+
+def _take(row: dict[str, Any], names: Sequence[str], kind: pa.DataType) -> Any:
+    found = None
+    for name in names:
+        value = row.get(name)
+        if value is None or (found is None and (found := _fitting(value, kind)) is not None):
+            row.pop(name, None)
+    return found
+
+
+def _fitting(value: Any, kind: pa.DataType) -> Any:
+    """`value` as one of the kind, or None."""
     try:
-        if kinds == {str}:
-            return pa.array(values, pa.string())
-        if kinds == {bool}:
-            return pa.array(values, pa.bool_())
-        if kinds == {int}:
-            return pa.array(values, pa.int64())
-        if kinds and kinds <= {int, float} and _are_doubles(values):
-            return pa.array([None if value is None else float(value) for value in values], pa.float64())
-    except (pa.ArrowInvalid, OverflowError, UnicodeEncodeError):
-        pass  # a number beyond 64 bits or half a surrogate pair: as text
-    return pa.array([_text(value) for value in values], pa.string())
-
-
-def _are_doubles(values: list[Any]) -> bool:
-    """Whether doubles hold all integers exactly; they don't hold an id of 19 digits."""
-    return all(int(float(value)) == value for value in values if type(value) is int)
-
-
-def _text(value: Any) -> str | None:
-    if value is None:
+        if kind == pa.string() and not isinstance(value, str):
+            value = _encode(value)
+        elif kind == pa.int64() and isinstance(value, float) and value.is_integer():
+            value = int(value)
+        return pa.scalar(value, kind).as_py() if type(value) in _PYTHON[kind] else None
+    except _UNFIT:
         return None
-    return _clean(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
 
 
-def _clean(text: str) -> str:
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+def _rest(row: dict[str, Any], taken: set[str], text: str) -> str | None:
+    """The fields of `row` that are not `taken`, or all of them, as in `text`, where json can't write them."""
+    if row.keys() <= taken:
+        return None
+    try:
+        rest = _encode({name: value for name, value in row.items() if name not in taken})
+        if not rest.isascii():
+            rest.encode()  # raises for half a surrogate pair
+        return rest
+    except (ValueError, RecursionError):  # nested too deep, or infinite, as 1e400 is
+        return text

@@ -23,12 +23,11 @@ from dali_aesthetic.types import (
     ShardReport,
     Status,
 )
-from dali_aesthetic.write.commit import Part, WholeFile, abandon, commit, destination
-from dali_aesthetic.write.embeddings import ShardEmbeddings
+from dali_aesthetic.write.commit import Part, abandon, commit, destination
 from dali_aesthetic.write.files import make_folder, output_path
 from dali_aesthetic.write.kept_rows import BadRows, KeptRows
-from dali_aesthetic.write.rows import ScoreRows, score_columns
-from dali_aesthetic.write.writers import TarWriter
+from dali_aesthetic.write.rows import ScoreRows, json_columns, score_columns
+from dali_aesthetic.write.writers import ShardEmbeddings, TarWriter
 
 JUDGED_FROM = 100
 """Shards with fewer samples are not judged by their share of bad ones."""
@@ -46,7 +45,8 @@ class ShardSink:
     A shard of `JUDGED_FROM` samples or more of which more than `max_bad_fraction` could not be scored is
     reported as failed. With `quarantine` such samples are copied too, as tar entries or as rows of Parquet.
     Without `images` there are scores and stats only, and nothing counts as kept. With `embeddings` those of
-    each batch are written.
+    each batch are written. `columns` are the json fields with columns of their own, as `json_columns` takes
+    them.
     """
 
     def __init__(
@@ -59,10 +59,11 @@ class ShardSink:
         max_bad_fraction: float = 1.0,
         quarantine: bool = False,
         embeddings: bool = False,
+        columns: Sequence[str] = (),
     ) -> None:
         self.destination = destination(output)
         self.head_names = tuple(head_names)
-        score_columns(head_names)
+        self.fields = json_columns(columns, score_columns(head_names))
         self.keep = keep if images else _keep_nothing
         self.images = images
         self.max_bad_fraction, self.quarantine = max_bad_fraction, quarantine
@@ -166,14 +167,17 @@ class _OpenShard:
         name, output, is_parquet = shard.name, sink.destination.root, shard.kind == "parquet"
         suffix = layout.PARQUET if is_parquet else layout.TAR
         samples = layout.shard_file(name, suffix)
-        self.rows = ScoreRows(sink.head_names, samples)
         self.num_samples = self.num_kept = self.num_quarantined = 0
-        self._scores = WholeFile(output_path(output, layout.scores_file(name)), self.rows.to_parquet)
         self._stats = output_path(output, layout.stats_file(name))
         bad = layout.quarantine_file(name, suffix)
         self._bad = output_path(output, bad) if sink.quarantine else None
         self.quarantine: TarWriter | BadRows | None = None
-        self.embeddings = ShardEmbeddings(output, name) if sink.embeddings else None
+        scores = output_path(output, layout.scores_file(name))
+        self.rows = ScoreRows(scores, sink.head_names, samples, sink.fields)
+        self.embeddings: ShardEmbeddings | None = None
+        if sink.embeddings:
+            self.embeddings = ShardEmbeddings(output, shard, self.rows.fields.names)
+            self.rows.each = self.embeddings.add_rows
         self.kept: TarWriter | KeptRows | None = None
         if sink.images:  # last, as it makes a file, and nobody abandons what was not built
             final = output_path(output, samples)
@@ -190,7 +194,7 @@ class _OpenShard:
     ) -> None:
         """Appends rows; streams the samples to keep and those for quarantine."""
         if self.embeddings is not None and embeddings_RD is not None:
-            self.embeddings.add(samples, embeddings_RD, ok_R)
+            self.embeddings.add(embeddings_RD[ok_R])
         self.rows.add(samples, headers, scores_RH, kept_R)
         if isinstance(self.kept, KeptRows):
             self.kept.add([samples[row] for row in np.flatnonzero(kept_R).tolist()])
@@ -252,4 +256,4 @@ class _OpenShard:
     def _parts(self) -> list[Part]:
         embeddings = () if self.embeddings is None else self.embeddings.parts
         streamed = (part for part in (self.kept, self.quarantine) if part is not None)
-        return [*streamed, *embeddings, self._scores]
+        return [*streamed, self.rows, *embeddings]

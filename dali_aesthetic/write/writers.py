@@ -1,25 +1,32 @@
-"""Files of a shard that are streamed: a tar of entries copied byte for byte, and a Parquet file of tables."""
+"""Files of a shard: a tar of entries copied byte for byte, a Parquet file of tables, and the embeddings.
+
+Shape legend: R rows of a batch, D embedding.
+"""
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from dali_aesthetic.layout import TAR_END
-from dali_aesthetic.types import Buffer
-from dali_aesthetic.write.commit import Part
-from dali_aesthetic.write.files import naming, open_new, removing_on_error, write_all
+from dali_aesthetic.layout import TAR_END, embedding_files
+from dali_aesthetic.types import Buffer, Shard, Status
+from dali_aesthetic.write.commit import Part, WholeFile
+from dali_aesthetic.write.files import naming, open_new, output_path, removing_on_error, write_all
 
 COMPRESSION: dict[str, Any] = {"compression": "zstd", "compression_level": 3}
-_ROW_GROUP = 65_536
 _START_EVERY = 16 << 20
 _NOT_NEEDED = getattr(os, "POSIX_FADV_DONTNEED", 0)
+_FACTS = ("source_shard", "source_offset", "key", "width", "height")
 
 
 class TarWriter(Part):
@@ -70,25 +77,43 @@ class TarWriter(Part):
 
 
 class ParquetWriter(Part):
-    """A Parquet file of tables of one schema, a row group each.
+    """A Parquet file of tables of one schema, a row group each. Without a `schema` it is that of the first
+    table, and without a table there is no file: one of an earlier try is removed.
 
     The same tables give the same bytes with the same pyarrow. `options` are pyarrow's own for its writer.
     """
 
-    def __init__(self, final: Path, schema: pa.Schema, **options: Any) -> None:
+    def __init__(self, final: Path, schema: pa.Schema | None = None, **options: Any) -> None:
         super().__init__(final)
-        self.schema = schema
+        self._options = options or COMPRESSION
+        self._writer: pq.ParquetWriter | None = None
+        if schema is not None:
+            self._open(schema)
+
+    def _open(self, schema: pa.Schema) -> pq.ParquetWriter:
         with naming(self.temporary), removing_on_error(self.temporary):
             self._file = self.temporary.open("wb")
-            self._writer = pq.ParquetWriter(self._file, schema, **(options or COMPRESSION))
+            self._writer = pq.ParquetWriter(self._file, schema, **self._options)
+        return self._writer
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there will be a file."""
+        return self._writer is not None
 
     def add(self, table: pa.Table) -> None:
-        """Appends a row group. Raises OSError naming the file."""
+        """Appends a row group, or nothing for no rows: `datasets` can't read an empty group. Raises OSError
+        naming the file.
+        """
+        writer = self._writer or self._open(table.schema)
         with naming(self.temporary):
-            self._writer.write_table(table, row_group_size=max(1, len(table)))
+            if len(table):
+                writer.write_table(table, row_group_size=len(table))
 
     def finish(self) -> None:
         """See `Part`."""
+        if self._writer is None:
+            return
         with naming(self.temporary):
             self._writer.close()
             self._file.flush()
@@ -96,15 +121,53 @@ class ParquetWriter(Part):
             self.num_bytes = self._file.tell()
             self._file.close()
 
+    def publish(self) -> None:
+        """See `Part`."""
+        if self._writer is None:
+            self.final.unlink(missing_ok=True)
+        else:
+            super().publish()
+
     def abandon(self) -> None:
         """See `Part`."""
-        with suppress(OSError):  # closing writes what is buffered, for which there may be no room
-            self._file.close()
+        if self._writer is not None:
+            with suppress(OSError):  # closing writes what is buffered, for which there may be no room
+                self._file.close()
         super().abandon()
 
 
-def to_parquet(table: pa.Table, rows_in_group: int = _ROW_GROUP) -> memoryview:
-    """A whole Parquet file; the same table gives the same bytes with the same pyarrow."""
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, row_group_size=rows_in_group, **COMPRESSION)
-    return memoryview(sink.getvalue())
+class ShardEmbeddings:
+    """Two `parts` of a shard in clip-retrieval's layout, which autofaiss and embedding-reader read too.
+
+    They are a matrix (float16, L2-normalised) and its rows as Parquet.
+
+    Only samples whose image was decoded have a row: `image_path`, which is the sample's key, or the path of a
+    folder's image, then `_FACTS` and the `columns` of json as in the scores. A shard without rows has
+    neither file: readers of the layout pair the two folders by order and skip empty matrices in one of them.
+    """
+
+    def __init__(self, output: Path, shard: Shard, columns: Sequence[str]) -> None:
+        matrix, metadata = (output_path(output, file) for file in embedding_files(shard.name))
+        self._columns = (*_FACTS, *columns)
+        self._path = "source_shard" if shard.kind == "folder" else "key"
+        self._rows: list[npt.NDArray[np.float16]] = []
+        self._metadata = ParquetWriter(metadata)
+        self.parts = (WholeFile(matrix, self._matrix), self._metadata)
+
+    def add(self, embeddings_RD: npt.NDArray[np.float16]) -> None:
+        """Appends the embeddings of decoded samples."""
+        self._rows.append(embeddings_RD)
+
+    def add_rows(self, scores: pa.Table) -> None:
+        """Appends the rows of the decoded samples among `scores`. Raises OSError naming the file."""
+        rows = scores.filter(pc.equal(scores.column("status"), Status.OK.value))
+        if len(rows):
+            facts = rows.select(self._columns)
+            self._metadata.add(facts.add_column(0, "image_path", rows.column(self._path)))
+
+    def _matrix(self) -> Buffer | None:
+        if not any(map(len, self._rows)):
+            return None
+        matrix = io.BytesIO()
+        np.save(matrix, np.concatenate(self._rows))
+        return matrix.getbuffer()

@@ -166,20 +166,33 @@ def test_what_readers_take_for_one_sample_is_never_split(tmp_path: Path) -> None
     assert verify_output(tmp_path / "packed", against_input=True).problems == ()
 
 
-def test_json_fields_of_different_kinds_become_what_holds_both(tmp_path: Path) -> None:
+def test_packed_scores_have_the_schema_of_the_runs(tmp_path: Path) -> None:
     shards = {
-        "a": [("5", {"n": 1, "x": 1, "id": 10**18 + 1, "only_a": "here"})],
-        "b": [("6", {"n": 2.5, "x": "word", "id": 2.5})],
-        "c": [("7", {"x": True, "only_c": [1]})],
+        "a": [("5", {"similarity": 1, "tags": "here"})],
+        "b": [("6", {"similarity": 2.5, "caption": "word"}), ("7", {})],
+        "c": [("8", {"caption": True, "only_c": [1]})],
     }
-    pack(make_run(tmp_path, shards), tmp_path / "packed")
+    output = make_run(tmp_path, shards)
+    pack(output, tmp_path / "packed", size=Size(samples=2))
+    files = [*(output / "scores").iterdir(), *(tmp_path / "packed" / "scores").iterdir()]
+    assert len(files) == 5
+    assert len({str(pq.read_schema(file)) for file in files}) == 1
     rows = pq.read_table(tmp_path / "packed" / "scores").to_pylist()
-    picked = [{name: row[name] for name in ("n", "x", "id", "only_a", "only_c")} for row in rows]
-    assert picked == [
-        {"n": 1.0, "x": "1", "id": "1000000000000000001", "only_a": "here", "only_c": None},
-        {"n": 2.5, "x": "word", "id": "2.5", "only_a": None, "only_c": None},
-        {"n": None, "x": "true", "id": None, "only_a": None, "only_c": "[1]"},
+    assert [[row[name] for name in ("similarity", "caption", "json")] for row in rows] == [
+        [1.0, None, '{"tags":"here"}'],
+        [2.5, "word", None],
+        [None, None, None],
+        [None, "true", '{"only_c":[1]}'],
     ]
+
+
+def test_scores_with_other_columns_are_not_packed(tmp_path: Path) -> None:
+    """As they were before all of a run's files had one schema."""
+    output = make_run(tmp_path, {name: [(f"{name}5", {})] for name in "ab"})
+    file = output / "scores" / "b.parquet"
+    pq.write_table(pq.read_table(file).drop_columns("json"), file)
+    with pytest.raises(RunDamaged, match=r"different columns.*filter --scores"):
+        pack(output, tmp_path / "packed")
 
 
 def test_verify_takes_what_webdataset_refuses_or_leaves_out(tmp_path: Path) -> None:
@@ -237,9 +250,8 @@ def test_the_subset_file_is_datacomps(run_output: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ([{}, {}], "needs a column 'uid' of text"),
-        ([{"uid": 7}, {"uid": 8}], "needs a column 'uid' of text"),
-        ([{"uid": "ab"}, {}], "1 samples of .* have no uid"),
+        ([{}, {}], "2 kept samples of .* have no field 'uid'"),
+        ([{"uid": "ab"}, {}], "1 kept samples of .* have no field 'uid'"),
         ([{"uid": "ab"}, {"uid": "xyz"}], "no hexadecimal number"),
         ([{"uid": "ab"}, {"uid": "1" * 33}], "no hexadecimal number"),
         ([{"uid": "ab"}, {"uid": "1 1"}], "no hexadecimal number"),

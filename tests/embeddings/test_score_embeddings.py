@@ -139,7 +139,7 @@ def test_metadata_passes_through_across_row_groups(tmp_path: Path, monkeypatch: 
     assert table["caption"].to_pylist() == metadata["caption"]
     assert table["width"].to_pylist() == metadata["width"]
     assert set(table["status"].to_pylist()) == {"ok"}
-    assert set(table["metadata_status"].to_pylist()) == {"success"}
+    assert set(table["json_status"].to_pylist()) == {"success"}
 
 
 def test_metadata_of_another_length_or_damaged_is_refused(tmp_path: Path) -> None:

@@ -76,6 +76,23 @@ def test_filter_writes_what_run_would_have_written(
     assert outputs(tmp_path / "cut") == outputs(tmp_path / "run")
 
 
+def test_filter_has_the_columns_of_the_scores_or_those_given(
+    shards_dir: Path, tiny_model: ModelConfig, tmp_path: Path
+) -> None:
+    all_of_it = {"raw": -1e6}
+    run(config(shards_dir, tmp_path / "scored", tiny_model, scores_only=True, columns="caption:int,Url"))
+    for columns in ((), ("caption:int", "Url"), ("note",)):
+        folder = tmp_path / f"cut{len(columns)}"
+        chosen = config(shards_dir, folder, tiny_model, threshold=all_of_it, columns=columns)
+        assert filter_scored(chosen, str(tmp_path / "scored")).exit_code == 0
+    run(config(shards_dir, tmp_path / "run", tiny_model, threshold=all_of_it, columns="caption:int,Url"))
+    assert outputs(tmp_path / "cut0") == outputs(tmp_path / "cut2") == outputs(tmp_path / "run")
+    row = pq.read_table(tmp_path / "run" / "scores").to_pylist()[0]
+    assert row["Url"].startswith("http://x/")
+    assert (row["caption"], json.loads(row["json"])) == (None, {"caption": row["key"]})
+    assert "note" in pq.read_table(tmp_path / "cut1" / "scores").column_names
+
+
 def test_keep_top_equals_a_run_at_the_quantile_of_the_scores(
     shards_dir: Path, raw_scores: np.ndarray, tiny_model: ModelConfig, tmp_path: Path
 ) -> None:

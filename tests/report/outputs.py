@@ -59,6 +59,7 @@ def make_output(
     heads: Sequence[str] = ("laion-v2",),
     record: dict[str, Any] | None = None,
     other_head: Callable[[float], float] = lambda score: score * 100,
+    columns: Sequence[str] = ("lang",),
 ) -> Path:
     """Tars below `root`/in, and what a run with these scores writes below `root`/out, which is returned."""
     output = root / "out"
@@ -72,7 +73,7 @@ def make_output(
                 if item.json is not None:
                     add_member(tar, f"{item.key}.json", json.dumps(item.json).encode())
         planned.append(Shard(index=index, name=name, kind="tar", source=str(path)))
-    with ShardSink(output, heads, Threshold(raw=cut).keep) as sink:
+    with ShardSink(output, heads, Threshold(raw=cut).keep, columns=columns) as sink:
         for shard in planned:
             sink.write(_batch(shard, list(shards[shard.name]), heads, other_head))
     (output / "run.json").write_text(json.dumps(record or default_record(cut, heads)))

@@ -96,11 +96,12 @@ def test_several_heads(tmp_path: Path) -> None:
 def test_a_json_field_named_like_a_score_is_not_taken_for_one(tmp_path: Path, recorded: bool) -> None:
     fields = {"aesthetic_score_by": "somebody else", "aesthetic_score_old": 7.5}
     heads = ("laion-v2", "nsfw", "punsafe")
-    output = make_output(tmp_path, {"0": [Item("a", 5.0, json=fields)]}, heads=heads)
+    columns = ("aesthetic_score_by", "aesthetic_score_old:float")
+    output = make_output(tmp_path, {"0": [Item("a", 5.0, json=fields)]}, heads=heads, columns=columns)
     if not recorded:
         (output / "run.json").unlink()
-    columns = ["aesthetic_score", "aesthetic_score_nsfw", *(["punsafe"] if recorded else [])]
-    assert list(survey(output).heads) == columns
+    expected = ["aesthetic_score", "aesthetic_score_nsfw", *(["punsafe"] if recorded else [])]
+    assert list(survey(output).heads) == expected
     assert survey(output, by="aesthetic_score_by").groups is not None
 
 
@@ -128,7 +129,7 @@ def test_lost_score_files_are_named(tmp_path: Path) -> None:
         survey(output)
 
 
-def test_keep_rate_by_a_column_that_some_shards_lack_or_type_otherwise(tmp_path: Path) -> None:
+def test_keep_rate_by_a_json_field_that_some_shards_lack_or_type_otherwise(tmp_path: Path) -> None:
     shards = {
         "0": [Item("a", 4.0, json={"lang": "en"}), Item("b", 6.0, json={"lang": "en"})],
         "1": [Item("c", 7.0, json={"lang": 7})],
@@ -142,9 +143,11 @@ def test_keep_rate_by_a_column_that_some_shards_lack_or_type_otherwise(tmp_path:
 
 
 def test_rare_values_are_counted_together(tmp_path: Path) -> None:
-    rows = [Item(f"k{i:03d}", 5.5, json={"v": f"often{i % MOST_VALUES:02d}"}) for i in range(2 * MOST_VALUES)]
-    rows += [Item(f"r{i}", 4.5, json={"v": f"rare{i}"}) for i in range(3)]
-    groups = survey(make_output(tmp_path, {"0": rows}), by="v").groups
+    rows = [
+        Item(f"k{i:03d}", 5.5, json={"lang": f"often{i % MOST_VALUES:02d}"}) for i in range(2 * MOST_VALUES)
+    ]
+    rows += [Item(f"r{i}", 4.5, json={"lang": f"rare{i}"}) for i in range(3)]
+    groups = survey(make_output(tmp_path, {"0": rows}), by="lang").groups
     assert groups is not None
     names = [name for name, _ in groups.distributions()]
     assert names == [*(f"often{i:02d}" for i in range(MOST_VALUES)), OTHERS]

@@ -371,7 +371,8 @@ def test_kept_rows_are_identical_to_the_inputs(
     assert kept.equals(source.take(rows))
     assert [row["status"] for row in scores][4:7] == ["missing_image", "empty", "undecodable"]
     assert {row["output_shard"] for row in scores if row["kept"]} == {"shards/train-00000.parquet"}
-    assert [row["label"] for row in scores] == list(range(15))
+    assert [json.loads(row["json"])["label"] for row in scores] == list(range(15))
+    assert [row["text"] for row in scores] == source["text"].to_pylist()
     found = np.array([row["aesthetic_score"] for row in scores], np.float32)
     np.testing.assert_array_equal(found, direct)
     stats = json.loads((tmp_path / "out/stats/train-00000.json").read_text())
