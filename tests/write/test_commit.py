@@ -9,7 +9,6 @@ import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import webdataset
@@ -20,7 +19,6 @@ from dali_aesthetic.types import ImageHeader, Route, Sample, Shard, ShardEnd, St
 from dali_aesthetic.write.files import OutsideOutput
 from dali_aesthetic.write.output import clean_leftovers
 from dali_aesthetic.write.sink import ShardSink
-from dali_aesthetic.write.writers import ParquetWriter
 from tests.write.scored import GOOD, JPEG, at_least_5, batches, make_tar, run, scored, shard_of, tree
 
 
@@ -303,17 +301,6 @@ def test_a_full_disk_names_the_file_and_leaves_no_part(
     assert full in str(error.value.filename)
     assert committed_names(tmp_path / "out") == set()
     assert not [name for name in tree(tmp_path / "out") if ".tmp" in name]
-
-
-def test_a_full_disk_under_parquet_names_the_file_and_leaves_no_part(tmp_path: Path) -> None:
-    writer = ParquetWriter(tmp_path / "s.parquet")
-    writer.temporary.symlink_to("/dev/full")
-    writer.add(pa.table({"key": ["k"]}))
-    with pytest.raises(OSError, match="No space left") as error:
-        writer.finish()
-    assert error.value.filename == str(writer.temporary)
-    writer.abandon()
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_short_writes_are_continued(

@@ -110,13 +110,17 @@ def full_disk(monkeypatch: pytest.MonkeyPatch, folder: str) -> Iterator[None]:
     """No file below `folder` can be written."""
     writev = os.writev
 
-    def full(descriptor: int, buffers: list[memoryview]) -> int:
+    def sync(descriptor: int) -> None:
         if f"/{folder}/" in os.readlink(f"/proc/self/fd/{descriptor}"):
             raise OSError(errno.ENOSPC, "No space left on device")
+
+    def write(descriptor: int, buffers: list[memoryview]) -> int:
+        sync(descriptor)
         return writev(descriptor, buffers)
 
     with monkeypatch.context() as patch:
-        patch.setattr(os, "writev", full)
+        patch.setattr(os, "writev", write)
+        patch.setattr(os, "fsync", sync)
         yield
 
 
