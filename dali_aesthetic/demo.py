@@ -57,23 +57,16 @@ def run_demo(
     )
     values = {"input": pattern, "output": folder / "output", "device": device, "model": pretrained}
     config = Config.build(values)
+    watch = partial(watch_on, console)
     try:
-        return _launch(config, console), config
+        return run(config, watch=watch), config
     except WeightsUnavailable as error:
-        config = _with_random_weights(config, folder)
+        model = config.model.model_copy(update={"weights": "random:0", "heads": ("random:0",)})
+        output = str(folder / "output-random-weights")
+        changes = {"model": model, "output": output, "threshold": Threshold(raw=5.0)}
+        config = config.model_copy(update=changes)
         console.print(RANDOM_BANNER.format(reason=error))
-        return _launch(config, console), config
-
-
-def _launch(config: Config, console: Console) -> RunResult:
-    return run(config, watch=partial(watch_on, console))
-
-
-def _with_random_weights(config: Config, folder: Path) -> Config:
-    model = config.model.model_copy(update={"weights": "random:0", "heads": ("random:0",)})
-    output = str(folder / "output-random-weights")
-    threshold = Threshold(raw=5.0)
-    return config.model_copy(update={"model": model, "output": output, "threshold": threshold})
+        return run(config, watch=watch), config
 
 
 def make_demo_set(folder: Path) -> str:

@@ -15,7 +15,7 @@ from dali_aesthetic.decode.headers import Limits
 from dali_aesthetic.shards.plan import plan_shards
 from dali_aesthetic.shards.read import read_shards
 from dali_aesthetic.shards.scan import TarDamage, scan_tar
-from dali_aesthetic.types import Buffer, Sample, Shard, ShardEnd
+from dali_aesthetic.types import Buffer, Sample, ShardEnd
 
 _FIRST_SAMPLES = 5
 
@@ -61,7 +61,8 @@ def survey(
     Raises InputError where `inputs` name nothing to read.
     """
     shards = plan_shards(inputs, follow_links=follow_links)
-    some = _spread(shards, max_shards)
+    places = np.linspace(0, len(shards) - 1, min(max_shards, len(shards))).round().astype(int)
+    some = [shards[place] for place in places]
     found = Survey(num_shards=len(shards), num_read=len(some))
     kilobytes: list[float] = []
     short_sides: list[int] = []
@@ -72,12 +73,6 @@ def survey(
             _note_sample(found, item, kilobytes, short_sides)
     found.kilobytes, found.short_side = _quantiles(kilobytes), _quantiles(short_sides)
     return found
-
-
-def _spread(shards: Sequence[Shard], most: int) -> Sequence[Shard]:
-    if len(shards) <= most:
-        return shards
-    return [shards[i] for i in sorted(set(np.linspace(0, len(shards) - 1, most).round().astype(int)))]
 
 
 def _note_end(found: Survey, end: ShardEnd) -> None:

@@ -91,28 +91,25 @@ class ImageScorer:
 
     def _batches(self, images: Iterable[ImageLike]) -> Generator[npt.NDArray[np.float32], None, None]:
         """Scores [R, H] of each batch of images, in order. One batch is launched ahead."""
-        with self._alone:
-            yield from self._launched(images)
-
-    def _launched(self, images: Iterable[ImageLike]) -> Iterator[npt.NDArray[np.float32]]:
         worker = self._worker
-        pixels_of = _PilPixels(worker.scorer.image_size, worker.limits, self._apply_exif)
-        filled = fill_batches(pixels_of.samples(images), worker.scorer.batch_size, worker.limits)
-        read = ahead(filled, 2, "read", patience=_PATIENCE_S)
-        batches = worker.scorer.score(worker.decoder.decode(read))
-        previous: PendingScores | None = None
-        while True:
-            try:
-                pending = next(batches, None)
-            except Exception:
+        with self._alone:
+            pixels_of = _PilPixels(worker.scorer.image_size, worker.limits, self._apply_exif)
+            filled = fill_batches(pixels_of.samples(images), worker.scorer.batch_size, worker.limits)
+            read = ahead(filled, 2, "read", patience=_PATIENCE_S)
+            batches = worker.scorer.score(worker.decoder.decode(read))
+            previous: PendingScores | None = None
+            while True:
+                try:
+                    pending = next(batches, None)
+                except Exception:
+                    if previous is not None:
+                        yield self._wait(previous, pixels_of)  # scores from before the failure
+                    raise
                 if previous is not None:
-                    yield self._wait(previous, pixels_of)  # scores from before the failure
-                raise
-            if previous is not None:
-                yield self._wait(previous, pixels_of)
-            if pending is None:
-                return
-            previous = pending
+                    yield self._wait(previous, pixels_of)
+                if pending is None:
+                    return
+                previous = pending
 
     def _wait(self, pending: PendingScores, pixels_of: _PilPixels) -> npt.NDArray[np.float32]:
         scored = pending.wait()

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Generator, Iterator
-from contextlib import closing
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from importlib import metadata
@@ -20,8 +19,7 @@ from dali_aesthetic.shards.resolve import matcher
 from dali_aesthetic.stores.access import open_file
 from dali_aesthetic.stores.location import is_url, join, protocol
 from dali_aesthetic.stores.open import store_of
-from dali_aesthetic.stores.store import Store, told
-from dali_aesthetic.types import Buffer
+from dali_aesthetic.stores.store import told
 
 _RAY_PORT = 6379
 _RAY_CLUSTER = Path("/tmp/ray/ray_current_cluster")
@@ -50,16 +48,13 @@ class Finding:
 def reach_input(location: str, follow_links: bool = False) -> Iterator[Finding]:
     """Checks that an input is there and can be read, with one listing and one small read."""
     try:
-        detail, fix = _remote(location) if _is_remote(location) else _local(location, follow_links)
+        is_remote = is_url(location) and not location.startswith("@")
+        detail, fix = _remote(location) if is_remote else _local(location, follow_links)
     except Exception as error:  # each store's client has errors of its own
         fix = "check the location, the credentials and the network; `inspect` reads a little of it"
         yield Finding("input", Verdict.FAIL, f"{location}: {told(error, location)}", fix)
         return
     yield Finding("input", Verdict.WARN if fix else Verdict.OK, f"{location}: {detail}", fix)
-
-
-def _is_remote(location: str) -> bool:
-    return is_url(location) and not location.startswith("@")
 
 
 def _local(location: str, follow_links: bool) -> tuple[str, str]:
@@ -118,17 +113,12 @@ def _read_a_little(url: str) -> tuple[str, str]:
     if info.has_ranges:
         read = len(store.read(key, 0, min(_BLOCK, info.size)))
         return f"readable ({key}: {info.size:,} bytes, {read} read)", ""
-    with closing(_started(store, key)) as parts:
-        read = len(next(parts, b""))
+    read = len(next(store.read_all(key), b""))
     detail = f"readable ({key}: {info.size:,} bytes, {read} read), but the server doesn't know Range"
     return (
         detail,
         "each shard is held in memory whole; where that is too much, copy them to a disk or a store",
     )
-
-
-def _started(store: Store, key: str) -> Generator[Buffer, None, None]:
-    yield from store.read_all(key)
 
 
 def reach_output(url: str) -> Iterator[Finding]:
@@ -145,17 +135,17 @@ def reach_output(url: str) -> Iterator[Finding]:
     yield Finding("output", Verdict.OK, f"{url}: an object was written and removed")
 
 
-def reach_ray(address: str | None = None) -> Iterator[Finding]:
+def reach_ray() -> Iterator[Finding]:
     """Checks that Ray is installed and that the cluster which a run would join answers.
 
-    `address` None is RAY_ADDRESS, and without that the cluster that runs on this machine.
+    That is the one of RAY_ADDRESS, and without that the cluster that runs on this machine.
     """
     try:
         version = metadata.version("ray")
     except metadata.PackageNotFoundError:
         yield Finding("ray", Verdict.FAIL, "not installed", "pip install 'dali-aesthetic[ray]'")
         return
-    wanted = address or os.environ.get("RAY_ADDRESS", "")
+    wanted = os.environ.get("RAY_ADDRESS", "")
     address = "" if wanted == "local" else wanted
     if wanted in ("", "auto"):
         address = _RAY_CLUSTER.read_text().strip() if _RAY_CLUSTER.exists() else ""

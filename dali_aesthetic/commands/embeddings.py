@@ -53,6 +53,9 @@ def score_stored(config: Config, verbosity: Verbosity, normalize: bool = False) 
     """Score the embeddings that the input names and say what came of it; the exit code."""
     from dali_aesthetic.embeddings.score import score_embeddings as score
 
+    def show(report: ShardReport) -> None:
+        console.print(f"{escape(report.name)}  {report.num_samples:,} scored")
+
     result = score(
         config.input,
         config.output,
@@ -62,17 +65,13 @@ def score_stored(config: Config, verbosity: Verbosity, normalize: bool = False) 
         threshold=config.threshold,
         normalize=normalize,
         columns=config.columns,
-        progress=None if verbosity.silent else _progress,
+        progress=None if verbosity.silent else show,
     )
     if verbosity.json:
         print_json(_as_dict(result, config))
     elif not verbosity.quiet:
         _summary(result, config)
     return 0
-
-
-def _progress(report: ShardReport) -> None:
-    console.print(f"{escape(report.name)}  {report.num_samples:,} scored")
 
 
 def _as_dict(result: EmbeddingsResult, config: Config) -> dict[str, Any]:

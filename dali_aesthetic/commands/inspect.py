@@ -59,11 +59,7 @@ def inspect(
     return 0 if sum(found["samples_per_shard"].values()) else INCOMPLETE
 
 
-@command(
-    commands,
-    *_CHECKED,
-    examples=DOCTOR_EXAMPLES,
-)
+@command(commands, *_CHECKED, examples=DOCTOR_EXAMPLES)
 def doctor(given: Mapping[str, Any], json: Json = False) -> int:
     """Check driver, GPU, decoder, weights, and input, output and Ray where given; failures with their fix."""
     from dali_aesthetic.doctor import examine
@@ -77,8 +73,10 @@ def doctor(given: Mapping[str, Any], json: Json = False) -> int:
     if json:
         print_json([asdict(finding) for finding in findings])
     else:
-        for finding in findings:
-            console.print(_line(asdict(finding)), soft_wrap=True)
+        for one in findings:
+            verdict = f"[{_COLOURS[one.verdict]}]{one.verdict:4}[/]"
+            fix = f"\n       fix: {escape(one.fix)}" if one.fix else ""
+            console.print(f"{verdict} {one.check}: {escape(one.detail)}{fix}", soft_wrap=True)
     return INCOMPLETE if any(finding.verdict is Verdict.FAIL for finding in findings) else 0
 
 
@@ -100,12 +98,6 @@ def plan(
     answer = make_plan(read_count(images), gpus, gpu, price, image_kb, keep)
     typer.echo(answer.as_json() if json else answer.as_text())
     return 0
-
-
-def _line(finding: dict[str, Any]) -> str:
-    verdict = finding["verdict"]
-    fix = f"\n       fix: {escape(finding['fix'])}" if finding["fix"] else ""
-    return f"[{_COLOURS[verdict]}]{verdict:4}[/] {finding['check']}: {escape(finding['detail'])}{fix}"
 
 
 def _survey_table(found: dict[str, Any]) -> Table:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -64,11 +65,25 @@ def verify(
     if output is None:
         if against_input:
             raise ConfigError("--against-input is for the output of a run: --precision measures no output")
-        return _verify_precision(Config.build({"output": "unused"}, given), sample or _SAMPLE, json)
+        from dali_aesthetic.verify.precision import verify_precision
+
+        report = verify_precision(Config.build({"output": "unused"}, given), sample or _SAMPLE)
+        if json:
+            print_json(report.as_dict())
+        else:
+            console.print(_precision_table(report))
+        return 0
     # An output says itself what it was made from.
     if idle := [*given_flags(given), *(["--sample"] if sample else [])]:
         raise ConfigError(f"{', '.join(idle)}: for --precision alone; the output of a run is checked without")
-    return _verify_output(output, against_input, json)
+    from dali_aesthetic.verify.outputs import verify_location
+
+    verdict = verify_location(output, against_input)
+    if json:
+        print_json(asdict(verdict))
+    else:
+        _say_verdict(verdict)
+    return INCOMPLETE if verdict.problems else 0
 
 
 @command(commands, examples=REPORT_EXAMPLES)
@@ -90,17 +105,6 @@ def report(
     else:
         typer.echo(page)
     return 0
-
-
-def _verify_output(output: str, against_input: bool, as_json: bool) -> int:
-    from dali_aesthetic.verify.outputs import verify_location
-
-    verdict = verify_location(output, against_input)
-    if as_json:
-        typer.echo(verdict.as_json(), nl=False)
-    else:
-        _say_verdict(verdict)
-    return INCOMPLETE if verdict.problems else 0
 
 
 def _say_verdict(verdict: OutputCheck) -> None:
@@ -125,17 +129,6 @@ def _say_verdict(verdict: OutputCheck) -> None:
         f"{verdict.num_shards} shards, {verdict.num_samples:,} samples, {verdict.num_kept:,} kept: {ending}",
         soft_wrap=True,
     )
-
-
-def _verify_precision(config: Config, sample: int, as_json: bool) -> int:
-    from dali_aesthetic.verify.precision import verify_precision
-
-    report = verify_precision(config, sample)
-    if as_json:
-        typer.echo(report.as_json(), nl=False)
-    else:
-        console.print(_precision_table(report))
-    return 0
 
 
 def _precision_table(report: PrecisionReport) -> Table:

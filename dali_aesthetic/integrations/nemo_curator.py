@@ -106,7 +106,8 @@ class AestheticShardStage(ProcessingStage):  # type: ignore[misc]
         if stats.failed:
             listed = "; ".join(f"{report.source}: {report.error}" for report in stats.failed)
             raise RuntimeError(f"{len(stats.failed)} of {len(shards)} shards failed: {listed}")
-        kept = [self._output_of(shard) for shard in shards if self._num_kept(shard)]
+        output = Path(self.output_dir)
+        kept = [str(output / shard_file(shard.name)) for shard in shards if self._num_kept(shard)]
         if not kept:
             return None
         return FileGroupTask(
@@ -151,9 +152,6 @@ class AestheticShardStage(ProcessingStage):  # type: ignore[misc]
                 "give the folder that holds both as input_dir"
             )
         return int(report["num_kept"])
-
-    def _output_of(self, shard: Shard) -> str:
-        return str(Path(self.output_dir) / shard_file(shard.name))
 
 
 @dataclass

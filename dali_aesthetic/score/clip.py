@@ -130,6 +130,11 @@ def check_pixels(images_NHWC: Tensor, spec: TowerSpec) -> None:
         )
 
 
+def pad_to(count: int, images_NHWC: Tensor) -> Tensor:
+    """The images and black ones behind them, `count` in all."""
+    return F.pad(images_NHWC, (0, 0, 0, 0, 0, 0, 0, count - len(images_NHWC)))
+
+
 def normalize(images_NHWC: Tensor, spec: TowerSpec, dtype: torch.dtype = torch.float32) -> Tensor:
     """`Normalize` as a function, on the pixels' own device, with their shape and dtype checked."""
     check_pixels(images_NHWC, spec)

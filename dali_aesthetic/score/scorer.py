@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dali_aesthetic.score.backends.backend import Backend
+from dali_aesthetic.score.clip import pad_to
 from dali_aesthetic.types import ImageBatch, PendingScores, ScoredBatch
 
 
@@ -68,18 +69,10 @@ class Scorer:
             self.stream.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(self.stream):
             for start in range(0, len(images_NHWC), self.batch_size):
-                scores.append(self._score_chunk(images_NHWC[start : start + self.batch_size]))
+                chunk = images_NHWC[start : start + self.batch_size].to(self.device)
+                whole = pad_to(self.batch_size, chunk) if self.padded else chunk
+                scores.append(self.backend(whole)[0][: len(chunk)].cpu().numpy())
         return np.concatenate(scores)
-
-    def _score_chunk(self, chunk_NHWC: Tensor) -> npt.NDArray[np.float32]:
-        if not self.padded:
-            alone: npt.NDArray[np.float32] = self.backend(chunk_NHWC.to(self.device))[0].cpu().numpy()
-            return alone
-        shape = (self.batch_size, *chunk_NHWC.shape[1:])
-        padded_NHWC = torch.zeros(shape, dtype=chunk_NHWC.dtype, device=self.device)
-        padded_NHWC[: len(chunk_NHWC)] = chunk_NHWC
-        scores_NH: npt.NDArray[np.float32] = self.backend(padded_NHWC)[0][: len(chunk_NHWC)].cpu().numpy()
-        return scores_NH
 
 
 class _Launched:

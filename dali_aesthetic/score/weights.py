@@ -117,7 +117,10 @@ def load_head(head: str, encoder: str, embed_dim: int, model_dir: Path | None) -
         file = published.resolve(known, model_dir)
         return Head(head, head_from_state(read_tensors(Path(file.path)), relu=False)), file
     try:
-        path, suffix = _head_path(head)
+        plain, _, suffix = head.rpartition(":")
+        if not plain or suffix not in ("relu", "linear"):
+            plain, suffix = head, ""
+        path = weights_file(Path(plain).expanduser())
         relu = {"relu": True, "linear": False}.get(suffix)
         mlp = head_from_state(read_tensors(path), relu)
     except ValueError as error:
@@ -201,14 +204,6 @@ def _published_head(encoder: str, head: str) -> PublishedWeights | None:
         )
     command = f"dali-aesthetic download --encoder {encoder} --head {head}"
     return PublishedWeights(head, trained[published.openai_model(encoder)], command)
-
-
-def _head_path(name: str) -> tuple[Path, str]:
-    """The file that `name` is the path of, and its suffix `relu` or `linear`, or none."""
-    plain, _, suffix = name.rpartition(":")
-    if not plain or suffix not in ("relu", "linear"):
-        plain, suffix = name, ""
-    return weights_file(Path(plain).expanduser()), suffix
 
 
 def _seed(name: str) -> int | None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +41,6 @@ class OutputCheck:
     problems: tuple[tuple[str, str], ...]
     uncommitted: tuple[str, ...]
     warnings: tuple[tuple[str, str], ...] = ()
-
-    def as_json(self) -> str:
-        return json.dumps(asdict(self), indent=2) + "\n"
 
 
 def verify_output(output: Path, against_input: bool = False) -> OutputCheck:

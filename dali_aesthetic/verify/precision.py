@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -50,12 +49,12 @@ class PrecisionReport:
             for name, raw in self.cuts.items()
         ]
 
-    def as_json(self) -> str:
+    def as_dict(self) -> dict[str, Any]:
         """One flat object: the two paths, the numbers of the deviation, and `flips`."""
         fields = asdict(self)
         errors = fields.pop("deviation")
         del fields["cuts"], errors["flips"], errors["kept"]  # all of it is in `flips`, cut by cut
-        return json.dumps({**fields, **errors, "flips": self.flips}, indent=2) + "\n"
+        return {**fields, **errors, "flips": self.flips}
 
 
 def verify_precision(config: Config, num_images: int) -> PrecisionReport:

@@ -34,7 +34,8 @@ def check_shard(
         yield from _check_counts(stats, rows)
         yield from _check_marks(rows, cut)
         if (parquet := output / shard_file(name, PARQUET)).exists():
-            yield from _check_parquet(parquet, stats)
+            if (found := len(pq.read_table(parquet))) != stats["num_kept"]:  # reads every byte
+                yield f"its Parquet file has {found} rows, its stats state {stats['num_kept']} kept samples"
         elif not scores_only:
             yield from _check_tar(output, name, stats, [row["key"] for row in rows if row["kept"]])
         if stats.get("num_quarantined"):
@@ -82,12 +83,6 @@ def _check_tar(output: Path, name: str, stats: dict[str, Any], kept: list[str]) 
         if (keys := read(path)) not in (expected, None):
             difference = _difference(keys or [], kept)
             yield f"its tar holds other samples than its scores mark as kept ({difference}; read by {reader})"
-
-
-def _check_parquet(path: Path, stats: dict[str, Any]) -> Iterator[str]:
-    """Checks kept rows of a Parquet input. Reads every byte."""
-    if (found := len(pq.read_table(path))) != stats["num_kept"]:
-        yield f"its Parquet file has {found} rows, its stats state {stats['num_kept']} kept samples"
 
 
 def _tarfile_keys(path: Path) -> list[str] | None:

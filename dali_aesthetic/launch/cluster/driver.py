@@ -136,7 +136,9 @@ def _work(
                 for bundle in dataset.iter_internal_ref_bundles():
                     for block in ray.get(list(bundle.block_refs)):
                         for row in ray.data.block.BlockAccessor.for_block(block).iter_rows(True):
-                            stats.reports += [_report(one) for one in json.loads(row[REPORTS])]
+                            for one in json.loads(row[REPORTS]):
+                                one["warnings"] = tuple(one["warnings"])
+                                stats.reports.append(ShardReport(**one))
     except ray.exceptions.RayError as error:
         progress: Progress = ray.get(state.progress.remote())
         raise (progress.fatal or ClusterFailed(f"Ray gave up: {error}")) from error
@@ -179,10 +181,6 @@ def _num_workers(ray: ModuleType, spec: WorkerSpec) -> int:
     cluster = ray.cluster_resources()
     most = cluster.get("GPU", 0) if spec.gpus_each else cluster.get("CPU", 0) // spec.cpus_each
     return max(1, int(most))
-
-
-def _report(values: dict[str, Any]) -> ShardReport:
-    return ShardReport(**{**values, "warnings": tuple(values["warnings"])})
 
 
 def _copy(stats: RunStats, progress: Progress) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
@@ -13,7 +13,7 @@ from dali_aesthetic.overlap import pool
 from dali_aesthetic.score.backends.cache import use_cache_folder
 from dali_aesthetic.score.backends.calibration import Calibration
 from dali_aesthetic.score.backends.fits import BACKENDS, choose_backend
-from dali_aesthetic.score.clip import VisionTower, check_pixels
+from dali_aesthetic.score.clip import VisionTower, check_pixels, pad_to
 from dali_aesthetic.score.head import HeadBank
 from dali_aesthetic.score.spec import TowerSpec
 
@@ -130,20 +130,10 @@ class SlicedBackend:
     def __call__(self, images_NHWC: Tensor) -> tuple[Tensor, Tensor]:
         """See `Backend`."""
         check_pixels(images_NHWC, self.spec)
-        parts = list(self._pool.map(self._score, _slices(images_NHWC)))
+        parts = list(self._pool.map(self._score, torch.split(images_NHWC, SLICE)))
         scores_NH, embeddings_ND = (torch.cat([part[i] for part in parts]) for i in (0, 1))
         return scores_NH[: len(images_NHWC)], embeddings_ND[: len(images_NHWC)]
 
     def _score(self, images_NHWC: Tensor) -> tuple[Tensor, Tensor]:
         torch.set_num_threads(1)  # of this thread of the pool
-        return self._backend(images_NHWC)
-
-
-def _slices(images_NHWC: Tensor) -> Iterator[Tensor]:
-    """Slices of one shape: the last one is padded."""
-    for part_NHWC in torch.split(images_NHWC, SLICE):
-        if len(part_NHWC) < SLICE:
-            part_NHWC = torch.cat(
-                [part_NHWC, part_NHWC.new_zeros(SLICE - len(part_NHWC), *part_NHWC.shape[1:])]
-            )
-        yield part_NHWC
+        return self._backend(pad_to(SLICE, images_NHWC))

@@ -10,7 +10,6 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -108,7 +107,7 @@ def build_compiled(
     batch_size: int,
     mode: str | None = None,
 ) -> PlainBackend:
-    """By `torch.compile`, for batches of exactly `batch_size`: others are padded. Compiles at its first call.
+    """By `torch.compile`. Compiles at its first call, and again for another number of images.
 
     `mode` is torch.compile's: None, or `max-autotune-no-cudagraphs` to tune matrix products too. Raises
     ValueError without a C++ compiler.
@@ -116,7 +115,7 @@ def build_compiled(
     _check_compiler()
     module = ScoringModule(tower, heads, DTYPES[precision]).to(device)
     compiled = torch.compile(module, dynamic=False, fullgraph=True, mode=mode)
-    return PlainBackend("compile", precision, module, partial(_in_batches, compiled, batch_size))
+    return PlainBackend("compile", precision, module, compiled)
 
 
 def _check_compiler() -> None:
@@ -127,21 +126,3 @@ def _check_compiler() -> None:
             f"backend compile needs a C++ compiler, and finds no {named or 'g++'}: install one "
             "(apt install g++), or use --backend torchscript"
         )
-
-
-def _in_batches(score: Callable[[Tensor], Scored], batch_size: int, images_NHWC: Tensor) -> Scored:
-    """Calls `score` with contiguous batches of exactly `batch_size`, the last one padded."""
-    parts = [_padded(score, part, batch_size) for part in torch.split(images_NHWC, batch_size)]
-    if len(parts) == 1:
-        return parts[0]
-    return torch.cat([scores for scores, _ in parts]), torch.cat([embeddings for _, embeddings in parts])
-
-
-def _padded(score: Callable[[Tensor], Scored], part_NHWC: Tensor, batch_size: int) -> Scored:
-    count = len(part_NHWC)
-    if count == batch_size:
-        return score(part_NHWC.contiguous())
-    full_NHWC = part_NHWC.new_zeros(batch_size, *part_NHWC.shape[1:])
-    full_NHWC[:count] = part_NHWC
-    scores_NH, embeddings_ND = score(full_NHWC)
-    return scores_NH[:count], embeddings_ND[:count]
