@@ -60,32 +60,28 @@ def current_task(environ: Mapping[str, str] = os.environ) -> Task:
     ConfigError for a job array with gaps, whose tasks can't be counted.
     """
     if "RANK" in environ and "WORLD_SIZE" in environ:
-        return _torchrun(environ)
-    step, array = _step(environ), _array(environ)
-    job = environ.get("SLURM_ARRAY_JOB_ID") or environ.get("SLURM_JOB_ID", "")
-    return _checked(
-        Task(
-            index=array.index * step.count + step.index,
-            count=array.count * step.count,
-            local_index=step.local_index,
-            local_count=step.local_count,
-            job=f"Slurm job {job}" if job else "",
-        )
-    )
-
-
-def _torchrun(environ: Mapping[str, str]) -> Task:
-    run_id = environ.get("TORCHELASTIC_RUN_ID", "none")
-    where = f"{environ.get('MASTER_ADDR', 'localhost')}:{environ.get('MASTER_PORT', '')}"
-    return _checked(
-        Task(
+        run_id = environ.get("TORCHELASTIC_RUN_ID", "none")
+        where = f"{environ.get('MASTER_ADDR', 'localhost')}:{environ.get('MASTER_PORT', '')}"
+        task = Task(
             index=_number(environ, "RANK"),
             count=_number(environ, "WORLD_SIZE"),
             local_index=_number(environ, "LOCAL_RANK", 0),
             local_count=_number(environ, "LOCAL_WORLD_SIZE", 1),
             job=f"torchrun {where if run_id == 'none' else run_id}",
         )
-    )
+    else:
+        step, array = _step(environ), _array(environ)
+        job = environ.get("SLURM_ARRAY_JOB_ID") or environ.get("SLURM_JOB_ID", "")
+        task = Task(
+            index=array.index * step.count + step.index,
+            count=array.count * step.count,
+            local_index=step.local_index,
+            local_count=step.local_count,
+            job=f"Slurm job {job}" if job else "",
+        )
+    if not 0 <= task.index < task.count:
+        raise ConfigError(f"the environment says that this is task {task.index} of {task.count}")
+    return task
 
 
 def _step(environ: Mapping[str, str]) -> Task:
@@ -136,12 +132,6 @@ def _number(environ: Mapping[str, str], name: str, default: int | None = None) -
         return int(text)
     except ValueError:
         raise ConfigError(f"{name} is {text!r} in the environment: it should be a number") from None
-
-
-def _checked(task: Task) -> Task:
-    if not 0 <= task.index < task.count:
-        raise ConfigError(f"the environment says that this is task {task.index} of {task.count}")
-    return task
 
 
 def for_task(config: Config, task: Task) -> Config:

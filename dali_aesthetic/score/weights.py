@@ -227,10 +227,14 @@ def _own(name: str, path: Path) -> ResolvedFile:
     return ResolvedFile(name=name, path=str(path), sha256=sha256, source=str(path))
 
 
+def _shapes(spec: TowerSpec) -> dict[str, torch.Size]:
+    with torch.device("meta"):
+        return {name: tensor.shape for name, tensor in VisionTower(spec).state_dict().items()}
+
+
 def _check_fits(state: dict[str, Tensor], spec: TowerSpec, path: Path) -> None:
     """Raises ValueError naming the tensors that are not the encoder's."""
-    with torch.device("meta"):
-        wanted = {name: tensor.shape for name, tensor in VisionTower(spec).state_dict().items()}
+    wanted = _shapes(spec)
     problems = [f"lacks {name}" for name in wanted if name not in state]
     problems += [f"has {name}, which the encoder doesn't" for name in state if name not in wanted]
     problems += [
@@ -246,65 +250,34 @@ def _check_fits(state: dict[str, Tensor], spec: TowerSpec, path: Path) -> None:
         )
 
 
-class _Uniform:
-    """Uniform random tensors, float32 on the CPU, from a generator of its own.
+def _uniform(bound: float, shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    """Values in [-bound, bound), float32 on the CPU.
 
     Uniform only: torch's normal samples differ in their last bits between CPUs (its vectorised code uses
     another logarithm), uniform ones are the same on every machine.
     """
-
-    def __init__(self, seed: int) -> None:
-        self._generator = torch.Generator("cpu").manual_seed(seed)
-
-    def bound(self, bound: float, *shape: int) -> Tensor:
-        """Values in [-bound, bound)."""
-        return torch.rand(*shape, generator=self._generator).mul_(2).sub_(1).mul_(bound)
-
-    def std(self, std: float, *shape: int) -> Tensor:
-        """Values with mean zero and this standard deviation."""
-        return self.bound(math.sqrt(3) * std, *shape)
+    return torch.rand(*shape, generator=generator).mul_(2).sub_(1).mul_(bound)
 
 
 def random_tower_state(spec: TowerSpec, seed: int = 0) -> dict[str, Tensor]:
     """Weights for `VisionTower.from_state`, at the scales that open_clip initialises its own with."""
-    draw = _Uniform(seed)
-    width, patch = spec.width, spec.patch_size
-    scale = width**-0.5
-    state = {
-        "patch_embed.weight": draw.bound((3 * patch * patch) ** -0.5, width, 3, patch, patch),
-        "class_embedding": draw.std(scale, width),
-        "positional_embedding": draw.std(scale, spec.tokens, width),
-        "projection": draw.std(scale, width, spec.embed_dim),
-        **_layer_norm("ln_pre", width),
-        **_layer_norm("ln_post", width),
-    }
+    width = spec.width
+    bounds = {"patch_embed.weight": (3 * spec.patch_size**2) ** -0.5}
+    for name in ("class_embedding", "positional_embedding", "projection"):
+        bounds[name] = math.sqrt(3) * width**-0.5  # of values with a standard deviation of width**-0.5
     for index in range(spec.layers):
-        state |= {f"blocks.{index}.{name}": value for name, value in _random_block(spec, draw).items()}
-    return state
-
-
-def _random_block(spec: TowerSpec, draw: _Uniform) -> dict[str, Tensor]:
-    width, mlp_width = spec.width, spec.mlp_width
-    return {
-        **_layer_norm("ln_1", width),
-        "qkv.weight": draw.bound(math.sqrt(6 / (4 * width)), 3 * width, width),
-        "qkv.bias": torch.zeros(3 * width),
-        "proj.weight": draw.bound(width**-0.5, width, width),
-        "proj.bias": torch.zeros(width),
-        **_layer_norm("ln_2", width),
-        "fc1.weight": draw.bound(width**-0.5, mlp_width, width),
-        "fc1.bias": draw.bound(width**-0.5, mlp_width),
-        "fc2.weight": draw.bound(mlp_width**-0.5, width, mlp_width),
-        "fc2.bias": draw.bound(mlp_width**-0.5, width),
-    }
-
-
-def _layer_norm(name: str, width: int) -> dict[str, Tensor]:
-    return {f"{name}.weight": torch.ones(width), f"{name}.bias": torch.zeros(width)}
+        bounds[f"blocks.{index}.qkv.weight"] = math.sqrt(6 / (4 * width))
+        for name in ("proj.weight", "fc1.weight", "fc1.bias", "fc2.weight", "fc2.bias"):
+            bounds[f"blocks.{index}.{name}"] = (spec.mlp_width if "fc2" in name else width) ** -0.5
+    shapes, generator = _shapes(spec), torch.Generator("cpu").manual_seed(seed)
+    drawn = {name: _uniform(bound, shapes.pop(name), generator) for name, bound in bounds.items()}
+    # What is left are the gains of norms, and biases.
+    return drawn | {name: torch.full(shape, float(name.endswith("weight"))) for name, shape in shapes.items()}
 
 
 def random_head_state(embed_dim: int, seed: int = 0) -> dict[str, Tensor]:
     """A linear head for unit embeddings whose scores spread around 5, as LAION's do."""
     # Another seed than the tower's, whose first numbers it would repeat.
-    draw = _Uniform(seed + 1_000_003)
-    return {"weight": draw.std(18 * embed_dim**-0.5, 1, embed_dim), "bias": torch.full((1,), 5.0)}
+    generator = torch.Generator("cpu").manual_seed(seed + 1_000_003)
+    bound = math.sqrt(3) * (18 * embed_dim**-0.5)
+    return {"weight": _uniform(bound, (1, embed_dim), generator), "bias": torch.full((1,), 5.0)}
