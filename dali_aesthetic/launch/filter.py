@@ -103,7 +103,8 @@ def _batches(
     for shard in shards:
         if shard.name not in done:
             error = f"{scores} has no scores of it: run `score` again to complete them"
-            yield _batch([], None, 0, ShardEnd(shard=shard, error=error), len(head_names))
+            nothing = StoredScores([], [], [], np.empty((0, len(head_names)), np.float32))
+            yield _batch(nothing, 0, [], (ShardEnd(shard=shard, error=error),))
             continue
         # An image that was replaced has the same key and row; the fingerprint has the size of its file.
         if shard.kind == "folder" and read_fingerprint(scores, shard.name) != shard.fingerprint:
@@ -113,41 +114,34 @@ def _batches(
 
 def _shard_batches(shard: Shard, stored: StoredScores, limits: ReadLimits) -> Iterator[ScoredBatch]:
     samples: list[Sample] = []
-    start, heads = 0, stored.scores_RH.shape[1]
+    start = 0
     for item in read_shards([shard], limits):
+        row = start + len(samples)
         if isinstance(item, ShardEnd):
-            if not item.error and start + len(samples) != len(stored.keys):
-                raise _mismatch(
-                    shard, f"it has {start + len(samples)} samples, its scores {len(stored.keys)}"
-                )
-            yield _batch(samples, stored, start, item, heads)
+            if not item.error and row != len(stored.keys):
+                raise _mismatch(shard, f"it has {row} samples, its scores {len(stored.keys)}")
+            yield _batch(stored, start, samples, (item,))
             return
-        _check_same(shard, item, stored, start + len(samples))
+        if row >= len(stored.keys):
+            raise _mismatch(shard, f"it has more samples than its {len(stored.keys)} scores")
+        if (item.key, item.offset) != (stored.keys[row], stored.offsets[row]):
+            there = f"{stored.keys[row]!r} at byte {stored.offsets[row]}"
+            raise _mismatch(
+                shard, f"sample {row} is {item.key!r} at byte {item.offset}, its scores have {there}"
+            )
         samples.append(item)
         if len(samples) == _ROWS:
-            yield _batch(samples, stored, start, None, heads)
-            start, samples = start + len(samples), []
+            yield _batch(stored, start, samples)
+            start, samples = start + _ROWS, []
 
 
 def _batch(
-    samples: list[Sample], stored: StoredScores | None, start: int, end: ShardEnd | None, heads: int
+    stored: StoredScores, start: int, samples: list[Sample], ended: tuple[ShardEnd, ...] = ()
 ) -> ScoredBatch:
     rows = slice(start, start + len(samples))
-    headers = tuple(stored.headers[rows]) if stored is not None else ()
-    scores_RH = stored.scores_RH[rows] if stored is not None else np.empty((0, heads), np.float32)
-    ended = (end,) if end is not None else ()
+    headers = tuple(stored.headers[rows])
     encoded = EncodedBatch(samples=tuple(samples), headers=headers, ended=ended)
-    return ScoredBatch(encoded=encoded, headers=headers, scores_RH=scores_RH)
-
-
-def _check_same(shard: Shard, sample: Sample, stored: StoredScores, row: int) -> None:
-    if row >= len(stored.keys):
-        raise _mismatch(shard, f"it has more samples than its {len(stored.keys)} scores")
-    if (sample.key, sample.offset) != (stored.keys[row], stored.offsets[row]):
-        there = f"{stored.keys[row]!r} at byte {stored.offsets[row]}"
-        raise _mismatch(
-            shard, f"sample {row} is {sample.key!r} at byte {sample.offset}, its scores have {there}"
-        )
+    return ScoredBatch(encoded=encoded, headers=headers, scores_RH=stored.scores_RH[rows])
 
 
 def _mismatch(shard: Shard, what: str) -> ScoresMismatch:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from dali_aesthetic.config import Config, ConfigError
-from dali_aesthetic.observe.metrics import Value, read_metrics
+from dali_aesthetic.observe.metrics import read_metrics
 from dali_aesthetic.observe.nvml import Gpus
 from dali_aesthetic.overlap import every
 from dali_aesthetic.stats import RunStats
@@ -30,7 +30,8 @@ class WandbRun:
         def log() -> None:
             nonlocal last
             now, count = time.perf_counter(), stats.num_samples
-            values = flat(read_metrics(stats, num_shards, self._gpus.read()))
+            metrics = read_metrics(stats, num_shards, self._gpus.read())
+            values = {"/".join((one.name, *one.labels)): one.value for one in metrics}
             rate = (count - last[1]) / max(now - last[0], 1e-9)
             self._run.log({**values, "samples_per_second_now": rate})
             last = (now, count)
@@ -69,8 +70,3 @@ def wandb_run(project: str, config: Config) -> Iterator[WandbRun]:
     finally:
         gpus.close()
     run.finish()
-
-
-def flat(values: Iterator[Value]) -> dict[str, float]:
-    """Values by `NAME/LABEL/LABEL`."""
-    return {"/".join((value.name, *value.labels)): value.value for value in values}

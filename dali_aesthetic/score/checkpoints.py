@@ -57,12 +57,10 @@ _NUMPY_GLOBALS: list[Any] = [
 ]
 
 _OPEN_CLIP = {
-    "visual.conv1.weight": "patch_embed.weight",
+    "visual.conv1.": "patch_embed.",
     "visual.class_embedding": "class_embedding",
     "visual.positional_embedding": "positional_embedding",
     "visual.proj": "projection",
-}
-_OPEN_CLIP_PARTS = {
     "visual.ln_pre.": "ln_pre.",
     "visual.ln_post.": "ln_post.",
     "visual.transformer.resblocks.": "blocks.",
@@ -72,11 +70,9 @@ _OPEN_CLIP_PARTS = {
     ".mlp.c_proj.": ".fc2.",
 }
 _HF = {
-    "vision_model.embeddings.patch_embedding.weight": "patch_embed.weight",
+    "vision_model.embeddings.patch_embedding.": "patch_embed.",
     "vision_model.embeddings.class_embedding": "class_embedding",
     "vision_model.embeddings.position_embedding.weight": "positional_embedding",
-}
-_HF_PARTS = {
     "vision_model.pre_layrnorm.": "ln_pre.",
     "vision_model.post_layernorm.": "ln_post.",
     "vision_model.encoder.layers.": "blocks.",
@@ -234,14 +230,14 @@ def _tower_at_root(path: Path, state: dict[str, Tensor]) -> dict[str, Tensor]:
 def from_open_clip(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Our names for the `visual.` part of an open_clip (or OpenAI) state dict."""
     vision = {name: tensor for name, tensor in state.items() if name.startswith("visual.")}
-    return {_renamed(name, _OPEN_CLIP, _OPEN_CLIP_PARTS): tensor for name, tensor in vision.items()}
+    return {_renamed(name, _OPEN_CLIP): tensor for name, tensor in vision.items()}
 
 
 def from_hf(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Our names for the image tower of a Hugging Face CLIPModel or CLIPVisionModelWithProjection."""
     vision = {name: tensor for name, tensor in state.items() if name.startswith("vision_model.")}
     vision.pop("vision_model.embeddings.position_ids", None)  # a constant that older versions stored
-    renamed = {_renamed(name, _HF, _HF_PARTS): tensor for name, tensor in vision.items()}
+    renamed = {_renamed(name, _HF): tensor for name, tensor in vision.items()}
     if "visual_projection.weight" in state:
         renamed["projection"] = state["visual_projection.weight"].T.contiguous()
     return dict(_join_qkv(renamed))
@@ -260,9 +256,7 @@ def _join_qkv(state: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
             yield name, tensor
 
 
-def _renamed(name: str, whole: Mapping[str, str], parts: Mapping[str, str]) -> str:
-    if name in whole:
-        return whole[name]
+def _renamed(name: str, parts: Mapping[str, str]) -> str:
     for theirs, ours in parts.items():
         name = name.replace(theirs, ours)
     return name
