@@ -10,7 +10,7 @@ import typer
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from dali_aesthetic.commands.command import Verbosity, command, console, print_json
+from dali_aesthetic.commands.command import INCOMPLETE, Verbosity, command, console, print_json
 from dali_aesthetic.commands.options import Json, Quiet, Verbose
 from dali_aesthetic.config import ConfigError
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from dali_aesthetic.compact.pack import Packed, Size
 
 commands = typer.Typer()
+_PROBLEMS_SHOWN = 5
 EXAMPLES = """
 Examples:
 
@@ -26,7 +27,8 @@ Examples:
 
   dali-aesthetic compact kept --output packed --bytes-per-shard 1GB --index --subset-file kept.npy
 
-Exit code: 0 complete, 2 nothing that could be packed. Whatever ended it: the same command goes on.
+Exit code: 0 complete, 1 shards without an index, 2 nothing that could be packed. Whatever ended it: the same
+command goes on.
 """
 
 
@@ -72,7 +74,11 @@ def compact(
         print_json(asdict(result))
     elif not verbosity.quiet:
         console.print(_sentence(result, options), soft_wrap=True)
-    return 0
+    for problem in result.without_index[:_PROBLEMS_SHOWN]:
+        console.print(escape(problem), soft_wrap=True)
+    if result.without_index:
+        console.print(f"{len(result.without_index):,} of {result.num_shards:,} shards have no index")
+    return INCOMPLETE if result.without_index else 0
 
 
 def _size(samples: int | None, text: str | None) -> dict[str, Size]:

@@ -30,16 +30,27 @@ def write_sizes(shards: Path, counts: Mapping[str, int]) -> None:
     write_whole(shards / SIZES, content)
 
 
-def write_index(tar: Path) -> None:
-    """Writes `NAME.idx` beside `NAME.tar` for `fn.readers.webdataset(index_paths=...)`, as `wds2idx` does.
+def write_indexes(shards: Path, names: Iterable[str]) -> tuple[str, ...]:
+    """Writes each missing `NAME.idx` for `fn.readers.webdataset(index_paths=...)`, as `wds2idx` does.
 
-    Raises ConfigError for member names that the format can't hold.
+    Returns why other tars can't have one.
     """
-    write_whole(tar.with_suffix(".idx"), index_of(tar).encode())
+    problems = []
+    for tar in (shards / f"{name}.tar" for name in names):
+        index = tar.with_suffix(".idx")
+        try:
+            if not index.exists():
+                write_whole(index, index_of(tar).encode())
+        except ConfigError as error:
+            problems.append(str(error))
+    return tuple(problems)
 
 
 def index_of(tar: Path) -> str:
-    """The index: a line for each sample with extension, data offset, size and name of each member."""
+    """The index: a line for each sample with extension, data offset, size and name of each member.
+
+    Raises ConfigError for member names that the format can't hold.
+    """
     samples: list[list[str]] = []
     last = ""
     for name, offset, size in _files(tar):
@@ -57,12 +68,6 @@ def index_of(tar: Path) -> str:
     return "".join(f"{line}\n" for line in (f"{_VERSION} {len(samples)}", *map(" ".join, samples)))
 
 
-def missing_indexes(shards: Path, names: Iterable[str]) -> Iterator[Path]:
-    """The tars of `names` without an index."""
-    tars = (shards / f"{name}.tar" for name in names)
-    return (tar for tar in tars if not tar.with_suffix(".idx").exists())
-
-
 def _files(tar: Path) -> Iterator[tuple[str, int, int]]:
     for member in scan_tar(map_file(str(tar))):
         if member.is_file:
@@ -75,24 +80,26 @@ def _split(name: str) -> tuple[str, str]:
     return (name[:dot], name[dot + 1 :]) if dot >= 0 else ("", "")
 
 
-def write_subset(path: Path, scores: Iterable[Path]) -> int:
-    """Writes the uids of all rows of `scores`, sorted, and returns their number.
+def subset_of(scores: Iterable[Path]) -> npt.NDArray[np.void]:
+    """The uids of the kept rows, sorted, as DataComp's resharder and leaderboard take them.
 
-    The file is what DataComp's resharder and leaderboard take: .npy of dtype `u8,u8`, the upper and lower 64
-    bits of a hexadecimal number of up to 32 digits. Raises ConfigError for a row without a uid. Takes 16
-    bytes of memory for each.
+    They have the dtype `u8,u8`: the upper and lower 64 bits of a hexadecimal number of up to 32 digits.
+    Raises ConfigError for a row without a uid.
     """
-    parts = [uids(one) for one in scores]
+    parts = [_uids(one) for one in scores]
     halves_N2 = np.concatenate([np.empty((0, 2), np.uint64), *parts])
     order_N = np.lexsort((halves_N2[:, 1], halves_N2[:, 0]))
-    subset = np.ascontiguousarray(halves_N2[order_N]).view(DTYPE)[:, 0]
+    return np.ascontiguousarray(halves_N2[order_N]).view(DTYPE)[:, 0]
+
+
+def write_subset(path: Path, subset: npt.NDArray[np.void]) -> None:
+    """Writes the result of `subset_of`."""
     file = io.BytesIO()
     np.save(file, subset)
     write_whole(path, file.getbuffer())
-    return len(subset)
 
 
-def uids(scores: Path) -> npt.NDArray[np.uint64]:
+def _uids(scores: Path) -> npt.NDArray[np.uint64]:
     """Both halves of the uid of each kept row [N, 2]. Raises ConfigError for one that is missing or wrong."""
     rows = pq.read_table(scores, columns=[UID, "kept"])
     column = rows.filter(rows.column("kept")).column(0)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dali_aesthetic.compact.beside import missing_indexes, uids, write_index, write_sizes, write_subset
+from dali_aesthetic.compact.beside import subset_of, write_indexes, write_sizes, write_subset
 from dali_aesthetic.compact.kept import Run, check_finished, read_run
 from dali_aesthetic.compact.pack import Packed, Packer, Size
 from dali_aesthetic.config import ConfigError
@@ -33,7 +33,10 @@ class Options:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """The content of `output`; `num_there` of its shards were written by an earlier call."""
+    """The content of `output`; `num_there` of its shards were written by an earlier call.
+
+    `without_index` says why shards that were to have an index can't.
+    """
 
     num_shards: int
     num_there: int
@@ -41,6 +44,7 @@ class Result:
     num_bytes: int
     num_source_shards: int
     seconds: float
+    without_index: tuple[str, ...] = ()
 
 
 def compact(options: Options, each: Callable[[Packed, int], None] | None = None) -> Result:
@@ -56,6 +60,9 @@ def compact(options: Options, each: Callable[[Packed, int], None] | None = None)
             raise ConfigError(f"{path}: only folders on a local or mounted file system are packed, no URLs")
     run = read_run(options.run)
     _check(run, options)
+    # Read before anything is packed, for what is wrong with it to be said then.
+    kept = (run.folder / scores_file(shard.name) for shard in run.shards if shard.num_kept)
+    subset = None if options.subset_file is None else subset_of(kept)
     with claim(options.output):
         write_run_record(options.output, _record(run, options))
         clean_leftovers(options.output)
@@ -64,7 +71,9 @@ def compact(options: Options, each: Callable[[Packed, int], None] | None = None)
             packed.append(shard)
             if each is not None:
                 each(shard, run.num_kept)
-        _finish(packed, options)
+        without_index = _finish(packed, options)
+        if options.subset_file is not None and subset is not None:
+            write_subset(options.subset_file, subset)
     return Result(
         num_shards=len(packed),
         num_there=sum(shard.was_there for shard in packed),
@@ -72,6 +81,7 @@ def compact(options: Options, each: Callable[[Packed, int], None] | None = None)
         num_bytes=sum(shard.num_bytes for shard in packed),
         num_source_shards=len(run.shards),
         seconds=time.perf_counter() - start,
+        without_index=without_index,
     )
 
 
@@ -80,9 +90,6 @@ def _check(run: Run, options: Options) -> None:
         raise ConfigError(f"--output {options.output} is the run itself; give a folder of its own")
     if not options.allow_unfinished:
         check_finished(run)
-    first = next((shard for shard in run.shards if shard.num_kept), None)
-    if options.subset_file is not None and first is not None:
-        uids(run.folder / scores_file(first.name))
 
 
 def _record(run: Run, options: Options) -> dict[str, Any]:
@@ -94,12 +101,7 @@ def _record(run: Run, options: Options) -> dict[str, Any]:
     }
 
 
-def _finish(packed: list[Packed], options: Options) -> None:
+def _finish(packed: list[Packed], options: Options) -> tuple[str, ...]:
     shards, names = options.output / SHARDS, [shard.name for shard in packed]
     write_sizes(shards, {f"{shard.name}{TAR}": shard.num_samples for shard in packed})
-    if options.index:
-        for tar in missing_indexes(shards, names):
-            write_index(tar)
-    if options.subset_file is not None:
-        scores = (options.output / scores_file(name) for name in names)
-        write_subset(options.subset_file, scores)
+    return write_indexes(shards, names) if options.index else ()

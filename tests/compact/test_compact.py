@@ -232,6 +232,24 @@ def test_a_damaged_run_is_not_packed(run_output: Path, tmp_path: Path) -> None:
         pack(copied, tmp_path / "packed")
 
 
+def test_a_shard_that_can_have_no_index_is_named_and_the_others_have_one(tmp_path: Path) -> None:
+    output = make_run(tmp_path, {"a": [(key, {}) for key in ("5", "6", "a 7", "8", "9")]})
+    arguments = ["compact", str(output), "--output", str(tmp_path / "packed"), "--samples-per-shard", "2"]
+    for _ in range(2):
+        done = CliRunner().invoke(app, [*arguments, "--index"])
+        assert done.exit_code == 1
+        assert "00001.tar has a member 'a 7.jpg'; DALI's index has no names with spaces" in done.stderr
+        assert "1 of 3 shards have no index" in done.stderr
+        assert sorted(path.stem for path in (tmp_path / "packed" / "shards").glob("*.idx")) == [
+            "00000",
+            "00002",
+        ]
+        assert names(tmp_path / "packed") == ["00000", "00001", "00002"]
+    found = json.loads(CliRunner().invoke(app, [*arguments, "--index", "--json"]).stdout)["without_index"]
+    assert len(found) == 1
+    assert CliRunner().invoke(app, arguments).exit_code == 0
+
+
 def test_the_subset_file_is_datacomps(run_output: Path, tmp_path: Path) -> None:
     pack(run_output, tmp_path / "packed", size=Size(samples=7), subset_file=tmp_path / "kept.npy")
     subset = np.load(tmp_path / "kept.npy", mmap_mode="r")
@@ -258,10 +276,12 @@ def test_the_subset_file_is_datacomps(run_output: Path, tmp_path: Path) -> None:
     ],
 )
 def test_invalid_uids_are_refused(tmp_path: Path, fields: list[dict[str, Any]], message: str) -> None:
-    run = make_run(tmp_path, {"a": [(str(i + 5), one) for i, one in enumerate(fields)]})
+    shards = {"0": [("5", {"uid": "cd"})], "a": [(str(i + 5), one) for i, one in enumerate(fields)]}
+    run = make_run(tmp_path, shards)
     with pytest.raises(ConfigError, match=message):
         pack(run, tmp_path / "packed", subset_file=tmp_path / "kept.npy")
     assert not (tmp_path / "kept.npy").exists()
+    assert not (tmp_path / "packed").exists(), "it is said before anything is packed"
 
 
 @pytest.mark.parametrize(
