@@ -209,6 +209,9 @@ def test_a_tar_of_images_then_sidecars_keeps_its_captions_and_says_so(
     assert warnings["keys whose files lie apart in the tar, joined"]["count"] == 7
     assert warnings["unreadable json files left out of the scores"]["count"] == 1
     assert verify_output(tmp_path / "out", against_input=True).problems == ()
+    rerun = run(settings)
+    assert rerun.num_skipped == 1
+    assert as_dict(rerun, settings)["warnings"] == warnings
 
 
 def test_a_folder_of_images_becomes_shards_of_the_files_own_bytes(

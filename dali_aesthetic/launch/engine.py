@@ -18,7 +18,7 @@ from dali_aesthetic.stats import RunStats
 from dali_aesthetic.threshold import Threshold
 from dali_aesthetic.types import Shard
 from dali_aesthetic.write.lock import claim
-from dali_aesthetic.write.output import clean_leftovers, open_output
+from dali_aesthetic.write.output import clean_leftovers, earlier_warnings, open_output
 
 Watch = Callable[[RunStats, int], AbstractContextManager[object]]
 """Entered for the length of the work, with its live counters and the number of shards to do."""
@@ -80,8 +80,12 @@ def launch(config: Config, engine: Engine, watch: Watch | None = None, task: Tas
         claim(config.output, job=job, leads=task.index == 0),
         engine(config, shards, task) as prepared,
     ):
-        todo = task.part(open_output(config.output, prepared.record, shards), len(shards))
+        left = open_output(config.output, prepared.record, shards)
+        todo = task.part(left, len(shards))
         stats = RunStats()
+        if task.index == 0:
+            for source, warnings in earlier_warnings(config.output, shards, left):
+                stats.reports.warnings.add(source, warnings)
         with watch(stats, len(todo)) if watch else nullcontext():
             prepared.work(todo, stats)
         if stats.incidents:

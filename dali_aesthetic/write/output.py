@@ -7,10 +7,13 @@ import json
 import os
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, overload
 
 from dali_aesthetic import layout
+from dali_aesthetic.overlap import pool
 from dali_aesthetic.stores.access import create, exists, open_file
 from dali_aesthetic.stores.location import is_url, join, parent
 from dali_aesthetic.types import Shard
@@ -18,6 +21,8 @@ from dali_aesthetic.write.files import TEMPORARY, is_leftover, publish, sync_fol
 from dali_aesthetic.write.rows import read_columns
 
 _ABSENT = "(not set)"
+_MOST_STATS, _STATS_AT_ONCE = 2000, 16
+"""Stats of shards done before that a rerun reads: each is a request to a store."""
 
 
 class OutputMismatch(ValueError):
@@ -61,6 +66,42 @@ def pending_shards(output: str | Path, shards: Sequence[Shard]) -> Sequence[Shar
         return shards
     _check_source(os.fspath(output), shards, done)
     return _Some(shards, (index for index, shard in enumerate(shards) if shard.name not in done))
+
+
+def earlier_warnings(
+    output: str | Path, shards: Sequence[Shard], left: Sequence[Shard]
+) -> Iterator[tuple[str, list[str]]]:
+    """The sources and warnings, damage among them, of the `shards` that are done: those that are not `left`.
+
+    Of many the first are looked at, and a warning says of how many that isn't so.
+    """
+    num_done = len(shards) - len(left)
+    with pool(_STATS_AT_ONCE, "stats") as threads:
+        done = islice(_without(shards, left) if num_done else (), _MOST_STATS)
+        yield from threads.map(partial(_warnings_of, output), done)
+    if num_done > _MOST_STATS:
+        kind = "shards done before whose warnings `verify` shows"
+        yield os.fspath(output), [f"{kind}: {num_done - _MOST_STATS}"]
+
+
+def _without(shards: Iterable[Shard], left: Iterable[Shard]) -> Iterator[Shard]:
+    """The `shards` that are not `left`; both are in one order."""
+    waiting = iter(left)
+    next_left = next(waiting, None)
+    for shard in shards:
+        if next_left is not None and shard.index == next_left.index:
+            next_left = next(waiting, None)
+        else:
+            yield shard
+
+
+def _warnings_of(output: str | Path, shard: Shard) -> tuple[str, list[str]]:
+    try:
+        stats = layout.read_stats(output, shard.name)
+    except (layout.BadStats, OSError):
+        return shard.source, []  # `verify` says what is wrong with it
+    damage = stats.get("damage")
+    return shard.source, [*stats.get("warnings", ()), *([f"damaged: {damage}"] if damage else [])]
 
 
 class _Some(Sequence[Shard]):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -10,12 +11,15 @@ import pytest
 
 from dali_aesthetic.layout import committed_names
 from dali_aesthetic.shards import plan_shards
+from dali_aesthetic.types import Shard
+from dali_aesthetic.write import output as output_module
 from dali_aesthetic.write.files import temporary_path
 from dali_aesthetic.write.output import (
     OutputMismatch,
     RunMismatch,
     check_run_record,
     clean_leftovers,
+    earlier_warnings,
     open_output,
     write_run_record,
 )
@@ -266,3 +270,28 @@ def test_an_output_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "out").write_text("a file where the folder should be")
     with pytest.raises(OSError, match="/out'"):
         open_output(tmp_path / "out", RECORD, [])
+
+
+def test_warnings_and_damage_of_shards_done_before_are_told_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shards = [Shard(index=n, name=f"{n}", kind="tar", source=f"{n}.tar") for n in range(9)]
+    (tmp_path / "stats").mkdir()
+    for n in (0, 3, 4, 8):
+        stats = {
+            "warnings": ["odd: 2 (first: 'a')"] if n else [],
+            "damage": "byte 512: cut" if n == 8 else "",
+        }
+        (tmp_path / "stats" / f"{n}.json").write_text(json.dumps(stats))
+    (tmp_path / "stats" / "5.json").write_text("torn")
+    left = [shard for shard in shards if shard.index in (1, 2, 6, 7)]
+    told = list(earlier_warnings(tmp_path, shards, left))
+    odd = ["odd: 2 (first: 'a')"]
+    assert told == [
+        *(("0.tar", []), ("3.tar", odd), ("4.tar", odd), ("5.tar", [])),
+        ("8.tar", [*odd, "damaged: byte 512: cut"]),
+    ]
+    assert list(earlier_warnings(tmp_path, shards, shards)) == []
+    monkeypatch.setattr(output_module, "_MOST_STATS", 2)
+    more = ["shards done before whose warnings `verify` shows: 3"]
+    assert list(earlier_warnings(tmp_path, shards, left)) == [*told[:2], (str(tmp_path), more)]
