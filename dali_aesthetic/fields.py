@@ -15,7 +15,6 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, ClassVar, Literal, TypeGuard, Union, get_args, get_origin
 
-import annotated_types
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -170,7 +169,7 @@ def _line(problem: ErrorDetails, known: dict[str, Option], flagged: Collection[s
     value, text = problem["input"], problem["msg"].removeprefix("Value error, ")
     if problem["type"] in ("extra_forbidden", "invalid_key"):
         return _unknown(path, known)
-    option = next((known[start] for start in _starts(path) if start in known), None)
+    option = next((option for start, option in known.items() if f"{path}.".startswith(f"{start}.")), None)
     if problem["type"] == "missing":
         return f"{path} is missing: give {option.flag if option else 'it'}"
     if problem["type"] == "value_error" and not text.startswith("give "):
@@ -200,13 +199,6 @@ def _unknown(path: str, known: dict[str, Option]) -> str:
     return f"{path} is no field: {where} has {', '.join(dict.fromkeys(name for name, _ in here))}"
 
 
-def _starts(path: str) -> Iterator[str]:
-    """The path, then its section's, and so on."""
-    while path:
-        yield path
-        path = path.rpartition(".")[0]
-
-
 def _wanted(kind: Any, limits: list[Any]) -> str:
     if get_origin(kind) is Literal:
         values = get_args(kind)
@@ -219,14 +211,13 @@ def _wanted(kind: Any, limits: list[Any]) -> str:
 
 
 def _range(limits: list[Any]) -> str:
-    least = next((limit.ge for limit in limits if isinstance(limit, annotated_types.Ge)), None)
-    most = next((limit.le for limit in limits if isinstance(limit, annotated_types.Le)), None)
-    above = next((limit.gt for limit in limits if isinstance(limit, annotated_types.Gt)), None)
-    if above is not None:
-        return f" above {above}"
-    if least is None:
+    sides = ("gt", "ge", "le")
+    bounds = {side: getattr(limit, side) for limit in limits for side in sides if hasattr(limit, side)}
+    if "gt" in bounds:
+        return f" above {bounds['gt']}"
+    if "ge" not in bounds:
         return ""
-    return f" from {least} up" if most is None else f" from {least} to {most}"
+    return f" from {bounds['ge']} to {bounds['le']}" if "le" in bounds else f" from {bounds['ge']} up"
 
 
 def _is_section(annotation: Any) -> TypeGuard[type[Section]]:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from dali_aesthetic.config import Config, ConfigError
 from dali_aesthetic.layout import SETTLING
+from dali_aesthetic.overlap import cpu_count
 from dali_aesthetic.stores.location import is_url
 from dali_aesthetic.types import Shard
 from dali_aesthetic.write.files import make_folder
@@ -157,8 +158,6 @@ def for_task(config: Config, task: Task) -> Config:
             )
         return config
     _take_own_gpu(config, task)
-    from dali_aesthetic.overlap import cpu_count
-
     # Slurm may bind a task to its cores; otherwise each task sees all of the host's.
     bound = cpu_count() < (os.cpu_count() or 1)
     threads = config.decode.num_threads or (cpu_count() if bound else max(1, cpu_count() // task.local_count))

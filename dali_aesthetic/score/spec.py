@@ -76,7 +76,20 @@ def spec_of(encoder: str) -> TowerSpec:
             f"encoder {encoder!r}: open_clip has no such model; use a ViT such as ViT-L-14, ViT-B-32, "
             "ViT-B-32-quickgelu or ViT-H-14 (`open_clip.list_models()` names them all)"
         )
-    return _spec_from_open_clip(encoder, config)
+    vision = config["vision_cfg"]
+    _refuse_other_towers(encoder, vision)
+    width, head_width = vision.get("width", 768), vision.get("head_width", 64)
+    return TowerSpec(
+        name=encoder,
+        image_size=vision.get("image_size", 224),
+        patch_size=vision.get("patch_size", 16),
+        width=width,
+        layers=vision.get("layers", 12),
+        heads=width // head_width,
+        mlp_width=int(width * vision.get("mlp_ratio", 4.0)),
+        embed_dim=config["embed_dim"],
+        quick_gelu=bool(config.get("quick_gelu", False)),
+    )
 
 
 def model_config(encoder: str) -> Mapping[str, Any] | None:
@@ -96,24 +109,6 @@ def model_config(encoder: str) -> Mapping[str, Any] | None:
     file = {path.stem: path for path in configs.glob("*.json")}.get(encoder)
     config: Mapping[str, Any] = json.loads(file.read_text()) if file else {}
     return config if {"embed_dim", "vision_cfg", "text_cfg"} <= config.keys() else None
-
-
-def _spec_from_open_clip(encoder: str, config: Mapping[str, Any]) -> TowerSpec:
-    """The spec of an open_clip model configuration (its `embed_dim`, `vision_cfg` and `quick_gelu`)."""
-    vision = config["vision_cfg"]
-    _refuse_other_towers(encoder, vision)
-    width, head_width = vision.get("width", 768), vision.get("head_width", 64)
-    return TowerSpec(
-        name=encoder,
-        image_size=vision.get("image_size", 224),
-        patch_size=vision.get("patch_size", 16),
-        width=width,
-        layers=vision.get("layers", 12),
-        heads=width // head_width,
-        mlp_width=int(width * vision.get("mlp_ratio", 4.0)),
-        embed_dim=config["embed_dim"],
-        quick_gelu=bool(config.get("quick_gelu", False)),
-    )
 
 
 def _refuse_other_towers(encoder: str, vision: Mapping[str, Any]) -> None:

@@ -113,11 +113,11 @@ def config(**values: object) -> Config:
 
 def test_a_task_has_its_share_of_the_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.cpu_count", lambda: 16)
-    monkeypatch.setattr("dali_aesthetic.overlap.cpu_count", lambda: 16)
+    monkeypatch.setattr("dali_aesthetic.launch.slurm.cpu_count", lambda: 16)
     task = Task(index=1, count=4, local_count=4)
     assert for_task(config(), task).decode.num_threads == 4
     assert for_task(config(decode={"num_threads": 3}), task).decode.num_threads == 3
-    monkeypatch.setattr("dali_aesthetic.overlap.cpu_count", lambda: 5)
+    monkeypatch.setattr("dali_aesthetic.launch.slurm.cpu_count", lambda: 5)
     assert for_task(config(), task).decode.num_threads == 5, "Slurm has bound it to its own cores"
     assert for_task(config(), ALONE) == config()
 

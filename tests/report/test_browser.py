@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dali_aesthetic.report import write_report
+from dali_aesthetic.report.page import write_report
 from dali_aesthetic.types import Status
 from tests.report.outputs import Item, make_output, scores_of
 

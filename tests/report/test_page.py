@@ -13,8 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from dali_aesthetic.cli import app
-from dali_aesthetic.report import write_report
-from dali_aesthetic.report.page import embedded, number, percent, report_at, shortest
+from dali_aesthetic.report.page import embedded, number, percent, report_at, shortest, write_report
 from dali_aesthetic.types import Status
 from tests.report.outputs import Item, default_record, make_output
 from tests.stores.fixtures import bucket, s3_server

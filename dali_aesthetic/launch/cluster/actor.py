@@ -11,7 +11,7 @@ import os
 import socket
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -47,6 +47,11 @@ class WorkerSpec:
     gpus_each: int
     cpus_each: int
     most_workers: int | None
+
+    def fitting(self, resources: Mapping[str, float]) -> int:
+        """How many such workers fit into Ray's `resources`; one at least."""
+        kind, each = ("GPU", self.gpus_each) if self.gpus_each else ("CPU", self.cpus_each)
+        return max(1, int(resources.get(kind, 0) // each))
 
 
 def settle(spec: WorkerSpec, first_shards: Sequence[Shard]) -> tuple[ModelConfig, dict[str, Any]]:
@@ -183,8 +188,7 @@ def _sharers(spec: WorkerSpec) -> int:
     here = ray.get_runtime_context().get_node_id()
     nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call, unused-ignore]
     resources: dict[str, float] = next((node["Resources"] for node in nodes if node["NodeID"] == here), {})
-    each = ("GPU", spec.gpus_each) if spec.gpus_each else ("CPU", spec.cpus_each)
-    most = max(1, int(resources.get(each[0], 1) // each[1]))
+    most = spec.fitting(resources)
     return most if spec.most_workers is None else min(most, spec.most_workers)
 
 

@@ -156,7 +156,7 @@ def _dataset(
     context.enable_progress_bars = False
     # It warns of a small object store, which holds nothing of size here.
     logging.getLogger("ray.data._internal.execution.resource_manager").setLevel(logging.ERROR)
-    work = tasks(todo, spec.most_workers or _num_workers(ray, spec))
+    work = tasks(todo, spec.most_workers or spec.fitting(ray.cluster_resources()))
     pool = ray.data.ActorPoolStrategy(min_size=1, max_size=len(work))
     if spec.most_workers is not None:
         pool = ray.data.ActorPoolStrategy(size=min(len(work), spec.most_workers))
@@ -174,13 +174,6 @@ def _dataset(
         # process at once. A signal's traceback may hold one, in frames of Ray's that are left already.
         traceback.clear_frames(error.__traceback__)
         raise
-
-
-def _num_workers(ray: ModuleType, spec: WorkerSpec) -> int:
-    """The number of workers that fit on the cluster now."""
-    cluster = ray.cluster_resources()
-    most = cluster.get("GPU", 0) if spec.gpus_each else cluster.get("CPU", 0) // spec.cpus_each
-    return max(1, int(most))
 
 
 def _copy(stats: RunStats, progress: Progress) -> None:

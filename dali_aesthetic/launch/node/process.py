@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from multiprocessing import connection, get_context
 from multiprocessing.connection import Connection
 from typing import Any
@@ -121,15 +122,12 @@ class WorkerProcess:
         Which presets those would have met isn't known, so the counts by preset are scaled.
         """
         share = min(1.0, self.committed.num_samples / max(1, self.tally.num_samples))
-        presets = {name: round(count * share) for name, count in self.tally.presets.items()}
-        return Tally(
+        return replace(
+            self.tally,
             num_samples=self.committed.num_samples,
             num_kept=self.committed.num_kept,
             statuses=self.committed.statuses,
-            presets=presets,
-            work=self.tally.work,
-            waits=self.tally.waits,
-            seconds=self.tally.seconds,
+            presets={name: round(count * share) for name, count in self.tally.presets.items()},
         )
 
 
