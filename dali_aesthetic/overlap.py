@@ -43,11 +43,6 @@ class StageTimes:
     first_at: float = 0.0
     ended_at: float = 0.0
 
-    @property
-    def busy(self) -> float:
-        """Seconds of own work, including the waits for the stage before it."""
-        return max(0.0, self.ended_at - self.started_at - self.blocked_on_full)
-
 
 class _End:
     """The end of the queue, behind the last item. Carries the failure of the source, if there was one."""

@@ -95,8 +95,10 @@ class DaliDecoder:
                 for chunk in job.chunks:
                     self._collect(job, chunk)
                 yield self._finish(job)
-        finally:
-            self._drain()
+        finally:  # the lanes are left empty, so that the next call's outputs are its own
+            self._feeds = iter(())
+            self._jobs.clear()
+            self._lanes.drain()
         if self._failure is not None:
             raise self._failure
 
@@ -126,11 +128,12 @@ class DaliDecoder:
 
     def _feed(self, batches: Iterator[EncodedBatch]) -> Iterator[Feed]:
         """Queue a job for each batch and yield its chunks in the form the graph takes."""
+        placeholder: Feed = [np.frombuffer(_PLACEHOLDER, np.uint8)], *resize_steps([(1, 1)], self._image_size)
         for batch in batches:
             job = self._start(batch)
             self._jobs.append(job)
             for chunk in job.chunks:
-                yield self._feed_of(batch, chunk) if chunk else self._placeholder()
+                yield self._feed_of(batch, chunk) if chunk else placeholder
 
     def _start(self, batch: EncodedBatch) -> _Job:
         headers = [self._routed(header) for header in batch.headers]
@@ -151,10 +154,6 @@ class DaliDecoder:
         sizes = [self._upright_size(batch.headers[row]) for row in rows]
         images = [np.frombuffer(_fed(_image(batch, row), batch.headers[row]), np.uint8) for row in rows]
         return images, *resize_steps(sizes, self._image_size)
-
-    def _placeholder(self) -> Feed:
-        steps = resize_steps([(1, 1)], self._image_size)
-        return [np.frombuffer(_PLACEHOLDER, np.uint8)], *steps
 
     def _upright_size(self, header: ImageHeader) -> tuple[int, int]:
         if self._apply_exif and swaps_sides(header.orientation):
@@ -209,12 +208,6 @@ class DaliDecoder:
             rows_N=np.asarray(job.rows, np.int64),
         )
 
-    def _drain(self) -> None:
-        """Leave the lanes empty, so that the next call's outputs are its own."""
-        self._feeds = iter(())
-        self._jobs.clear()
-        self._lanes.drain()
-
 
 def _image(batch: EncodedBatch, row: int) -> Buffer:
     image = batch.samples[row].image
@@ -240,7 +233,8 @@ class Chunker:
     of their own progressive JPEGs took longer.
 
     An image that raises costs its whole chunk a second decode, so a chunk that fails halves the size of the
-    next ones (down to `fewest_images`), and `_CALM` good ones in a row double it again.
+    next ones (down to `fewest_images`), and `_CALM` good ones in a row double it again: `images` is the most
+    that the next chunk may have.
     """
 
     def __init__(
@@ -249,20 +243,15 @@ class Chunker:
         self._most_images, self._most_bytes = most_images, most_bytes
         self._by_layout = by_layout
         self._fewest_images = min(fewest_images, most_images)
-        self._images = most_images
+        self.images = most_images
         self._good_in_a_row = 0
-
-    @property
-    def images(self) -> int:
-        """The most images that the next chunk may have."""
-        return self._images
 
     def divide(self, headers: Sequence[ImageHeader]) -> list[list[int]]:
         """The rows that DALI decodes, ascending in each chunk. An image above the bytes' bound is alone."""
         rows = [row for row, header in enumerate(headers) if header.route is Route.DALI]
         chunks: list[list[int]] = []
         for group in _by_layout(rows, headers) if self._by_layout else [rows]:
-            most = -(-len(group) // max(1, -(-len(group) // self._images)))  # chunks of about the same size
+            most = -(-len(group) // max(1, -(-len(group) // self.images)))  # chunks of about the same size
             room, start = 0, len(chunks)
             for row in group:
                 size = 3 * headers[row].width * headers[row].height
@@ -276,13 +265,13 @@ class Chunker:
     def failed(self) -> None:
         """A chunk raised."""
         self._good_in_a_row = 0
-        self._images = max(self._fewest_images, self._images // 2)
+        self.images = max(self._fewest_images, self.images // 2)
 
     def passed(self) -> None:
         """A chunk came through."""
         self._good_in_a_row += 1
         if self._good_in_a_row % _CALM == 0:
-            self._images = min(self._most_images, 2 * self._images)
+            self.images = min(self._most_images, 2 * self.images)
 
 
 def _by_layout(rows: list[int], headers: Sequence[ImageHeader]) -> list[list[int]]:

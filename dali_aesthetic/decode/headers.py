@@ -224,7 +224,10 @@ def _other(image: Buffer, data: bytes) -> ImageHeader:
     name = _pillow_format(image, data)
     if name:
         return ImageHeader(format=name, width=0, height=0, route=Route.PILLOW, orientation=UNCLEAR)
-    name = _media(image) if data[4:8] == b"ftyp" else _by_magic(data, _KNOWN_MAGIC)
+    if data[4:8] == b"ftyp":
+        name = "heic" if _HEIC_BRANDS & _brands(image) else "video"
+    else:
+        name = _by_magic(data, _KNOWN_MAGIC)
     if name:
         return refused(name, Status.UNSUPPORTED, _ADVICE.format(name))
     if _may_be_tga(data):
@@ -249,10 +252,6 @@ def _may_be_tga(data: bytes) -> bool:
 
 def _by_magic(data: bytes, table: tuple[tuple[bytes, str], ...]) -> str:
     return next((name for magic, name in table if data.startswith(magic)), "")
-
-
-def _media(image: Buffer) -> str:
-    return "heic" if _HEIC_BRANDS & _brands(image) else "video"
 
 
 def _brands(image: Buffer) -> set[bytes]:
