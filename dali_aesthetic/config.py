@@ -33,7 +33,8 @@ class ModelConfig(Section):
 
     encoder: str = option("ViT-L-14", "Any open_clip ViT name.")
     weights: str = option(
-        "openai", "Weights of the encoder: openai, random[:SEED], hf-hub:ORG/REPO, open_clip's tag, a path."
+        "openai",
+        "Weights of the encoder: openai, random[:SEED], hf-hub:ORG/REPO[@REVISION], open_clip's tag, a path.",
     )
     heads: tuple[str, ...] = option(
         ("laion-v2",),

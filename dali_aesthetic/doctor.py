@@ -26,8 +26,7 @@ from dali_aesthetic.overlap import cpu_count, every
 from dali_aesthetic.reach import Finding, Verdict, reach_input, reach_output, reach_ray
 from dali_aesthetic.score.backends.fits import choose_backend, resolve_backend, why_not_fused
 from dali_aesthetic.score.published import WeightsUnavailable
-from dali_aesthetic.score.spec import spec_of
-from dali_aesthetic.score.weights import present
+from dali_aesthetic.score.weights import known_spec, present
 from dali_aesthetic.stores.location import is_url
 from dali_aesthetic.types import EncodedBatch, Sample, Shard
 
@@ -234,12 +233,11 @@ def _quack(device: Device) -> Iterator[Finding]:
 
 
 def _encoder(model: ModelConfig, device: Device) -> Iterator[Finding]:
-    chip, spec = resolve_device(device), spec_of(model.encoder)
+    chip, spec = resolve_device(device), known_spec(model.encoder, model.weights, model.model_dir)
     backend, precision = resolve_backend(model.backend, model.precision, chip)
-    quick = spec if spec.quick_gelu or model.weights != "openai" else spec.with_quick_gelu(True)
-    reason = why_not_fused(quick, chip, precision)
+    reason = why_not_fused(spec, chip, precision)
     if model.backend == "auto" and precision != "fp8":
-        backend, _ = choose_backend(model.backend, model.precision, chip, quick)
+        backend, _ = choose_backend(model.backend, model.precision, chip, spec)
     detail = f"{model.encoder}: {backend}, {precision}"
     if chip.type == "cuda" and reason and torch.cuda.get_device_capability(chip)[0] == 9:
         yield Finding("encoder", Verdict.WARN, f"{detail}; the fused kernels can't run: {reason}")

@@ -11,7 +11,7 @@ import pickle
 import re
 import zipfile
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -100,8 +100,10 @@ class Checkpoint:
     statistics: tuple[RGB, RGB] | None = None
 
 
-def read_clip(path: Path) -> Checkpoint:
+def read_clip(path: Path, registered: Callable[[], Mapping[str, Any]] = dict) -> Checkpoint:
     """The vision tower of a checkpoint file, or of a model folder of Hugging Face's or open_clip's.
+
+    `registered` gives open_clip's entry for the weights, where no configuration lies beside them.
 
     Raises ValueError for a file that is no CLIP checkpoint with a ViT or that holds code, and for a folder
     whose images are prepared in a way that isn't supported.
@@ -116,7 +118,7 @@ def read_clip(path: Path) -> Checkpoint:
     state = _tower_at_root(file, read_tensors(file))
     for tower, renamed in (("visual.", from_open_clip), ("vision_model.", from_hf)):
         if any(name.startswith(tower) for name in state):
-            return Checkpoint(renamed(state), _quick_gelu_beside(file), _statistics_beside(file))
+            return Checkpoint(renamed(state), *trained_with(file, registered))
     some = ", ".join(list(state)[:3]) or "nothing"
     raise ValueError(f"{file} is no CLIP checkpoint with an image tower: it holds {some} ...")
 
@@ -262,6 +264,24 @@ def _renamed(name: str, parts: Mapping[str, str]) -> str:
     return name
 
 
+def trained_with(
+    file: Path, registered: Callable[[], Mapping[str, Any]] = dict
+) -> tuple[bool | None, tuple[RGB, RGB] | None]:
+    """See `Checkpoint`: `quick_gelu` and `statistics`, by the configuration in the folder of `file`.
+
+    What that doesn't say is from open_clip's entry for the weights, if it has one. Raises ValueError for
+    images prepared in a way that isn't supported.
+    """
+    ours = _config_beside(file, "open_clip_config.json").get("preprocess_cfg", {})
+    theirs = _config_beside(file, "preprocessor_config.json")
+    quick_gelu, statistics = _quick_gelu_beside(file), _statistics(str(file.parent), ours, theirs)
+    if None in (quick_gelu, statistics) and (known := registered()):
+        if quick_gelu is None:
+            quick_gelu = bool(known.get("quick_gelu", False))  # open_clip's own reading
+        statistics = statistics or _statistics("the checkpoint", known, {})
+    return quick_gelu, statistics
+
+
 def _quick_gelu_beside(file: Path) -> bool | None:
     """The activation by the configuration in the same folder; None where there is none."""
     for name in ("open_clip_config.json", "config.json"):
@@ -273,14 +293,12 @@ def _quick_gelu_beside(file: Path) -> bool | None:
     return None
 
 
-def _statistics_beside(file: Path) -> tuple[RGB, RGB] | None:
-    """Mean and std of pixels by the configuration in the same folder; None where there is none.
+def _statistics(who: str, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> tuple[RGB, RGB] | None:
+    """Mean and std of pixels by open_clip's and Hugging Face's configuration; None where neither says.
 
     They may differ from OpenAI's: LAION's ViT-L-14 on LAION-2B was trained with 0.5 and 0.5. Raises
     ValueError for any other preparation than a bicubic resize of the shorter side and a centre crop.
     """
-    ours = _config_beside(file, "open_clip_config.json").get("preprocess_cfg", {})
-    theirs = _config_beside(file, "preprocessor_config.json")
     given = {
         "resize_mode": (ours.get("resize_mode"), "shortest"),
         "interpolation": (ours.get("interpolation"), "bicubic"),
@@ -292,7 +310,7 @@ def _statistics_beside(file: Path) -> tuple[RGB, RGB] | None:
     for name, (value, supported) in given.items():
         if value not in (None, supported):
             raise ValueError(
-                f"{file.parent} prepares its pixels with {name} {value}, and only {supported} is supported: "
+                f"{who} prepares its pixels with {name} {value}, and only {supported} is supported: "
                 "scores would be of other pixels than it was trained on; give another checkpoint"
             )
     found = (ours.get("mean"), ours.get("std")), (theirs.get("image_mean"), theirs.get("image_std"))

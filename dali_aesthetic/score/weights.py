@@ -7,15 +7,23 @@ import hashlib
 import logging
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from dali_aesthetic.score import published
-from dali_aesthetic.score.checkpoints import checkpoint_files, read_clip, read_tensors, weights_file
+from dali_aesthetic.score.checkpoints import (
+    checkpoint_files,
+    read_clip,
+    read_tensors,
+    trained_with,
+    weights_file,
+)
 from dali_aesthetic.score.clip import VisionTower
 from dali_aesthetic.score.head import Head, head_from_state
 from dali_aesthetic.score.published import PublishedWeights, ResolvedFile, WeightsUnavailable
@@ -41,7 +49,7 @@ def fetch_tower(encoder: str, weights: str, model_dir: Path | None) -> None:
 
 def load_tower(encoder: str, weights: str, model_dir: Path | None) -> tuple[VisionTower, ResolvedFile]:
     """The tower of an open_clip ViT with weights `openai`, `random[:SEED]`, of the hub or a path, in
-    float32 on the CPU.
+    float32 on the CPU. Mean, std and GELU are those that its configuration or open_clip's registry names.
 
     Raises ValueError for a name, file or folder that doesn't fit, WeightsUnavailable for published weights
     that are neither on this machine nor can be downloaded.
@@ -50,14 +58,17 @@ def load_tower(encoder: str, weights: str, model_dir: Path | None) -> tuple[Visi
     seed = _seed(weights)
     if seed is not None:
         return VisionTower.from_state(spec, random_tower_state(spec, seed)), _random(seed)
+    registered: Callable[[], Mapping[str, Any]] = dict
     if known := _published_tower(encoder, weights):
         file = published.resolve(known, model_dir)
         path = Path(file.path)
     else:
         path, repo = _given_tower(encoder, weights, model_dir)
         file = _own(weights if repo else path.name, path)
-        file = replace(file, source=published.repo_source(repo, path)) if repo else file
-    checkpoint = read_clip(path)
+        if repo:
+            file = replace(file, source=published.repo_source(repo, path))
+            registered = partial(published.registered, encoder, weights)
+    checkpoint = read_clip(path, registered)
     quick_gelu = True if file.sha256 in published.OPENAI_SHA256 else checkpoint.quick_gelu
     if quick_gelu not in (None, spec.quick_gelu):
         _LOG.info("%s was trained with %s: used", path, "QuickGELU" if quick_gelu else "GELU")
@@ -72,14 +83,35 @@ def load_tower(encoder: str, weights: str, model_dir: Path | None) -> tuple[Visi
     return VisionTower.from_state(spec, checkpoint.state), file
 
 
-def _given_tower(encoder: str, weights: str, model_dir: Path | None) -> tuple[Path, str]:
-    """A checkpoint by path, with "", or of a repository of the hub, with its name."""
+def known_spec(encoder: str, weights: str, model_dir: Path | None) -> TowerSpec:
+    """The spec that `load_tower` will find, as far as it shows without reading tensors.
+
+    Downloads nothing. Raises ValueError for images prepared in a way that isn't supported.
+    """
+    spec = spec_of(encoder)
+    if weights == "openai":
+        return spec.with_quick_gelu(True)
+    if _seed(weights) is not None:
+        return spec
+    repo = _repo(encoder, weights)
+    path = published.find_repo(repo, model_dir) if repo else Path(weights).expanduser()
+    if repo is None and path is not None and path.is_dir():
+        path = weights_file(path)
+    registered = partial(published.registered, encoder, weights) if repo else dict
+    quick_gelu, statistics = trained_with(path or Path("/none"), registered)
+    mean, std = statistics or (spec.mean, spec.std)
+    return replace(spec, mean=mean, std=std, quick_gelu=spec.quick_gelu if quick_gelu is None else quick_gelu)
+
+
+def _given_tower(encoder: str, weights: str, model_dir: Path | None) -> tuple[Path, published.HubRepo | None]:
+    """A checkpoint by path, with None, or of a repository of the hub."""
     if repo := _repo(encoder, weights):
         if found := published.find_repo(repo, model_dir):
             return found, repo
+        known_spec(encoder, weights, model_dir)  # raises before gigabytes are downloaded
         return published.download_repo(repo, weights, _download_command(encoder, weights), None), repo
     try:
-        return weights_file(Path(weights).expanduser()), ""
+        return weights_file(Path(weights).expanduser()), None
     except ValueError as error:
         import open_clip  # here: it takes seconds, and workers load this module before they are forked
 
@@ -87,13 +119,13 @@ def _given_tower(encoder: str, weights: str, model_dir: Path | None) -> tuple[Pa
         near = difflib.get_close_matches(weights, ["openai", "random", *tags], n=2)
         meant = f" (did you mean {' or '.join(near)}?)" if near else ""
         raise ValueError(
-            f"weights {weights!r}: {error}{meant}; give openai, random[:SEED], hf-hub:ORG/REPO, a tag of "
-            "open_clip's or a path"
+            f"weights {weights!r}: {error}{meant}; give openai, random[:SEED], hf-hub:ORG/REPO[@REVISION], "
+            "a tag of open_clip's or a path"
         ) from error
 
 
-def _repo(encoder: str, weights: str) -> str:
-    return "" if Path(weights).expanduser().exists() else published.hub_repo(encoder, weights)
+def _repo(encoder: str, weights: str) -> published.HubRepo | None:
+    return None if Path(weights).expanduser().exists() else published.hub_repo(encoder, weights)
 
 
 def _download_command(encoder: str, weights: str) -> str:

@@ -10,6 +10,7 @@ import json
 import shutil
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import huggingface_hub
@@ -18,18 +19,30 @@ import pytest
 import safetensors.torch
 import torch
 
+from dali_aesthetic.config import Config, ModelConfig
+from dali_aesthetic.doctor import examine
+from dali_aesthetic.launch.worker import build_worker, run_record
 from dali_aesthetic.score import published
 from dali_aesthetic.score.published import (
     LAION_V1,
     LAION_V2,
     OPENAI,
+    HubRepo,
     PublishedFile,
     PublishedWeights,
     WeightsUnavailable,
     hash_file,
     resolve,
 )
-from dali_aesthetic.score.weights import download, load_head, load_tower, present, random_head_state
+from dali_aesthetic.score.spec import spec_of
+from dali_aesthetic.score.weights import (
+    download,
+    known_spec,
+    load_head,
+    load_tower,
+    present,
+    random_head_state,
+)
 
 CONTENT = b"weights"
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -244,38 +257,50 @@ def repo(tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     safetensors.torch.save_file(model.state_dict(), folder / "open_clip_model.safetensors")
     safetensors.torch.save_file({"blocks.0.x": torch.zeros(1)}, folder / "model.safetensors")
     (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": {"quick_gelu": True}}))
-    real = huggingface_hub.snapshot_download
+    real, commits = huggingface_hub.snapshot_download, {None: COMMIT, "v2": "d" * 40}
     monkeypatch.setattr(published.hub, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(published, "require_online", lambda endpoint: None)
 
     def snapshot(
         repo: str,
         *,
+        revision: str | None = None,
         allow_patterns: list[str] | None = None,
         local_dir: Path | None = None,
         local_files_only: bool = False,
     ) -> str:
         if local_files_only:
             return real(
-                repo, allow_patterns=allow_patterns, local_files_only=True, cache_dir=tmp_path / "hub"
+                repo,
+                revision=revision,
+                allow_patterns=allow_patterns,
+                local_files_only=True,
+                cache_dir=tmp_path / "hub",
             )
-        target = local_dir or cache / "snapshots" / COMMIT
+        commit = commits[revision]
+        target = local_dir or cache / "snapshots" / commit
         target.mkdir(parents=True)
         for path in folder.iterdir():
             if any(fnmatch.fnmatch(path.name, pattern) for pattern in allow_patterns or ["*"]):
                 shutil.copy(path, target)
+                if local_dir:  # as the client does
+                    note = target / ".cache/huggingface/download" / f"{path.name}.metadata"
+                    note.parent.mkdir(parents=True, exist_ok=True)
+                    note.write_text(f"{commits[revision]}\netag\n1.0\n")
         (cache / "refs").mkdir(parents=True, exist_ok=True)
-        (cache / "refs/main").write_text(COMMIT)
+        (cache / "refs" / (revision or "main")).write_text(commit)
         # By this list of all files newer clients judge whether a snapshot is complete.
         files = {path.name: {"size": path.stat().st_size, "blob_id": ""} for path in folder.iterdir()}
         tree = {"format_version": 1, "files": files}
         (cache / "trees").mkdir(exist_ok=True)
-        (cache / f"trees/{COMMIT}.json").write_text(json.dumps(tree))
+        (cache / f"trees/{commit}.json").write_text(json.dumps(tree))
         return str(target)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
     monkeypatch.setattr(
-        huggingface_hub, "list_repo_files", lambda repo: [path.name for path in folder.iterdir()]
+        huggingface_hub,
+        "list_repo_files",
+        lambda repo, revision=None: [path.name for path in folder.iterdir() if commits[revision]],
     )
     return folder
 
@@ -299,13 +324,95 @@ def test_a_repository_is_downloaded_once_and_its_commit_and_hash_recorded(
 def test_a_download_to_the_model_dir_is_found_there(tiny: str, repo: Path, tmp_path: Path) -> None:
     (file,) = download(tiny, NAME, [], tmp_path / "models")
     assert file.path == str(tmp_path / "models" / REPO / "open_clip_model.safetensors")
+    assert file.source == f"https://huggingface.co/{REPO}/tree/{COMMIT}"
     assert load_tower(tiny, NAME, tmp_path / "models")[1] == file
 
 
+def test_a_revision_is_another_download_and_its_commit_is_recorded(
+    tiny: str, repo: Path, tmp_path: Path
+) -> None:
+    at_main = load_tower(tiny, NAME, None)[1]
+    model = open_clip.create_model(tiny, pretrained=None)
+    safetensors.torch.save_file(model.state_dict(), repo / "open_clip_model.safetensors")
+    assert "not on this machine" in str(present(tiny, f"{NAME}@v2", [], None)[0][1])
+    at_v2 = load_tower(tiny, f"{NAME}@v2", None)[1]
+    assert at_v2.sha256 != at_main.sha256
+    assert (at_v2.name, at_v2.source) == (f"{NAME}@v2", f"https://huggingface.co/{REPO}/tree/{'d' * 40}")
+    assert load_tower(tiny, NAME, None)[1] == at_main
+    (copied,) = download(tiny, f"{NAME}@v2", [], tmp_path / "models")
+    assert Path(copied.path).parent == tmp_path / "models" / f"{REPO}@v2"
+    assert (copied.sha256, copied.source) == (at_v2.sha256, at_v2.source)
+    assert load_tower(tiny, f"{NAME}@v2", tmp_path / "models")[1] == copied
+    with pytest.raises(WeightsUnavailable, match=f"{REPO}@v3"):
+        load_tower(tiny, f"{NAME}@v3", None)
+
+
+HALF = (0.5, 0.5, 0.5)
+
+
+@pytest.fixture
+def entry(tiny: str, repo: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
+    """open_clip's entry of the tag `web` for `repo`, which has no configuration."""
+    (repo / "open_clip_config.json").unlink()
+    found: dict[str, object] = {"hf_hub": f"{REPO}/", "mean": HALF, "std": HALF, "quick_gelu": True}
+    monkeypatch.setitem(open_clip.pretrained._PRETRAINED, tiny, {"web": found})
+    return found
+
+
+@pytest.mark.parametrize("weights", ["web", NAME])
+def test_a_repository_without_a_configuration_has_what_open_clip_registered(
+    tiny: str, entry: dict[str, object], weights: str
+) -> None:
+    """With another mean, std or GELU every score would be wrong."""
+    expected = replace(spec_of(tiny), mean=HALF, std=HALF, quick_gelu=True)
+    if weights == "web":
+        assert known_spec(tiny, weights, None) == expected, "before the download"
+    assert load_tower(tiny, weights, None)[0].spec == expected
+    assert known_spec(tiny, weights, None) == expected, "as `doctor` says"
+    del entry["quick_gelu"]  # then open_clip takes GELU
+    assert not load_tower(tiny, weights, None)[0].spec.quick_gelu
+
+
+def test_a_configuration_beside_the_weights_comes_first(
+    tiny: str, entry: dict[str, object], repo: Path
+) -> None:
+    (repo / "open_clip_config.json").write_text(json.dumps({"model_cfg": {"quick_gelu": False}}))
+    spec = load_tower(tiny, "web", None)[0].spec
+    assert (spec.quick_gelu, spec.mean) == (False, HALF), "what it doesn't say is the entry's"
+
+
+def test_a_tag_whose_images_are_squashed_is_refused_before_the_download(
+    tiny: str, entry: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry["resize_mode"] = "squash"
+    monkeypatch.setattr(huggingface_hub, "list_repo_files", None)
+    for ask in (load_tower, known_spec):
+        with pytest.raises(ValueError, match="resize_mode squash"):
+            ask(tiny, "web", None)
+
+
+@pytest.mark.usefixtures("entry")
+def test_doctor_and_run_agree_on_a_tag(tiny: str, tmp_path: Path) -> None:
+    model = ModelConfig(encoder=tiny, weights="web", heads=("random:0",))
+
+    def found() -> tuple[str, str]:
+        return next((one.verdict, one.detail) for one in examine(model, "cpu") if one.check == "weights")
+
+    assert found() == ("fail", "weights 'web' are not on this machine")
+    (file,) = download(tiny, "web", [], None)
+    assert found() == ("ok", f"web: {file.path} {file.sha256[:12]}")
+    config = Config(input=("x",), output=str(tmp_path), device="cpu", model=model)
+    record = run_record(config, build_worker(config))
+    assert (record["identity"]["mean"], record["identity"]["quick_gelu"]) == ([*HALF], True)
+    assert record["weights"][0]["source"].endswith(COMMIT)
+
+
 def test_a_tag_of_open_clip_names_its_repository(tiny: str) -> None:
-    assert published.hub_repo("ViT-B-32", "laion2b_s34b_b79k") == "laion/CLIP-ViT-B-32-laion2B-s34B-b79K"
-    assert published.hub_repo("ViT-L-14", "dfn2b") == "apple/DFN2B-CLIP-ViT-L-14"
-    assert published.hub_repo(tiny, "laion2b_s34b_b79k") == ""
+    assert published.hub_repo("ViT-B-32", "laion2b_s34b_b79k") == HubRepo(
+        "laion/CLIP-ViT-B-32-laion2B-s34B-b79K"
+    )
+    assert published.hub_repo("ViT-L-14", "dfn2b") == HubRepo("apple/DFN2B-CLIP-ViT-L-14")
+    assert published.hub_repo(tiny, "laion2b_s34b_b79k") is None
     with pytest.raises(ValueError, match=r"did you mean laion2b_s34b_b79k"):
         load_tower("ViT-B-32", "laion2b_s34b_b79", None)
 
