@@ -25,6 +25,7 @@ from benchmarks import (
     ladder,
     limits,
     precision,
+    real_files,
     scaling,
     stages,
     stores,
@@ -81,6 +82,7 @@ PARTS: dict[str, Part] = {
     "growth": Part(growth.measure, 240),
     "host": Part(host.measure, 45),
     "scaling": Part(scaling.measure),  # all GPUs of a host
+    "real-files": Part(real_files.measure),  # tars of real files
     "stores": Part(stores.measure),  # a server on loopback
     "where": Part(stages.print_stages),
     "profile": Part(host.profile),

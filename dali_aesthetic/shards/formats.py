@@ -35,6 +35,8 @@ HEAD_BYTES = 12
 _MAGIC = (
     *(b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
     *(b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51", b"\0\0\0\x0cJXL "),
+    # Known and not decoded: the row says so, instead of "no image".
+    *(b"8BPS\0\1", b"DDS |\0\0\0", b"qoif", b"icns", b"\x76\x2f\x31\x01", b"\x0a\5\1"),
 )
 _BRANDS = frozenset((b"avif", b"avis", b"heic", b"heix", b"mif1"))
 

@@ -158,7 +158,7 @@ def _why_headers_differ(data: bytes, at: int, end: int) -> str:
             return "meant: a long name that is longer than stated, which tarfile reads on"
         if kind in b"xX" and (b" path=\n" in content or b" size=\n" in content):
             return "meant: an empty PAX value, which stands for the header's (POSIX)"
-        if kind == b"\0" and names:
+        if kind == b"\0" and (names or header[345]):
             return "meant: a header of the oldest form, by whose whole name GNU tar tells files from folders"
         if kind not in b"LKxXg":
             break

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import webdataset
 
+from dali_aesthetic.decode.headers import Limits, probe
 from dali_aesthetic.shards import members as members_module
 from dali_aesthetic.shards import read_shards
 from dali_aesthetic.shards.folder import tar_header
@@ -197,6 +198,19 @@ def test_the_image_is_chosen_by_extension_then_by_content(tmp_path: Path) -> Non
     samples, _ = read_bytes(pack(members), tmp_path)
     images = [bytes(s.image or b"") for s in samples]
     assert images == [b"jpg", b"webp", PNG, JPEG, b"by its name", b"by its name", *UNNAMED.values()]
+
+
+@pytest.mark.parametrize(
+    ("suffix", "start"),
+    [("psd", b"8BPS\0\1"), ("dds", b"DDS |\0\0\0"), ("qoi", b"qoif"), ("pcx", b"\n\5\1"), ("icns", b"icns")],
+)
+def test_a_known_format_that_is_not_decoded_is_named_as_such(
+    suffix: str, start: bytes, tmp_path: Path
+) -> None:
+    ((sample,), _) = read_bytes(pack([(f"a.{suffix}", start + bytes(60))]), tmp_path)
+    assert sample.image is not None
+    header = probe(sample.image, Limits())
+    assert (header.status, header.format) == (Status.UNSUPPORTED, suffix)
 
 
 def test_samples_without_image_bytes_have_a_status(tmp_path: Path) -> None:
