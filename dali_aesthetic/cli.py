@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from dali_aesthetic.commands import compact, download, embeddings, filter, inspect, run, verify
+from dali_aesthetic.launch.signals import keep_streams
 from dali_aesthetic.version import __version__
 
 app = typer.Typer(
@@ -31,5 +32,6 @@ def _root(
 
 def main() -> None:
     """Entry point of `dali-aesthetic`."""
+    keep_streams()
     faulthandler.enable()  # says where it was when a library crashed
     app()

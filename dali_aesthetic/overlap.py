@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import FrameType
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -237,6 +238,16 @@ def stacks() -> str:
         f"thread {names.get(ident, ident)}:\n{''.join(traceback.format_stack(frame))}"
         for ident, frame in sys._current_frames().items()
     )
+
+
+def values_of_threads() -> Iterator[tuple[str, object]]:
+    """The local variables of each function that another thread is in, with the thread's name."""
+    names = {thread.ident: thread.name for thread in threading.enumerate()}
+    for ident, top in sys._current_frames().items():
+        frame: FrameType | None = top if ident != threading.get_ident() else None
+        while frame is not None:
+            yield from ((str(names.get(ident, ident)), value) for value in frame.f_locals.values())
+            frame = frame.f_back
 
 
 def cpu_count() -> int:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any, NamedTuple, NoReturn, get_type_hints
 
 import typer
@@ -95,9 +98,29 @@ def fail(message: str, code: int) -> NoReturn:
     sys.exit(code)
 
 
+class Unprinted(Exception):
+    """Standard output can't be written. `code` is the exit code of a command that does nothing but print."""
+
+    def __init__(self, code: int) -> None:
+        self.code = code
+
+
+def echo(text: str, nl: bool = True) -> None:
+    """Prints to standard output. Raises `Unprinted`, with a message unless the reader has had enough."""
+    try:
+        typer.echo(text, nl=nl)
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the interpreter would fail to flush at its end
+        if isinstance(error, BrokenPipeError):  # `select | head`
+            raise Unprinted(128 + signal.SIGPIPE) from None
+        console.print(f"[red]error[/] standard output can't be written: {error.strerror}")
+        raise Unprinted(INCOMPLETE) from None
+
+
 def print_json(result: Any) -> None:
-    """The result on standard output."""
-    typer.echo(json.dumps(result, indent=2))
+    """The result of work on standard output. Where that fails, the exit code still is the work's."""
+    with suppress(Unprinted):
+        echo(json.dumps(result, indent=2))
 
 
 def _exit_with(work: Callable[[], int], verbose: bool) -> NoReturn:
@@ -106,6 +129,8 @@ def _exit_with(work: Callable[[], int], verbose: bool) -> NoReturn:
         with stoppable():
             code = work()
         sys.exit(code)
+    except Unprinted as error:
+        sys.exit(error.code)
     except Stopped as stopped:
         fail(
             f"{stopped}: committed shards are kept; run the same command again to go on",

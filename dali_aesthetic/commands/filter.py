@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json as jsonlib
-import os
-import signal
-import sys
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any
 
 import typer
 
-from dali_aesthetic.commands.command import Verbosity, command
+from dali_aesthetic.commands.command import Verbosity, command, echo
 from dali_aesthetic.commands.options import ConfigFile, Json, PrintConfig, Quiet, Verbose, as_yaml, resolve
 from dali_aesthetic.commands.run import SCORE_EXAMPLES, launch_and_report
 from dali_aesthetic.config import Config
@@ -46,7 +43,7 @@ def filter_command(
     fixed = {"model": {"heads": read_scored_by(scores)["heads"]}, "scores_only": False, "part_of": ""}
     resolved = resolve({**given, **fixed}, config)
     if print_config:
-        typer.echo(as_yaml(resolved), nl=False)
+        echo(as_yaml(resolved), nl=False)
         return 0
     return launch_and_report(
         lambda config, watch: filter_scored(config, scores, watch=watch),
@@ -68,15 +65,11 @@ def select(
 
     A newline, tab or other control character of a key is printed as an escape; --json prints the exact key.
     """
-    try:
-        for source, key in selected(scores, given["threshold"]):
-            if json:
-                typer.echo(jsonlib.dumps({"key": key, "source_shard": source}))
-            else:
-                typer.echo(f"{one_line(source)}\t{one_line(key)}" if with_shard else one_line(key))
-    except BrokenPipeError:  # `select | head`: the reader has enough, and the interpreter must not flush
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + signal.SIGPIPE
+    for source, key in selected(scores, given["threshold"]):
+        if json:
+            echo(jsonlib.dumps({"key": key, "source_shard": source}))
+        else:
+            echo(f"{one_line(source)}\t{one_line(key)}" if with_shard else one_line(key))
     return 0
 
 

@@ -10,7 +10,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from dali_aesthetic.commands.command import INCOMPLETE, command, console, print_json
+from dali_aesthetic.commands.command import INCOMPLETE, command, console, echo, print_json
 from dali_aesthetic.commands.options import Json
 from dali_aesthetic.config import Config
 
@@ -96,7 +96,7 @@ def plan(
     from dali_aesthetic.cost import make_plan, read_count
 
     answer = make_plan(read_count(images), gpus, gpu, price, image_kb, keep)
-    typer.echo(answer.as_json() if json else answer.as_text())
+    echo(answer.as_json() if json else answer.as_text())
     return 0
 
 

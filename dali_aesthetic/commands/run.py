@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import typer
 
-from dali_aesthetic.commands.command import Verbosity, command, console, print_json
+from dali_aesthetic.commands.command import Verbosity, command, console, echo, print_json
 from dali_aesthetic.commands.embeddings import score_stored
 from dali_aesthetic.commands.options import (
     EVERYTHING,
@@ -111,7 +111,7 @@ def launch_and_report(launch: Launch, config: Config, verbosity: Verbosity) -> i
 
 def _run(config: Config, print_config: bool, verbosity: Verbosity) -> int:
     if print_config:
-        typer.echo(as_yaml(config), nl=False)
+        echo(as_yaml(config), nl=False)
         return 0
     from dali_aesthetic.launch.filter import run_top
     from dali_aesthetic.launch.run import run as run_config

@@ -11,7 +11,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from dali_aesthetic.commands.command import INCOMPLETE, command, console, print_json
+from dali_aesthetic.commands.command import INCOMPLETE, command, console, echo, print_json
 from dali_aesthetic.commands.options import Json, Verbose, given_flags
 from dali_aesthetic.config import Config, ConfigError
 
@@ -103,7 +103,7 @@ def report(
     if json:
         print_json({"page": page})
     else:
-        typer.echo(page)
+        echo(page)
     return 0
 
 

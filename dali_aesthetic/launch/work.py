@@ -8,24 +8,26 @@ from __future__ import annotations
 
 import errno
 import faulthandler
+import gc
 import os
 import sys
 import time
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any, TextIO
 
 from dali_aesthetic.config import Config, ConfigError
 from dali_aesthetic.launch.worker import Worker, read_limits_of
-from dali_aesthetic.overlap import every, stacks
+from dali_aesthetic.overlap import every, stacks, values_of_threads
 from dali_aesthetic.run_shard import BATCHES_IN_FLIGHT, Stages, run_shards
 from dali_aesthetic.shards.opened import DEFAULT_LIMITS
 from dali_aesthetic.stats import RunStats
 from dali_aesthetic.stores.store import StoreUnusable
 from dali_aesthetic.timing import timed
-from dali_aesthetic.types import Shard, ShardReport
+from dali_aesthetic.types import Sample, Shard, ShardReport
 from dali_aesthetic.write.sink import ShardSink
 
 MOST_DEATHS = 3
@@ -35,6 +37,7 @@ _GIB = 1 << 30
 _DEFAULT_SHARE, _MOST_BY_DEFAULT = 4, 16 * _GIB
 _CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 _GRACE_SECONDS = 30.0
+_KEYS_SHOWN, _KEY_CHARACTERS = 8, 100
 
 
 def work_shards(
@@ -122,13 +125,13 @@ def _cgroup_limit(path: str) -> int | None:
 def stall_guard(stats: RunStats, timeout: float) -> Iterator[None]:
     """Ends the process with exit code 1 where `stats` show no progress for `timeout` seconds; 0: never.
 
-    Every thread's stack is written to standard error before. A hang costs minutes then, not the night.
+    Every thread's stack and the samples in flight are written to standard error before. A hang costs minutes
+    then, not the night.
     """
-    file = sys.__stderr__
-    if timeout <= 0 or file is None:
+    if timeout <= 0:
         yield
         return
-    watchdog = _Watchdog(stats, timeout, file)
+    watchdog = _Watchdog(stats, timeout, sys.__stderr__ or open(os.devnull, "w"))  # noqa: SIM115
     try:
         with every(min(1.0, timeout / 4), watchdog.check, "stall"):
             yield
@@ -152,13 +155,38 @@ class _Watchdog:
             self._end_process()
 
     def _end_process(self) -> None:
-        self._file.write(
-            f"{stacks()}\nstalled: no progress for {self._timeout:g} s after {self._stats.num_samples:,} "
-            "samples; every thread's stack is above. Committed shards are kept: run the same command again "
-            "to go on (--stall-timeout sets the seconds, 0 waits for ever)\n"
-        )
-        self._file.flush()
-        os._exit(1)  # whatever hangs would also hang an orderly end
+        try:
+            self._file.write(
+                f"{stacks()}\nstalled: no progress for {self._timeout:g} s after {self._stats.num_samples:,} "
+                f"samples; every thread's stack is above.{in_flight()} Committed shards are kept: run the "
+                "same command again to go on (--stall-timeout sets the seconds, 0 waits for ever)\n"
+            )
+            self._file.flush()
+        finally:
+            os._exit(1)  # whatever hangs would also hang an orderly end
+
+
+def in_flight() -> str:
+    """Sentences that name the samples between reading and writing, and the one that each thread holds.
+
+    The garbage collector is asked: only it knows them all, and nothing has to be kept for it.
+    """
+    alive = [one for one in gc.get_objects() if type(one) is Sample]
+    alive.sort(key=lambda sample: (sample.shard.index, sample.offset, sample.source))
+    by_shard = groupby(alive, key=lambda sample: sample.shard)
+    shown = [f"{_keys(list(samples))} of {shard.source}" for shard, samples in by_shard]
+    found = {id(part): sample for sample in alive for part in (sample, sample.image) if part is not None}
+    held = {
+        f" {name} holds {_keys([found[id(value)]])} of {found[id(value)].shard.source}."
+        for name, value in values_of_threads()
+        if id(value) in found
+    }
+    return f" {len(alive):,} samples are in flight: {'; '.join(shown)}.{''.join(sorted(held))}"
+
+
+def _keys(samples: Sequence[Sample]) -> str:
+    keys = [sample.key[:_KEY_CHARACTERS] for sample in samples]
+    return ", ".join(keys if len(keys) <= _KEYS_SHOWN else [*keys[: _KEYS_SHOWN - 1], "...", keys[-1]])
 
 
 def given_up(shard: Shard, deaths: int, why: str) -> ShardReport | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -59,7 +60,7 @@ def test_an_exception_in_any_stage_ends_the_run_and_keeps_committed_shards(
     job.finish(output)
 
 
-@pytest.mark.parametrize("stage", ["reader", "decoder", "writer"])
+@pytest.mark.parametrize("stage", ["check", "reader", "decoder", "writer"])
 def test_a_stalled_run_ends_with_the_stack_of_every_thread(job: Job, tmp_path: Path, stage: str) -> None:
     output = tmp_path / "out"
     start = time.monotonic()
@@ -71,6 +72,8 @@ def test_a_stalled_run_ends_with_the_stack_of_every_thread(job: Job, tmp_path: P
     for name in ("MainThread", "storage", "decode", "encode", "stall"):
         assert f"thread {name}:" in text
     assert "in _hang" in text, "the stack of the hanging stage"
+    assert re.search(rf"\d samples are in flight: \d{{4}}, .* of {job.source}/0000\d.tar", text)
+    assert (f"storage holds 0008 of {job.source}/00000.tar" in text) is (stage == "check")
     assert_nothing_torn(job, output)
     job.finish(output)
 

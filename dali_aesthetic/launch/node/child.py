@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from dali_aesthetic.config import Config, ConfigError, ModelConfig
 from dali_aesthetic.launch.node.slots import Slot, nearest_cpus
+from dali_aesthetic.launch.signals import keep_streams
 from dali_aesthetic.launch.slurm import Task, settling
 from dali_aesthetic.launch.work import is_fatal
 from dali_aesthetic.stats import StreamCounter
@@ -74,6 +75,7 @@ class Failed:
 def main(config: Config, slot: Slot, task: Task, pipes: Pipes) -> None:
     """The process's life: build the worker, work streams of shards until there are no more, exit."""
     _die_with_launcher()
+    keep_streams()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the launcher decides
     signal.signal(signal.SIGTERM, _stop)
     code = 0
@@ -86,7 +88,8 @@ def main(config: Config, slot: Slot, task: Task, pipes: Pipes) -> None:
         traceback.print_exc()
         with suppress(OSError):
             pipes.messages.send(Failed(f"{type(error).__name__}: {error}", _fatal(error)))
-    sys.stdout.flush()
+    with suppress(OSError):
+        sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)  # what is committed is on disk; libraries' clean-up at exit can hang or crash
 
