@@ -64,9 +64,11 @@ def read_parquet(shard: Shard, limits: ReadLimits = DEFAULT_LIMITS) -> Iterator[
 @contextmanager
 def open_parquet(location: str, max_download_bytes: int) -> Iterator[tuple[pa.NativeFile, pq.ParquetFile]]:
     """The file at a path or URL, for reading it in parts. Raises OSError."""
-    is_remote = is_url(location)
-    # Arrow reads a path with half the memory and without the interpreter lock.
-    opened = pa.PythonFile(open_file(location, max_download_bytes)) if is_remote else pa.OSFile(location)
+    opened = pa.PythonFile(open_file(location, max_download_bytes))
+    if not is_url(location):  # and a regular file, which OSFile doesn't check
+        opened.close()
+        # Arrow reads a path with half the memory and without the interpreter lock.
+        opened = pa.OSFile(location)
     # Otherwise a row group is read at once; pyarrow writes them of a million rows, 100 GB of images.
     with opened as file, pq.ParquetFile(file, pre_buffer=False, buffer_size=_READ_BYTES) as source:
         yield file, source

@@ -17,8 +17,8 @@ from dali_aesthetic.write.commit import Part
 from dali_aesthetic.write.writers import ParquetWriter
 
 _READ_BYTES = 8 << 20
-_ROWS, _ENCODED_ROWS, _GROUP_BYTES = 16, 256, 32 << 20
-"""Rows read at a time; a row group is written at so many bytes, which bounds the memory for both."""
+_ROWS, _ENCODED_ROWS, _ROW_BYTES, _GROUP_BYTES = 16, 256, 8 << 20, 32 << 20
+"""Rows read at a time, at most and of Arrow dictionaries, their bytes, and those at which a row group ends."""
 QUARANTINE_COLUMNS = ("quarantine_status", "quarantine_reason")
 
 
@@ -113,7 +113,7 @@ class BadRows(KeptRows):
 def _batches(source: pq.ParquetFile, group: int) -> Iterator[pa.RecordBatch]:
     """So few rows at a time that they would fit if each was as large as its whole row group."""
     size = source.metadata.row_group(group).total_byte_size
-    rows = max(1, min(_ROWS, _GROUP_BYTES // max(1, size)))
+    rows = max(1, min(_ROWS, _ROW_BYTES // max(1, size)))
     if _is_encoded(source.schema_arrow):
         rows = _ENCODED_ROWS  # each batch has a copy of the dictionary
     return source.iter_batches(rows, row_groups=[group], use_threads=False)  # type: ignore[no-any-return]
