@@ -18,7 +18,7 @@ from dali_aesthetic.write.writers import ParquetWriter
 
 _READ_BYTES = 8 << 20
 _ROWS, _ENCODED_ROWS, _ROW_BYTES, _GROUP_BYTES = 16, 256, 8 << 20, 32 << 20
-"""Rows read at a time, at most and of Arrow dictionaries, their bytes, and those at which a row group ends."""
+"""Rows read at a time (at most, and of Arrow dictionaries), their bytes, and the bytes of a row group."""
 QUARANTINE_COLUMNS = ("quarantine_status", "quarantine_reason")
 
 
