@@ -77,7 +77,7 @@ def launch(config: Config, engine: Engine, watch: Watch | None = None, task: Tas
     )
     job = "" if task.is_alone else task.job
     with (
-        claim(config.output, job=job, leads=task.index == 0),
+        claim(config.output, job=job),
         engine(config, shards, task) as prepared,
     ):
         left = open_output(config.output, prepared.record, shards)

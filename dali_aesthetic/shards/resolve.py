@@ -31,6 +31,7 @@ from dali_aesthetic.shards.listing import (
 )
 from dali_aesthetic.stores.access import list_files
 from dali_aesthetic.stores.location import fixed_root, is_url, parent
+from dali_aesthetic.stores.open import store_of
 from dali_aesthetic.stores.store import StoreUnusable, told
 
 _PLAIN = re.compile(r"[^*?\[{]*\.(\w+)", re.DOTALL)
@@ -346,6 +347,7 @@ def _remote(text: str, search: _Search) -> Found:
     root, fits = matcher(text)
     below = search.exclude.rstrip("/") + "/" if search.exclude else "\0"
     try:
+        store_of(text)
         names = list(list_files(root))
     except StoreUnusable as error:
         raise InputError(str(error)) from error

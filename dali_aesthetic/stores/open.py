@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import lru_cache
 from typing import Any
 
@@ -9,10 +10,20 @@ import fsspec
 
 from dali_aesthetic.stores.store import EXTRAS, Store, StoreUnusable, missing_package
 
+_QUERY = re.compile(r"\?[^/]*=")
+
 
 def store_of(url: str) -> tuple[Store, str]:
-    """The store of `url` and the key in it. Raises StoreUnusable naming the missing package or setting."""
+    """The store of `url` and the key in it.
+
+    Raises StoreUnusable naming the missing package or setting, and for a web address with a query string.
+    """
     scheme, _, rest = url.partition("://")
+    if scheme.lower() in ("http", "https") and _QUERY.search(rest):
+        raise StoreUnusable(
+            f"{url}: web addresses with a query string are not read (`?` is a wildcard); download the file, "
+            "or give its address in the store, such as s3://BUCKET/KEY"
+        )
     place, _, key = rest.partition("/")
     return _store(scheme.lower(), place), key
 

@@ -118,7 +118,7 @@ def _from_fsspec(given: dict[str, Any]) -> dict[str, Any]:
     if unknown:
         raise StoreUnusable(
             f"fsspec's configuration for s3 sets {', '.join(sorted(unknown))}, which would have no effect "
-            f"here; known are {', '.join(sorted(_NAMES))}, profile, and in client_kwargs "
+            f"here; known are {', '.join(sorted(_S3FS_NAMES))}, profile, and in client_kwargs "
             f"{', '.join(_S3FS_CLIENT_NAMES)}"
         )
     config = {_S3FS_CLIENT_NAMES[name]: value for name, value in client.items()}

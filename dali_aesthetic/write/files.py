@@ -81,11 +81,12 @@ def write_all(descriptor: int, buffers: Sequence[Buffer]) -> int:
 
 @contextlib.contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Adds the name of the file to an OSError that has none, as that of a full disk."""
+    """Gives an OSError the name of the file, where it has none or a temporary one, as of a full disk."""
     try:
         yield
     except OSError as error:
-        if error.filename is None and error.errno is not None:
+        unnamed = error.filename is None or _TEMPORARY.fullmatch(os.path.basename(error.filename))
+        if unnamed and error.errno is not None:
             raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
         raise
 
@@ -103,7 +104,7 @@ def write_temporary(final: Path, content: Buffer) -> Path:
     """
     temporary = temporary_path(final)
     make_folder(final.parent)
-    with naming(temporary), removing_on_error(temporary):
+    with naming(final), removing_on_error(temporary):
         descriptor = open_new(temporary)
         try:
             write_all(descriptor, [content])

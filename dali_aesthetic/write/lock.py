@@ -21,7 +21,7 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -63,16 +63,15 @@ class OutputUnwritable(PermissionError):
 
 
 @contextmanager
-def claim(output: str | Path, *, job: str = "", leads: bool = True) -> Iterator[None]:
+def claim(output: str | Path, *, job: str = "") -> Iterator[None]:
     """Holds `output` for this process while the block runs, or for all processes of the same `job`.
 
-    At a URL only the process of a job that `leads` takes the lease. Raises OutputBusy naming the host and
-    process that hold it, OutputUnwritable where permission is missing, and another OSError where the output
-    can't be written.
+    Raises OutputBusy naming the job or the host and process that hold it, OutputUnwritable for a folder that
+    can't be written, and another OSError for a URL.
     """
     location = os.fspath(output)
     if is_url(location):
-        with _leased(location) if leads else nullcontext():
+        with _leased(location, job):
             yield
     else:
         with _locked(Path(output) / LOCK, job):
@@ -196,8 +195,8 @@ def _busy(output: str | Path, holder: str) -> OutputBusy:
 
 
 @contextmanager
-def _leased(output: str) -> Iterator[None]:
-    lease = _Lease(output)
+def _leased(output: str, job: str) -> Iterator[None]:
+    lease = _Lease(output, job)
     lease.acquire()
     try:
         with every(HEARTBEAT_SECONDS, lease.renew, "lease"):
@@ -210,12 +209,15 @@ def _leased(output: str) -> Iterator[None]:
 
 
 class _Lease:
-    """The lease object of one output."""
+    """The lease object of one output, of one process or of all that have the same `job`.
 
-    def __init__(self, output: str) -> None:
-        self._output, self._url = output, join(output, LOCK)
+    Any process of a job renews the lease, and makes it again when another one has released it.
+    """
+
+    def __init__(self, output: str, job: str = "") -> None:
+        self._output, self._url, self._job = output, join(output, LOCK), job
         self._store, self._key = store_of(self._url)
-        self._run, self._beats, self._tag = secrets.token_hex(8), 0, ""
+        self._run, self._beats, self._tag = job or secrets.token_hex(8), 0, ""
         self._until: float | None = None
         self._is_stopped = self._is_lost = False
 
@@ -230,7 +232,9 @@ class _Lease:
             content, tag = found
             owner = Owner.parse(str(content.get("owner")))
             if not self._has_expired(content, owner):
-                raise _busy(self._output, str(owner or ""))
+                raise _busy(
+                    self._output, f"{_JOB}{content['job']}" if content.get("job") else str(owner or "")
+                )
             if self._write(tag):
                 return
 
@@ -241,9 +245,16 @@ class _Lease:
         """
         self._until = time.monotonic() + LEASE_SECONDS - HEARTBEAT_SECONDS
         with suppress(*LASTING):
-            if not self._write(self._tag) and not self._is_lost:
+            if (found := self._read()) is None:
+                self._write(None)
+            elif not self._is_ours(found):
+                if not self._is_lost:
+                    _LOG.warning("%s: another run took over the lock and does the same work", self._output)
                 self._is_lost = True
-                _LOG.warning("%s: another run took over the lock and does the same work again", self._output)
+            elif self._job and found[1] != self._tag:
+                self._tag = found[1]  # renewed by another process of the job
+            else:
+                self._write(found[1])
 
     def stop(self) -> None:
         """Ends the attempts of a heartbeat."""
@@ -266,7 +277,7 @@ class _Lease:
         return self._is_stopped or (self._until is not None and time.monotonic() >= self._until)
 
     def _has_expired(self, content: dict[str, Any], owner: Owner | None) -> bool:
-        if owner is not None and owner.is_here:
+        if owner is not None and owner.is_here and not content.get("job"):
             return not owner.is_alive
         end = time.monotonic() + LEASE_SECONDS
         while time.monotonic() < end:
@@ -278,7 +289,7 @@ class _Lease:
     def _write(self, tag: str | None) -> bool:
         """Writes the lease in place of the version `tag`, or of none. Whether it is ours then."""
         self._beats += 1
-        facts = {"owner": str(Owner.current()), "run": self._run, "renewed": self._beats}
+        facts = {"owner": str(Owner.current()), "run": self._run, "job": self._job, "renewed": self._beats}
         content, writing = json.dumps(facts).encode(), f"writing {self._url}"
         try:
             if tag is None:
@@ -292,7 +303,7 @@ class _Lease:
                 raise
             return False
         except NoConditions:
-            if tag is None and self._read() is not None:
+            if tag is None and (found := self._read()) is not None and not self._is_ours(found):
                 return False
             self._ask(lambda: self._store.put(self._key, content), writing)
         if (found := self._read()) is None or not self._is_ours(found):

@@ -38,12 +38,12 @@ class TarWriter(Part):
     def __init__(self, final: Path) -> None:
         super().__init__(final)
         self._started = 0
-        with naming(self.temporary):
+        with naming(self.final):
             self._descriptor = open_new(self.temporary)
 
     def add(self, entries: Sequence[Buffer]) -> None:
         """Appends whole entries (headers, data, padding). Raises OSError naming the file."""
-        with naming(self.temporary):
+        with naming(self.final):
             self.num_bytes += write_all(self._descriptor, entries)
         if self.num_bytes - self._started >= _START_EVERY:
             self._start_writing()
@@ -59,7 +59,7 @@ class TarWriter(Part):
 
     def finish(self) -> None:
         """See `Part`."""
-        with naming(self.temporary):
+        with naming(self.final):
             write_all(self._descriptor, [TAR_END])
             os.fsync(self._descriptor)
         self._close()
@@ -91,7 +91,7 @@ class ParquetWriter(Part):
             self._open(schema)
 
     def _open(self, schema: pa.Schema) -> pq.ParquetWriter:
-        with naming(self.temporary), removing_on_error(self.temporary):
+        with naming(self.final), removing_on_error(self.temporary):
             self._file = self.temporary.open("wb")
             self._writer = pq.ParquetWriter(self._file, schema, **self._options)
         return self._writer
@@ -106,7 +106,7 @@ class ParquetWriter(Part):
         naming the file.
         """
         writer = self._writer or self._open(table.schema)
-        with naming(self.temporary):
+        with naming(self.final):
             if len(table):
                 writer.write_table(table, row_group_size=len(table))
 
@@ -114,7 +114,7 @@ class ParquetWriter(Part):
         """See `Part`."""
         if self._writer is None:
             return
-        with naming(self.temporary):
+        with naming(self.final):
             self._writer.close()
             self._file.flush()
             os.fsync(self._file.fileno())

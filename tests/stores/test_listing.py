@@ -93,6 +93,18 @@ def test_a_web_folder_is_listed_by_its_links() -> None:
         assert names(f"{url}/d/") == [("a", f"{url}/d/a.tar"), ("b", f"{url}/d/b.tar")]
 
 
+def test_a_web_address_with_a_query_string_is_refused(tmp_path: Path) -> None:
+    """A signed URL, for example. Without `=` the `?` is a wildcard."""
+    signed = "https://host/a.tar?X-Amz-Signature=1&x=/"
+    (tmp_path / "list.txt").write_text(f"{signed}\n")
+    for text in (signed, f"@{tmp_path}/list.txt", f"@{signed}"):
+        with pytest.raises(InputError, match=r"a\.tar\?X-Amz.* query string .* download the file"):
+            plan_shards(text)
+    page = b'<a href="a.tar">a</a> <a href="bc.tar">b</a>'
+    with web({"/d": page, "/d/": page, "/d/a.tar": b"x", "/d/bc.tar": b"x"}) as url:
+        assert names(f"{url}/d/?.tar") == [("a", f"{url}/d/a.tar")]
+
+
 def test_keys_that_the_client_cant_read_cost_their_own_shards(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:

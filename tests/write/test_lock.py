@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import fsspec
@@ -123,6 +123,39 @@ def test_a_lease_that_another_run_took_over_is_left_to_it(bucket: Bucket) -> Non
         put_lease(output, Owner("elsewhere.1", 1, 1))
         time.sleep(0.5)  # heartbeats that must not take it back
     assert json.loads(bucket.get("out/.lock"))["run"] == "another"
+
+
+def is_refused(output: str, job: str = "") -> str:
+    """The message, or "" where the lease was taken."""
+    try:
+        with claim(output, job=job):
+            return ""
+    except OutputBusy as error:
+        return str(error)
+
+
+def test_a_job_holds_the_lock_while_any_of_its_processes_runs(output: str) -> None:
+    with ExitStack() as second:
+        with claim(output, job="Slurm job 7"):
+            second.enter_context(claim(output, job="Slurm job 7"))
+            time.sleep(0.4)
+            assert "is being written by Slurm job 7" in is_refused(output)
+            assert "is being written by Slurm job 7" in is_refused(output, "Slurm job 8")
+        time.sleep(0.4)  # the first has released it, the second makes it again
+        assert "is being written by Slurm job 7" in is_refused(output)
+        assert not is_refused(output, "Slurm job 7"), "a task that comes later"
+    assert not is_refused(output)
+
+
+def test_the_lease_of_a_job_outlives_the_process_of_it_that_died_here(output: str) -> None:
+    """Others of its processes run elsewhere."""
+    dead = Owner(Owner.current().host, dead_process(), 1)
+    content = {"owner": str(dead), "run": "Slurm job 7", "job": "Slurm job 7", "renewed": 1}
+    store, key = store_of(f"{output}/.lock")
+    store.put(key, json.dumps(content).encode())
+    begun = time.monotonic()
+    with claim(output):
+        assert time.monotonic() - begun >= 0.8
 
 
 @contextmanager
