@@ -8,9 +8,9 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from typing import Any, NamedTuple, NoReturn, get_type_hints
+from typing import Any, NoReturn, get_type_hints
 
 import typer
 from pydantic import ValidationError
@@ -30,19 +30,6 @@ console = Console(stderr=True, highlight=False)
 INCOMPLETE, WRONG_CONFIGURATION = 1, 2
 
 
-class Verbosity(NamedTuple):
-    """How much a command prints: everything, problems only, or its result as JSON."""
-
-    quiet: bool = False
-    json: bool = False
-    verbose: bool = False
-
-    @property
-    def silent(self) -> bool:
-        """Whether no progress is printed."""
-        return self.quiet or self.json
-
-
 def command(
     app: typer.Typer,
     *takes: str,
@@ -53,15 +40,18 @@ def command(
     """Registers a function that returns an exit code as a command of `app`.
 
     `takes` names the sections and fields of `Config` that become options. Their values are the function's
-    first argument, a nested mapping for `Config.build`; its other parameters are options of its own. Without
-    `takes` it has only those. `descriptions` replaces the help of fields that the command reads differently.
+    first argument, a nested mapping for `Config.build`; its other parameters are options of its own, or
+    NamedTuples of them. Without `takes` it has only those. `descriptions` replaces the help of fields that
+    the command reads differently.
     """
 
     def decorate(function: Callable[..., int]) -> Callable[..., int]:
         own = list(inspect.signature(function).parameters.values())[bool(takes) :]
         kinds = get_type_hints(function, include_extras=True)
-        own = [one.replace(annotation=kinds[one.name], kind=one.KEYWORD_ONLY) for one in own]
-        has_argument = any(isinstance(info, ArgumentInfo) for one in own for info in _metadata(one))
+        groups = {one.name: kinds[one.name] for one in own if hasattr(kinds[one.name], "_fields")}
+        own = [each for one in own for each in _options(one.name, kinds[one.name], one.default)]
+        about = (info for one in own for info in getattr(one.annotation, "__metadata__", ()))
+        has_argument = any(isinstance(info, ArgumentInfo) for info in about)
         numbers = numbers_among(own)
         read_here = {option.path: option for option in options_of(numbers)}
         own = [as_text(one, read_here[one.name]) if one.name in read_here else one for one in own]
@@ -72,8 +62,10 @@ def command(
             given = {path: None if value == [] else value for path, value in given.items()}
             if more := given.pop("", None):
                 given["input"] = [*(given["input"] or []), *more]
-            first = (nested(given),) if takes else ()
-            _exit_with(lambda: function(*first, **_read(numbers, values)), bool(values.get("verbose")))
+            first, verbose = (nested(given),) if takes else (), bool(values.get("verbose"))
+            for name, group in groups.items():
+                values[name] = group(*map(values.pop, group._fields))
+            _exit_with(lambda: function(*first, **_read(numbers, values)), verbose)
 
         call.__signature__ = inspect.Signature([*made.values(), *own])  # type: ignore[attr-defined]
         call.__name__, call.__doc__ = function.__name__, function.__doc__
@@ -81,6 +73,15 @@ def command(
         return function
 
     return decorate
+
+
+def _options(name: str, kind: Any, default: Any) -> Iterator[inspect.Parameter]:
+    """The parameter of an option, or those of a NamedTuple's fields."""
+    if not hasattr(kind, "_fields"):
+        yield inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
+        return
+    for field, annotation in get_type_hints(kind, include_extras=True).items():
+        yield from _options(field, annotation, kind._field_defaults[field])
 
 
 def _read(numbers: type[Section], values: dict[str, Any]) -> dict[str, Any]:
@@ -146,7 +147,3 @@ def _exit_code(error: Exception) -> int:
     from dali_aesthetic.score.published import WeightsUnavailable
 
     return WRONG_CONFIGURATION if isinstance(error, ValueError | WeightsUnavailable) else INCOMPLETE
-
-
-def _metadata(parameter: inspect.Parameter) -> tuple[Any, ...]:
-    return getattr(parameter.annotation, "__metadata__", ())

@@ -10,8 +10,8 @@ import typer
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from dali_aesthetic.commands.command import INCOMPLETE, Verbosity, command, console, print_json
-from dali_aesthetic.commands.options import Json, Quiet, Verbose
+from dali_aesthetic.commands.command import INCOMPLETE, command, console, print_json
+from dali_aesthetic.commands.options import Verbosity
 from dali_aesthetic.config import ConfigError
 
 if TYPE_CHECKING:
@@ -52,15 +52,13 @@ def compact(
     allow_unfinished: Annotated[
         bool, typer.Option("--allow-unfinished", help="Pack what is committed, though shards are missing.")
     ] = False,
-    quiet: Quiet = False,
-    json: Json = False,
-    verbose: Verbose = False,
+    *,
+    verbosity: Verbosity,
 ) -> int:
     """Pack the small kept shards of a run into few of an even size; every entry stays as it is."""
 
     from dali_aesthetic.compact.job import Options
 
-    verbosity = Verbosity(quiet, json, verbose)
     options = Options(
         run=run,
         output=output,

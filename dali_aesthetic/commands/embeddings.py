@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from dali_aesthetic.commands.command import Verbosity, command, console, print_json
-from dali_aesthetic.commands.options import Json, Quiet, Verbose, resolve
+from dali_aesthetic.commands.command import command, console, print_json
+from dali_aesthetic.commands.options import Verbosity, resolve
 from dali_aesthetic.config import Config
 
 if TYPE_CHECKING:
@@ -41,12 +41,11 @@ def score_embeddings(
     normalize: Annotated[
         bool, typer.Option("--normalize", help="Take CLIP embeddings that were stored before normalisation.")
     ] = False,
-    quiet: Quiet = False,
-    json: Json = False,
-    verbose: Verbose = False,
+    *,
+    verbosity: Verbosity,
 ) -> int:
     """Score stored CLIP embeddings (clip-retrieval's or LAION's folders, .npy): no images, no GPU."""
-    return score_stored(resolve(given), Verbosity(quiet, json, verbose), normalize)
+    return score_stored(resolve(given), verbosity, normalize)
 
 
 def score_stored(config: Config, verbosity: Verbosity, normalize: bool = False) -> int:

@@ -8,8 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from dali_aesthetic.commands.command import Verbosity, command, echo
-from dali_aesthetic.commands.options import ConfigFile, Json, PrintConfig, Quiet, Verbose, as_yaml, resolve
+from dali_aesthetic.commands.command import command, echo
+from dali_aesthetic.commands.options import ConfigFile, Json, Verbosity, as_yaml, resolve
 from dali_aesthetic.commands.run import SCORE_EXAMPLES, launch_and_report
 from dali_aesthetic.config import Config
 
@@ -26,29 +26,19 @@ Examples:
 
 
 @command(commands, *_TAKES, name="filter", examples=SCORE_EXAMPLES)
-def filter_command(
-    given: Mapping[str, Any],
-    scores: Scores,
-    config: ConfigFile = None,
-    print_config: PrintConfig = False,
-    quiet: Quiet = False,
-    json: Json = False,
-    verbose: Verbose = False,
-) -> int:
+def filter_command(given: Mapping[str, Any], scores: Scores, file: ConfigFile, verbosity: Verbosity) -> int:
     """Cut stored scores at any threshold and write what `run` would have written. Needs no GPU."""
     from dali_aesthetic.launch.filter import filter_scored
     from dali_aesthetic.write.read_scores import read_scored_by
 
     # The summary compares with LAION for its own head only. A file may be the record of the scores.
     fixed = {"model": {"heads": read_scored_by(scores)["heads"]}, "scores_only": False, "part_of": ""}
-    resolved = resolve({**given, **fixed}, config)
-    if print_config:
+    resolved = resolve({**given, **fixed}, file.config)
+    if file.print_config:
         echo(as_yaml(resolved), nl=False)
         return 0
     return launch_and_report(
-        lambda config, watch: filter_scored(config, scores, watch=watch),
-        resolved,
-        Verbosity(quiet, json, verbose),
+        lambda config, watch: filter_scored(config, scores, watch=watch), resolved, verbosity
     )
 
 

@@ -6,7 +6,7 @@ import copy
 import inspect
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
 
 import typer
 import yaml
@@ -21,16 +21,33 @@ OPTIONS = {option.path: option for option in options_of(Config) if option.flag}
 EVERYTHING = tuple(dict.fromkeys(path.partition(".")[0] for path in OPTIONS))
 """The sections and top-level fields of `Config` that hold options."""
 
-ConfigFile = Annotated[
-    Path | None,
-    typer.Option("--config", metavar="FILE", help="YAML, or an output's run.json; flags win over it."),
-]
-PrintConfig = Annotated[
-    bool, typer.Option("--print-config", help="Print the resolved configuration as YAML and exit.")
-]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print problems only.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Print more, tracebacks included.")]
+
+
+class ConfigFile(NamedTuple):
+    """Options of a command that takes a whole configuration: its file, and whether to print it only."""
+
+    config: Annotated[
+        Path | None,
+        typer.Option("--config", metavar="FILE", help="YAML, or an output's run.json; flags win over it."),
+    ] = None
+    print_config: Annotated[
+        bool, typer.Option("--print-config", help="Print the resolved configuration as YAML and exit.")
+    ] = False
+
+
+class Verbosity(NamedTuple):
+    """How much a command prints: everything, problems only, or its result as JSON."""
+
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print problems only.")] = False
+    json: Json = False
+    verbose: Verbose = False
+
+    @property
+    def silent(self) -> bool:
+        """Whether no progress is printed."""
+        return self.quiet or self.json
 
 
 def parameters(

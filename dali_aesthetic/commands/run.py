@@ -8,15 +8,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import typer
 
-from dali_aesthetic.commands.command import Verbosity, command, console, echo, print_json
+from dali_aesthetic.commands.command import command, console, echo, print_json
 from dali_aesthetic.commands.embeddings import score_stored
 from dali_aesthetic.commands.options import (
     EVERYTHING,
     ConfigFile,
-    Json,
-    PrintConfig,
-    Quiet,
-    Verbose,
+    Verbosity,
     as_yaml,
     given_flags,
     resolve,
@@ -56,40 +53,25 @@ class Launch(Protocol):
 
 
 @command(commands, *EVERYTHING, examples=RUN_EXAMPLES)
-def run(
-    given: Mapping[str, Any],
-    config: ConfigFile = None,
-    print_config: PrintConfig = False,
-    quiet: Quiet = False,
-    json: Json = False,
-    verbose: Verbose = False,
-) -> int:
+def run(given: Mapping[str, Any], file: ConfigFile, verbosity: Verbosity) -> int:
     """Score every sample, write the kept ones, the scores and the stats; rerun to go on where it stopped."""
-    return _run(resolve(given, config), print_config, Verbosity(quiet, json, verbose))
+    return _run(resolve(given, file.config), file.print_config, verbosity)
 
 
 @command(commands, *(taken for taken in EVERYTHING if taken != "threshold"), examples=SCORE_EXAMPLES)
-def score(
-    given: Mapping[str, Any],
-    config: ConfigFile = None,
-    print_config: PrintConfig = False,
-    quiet: Quiet = False,
-    json: Json = False,
-    verbose: Verbose = False,
-) -> int:
+def score(given: Mapping[str, Any], file: ConfigFile, verbosity: Verbosity) -> int:
     """Score every sample and write no images: cut the scores later with `filter`, as often as you like."""
     from dali_aesthetic.embeddings.files import holds_embeddings
 
-    verbosity, inputs = Verbosity(quiet, json, verbose), given["input"]
-    if inputs and holds_embeddings(inputs):
-        unread = ["--config"] if config else []
+    if given["input"] and holds_embeddings(given["input"]):
+        unread = ["--config"] if file.config else []
         unread += given_flags(given, but=_READ_FOR_EMBEDDINGS)
         if unread:
             raise ConfigError(
                 f"{unread[0]} is not read for stored embeddings: give --encoder, --head, --output"
             )
         return score_stored(resolve(given), verbosity)
-    return _run(resolve({**given, "scores_only": True}, config), print_config, verbosity)
+    return _run(resolve({**given, "scores_only": True}, file.config), file.print_config, verbosity)
 
 
 def launch_and_report(launch: Launch, config: Config, verbosity: Verbosity) -> int:
