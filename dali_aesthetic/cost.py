@@ -46,7 +46,6 @@ class Plan:
     assumptions: tuple[str, ...]
 
     def as_json(self) -> str:
-        """All fields, for programs."""
         return json.dumps(asdict(self), indent=1)
 
     def as_text(self) -> str:

@@ -116,12 +116,10 @@ class Option:
 
     @property
     def kind(self) -> Any:
-        """The first of its types."""
         return self.kinds[0]
 
     @property
     def description(self) -> str:
-        """The text that `option` was given."""
         return self.field.description or ""
 
     @property

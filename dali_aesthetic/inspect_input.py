@@ -46,7 +46,6 @@ class Survey:
         return round(self.num_samples / max(self.num_read, 1) * self.num_shards)
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
         # Not dataclasses.asdict: it rebuilds a Counter from its items, which counts the items.
         values = {name: getattr(self, name) for name in self.__dataclass_fields__}
         plain = {name: dict(value) if isinstance(value, Counter) else value for name, value in values.items()}

@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Self, TypeVar
+from dataclasses import dataclass, field, fields
+from typing import Any, Self, TypeVar
 
 from dali_aesthetic.overlap import StageTimes
 from dali_aesthetic.shards.oddities import WarningCounts
@@ -36,15 +36,11 @@ class Tally:
 
     def __add__(self, other: Tally) -> Tally:
         """The sum, of seconds too, as for streams of a worker that follow one another."""
-        return Tally(
-            num_samples=self.num_samples + other.num_samples,
-            num_kept=self.num_kept + other.num_kept,
-            statuses=_sum(self.statuses, other.statuses),
-            presets=_sum(self.presets, other.presets),
-            work=_sum(self.work, other.work),
-            waits=_sum(self.waits, other.waits),
-            seconds=self.seconds + other.seconds,
-        )
+        added: dict[str, Any] = {}
+        for name in (one.name for one in fields(self)):
+            ours, theirs = getattr(self, name), getattr(other, name)
+            added[name] = _sum(ours, theirs) if isinstance(ours, Mapping) else ours + theirs
+        return Tally(**added)
 
 
 class Reports:

@@ -94,7 +94,6 @@ def _read(numbers: type[Section], values: dict[str, Any]) -> dict[str, Any]:
 
 
 def fail(message: str, code: int) -> NoReturn:
-    """Print one message and exit."""
     console.print(f"[red]error[/] {escape(message)}", soft_wrap=True)
     sys.exit(code)
 

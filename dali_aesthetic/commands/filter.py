@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from dali_aesthetic.commands.command import command, echo
-from dali_aesthetic.commands.options import ConfigFile, Json, Verbosity, as_yaml, resolve
+from dali_aesthetic.commands.options import ConfigFile, Verbosity, as_yaml, resolve
 from dali_aesthetic.commands.run import SCORE_EXAMPLES, launch_and_report
 from dali_aesthetic.config import Config
 

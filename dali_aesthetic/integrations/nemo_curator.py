@@ -174,7 +174,6 @@ class ImageAestheticFilterStage(BaseFilterStage):  # type: ignore[misc]
             load_head(self.head, _ENCODER, _EMBED_DIM, _path(self.model_dir))
 
     def setup(self, worker_metadata: Any = None) -> None:
-        """Loads the head."""
         loaded, _ = load_head(self._head(), _ENCODER, _EMBED_DIM, _path(self.model_dir))
         self._bank = HeadBank([loaded], _EMBED_DIM)
 

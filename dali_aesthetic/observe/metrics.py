@@ -157,7 +157,6 @@ class Endpoint:
 
     @property
     def url(self) -> str:
-        """The address to scrape."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"http://{host}:{self.port}/metrics"
 

@@ -40,7 +40,6 @@ class Gpus:
         return [GpuReading(name, dict(self._values(handle))) for name, handle in self._handles.items()]
 
     def close(self) -> None:
-        """Releases the library."""
         if self._nvml is not None:
             with suppress(self._nvml.NVMLError):
                 self._nvml.nvmlShutdown()

@@ -41,7 +41,6 @@ class Distribution:
         self.low, self.high = math.inf, -math.inf
 
     def add(self, scores_R: npt.NDArray[np.float32]) -> None:
-        """Counts these scores."""
         scored = scores_R[~np.isnan(scores_R)]
         if not len(scored):
             return
@@ -56,7 +55,6 @@ class Distribution:
 
     @property
     def total(self) -> int:
-        """The number of scores."""
         return int(self._counts.sum())
 
     @property

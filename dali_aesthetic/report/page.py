@@ -75,7 +75,6 @@ def report_at(output: str | Path, html: Path | None = None, by: str | None = Non
 
 
 def render(output: Path, found: Survey, title: str) -> str:
-    """The page as text."""
     scripts = [Markup(get_plotlyjs()), Markup(_asset("page.js"))]
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     environment.filters.update(percent=percent, number=number, shortest=shortest, clock=clock)

@@ -64,7 +64,6 @@ class ClusterState:
         return self._workers.get(worker, Tally())
 
     def begin_shard(self, name: str) -> None:
-        """A worker opens the shard."""
         self._num_begun[name] = self._num_begun.get(name, 0) + 1
 
     def add_report(self, report: ShardReport, worker: str, tally: Tally) -> None:
@@ -85,5 +84,4 @@ class ClusterState:
         self._fatal = self._fatal or error
 
     def progress(self) -> Progress:
-        """As of now."""
         return Progress(dict(self._workers), tuple(self._incidents), self._fatal)

@@ -55,7 +55,6 @@ class WorkerProcess:
 
     @property
     def name(self) -> str:
-        """The slot's name."""
         return self.slot.name
 
     @property

@@ -108,12 +108,10 @@ class _TrialEncoder:
         return found
 
     def to_float8(self, statistics: Statistics, float16_products: Sequence[str]) -> None:
-        """Changes the encoder to float8."""
         rows = self.work.images * (self.tower.spec.tokens - 1)
         self.encoder.trunk = Float8Blocks(self.blocks, statistics, rows, self.device, float16_products)
 
     def to_bfloat16(self) -> None:
-        """Changes the encoder to bfloat16."""
         dtype, spec = torch.bfloat16, self.tower.spec
         self.work = Workspace.make(spec, self.work.images, self.device, dtype)
         rows = self.work.images * (spec.tokens - 1)

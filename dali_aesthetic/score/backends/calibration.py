@@ -49,13 +49,11 @@ class InputStatistics:
         self.largest_K = torch.maximum(self.largest_K, other.largest_K)
 
     def to(self, device: torch.device) -> InputStatistics:
-        """The same on `device`."""
         parts = self.total_K, self.least_K, self.largest_K
         return InputStatistics(self.rows, *(part.to(device) for part in parts))
 
     @property
     def centre_K(self) -> Tensor:
-        """The mean of each channel."""
         return self.total_K / self.rows
 
     @property
@@ -183,7 +181,6 @@ class Calibration:
 
     @property
     def sha256(self) -> str:
-        """The sha256 of the file, in hex."""
         return hashlib.sha256(self.to_bytes()).hexdigest()
 
 
