@@ -20,7 +20,8 @@ _LAION_RELU = (0, 3, 6, 9, 11)
 """Where improved-aesthetic-predictor's `train_predictor.py` puts its Linears, without and with ReLUs."""
 _LAION_H14_NSFW = (0, 3, 6, 9, 12, 15, 16)
 """CLIP-based-NSFW-Detector's `h14_nsfw_model.py`: ReLUs in the gaps, and no sigmoid at the end."""
-_LAION_NSFW_KEY = re.compile(r"linear_(?P<index>\d+)\.(?P<what>weight|bias)")
+_LAION_NSFW_KEY = re.compile(r"(?P<prefix>)linear_(?P<index>\d+)\.(?P<what>weight|bias)")
+_Layers = dict[int, tuple[Tensor, Tensor]]
 _LAION_NSFW_NORM = {"norm.mean", "norm.variance"}
 """CLIP-based-NSFW-Detector's heads for ViT-L/14 and ViT-B/32 as ported to PyTorch (its issue 7)."""
 
@@ -150,7 +151,7 @@ def head_from_state(state: Mapping[str, Tensor], relu: bool | None = None) -> He
     elif set(state) == {"weight", "bias"}:
         layers = {0: (state["weight"], state["bias"])}
     else:
-        layers = _sequential(state)
+        layers = _linears(state, _LINEAR_KEY, "a linear head or an MLP of Linears")
     indices = sorted(layers)
     in_gaps = _has_relu(layers) if relu is None else relu
     # A Linear right after a Linear leaves no room for an activation, whatever the other gaps hold.
@@ -160,14 +161,9 @@ def head_from_state(state: Mapping[str, Tensor], relu: bool | None = None) -> He
 
 def _laion_nsfw(state: Mapping[str, Tensor]) -> HeadMLP:
     """Keras's input normalisation, folded into the first layer, then Linears with ReLUs, then a sigmoid."""
-    parts: dict[int, dict[str, Tensor]] = {}
-    for name in set(state) - _LAION_NSFW_NORM:
-        if (match := _LAION_NSFW_KEY.fullmatch(name)) is None:
-            raise ValueError(f"not LAION's NSFW head, though it has norm.mean: it also has {name}")
-        parts.setdefault(int(match["index"]), {})[match["what"]] = state[name].double()
-    if any(set(part) != {"weight", "bias"} for part in parts.values()) or not parts:
-        raise ValueError(f"not LAION's NSFW head: it has only {', '.join(state)}")
-    layers = [(parts[index]["weight"], parts[index]["bias"]) for index in sorted(parts)]
+    others = {name: tensor.double() for name, tensor in state.items() if name not in _LAION_NSFW_NORM}
+    by_index = _linears(others, _LAION_NSFW_KEY, "LAION's NSFW head, though it has norm.mean")
+    layers = [by_index[index] for index in sorted(by_index)]
     mean, std = state["norm.mean"].double().flatten(), state["norm.variance"].double().flatten().sqrt()
     weight, bias = layers[0]
     if not weight.shape[1:] == mean.shape == std.shape:
@@ -180,18 +176,18 @@ def _laion_nsfw(state: Mapping[str, Tensor]) -> HeadMLP:
     return HeadMLP(layers, relu=True, sigmoid=True)
 
 
-def _sequential(state: Mapping[str, Tensor]) -> dict[int, tuple[Tensor, Tensor]]:
-    """Weights and biases by their index in the Sequential."""
+def _linears(state: Mapping[str, Tensor], key: re.Pattern[str], what: str) -> _Layers:
+    """Weights and biases by the index in their names. Raises ValueError, saying that it is not `what`."""
     parts: dict[int, dict[str, Tensor]] = {}
     prefixes = set()
     for name, tensor in state.items():
-        match = _LINEAR_KEY.fullmatch(name)
+        match = key.fullmatch(name)
         if match is None or tensor.ndim != (2 if match["what"] == "weight" else 1):
-            raise ValueError(f"not a linear head or an MLP of Linears: it has {name} {list(tensor.shape)}")
+            raise ValueError(f"not {what}: it has {name} {list(tensor.shape)}")
         parts.setdefault(int(match["index"]), {})[match["what"]] = tensor
         prefixes.add(match["prefix"])
     if len(prefixes) != 1 or any(set(part) != {"weight", "bias"} for part in parts.values()):
-        raise ValueError(f"not a linear head or an MLP of Linears: it has {', '.join(state) or 'no tensor'}")
+        raise ValueError(f"not {what}: it has {', '.join(state) or 'no tensor'}")
     return {index: (part["weight"], part["bias"]) for index, part in parts.items()}
 
 
