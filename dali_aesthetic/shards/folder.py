@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import struct
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
+from dali_aesthetic.shards import metadata
 from dali_aesthetic.shards.formats import IMAGE_RANK, extension
 from dali_aesthetic.shards.oddities import Oddities
 from dali_aesthetic.shards.opened import DEFAULT_LIMITS, ReadLimits, TooManyBytes, read_file
@@ -19,14 +20,21 @@ _MAX_OCTAL_SIZE = 8**11 - 1
 
 
 def read_folder(shard: Shard, limits: ReadLimits = DEFAULT_LIMITS) -> Iterator[Sample | ShardEnd]:
-    """Yields the shard's images with their sidecars, sorted by key, then its one ShardEnd."""
+    """Yields the shard's images with their sidecars, sorted by key, then its one ShardEnd.
+
+    An image's row of a `metadata.jsonl`, `.csv` or `.parquet` becomes its json, and beside a json of its own
+    `KEY.metadata.json`.
+    """
     oddities = Oddities()
+    rows = metadata.read_rows(shard.source, shard.files, oddities)
     for files in group_images(shard.files):
-        yield _sample(shard, files, oddities, limits)
+        yield _sample(shard, files, rows, oddities, limits)
     yield ShardEnd(shard=shard, warnings=oddities.warnings())
 
 
-def _sample(shard: Shard, files: ImageFiles, oddities: Oddities, limits: ReadLimits) -> Sample:
+def _sample(
+    shard: Shard, files: ImageFiles, rows: Mapping[str, bytes], oddities: Oddities, limits: ReadLimits
+) -> Sample:
     path = os.path.join(shard.source, files.image)
     entries: list[Buffer] = []
     image: Buffer | None = None
@@ -38,6 +46,9 @@ def _sample(shard: Shard, files: ImageFiles, oddities: Oddities, limits: ReadLim
             data = _add(entries, shard.source, files, name, limits)
             if extension(name) == "json" and sidecar is None:
                 sidecar = data
+        if (row := rows.get(files.image)) is not None:
+            _append(entries, f"{files.key}.{'json' if sidecar is None else 'metadata.json'}", row)
+            sidecar = row if sidecar is None else sidecar
     except TooManyBytes as error:
         status, message = Status.TOO_LARGE, str(error)
     except OSError as error:
@@ -62,10 +73,14 @@ def _sample(shard: Shard, files: ImageFiles, oddities: Oddities, limits: ReadLim
 
 def _add(entries: list[Buffer], root: str, files: ImageFiles, path: str, limits: ReadLimits) -> Buffer:
     data = read_file(os.path.join(root, path), limits.max_member_bytes)
-    entries += (tar_header(files.member(path), len(data)), data)
+    _append(entries, files.member(path), data)
+    return data
+
+
+def _append(entries: list[Buffer], name: str, data: Buffer) -> None:
+    entries += (tar_header(name, len(data)), data)
     if fill := padding(len(data)):
         entries.append(fill)
-    return data
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +102,8 @@ class ImageFiles:
 
 
 def group_images(files: Iterable[str]) -> list[ImageFiles]:
-    """The samples among `files` (relative paths), sorted by key; files without an image are left out.
+    """The samples among `files` (relative paths), sorted by key; files without an image and metadata are left
+    out.
 
     A sidecar has its image's name with another extension (`a.txt`) or with one added (`a.jpg.json`); one that
     fits several images goes with each. webdataset cuts a key at the first dot of a name, so dots become `_`;
@@ -98,7 +114,7 @@ def group_images(files: Iterable[str]) -> list[ImageFiles]:
     for path in sorted(set(files)):
         if extension(path) in IMAGE_RANK:
             images[clean_key(_stem(path))].append(path)
-        elif extension(path):
+        elif extension(path) and not metadata.is_metadata(path):
             sidecars[_stem(path)].append(path)
     taken = {key for key, paths in images.items() if len(paths) == 1}
     return [

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from dali_aesthetic import layout
+from dali_aesthetic.shards import metadata
 from dali_aesthetic.shards.folder import ImageFiles, group_images
 from dali_aesthetic.shards.formats import IMAGE_RANK, extension
 from dali_aesthetic.shards.listing import InputError
@@ -134,14 +135,14 @@ def _file_shards(found: Found, kind: FileKind, column: str) -> FileShards:
     name = partial(shard_name, root=found.root)
     sources = found.files if found.ordered else sorted(found.files, key=name)
     check_names(sources, name)
-    return FileShards(sources, name, kind, column, _warnings(found))
+    return FileShards(sources, name, kind, column, _oddities(found).warnings())
 
 
-def _warnings(found: Found) -> tuple[str, ...]:
+def _oddities(found: Found) -> Oddities:
     oddities = Oddities()
     for kind, path in sorted(found.left_out):  # a directory has no order of its own
         oddities.add(kind, path)
-    return oddities.warnings()
+    return oddities
 
 
 def check_names(sources: Sequence[str], name_of: Callable[[str], str]) -> None:
@@ -187,7 +188,10 @@ def _image_shards(found: Found, samples_per_shard: int) -> list[Shard]:
     if samples_per_shard < 1:
         raise InputError(f"samples_per_shard is {samples_per_shard}; give at least 1")
     paths = [_below(file, found.root) for file in found.files]
-    check_names([path for path in paths if extension(path) in IMAGE_RANK], str)
+    images = [path for path in paths if extension(path) in IMAGE_RANK]
+    check_names(images, str)
+    oddities = _oddities(found)
+    usable = metadata.survey(found.root, filter(metadata.is_metadata, paths), frozenset(images), oddities)
     return [
         Shard(
             index=index,
@@ -196,15 +200,15 @@ def _image_shards(found: Found, samples_per_shard: int) -> list[Shard]:
             source=found.root,
             files=files,
             fingerprint=_fingerprint(found.root, files),
-            warnings=_warnings(found) if index == 0 else (),
+            warnings=oddities.warnings() if index == 0 else (),
         )
-        for index, files in enumerate(_cut(group_images(paths), samples_per_shard))
+        for index, files in enumerate(_cut(group_images(paths), samples_per_shard, frozenset(usable)))
     ]
 
 
-def _cut(groups: list[ImageFiles], size: int) -> Iterator[tuple[str, ...]]:
-    """Files of at most `size` samples each; images that share a sidecar or a stem stay together, because
-    their keys are made from one another."""
+def _cut(groups: list[ImageFiles], size: int, rows: frozenset[str]) -> Iterator[tuple[str, ...]]:
+    """Files of at most `size` samples each, with the files of `rows`, their metadata. Images that share a
+    sidecar or a stem stay together, because their keys are made from one another."""
     files: dict[str, None] = {}
     count = 0
     for index, group in enumerate(groups):
@@ -212,7 +216,7 @@ def _cut(groups: list[ImageFiles], size: int) -> Iterator[tuple[str, ...]]:
         if count >= size and not together:
             yield tuple(files)
             files, count = {}, 0
-        files.update(dict.fromkeys((group.image, *group.sidecars)))
+        files.update(dict.fromkeys((group.image, *group.sidecars, *metadata.covering(group.image, rows))))
         count += 1
     if files:
         yield tuple(files)
