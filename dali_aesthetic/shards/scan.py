@@ -17,7 +17,9 @@ from dali_aesthetic.types import Buffer
 
 BLOCK = 512
 MAX_EXTENSION_BYTES = 1 << 20
-"""A longer name or PAX header is damage: real ones are far smaller, and it is held in memory."""
+"""A longer extension header is damage: real ones are far smaller, and it is held in memory."""
+MAX_NAME = 4096
+"""A longer name is damage too. Linux has no longer paths, and a shard's names are all held in memory."""
 
 GLOBAL_HEADER, HARD_LINK = b"g", b"1"
 _ZERO_BLOCK = bytes(BLOCK)
@@ -229,6 +231,8 @@ def _apply(
         records = {**defaults, **pending.records}
         name = pending.name if pending.name is not None else name
     name = records.get("GNU.sparse.name") or records.get("path") or name
+    if len(name) > MAX_NAME:
+        raise TarDamage(offset, f"a name of {len(name):,} characters (at most {MAX_NAME:,}): {name[:80]!r}")
     if stated := records.get("size"):
         if not (stated.isascii() and stated.isdigit() and len(stated) < 20):
             raise TarDamage(offset, f"a PAX size that is no number ({stated[:40]!r})")

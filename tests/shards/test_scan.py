@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from dali_aesthetic.shards.scan import MAX_EXTENSION_BYTES, Member, TarDamage, checksum, scan_tar
+from dali_aesthetic.shards.scan import MAX_EXTENSION_BYTES, MAX_NAME, Member, TarDamage, checksum, scan_tar
 from tests.shards.tar_factory import JPEG, pack, sample_members
 
 NAMES = [
@@ -216,6 +216,18 @@ def test_pax_size_that_is_no_number_is_damage(size: str) -> None:
     _, damage = scan(extension(b"x", record) + pack([("a.jpg", JPEG)]))
     assert damage is not None
     assert "PAX size" in damage.reason
+
+
+@pytest.mark.parametrize("format", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_a_name_longer_than_any_path_is_damage(format: int) -> None:
+    longest = "n" * (MAX_NAME - 4) + ".jpg"
+    members, damage = scan(pack([(longest, JPEG)], format))
+    assert ([member.name for member in members], damage) == ([longest], None)
+    members, damage = scan(pack([("a.jpg", JPEG), ("n" + longest, JPEG)], format))
+    assert [member.name for member in members] == ["a.jpg"]
+    assert damage is not None
+    assert "a name of 4,097 characters (at most 4,096): 'nnn" in damage.reason
+    assert len(damage.reason) < 200
 
 
 @pytest.mark.parametrize("kind", [b"L", b"x", b"g"])
