@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from zlib import crc32
 
 from dali_aesthetic.decode import jpeg
 from dali_aesthetic.decode.jpeg import UNCLEAR, UPRIGHT, refused
@@ -51,6 +52,8 @@ _HEIC_BRANDS = frozenset((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", 
 _TGA_FOOTER = b"TRUEVISION-XFILE.\x00"
 _TGA_KINDS, _TGA_DEPTHS = frozenset((1, 2, 3, 9, 10, 11)), frozenset((8, 16, 24, 32))
 _PNG_GRAY, _PNG_RGB = 0, 2
+_PNG_FEWEST = {b"pHYs": 9, b"gAMA": 4, b"cHRM": 32, b"sRGB": 1}
+"""Bytes that Pillow wants in these chunks."""
 _MOST_CHUNKS = 100
 """Chunks of a PNG walked at most in search of its first image data."""
 _WEBP_CHUNKS = frozenset((b"VP8X", b"ICCP", b"VP8 ", b"VP8L", b"EXIF", b"XMP "))
@@ -115,9 +118,10 @@ def read_png(image: Buffer) -> ImageHeader:
         return refused("png", Status.TRUNCATED, "PNG: ends before its image data", width, height)
     # The reference resizes in the file's own mode and converts last: palettes (nearest neighbour),
     # alpha, 1 bit and 16 bits come out differently from DALI, so Pillow decodes those. So it does a PNG
-    # without its end, which may be whole all the same, and an animation, whose first image may be another.
+    # without its end, which may be whole all the same, an animation, whose first image may be another, and
+    # one with damage before its image data, which the reference refuses.
     bit_depth, colour_type = start[24], start[25]
-    plain = colour_type in (_PNG_GRAY, _PNG_RGB) and bit_depth == 8 and ended and not _animated(image)
+    plain = colour_type in (_PNG_GRAY, _PNG_RGB) and bit_depth == 8 and ended and _in_order(image)
     return ImageHeader(
         format="png",
         width=width,
@@ -127,19 +131,23 @@ def read_png(image: Buffer) -> ImageHeader:
     )
 
 
-def _animated(image: Buffer) -> bool:
-    """Whether an acTL chunk stands before the image data (PNG, 11.3.6.1), or too many chunks to tell."""
-    position = 33
+def _in_order(image: Buffer) -> bool:
+    """Whether Pillow passes all chunks before a PNG's image data: they are few, long enough and have right
+    sums (libpng only warns of both), and none is acTL (an animation, PNG, 11.3.6.1)."""
+    position = 33  # IHDR's own sum is checked by every decoder
     for _ in range(_MOST_CHUNKS):
         if position + 8 > len(image):
             return False
         length, kind = _chunk(image, position)
         if kind == b"IDAT":
-            return False
-        if kind == b"acTL":
             return True
-        position += 12 + length
-    return True
+        end = position + 8 + length
+        if kind == b"acTL" or length < _PNG_FEWEST.get(kind, 0) or end > len(image):
+            return False
+        if crc32(image[position + 4 : end]) != int.from_bytes(image[end : end + 4], "big"):
+            return False
+        position = end + 4
+    return False
 
 
 def read_webp(image: Buffer) -> ImageHeader:

@@ -207,6 +207,14 @@ def test_a_size_of_zero_is_undecodable(offset: int, size: str) -> None:
     assert size in header.message
 
 
+@pytest.mark.parametrize("extra", [chunk(b"pHYs", b"short"), chunk(b"tEXt", b"k\0v")[:-1] + b"?"])
+def test_damage_before_the_image_data_is_for_pillow_to_judge(extra: bytes) -> None:
+    image = PLAIN_PNG[:33] + extra + PLAIN_PNG[33:]
+    header = headers.read_png(memoryview(image))
+    assert header.route is Route.PILLOW
+    assert rescue(image, header, 224, LIMITS).pixels_SSC is None
+
+
 def test_another_first_chunk_is_for_pillow_to_judge() -> None:
     text = chunk(b"tEXt", b"k\0v")
     header = headers.read_png(PLAIN_PNG[:8] + text + PLAIN_PNG[8:])
