@@ -52,7 +52,7 @@ REST = "json"
 MAX_JSON_BYTES = 1 << 20
 CLASH_PREFIX = "json_"
 _PIECE_ROWS, _PIECE_BYTES = 1024, 1 << 20
-_GROUP_ROWS, _GROUP_BYTES = 65_536, 32 << 20
+_GROUP_ROWS, _GROUP_BYTES = 65_536, 16 << 20
 _decode = json.JSONDecoder(parse_constant=lambda name: None if name == "NaN" else name).decode
 """NaN stands for a missing number in what pandas writes; like infinity it is no json."""
 _encode = json.JSONEncoder(
