@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dali_aesthetic.layout import scores_file, stats_file
+from dali_aesthetic.shards.parquet import converted
 from dali_aesthetic.types import ShardReport, Status
 from dali_aesthetic.write.commit import commit
 from dali_aesthetic.write.files import output_path
@@ -57,6 +58,7 @@ class EmbeddingScores:
         self._stats = output_path(output, stats_file(name))
         self._writer = ParquetWriter(output_path(output, scores_file(name)))
         self._statuses: Counter[str] = Counter()
+        self._warnings: dict[str, None] = {}
         self.num_rows = self.num_kept = 0
 
     def add(
@@ -119,8 +121,11 @@ class EmbeddingScores:
         if given.keys() == {REST} and _is_text(given[REST]):
             placed[REST] = given.pop(REST).cast(pa.string())
         others = FieldColumns(self._fields)
-        for row in pa.table(given).to_pylist() if given else [None] * rows:
-            others.add(json.dumps(row, default=str).encode() if row else None)
+        left = pa.table(given).to_batches() if given else []
+        for row in (row for batch in left for row in converted(batch, self._warnings)):
+            others.add(json.dumps(row, default=str).encode())
+        while others.num_rows < rows:
+            others.add(None)
         return others.take() | placed
 
     def commit(self) -> ShardReport:
@@ -133,6 +138,7 @@ class EmbeddingScores:
             num_samples=self.num_rows,
             num_kept=self.num_kept,
             fingerprint=self._fingerprint,
+            warnings=tuple(self._warnings),
             statuses={
                 status.value: self._statuses[status.value] for status in Status if self._statuses[status]
             },

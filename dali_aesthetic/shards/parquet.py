@@ -246,7 +246,7 @@ def _python_rows(
         for name in filter(lambda name: _mean_bytes(batch[name]) > _MAX_VALUE_BYTES, columns):
             warnings[f"values of the column {name!r} above 1 MiB are left out of the scores"] = None
             batch = batch.drop_columns([name])
-        yield from _converted(batch, warnings)
+        yield from converted(batch, warnings)
 
 
 def _mean_bytes(column: pa.Array) -> int:
@@ -258,7 +258,7 @@ def _mean_bytes(column: pa.Array) -> int:
     return int(most or 0)
 
 
-def _converted(batch: pa.RecordBatch, warnings: dict[str, None]) -> list[dict[str, Any]]:
+def converted(batch: pa.RecordBatch, warnings: dict[str, None]) -> list[dict[str, Any]]:
     """The rows as Python values. A column with a value that has none is noted in `warnings`.
 
     Examples are dates beyond Python's and Latin-1 bytes in a text column. Scoring doesn't need them, and kept

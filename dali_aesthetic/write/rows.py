@@ -112,23 +112,11 @@ class ScoreRows(Part):
         super().__init__(final)
         self._score_names = score_columns(head_names)
         self._output_shard = output_shard
+        self._statuses: Counter[str] = Counter()
+        self._tables: list[pa.Table] = []
+        self._writer = ParquetWriter(final)
         self.fields = FieldColumns(fields)
         self.each: Callable[[pa.Table], None] | None = None
-        self._statuses: Counter[str] = Counter()
-        self._clear()
-        self._writer = ParquetWriter(final)
-
-    def _clear(self) -> None:
-        self._keys: list[str] = []
-        self._sources: list[str] = []
-        self._offsets: list[int] = []
-        self._found: list[str] = []
-        self._messages: list[str | None] = []
-        self._widths: list[int | None] = []
-        self._heights: list[int | None] = []
-        self._formats: list[str | None] = []
-        self._kept = [np.zeros(0, np.bool_)]
-        self._scores = [np.zeros((0, len(self._score_names)), np.float32)]
 
     def add(
         self,
@@ -162,32 +150,41 @@ class ScoreRows(Part):
             header if sample.status is Status.OK else sample
             for sample, header in zip(samples, headers, strict=True)
         ]
-        found = [one.status.value for one in worst]
-        self._keys += [sample.key for sample in samples]
-        self._sources += [sample.source for sample in samples]
-        self._offsets += [sample.offset for sample in samples]
-        self._found += found
-        self._statuses.update(found)
-        self._messages += [
+        statuses = [one.status.value for one in worst]
+        messages = [
             one.message or (_NO_NUMBER if nan and one.status is Status.OK else None)
             for one, nan in zip(worst, np.isnan(scores_RH[:, 0]), strict=True)
         ]
-        self._widths += [_side(header.width) for header in headers]
-        self._heights += [_side(header.height) for header in headers]
-        self._formats += [header.format or None for header in headers]
-        self._kept.append(kept_R)
-        self._scores.append(np.array(scores_RH, dtype=np.float32))
+        columns = score_table(
+            self._score_names,
+            scores_RH,
+            kept_R,
+            key=_strings([sample.key for sample in samples]),
+            status=pa.array(statuses, pa.string()),
+            error_message=_strings(messages),
+            width=pa.array([_side(header.width) for header in headers], pa.int32()),
+            height=pa.array([_side(header.height) for header in headers], pa.int32()),
+            format=pa.array([header.format or None for header in headers], pa.string()),
+            source_shard=_strings([sample.source for sample in samples]),
+            source_offset=pa.array([sample.offset for sample in samples], pa.int64()),
+            output_shard=pa.array([self._output_shard if one else None for one in kept_R], pa.string()),
+        )
+        self._statuses.update(statuses)
+        self._tables.append(pa.table(columns))
 
     def _write(self) -> None:
-        table = self._table()
-        self._clear()
+        table = pa.concat_tables(self._tables).combine_chunks()
+        for name, column in self.fields.take().items():
+            table = table.append_column(name, column)
+        self._tables = []
         self._writer.add(table)
         if self.each is not None:
             self.each(table)
 
     def finish(self) -> None:
         """See `Part`."""
-        if self._keys or not self._writer.is_open:
+        if self.fields.num_rows or not self._writer.is_open:
+            self._append((), (), np.empty((0, len(self._score_names)), np.float32), np.empty(0, np.bool_))
             self._write()
         self._writer.finish()
 
@@ -203,24 +200,6 @@ class ScoreRows(Part):
         """Warnings about json files that the scores leave out."""
         count = self.fields.num_ignored
         return (f"unreadable json files left out of the scores: {count}",) if count else ()
-
-    def _table(self) -> pa.Table:
-        kept_R = np.concatenate(self._kept)
-        columns = score_table(
-            self._score_names,
-            np.concatenate(self._scores),
-            kept_R,
-            key=_strings(self._keys),
-            status=pa.array(self._found, pa.string()),
-            error_message=_strings(self._messages),
-            width=pa.array(self._widths, pa.int32()),
-            height=pa.array(self._heights, pa.int32()),
-            format=pa.array(self._formats, pa.string()),
-            source_shard=_strings(self._sources),
-            source_offset=pa.array(self._offsets, pa.int64()),
-            output_shard=pa.array([self._output_shard if one else None for one in kept_R], pa.string()),
-        )
-        return pa.table({**columns, **self.fields.take()})
 
 
 def score_table(

@@ -142,6 +142,48 @@ def test_metadata_passes_through_across_row_groups(tmp_path: Path, monkeypatch: 
     assert set(table["json_status"].to_pylist()) == {"success"}
 
 
+def test_scores_of_files_with_other_metadata_are_one_table(tmp_path: Path) -> None:
+    """As pandas writes them: a column of nulls has no type, whole numbers beside a gap are floats."""
+    tables = {
+        "a": pa.table(
+            {"image_path": ["0", "1"], "caption": ["x", "y"], "hash": [1, 2], "NSFW": [None, None]}
+        ),
+        "b": pa.table(
+            {
+                "image_path": ["0", "1"],
+                "URL": pa.array(["u0", None], pa.large_string()),
+                "WIDTH": [640.0, float("nan")],
+                "similarity": pa.array([0.5, float("nan")], pa.float32()),
+                "hash": pa.array([7, 2**64 - 1], pa.uint64()),
+                "tags": [["a"], None],
+                "taken": pa.array([0, 2**62], pa.timestamp("us")),
+                "status": ["success", "success"],
+            }
+        ),
+    }
+    (tmp_path / "metadata").mkdir()
+    (tmp_path / "img_emb").mkdir()
+    np.save(tmp_path / "img_emb/without.npy", _unit(2))
+    for name, table in tables.items():
+        np.save(tmp_path / f"img_emb/img_emb_{name}.npy", _unit(2))
+        pq.write_table(table, tmp_path / f"metadata/metadata_{name}.parquet")
+    score_embeddings(tmp_path, tmp_path / "out", RANDOM, columns=["tags"])
+    columns = ("key", "image_path", "caption", "url", "json_width", "similarity", "hash", "tags")
+    rows = pq.read_table(tmp_path / "out/scores").select([*columns, "json_status", "json"]).to_pylist()
+    assert [list(row.values()) for row in rows] == [
+        ["0", "0", "x", None, None, None, 1, None, None, None],
+        ["1", "1", "y", None, None, None, 2, None, None, None],
+        ["0", "0", None, "u0", 640, 0.5, 7, '["a"]', "success", '{"taken":"1970-01-01 00:00:00.000000"}'],
+        ["1", "1", *[None] * 6, "success", f'{{"hash":{2**64 - 1},"taken":"<value out of range: {2**62}>"}}'],
+        ["0", None, None, None, None, None, None, None, None, None],
+        ["1", None, None, None, None, None, None, None, None, None],
+    ]
+    (warning,) = json.loads((tmp_path / "out/stats/img_emb_b.json").read_text())["warnings"]
+    assert "'taken' don't convert" in warning
+    with pytest.raises(RunMismatch, match="columns"):
+        score_embeddings(tmp_path, tmp_path / "out", RANDOM)
+
+
 def test_metadata_of_another_length_or_damaged_is_refused(tmp_path: Path) -> None:
     (tmp_path / "img_emb").mkdir()
     np.save(tmp_path / "img_emb/img_emb_0.npy", _unit(5))
