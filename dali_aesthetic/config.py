@@ -264,7 +264,7 @@ class Config(Section):
     @classmethod
     def _names_and_types(cls, columns: tuple[str, ...]) -> tuple[str, ...]:
         names = [column_type(column)[0].casefold() for column in columns]
-        if not all(names):
+        if not all(name and name.isprintable() for name in names):
             raise ValueError("give NAME or NAME:TYPE, separated by commas")
         if twice := [column for column in columns if names.count(column_type(column)[0].casefold()) > 1]:
             raise ValueError(f"give each column once, not {', '.join(twice)}")

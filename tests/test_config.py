@@ -52,6 +52,7 @@ def test_columns_are_split_at_commas() -> None:
         ),
         (MINIMAL | {"columns": ["a", "A:int"]}, r"^columns: .*give each column once, not a, A:int"),
         (MINIMAL | {"columns": "a,,b"}, r"^columns: .*give NAME or NAME:TYPE, separated by commas"),
+        (MINIMAL | {"columns": "a\udcff"}, r"^columns: .*give NAME or NAME:TYPE, separated by commas"),
         (MINIMAL | {"columns": [1]}, r"^columns.*1 does not fit: give text, or a list of texts"),
     ],
 )
