@@ -91,7 +91,7 @@ def _remote(url: str) -> tuple[str, str]:
 def _first_listed(url: str) -> str:
     """The first tar of a folder or glob, where the listing ends; without one the first Parquet file."""
     root, fits = matcher(url)
-    store, key = store_of(root)
+    store, key = store_of(root, attempts=1)
     has_sizes = protocol(url) not in ("http", "https")  # a web server's page of links has none
     likely = "parquet" if extension(url) == "parquet" else "tar"
     second = ""
@@ -108,7 +108,7 @@ def _first_listed(url: str) -> str:
 
 def _read_a_little(url: str) -> tuple[str, str]:
     """Reads the first bytes of an object. Returns the result, and the fix where it can only be read whole."""
-    store, key = store_of(url)
+    store, key = store_of(url, attempts=1)
     info = store.info(key)
     if info.has_ranges:
         read = len(store.read(key, 0, min(_BLOCK, info.size)))
@@ -125,7 +125,7 @@ def reach_output(url: str) -> Iterator[Finding]:
     """Checks that objects can be written and deleted below a URL: writes one and deletes it."""
     probe = join(url, f".doctor-{os.getpid()}")
     try:
-        store, key = store_of(probe)
+        store, key = store_of(probe, attempts=1)
         store.put(key, b"dali-aesthetic doctor")
         store.delete(key)
     except Exception as error:  # each store's client has errors of its own

@@ -17,9 +17,10 @@ from typer.testing import CliRunner
 from dali_aesthetic import reach
 from dali_aesthetic.cli import app
 from dali_aesthetic.reach import Finding, Verdict
+from dali_aesthetic.stores.store import BACK_OFF
 from tests.stores.fixtures import bucket, s3_server
 from tests.stores.s3 import Bucket
-from tests.stores.servers import serving, web
+from tests.stores.servers import Faults, proxy, serving, web
 
 __all__ = ["bucket", "s3_server"]
 
@@ -51,6 +52,22 @@ def test_an_input_in_a_bucket_is_read(bucket: Bucket, pattern: str) -> None:
     found = one(reach.reach_input(f"{bucket.url}/{pattern}"))
     assert found.verdict is Verdict.OK, found.detail
     assert "in/a.tar: 700 bytes, 512 read" in found.detail
+
+
+@pytest.mark.parametrize("fault", ["503", "reset"])
+def test_a_server_that_fails_is_asked_once(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    monkeypatch.setattr(BACK_OFF, "first", 1.0)
+    faults = Faults(every={1: fault})
+    with proxy(bucket.endpoint, faults) as url:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+        for ask in (reach.reach_input, reach.reach_output):
+            found = one(ask(f"{bucket.url}/d"))
+            assert found.verdict is Verdict.FAIL
+            assert ("SlowDown: Reduce" if fault == "503" else "no answer from http://127") in found.detail
+            assert "Debug" not in found.detail
+    assert len(faults.log) == 2
 
 
 def test_a_shard_of_the_bucket_is_read_and_no_other_object(bucket: Bucket) -> None:

@@ -70,12 +70,12 @@ def _retries(attempts: int) -> Any:
     }
 
 
-def s3_store(bucket: str) -> ObstoreStore:
+def s3_store(bucket: str, attempts: int) -> ObstoreStore:
     """The bucket, with the settings of fsspec's configuration, boto3's files and the environment."""
     options = s3_options()
     config: Any = options.config
 
-    def made(attempts: int) -> S3Store:
+    def client(attempts: int) -> S3Store:
         return S3Store(
             bucket,
             config=config,
@@ -84,16 +84,16 @@ def s3_store(bucket: str) -> ObstoreStore:
             credential_provider=options.credentials,
         )
 
-    return ObstoreStore(f"s3://{bucket}", made, hint=_hint(options))
+    return ObstoreStore(f"s3://{bucket}", client, attempts, hint=_hint(options))
 
 
-def http_store(server: str) -> ObstoreStore:
+def http_store(server: str, attempts: int) -> ObstoreStore:
     """A web server; `server` is `https://HOST[:PORT]`."""
 
-    def made(attempts: int) -> HTTPStore:
+    def client(attempts: int) -> HTTPStore:
         return HTTPStore(server, client_options=_client(server), retry_config=_retries(attempts))
 
-    return ObstoreStore(server, made, is_web=True)
+    return ObstoreStore(server, client, attempts, is_web=True)
 
 
 def _hint(options: S3Options) -> str:
@@ -104,14 +104,21 @@ def _hint(options: S3Options) -> str:
 class ObstoreStore:
     """A bucket or a web server. `hint` names the settings in use, for errors.
 
-    `made` gives a client that attempts each request so often.
+    `client` makes a client of so many attempts at each request. That for what takes several requests has the
+    given `attempts`.
     """
 
     def __init__(
-        self, name: str, made: Callable[[int], Any], *, is_web: bool = False, hint: str = ""
+        self,
+        name: str,
+        client: Callable[[int], Any],
+        attempts: int,
+        *,
+        is_web: bool = False,
+        hint: str = "",
     ) -> None:
-        self.name, self._is_web, self._hint = name, is_web, hint
-        self._once, self._patient = made(1), made(BACK_OFF.attempts)
+        self.name, self._is_web, self._hint, self._attempts = name, is_web, hint, attempts
+        self._once, self._patient = client(1), client(attempts)
         self._has_bucket = is_web
 
     def info(self, key: str) -> ObjectInfo:
@@ -232,7 +239,7 @@ class ObstoreStore:
             if re.search("status code: 40[13] ", str(error)):
                 raise self._denied(error, where) from None
             if (exhausted := _EXHAUSTED.search(str(error))) and exhausted[1] != "0":
-                raise gave_up(where, int(exhausted[1] or BACK_OFF.attempts - 1) + 1, error) from error
+                raise gave_up(where, int(exhausted[1] or self._attempts - 1) + 1, error) from error
             raise
 
     def _no_bucket(self) -> StoreUnusable:

@@ -8,15 +8,16 @@ from typing import Any
 
 import fsspec
 
-from dali_aesthetic.stores.store import EXTRAS, Store, StoreUnusable, missing_package
+from dali_aesthetic.stores.store import BACK_OFF, EXTRAS, Store, StoreUnusable, missing_package
 
 _QUERY = re.compile(r"\?[^/]*=")
 
 
-def store_of(url: str) -> tuple[Store, str]:
+def store_of(url: str, attempts: int | None = None) -> tuple[Store, str]:
     """The store of `url` and the key in it.
 
-    Raises StoreUnusable naming the missing package or setting, and for a web address with a query string.
+    A client that repeats requests makes `attempts` at each, by default those of `BACK_OFF`. Raises
+    StoreUnusable naming the missing package or setting, and for a web address with a query string.
     """
     scheme, _, rest = url.partition("://")
     if scheme.lower() in ("http", "https") and _QUERY.search(rest):
@@ -25,20 +26,20 @@ def store_of(url: str) -> tuple[Store, str]:
             "or give its address in the store, such as s3://BUCKET/KEY"
         )
     place, _, key = rest.partition("/")
-    return _store(scheme.lower(), place), key
+    return _store(scheme.lower(), place, attempts or BACK_OFF.attempts), key
 
 
 @lru_cache(maxsize=64)
-def _store(scheme: str, place: str) -> Store:
+def _store(scheme: str, place: str, attempts: int) -> Store:
     try:
         if scheme in ("s3", "s3a"):
             from dali_aesthetic.stores.objects import s3_store
 
-            return s3_store(place)
+            return s3_store(place, attempts)
         if scheme in ("http", "https"):
             from dali_aesthetic.stores.objects import http_store
 
-            return http_store(f"{scheme}://{place}")
+            return http_store(f"{scheme}://{place}", attempts)
         return _file_system(scheme, place)
     except ImportError as error:
         raise missing_package(scheme, error) from error

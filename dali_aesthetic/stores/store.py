@@ -25,6 +25,7 @@ _S3_ERROR = re.compile(r"<Code>(.*?)</Code>(?:.*?<Message>(.*?)</Message>)?", re
 _STATUS = re.compile(r"status code: (\d{3})")
 _SERVER = re.compile(r"Error performing \w+ (\w+://[^/\s]+)")
 _CLIENTS_WORDS = re.compile(r".*(?: - |Server returned non-2xx status code: )", re.DOTALL)
+_DEBUG = "\n\nDebug source"
 _NO_ANSWER = re.compile(r'"(dns error)"|message: "([^"]+)"')
 EXTRAS = {
     **dict.fromkeys(("s3", "s3a"), "s3"),
@@ -191,9 +192,9 @@ def gave_up(what: str, attempts: int, error: Exception) -> StoreError:
     return StoreError(f"{what} failed {times}, at last with: {brief(error)}")
 
 
-def brief(error: Exception) -> str:
+def brief(error: BaseException) -> str:
     """The cause in a client's error: the code and message of a server's answer, or why there was none."""
-    text, _, debug = str(error).partition("\n\nDebug source")
+    text, _, debug = str(error).partition(_DEBUG)
     text = text.strip() or repr(error)
     server, reason = _SERVER.search(text), _NO_ANSWER.search(debug)
     if answer := _S3_ERROR.search(text):
@@ -220,6 +221,8 @@ def told(error: BaseException, known: str = "") -> str:
     """An error in words: the file, unless it is the `known` one, the reason and, of the disk, the fix."""
     if not isinstance(error, OSError) or error.errno is None or error.filename is None:
         text = str(error) or type(error).__name__
+        if _DEBUG in text:  # obstore's
+            text = brief(error)
         return text.removeprefix(known).lstrip(": ") if known else text
     where = "" if str(error.filename) == known else f"{error.filename}: "
     fix = "" if "://" in str(error.filename) else _FIXES.get(error.errno, "")
