@@ -11,13 +11,15 @@ import fsspec
 from dali_aesthetic.stores.store import BACK_OFF, EXTRAS, Store, StoreUnusable, missing_package
 
 _QUERY = re.compile(r"\?[^/]*=")
+_PLACE = re.compile(r"[\w.:@%\[\]-]+", re.ASCII)
 
 
 def store_of(url: str, attempts: int | None = None) -> tuple[Store, str]:
     """The store of `url` and the key in it.
 
     A client that repeats requests makes `attempts` at each, by default those of `BACK_OFF`. Raises
-    StoreUnusable naming the missing package or setting, and for a web address with a query string.
+    StoreUnusable naming the missing package or setting, for a place that nothing can have, and for a web
+    address with a query string.
     """
     scheme, _, rest = url.partition("://")
     if scheme.lower() in ("http", "https") and _QUERY.search(rest):
@@ -26,6 +28,8 @@ def store_of(url: str, attempts: int | None = None) -> tuple[Store, str]:
             "or give its address in the store, such as s3://BUCKET/KEY"
         )
     place, _, key = rest.partition("/")
+    if scheme.lower() in EXTRAS and not _PLACE.fullmatch(place):
+        raise StoreUnusable(f"{url}: {place!r} is no bucket or server; write {scheme}://NAME/...")
     return _store(scheme.lower(), place, attempts or BACK_OFF.attempts), key
 
 
@@ -43,6 +47,10 @@ def _store(scheme: str, place: str, attempts: int) -> Store:
         return _file_system(scheme, place)
     except ImportError as error:
         raise missing_package(scheme, error) from error
+    except StoreUnusable:
+        raise
+    except ValueError as error:  # of the client: a port that is no number, for example
+        raise StoreUnusable(f"{scheme}://{place} can't be opened: {error}") from error
 
 
 def _file_system(scheme: str, place: str) -> Store:

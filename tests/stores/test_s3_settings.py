@@ -13,6 +13,7 @@ from dali_aesthetic.config import Config, ConfigError
 from dali_aesthetic.shards.plan import InputError, plan_shards
 from dali_aesthetic.stores import open
 from dali_aesthetic.stores.access import read_bytes
+from dali_aesthetic.stores.open import store_of
 from dali_aesthetic.stores.settings import s3_options
 from dali_aesthetic.stores.store import StoreUnusable
 from tests.stores.s3 import ENVIRONMENT, Bucket
@@ -96,6 +97,16 @@ def test_an_endpoint_that_is_no_url_is_an_error(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
     with pytest.raises(StoreUnusable, match=r"is no URL.*AWS_ENDPOINT_URL"):
         s3_options()
+
+
+@pytest.mark.parametrize(
+    "url", ["s3:///out", "s3://", "s3://a b/x", "s3://$BUCKET/x", "http:///a.tar", "http://h:99999/a.tar"]
+)
+def test_a_place_that_no_bucket_or_server_can_have_is_an_error(url: str) -> None:
+    """`s3://$BUCKET/out` with an unset variable, for example. The client would end the process, or ask."""
+    scheme = url.partition("://")[0]
+    with pytest.raises(StoreUnusable, match=rf"{scheme}://.*(is no bucket or server|invalid port)"):
+        store_of(url)
 
 
 @pytest.mark.parametrize(
