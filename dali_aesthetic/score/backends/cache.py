@@ -25,29 +25,32 @@ def cache_folder() -> Path:
     """`$DALI_AESTHETIC_CACHE`, else `dali_aesthetic` below `$XDG_CACHE_HOME` or `~/.cache`; created.
 
     Where that is not writable (a container without a home), a folder of this user's in the temporary folder,
-    which anybody may have put there: what it holds is code that runs. Raises PermissionError where it isn't
-    this user's alone, and OSError where the folder that `$DALI_AESTHETIC_CACHE` names can't be created.
+    which anybody may have put there: what it holds is code that runs. Raises PermissionError where that isn't
+    this user's alone, or anybody may write the first, and OSError where the folder that
+    `$DALI_AESTHETIC_CACHE` names can't be created.
     """
     if named := os.environ.get(VARIABLE):
         folder = Path(named).expanduser()
         folder.mkdir(parents=True, exist_ok=True)
         return folder
     folder = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "dali_aesthetic"
+    uid, others = os.getuid(), stat.S_IWOTH
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if os.access(folder, os.W_OK):
-            return folder
+        folder.mkdir(mode=0o755, parents=True, exist_ok=True)  # whatever the umask
+        is_writable = os.access(folder, os.W_OK)
     except OSError:
-        pass
-    folder = Path(tempfile.gettempdir()) / f"dali_aesthetic-{os.getuid()}"
-    with suppress(FileExistsError):
-        folder.mkdir(mode=0o700)
-    there = folder.lstat()
-    if not stat.S_ISDIR(there.st_mode) or there.st_uid != os.getuid() or there.st_mode & 0o077:
+        is_writable = False
+    if not is_writable:
+        folder, others = Path(tempfile.gettempdir()) / f"dali_aesthetic-{uid}", stat.S_IRWXG | stat.S_IRWXO
+        with suppress(FileExistsError):
+            folder.mkdir(mode=0o700)
+    there = folder.stat() if is_writable else folder.lstat()
+    is_own = is_writable or (stat.S_ISDIR(there.st_mode) and there.st_uid == uid)
+    if not is_own or there.st_mode & others:
         mode = stat.filemode(there.st_mode)
         raise PermissionError(
-            f"{folder} can't be the cache of compiled code: it is no folder that only uid {os.getuid()} may "
-            f"use ({mode}, of uid {there.st_uid}); set {VARIABLE} to a folder of your own, or remove it"
+            f"{folder} can't be the cache of compiled code: it is no folder that only uid {uid} may use "
+            f"({mode}, of uid {there.st_uid}); set {VARIABLE} to a folder of your own, or remove it"
         )
     return folder
 

@@ -70,3 +70,13 @@ def test_a_fallback_folder_that_others_may_write_is_refused(
         folder.rename(tmp_path / f"dali_aesthetic-{own + 1}")
     with pytest.raises(PermissionError, match=rf"only uid \d+ may use.*set {cache.VARIABLE}"):
         cache.cache_folder()
+
+
+def test_a_cache_that_anybody_may_write_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with HOME=/tmp in a container."""
+    monkeypatch.delenv(cache.VARIABLE, raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    (tmp_path / "dali_aesthetic").mkdir()
+    (tmp_path / "dali_aesthetic").chmod(0o777)
+    with pytest.raises(PermissionError, match=f"set {cache.VARIABLE}"):
+        cache.cache_folder()
