@@ -207,7 +207,7 @@ def test_a_tar_of_images_then_sidecars_keeps_its_captions_and_says_so(
     assert [name[:4] for name, _ in kept] == sorted(name[:4] for name, _ in kept)
     warnings = as_dict(result, settings)["warnings"]
     assert warnings["keys whose files lie apart in the tar, joined"]["count"] == 7
-    assert warnings["unreadable json files left out of the scores"]["count"] == 1
+    assert warnings["json files left out of the scores, unreadable or above 1 MiB"]["count"] == 1
     assert verify_output(tmp_path / "out", against_input=True).problems == ()
     rerun = run(settings)
     assert rerun.num_skipped == 1

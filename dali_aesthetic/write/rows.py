@@ -199,7 +199,7 @@ class ScoreRows(Part):
     def warnings(self) -> tuple[str, ...]:
         """Warnings about json files that the scores leave out."""
         count = self.fields.num_ignored
-        return (f"unreadable json files left out of the scores: {count}",) if count else ()
+        return (f"json files left out of the scores, unreadable or above 1 MiB: {count}",) if count else ()
 
 
 def score_table(
