@@ -175,7 +175,7 @@ class Groups:
 
     def add(self, table: pa.Table, scores_R: npt.NDArray[np.float32]) -> None:
         """Counts the scores of a shard by value."""
-        texts = _texts(table.column(self.column))
+        texts = table.column(self.column).cast(pa.string())
         places = pc.index_in(texts, pa.array(self._values, pa.string()))
         place_R = places.fill_null(len(self._values)).to_numpy()
         for place in np.unique(place_R).tolist():
@@ -196,7 +196,7 @@ def frequent_values(shards: Sequence[ShardScores], column: str) -> list[str | No
     check_column(shards, column)
     counts: Counter[str | None] = Counter()
     for shard in shards:
-        found = _texts(shard.read([column]).column(column)).value_counts()
+        found = shard.read([column]).column(column).cast(pa.string()).value_counts()
         counts.update(dict(zip(found.field(0).to_pylist(), found.field(1).to_pylist(), strict=True)))
         if len(counts) > MOST_DISTINCT:
             raise NothingToReport(
@@ -204,11 +204,6 @@ def frequent_values(shards: Sequence[ShardScores], column: str) -> list[str | No
             )
     ranked = sorted(counts.items(), key=lambda one: (-one[1], one[0] is None, one[0] or ""))
     return [value for value, _ in ranked[:MOST_VALUES]]
-
-
-def _texts(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """The values as strings, whatever the type of the column in this shard."""
-    return column.cast(pa.string())
 
 
 def shortened(text: str, most: int) -> str:
