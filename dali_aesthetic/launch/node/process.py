@@ -31,13 +31,14 @@ class WorkerProcess:
         context: Any = get_context("forkserver" if slot.visible is None else "spawn")
         if slot.visible is None:
             context.set_forkserver_preload(_PRELOAD)
-        self.slot = slot
+        self.name = slot.name
         self.ready = False
         self.tally, self.committed = Tally(), Tally()
         self.heard_at = time.monotonic()
         (self.requests, requests), (self.inbox, messages), (self.heartbeats, heartbeats) = (
             context.Pipe(duplex) for duplex in (True, False, False)
         )
+        self._pipes = (self.inbox, self.heartbeats, self.requests)
         self._process = context.Process(
             target=child.main,
             args=(config, slot, task, child.Pipes(requests, messages, heartbeats)),
@@ -48,14 +49,6 @@ class WorkerProcess:
             self._process.start()
         for end in (requests, messages, heartbeats):
             end.close()  # else the pipe would stay open when the worker dies
-
-    @property
-    def _pipes(self) -> tuple[Connection, Connection, Connection]:
-        return self.requests, self.inbox, self.heartbeats
-
-    @property
-    def name(self) -> str:
-        return self.slot.name
 
     @property
     def pid(self) -> int:
@@ -73,7 +66,7 @@ class WorkerProcess:
 
     def messages(self) -> Iterator[object]:
         """All messages since the last call, in the order of each pipe."""
-        for pipe in (self.inbox, self.heartbeats, self.requests):
+        for pipe in self._pipes:
             while (message := _received(pipe)) is not None:
                 self.heard_at = time.monotonic()
                 if isinstance(message, Tally):
