@@ -146,7 +146,8 @@ class RunStats:
             statuses=dict(self.statuses),
             presets=dict(self.presets),
             work=self.work_times(),
-            waits=self._waits(),
+            waits={(stage.name, "consumer"): stage.blocked_on_empty for stage in self.stages}
+            | {(stage.name, "producer"): stage.blocked_on_full for stage in self.stages},
             seconds=self.seconds,
         )
 
@@ -217,10 +218,6 @@ class RunStats:
         at = {stage.name: stage.first_at for stage in self.stages}
         at |= {"scores": self.scored_first_at, "commit": self.committed_first_at}
         return {name: moment - self.started_at for name, moment in at.items() if moment}
-
-    def _waits(self) -> dict[tuple[str, str], float]:
-        consumers = {(stage.name, "consumer"): stage.blocked_on_empty for stage in self.stages}
-        return consumers | {(stage.name, "producer"): stage.blocked_on_full for stage in self.stages}
 
     def bound_by(self) -> str:
         """The stage with most work of its own, or "" before the first sample."""

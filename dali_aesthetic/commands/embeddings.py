@@ -92,8 +92,8 @@ def _summary(result: EmbeddingsResult, config: Config) -> None:
     if result.num_skipped:
         console.print(f"{result.num_skipped} files were scored before")
     if result.num_rows:
-        share = result.num_kept / result.num_rows
+        share, rate = result.num_kept / result.num_rows, result.num_rows / max(result.seconds, 1e-9)
         console.print(
-            f"{result.num_rows:,} embeddings at {result.rows_per_second:,.0f}/s, {result.num_bad:,} bad; "
+            f"{result.num_rows:,} embeddings at {rate:,.0f}/s, {result.num_bad:,} bad; "
             f"{result.num_kept:,} ({share:.1%}) have {config.threshold.describe(config.model.heads[0])}"
         )

@@ -70,10 +70,6 @@ class EmbeddingsResult:
         """Rows without a score: NaN, infinity, all zero, or the wrong norm."""
         return self.num_rows - sum(report.statuses.get(Status.OK.value, 0) for report in self.reports)
 
-    @property
-    def rows_per_second(self) -> float:
-        return self.num_rows / max(self.seconds, 1e-9)
-
 
 def score_embeddings(
     inputs: str | Path | Sequence[str | Path],

@@ -102,7 +102,7 @@ class Crew:
         stats.incidents += self._stats.incidents  # from the start
         stats.workers = {place.slot.name: Tally() for place in self._places}
         self._stats, self._queue = stats, ShardQueue(shards)
-        while not (self._queue.finished and self._all_idle()):
+        while not self._queue.finished or any(map(self._is_busy, self._workers())):
             self._begin_streams(self._queue)
             self._step()
         stats.finish()
@@ -110,8 +110,8 @@ class Crew:
     def _workers(self) -> list[WorkerProcess]:
         return [place.worker for place in self._places if place.worker is not None]
 
-    def _all_idle(self) -> bool:
-        return all(worker in self._waiting_for_shard or not worker.ready for worker in self._workers())
+    def _is_busy(self, worker: WorkerProcess) -> bool:
+        return worker.ready and worker not in self._waiting_for_shard
 
     def _begin_streams(self, queue: ShardQueue) -> None:
         is_only = sum(worker.ready for worker in self._workers()) == 1
@@ -186,9 +186,8 @@ class Crew:
         check_same_run(worker.name, record[IDENTITY], self._record[IDENTITY], fix)
 
     def _is_silent(self, worker: WorkerProcess) -> bool:
-        timeout = self._config.guard.stall_timeout
-        busy = worker.ready and worker not in self._waiting_for_shard
-        return busy and timeout > 0 and time.monotonic() - worker.heard_at > timeout + _SILENCE_SECONDS
+        timeout, silence = self._config.guard.stall_timeout, time.monotonic() - worker.heard_at
+        return self._is_busy(worker) and 0 < timeout < silence - _SILENCE_SECONDS
 
     def _replace(self, place: _Place, worker: WorkerProcess) -> None:
         """Counts what a dead worker committed, takes back its open shards and starts another in its place."""

@@ -40,11 +40,6 @@ class BackendEntry:
     gpu_batch: int = 512
     any_size: bool = False
 
-    @property
-    def needs_gpu(self) -> bool:
-        """Whether it lacks fp32, the precision for CPUs."""
-        return "fp32" not in self.precisions
-
 
 _HERE = __name__.rpartition(".")[0]
 BACKENDS: Mapping[str, BackendEntry] = {
@@ -112,7 +107,7 @@ def choose_backend(name: str, precision: str, device: torch.device, spec: TowerS
 def _check_device(backend: str, precision: str, device: torch.device) -> None:
     """Raises ValueError where `device` can't run the backend or the precision that was asked for."""
     on_gpu = device.type == "cuda"
-    if not on_gpu and backend != "auto" and BACKENDS[backend].needs_gpu:
+    if not on_gpu and backend != "auto" and "fp32" not in BACKENDS[backend].precisions:
         raise ValueError(f"backend {backend} needs a GPU; use --backend auto (or eager) with --device cpu")
     if not on_gpu and precision == "fp16":
         raise ValueError(
