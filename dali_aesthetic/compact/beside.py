@@ -101,8 +101,7 @@ def write_subset(path: Path, subset: npt.NDArray[np.void]) -> None:
 
 def _uids(scores: Path) -> npt.NDArray[np.uint64]:
     """Both halves of the uid of each kept row [N, 2]. Raises ConfigError for one that is missing or wrong."""
-    rows = pq.read_table(scores, columns=[UID, "kept"])
-    column = rows.filter(rows.column("kept")).column(0)
+    column = pq.read_table(scores, columns=[UID], filters=pc.field("kept")).column(0)
     if column.null_count:
         raise ConfigError(
             f"--subset-file: {column.null_count} kept samples of {scores} have no field {UID!r} in their json"

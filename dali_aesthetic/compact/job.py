@@ -71,7 +71,9 @@ def compact(options: Options, each: Callable[[Packed, int], None] | None = None)
             packed.append(shard)
             if each is not None:
                 each(shard, run.num_kept)
-        without_index = _finish(packed, options)
+        shards, names = options.output / SHARDS, [shard.name for shard in packed]
+        write_sizes(shards, {f"{shard.name}{TAR}": shard.num_samples for shard in packed})
+        without_index = write_indexes(shards, names) if options.index else ()
         if options.subset_file is not None and subset is not None:
             write_subset(options.subset_file, subset)
     return Result(
@@ -99,9 +101,3 @@ def _record(run: Run, options: Options) -> dict[str, Any]:
         IDENTITY: {"packed": {**size, "kept": run.digest()}, "run": run.record[IDENTITY]},
         CONFIG: {PACKED_FROM: str(options.run), **size},
     }
-
-
-def _finish(packed: list[Packed], options: Options) -> tuple[str, ...]:
-    shards, names = options.output / SHARDS, [shard.name for shard in packed]
-    write_sizes(shards, {f"{shard.name}{TAR}": shard.num_samples for shard in packed})
-    return write_indexes(shards, names) if options.index else ()

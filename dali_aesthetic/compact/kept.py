@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dali_aesthetic import layout
@@ -124,8 +125,7 @@ def read_kept(run: Run, shard: KeptShard) -> KeptSamples:
     """The kept samples of a shard. Raises RunDamaged where tar, stats and scores disagree, and OSError."""
     path = run.folder / layout.shard_file(shard.name)
     view = map_file(str(path))
-    scores = pq.read_table(run.folder / layout.scores_file(shard.name))
-    rows = scores.filter(scores.column("kept"))
+    rows = pq.read_table(run.folder / layout.scores_file(shard.name), filters=pc.field("kept"))
     counted = [(key, sum(1 for _ in same)) for key, same in groupby(rows.column("key").to_pylist())]
     try:
         found = list(_samples(view))
