@@ -1,14 +1,17 @@
-"""The metrics of a run, listed in `docs/metrics.md` too, and the endpoint that Prometheus scrapes."""
+"""The metrics of a run, NVML's of its GPUs among them, and the endpoint that Prometheus scrapes.
+
+`docs/metrics.md` lists them too.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from dali_aesthetic.config import ConfigError
-from dali_aesthetic.observe.nvml import GpuReading, Gpus
 from dali_aesthetic.stats import RunStats, Tally
 from dali_aesthetic.types import Status
 from dali_aesthetic.version import __version__
@@ -17,6 +20,7 @@ if TYPE_CHECKING:
     from prometheus_client import Metric as Family
 
 
+_VISIBLE = "CUDA_VISIBLE_DEVICES"
 PREFIX = "dali_aesthetic_"
 ONE_WORKER = "main"
 """The label `worker` of a run in one process."""
@@ -75,6 +79,64 @@ METRICS = (
 )
 
 _COUNTERS = frozenset(metric.name for metric in METRICS if metric.kind == "counter")
+
+
+@dataclass(frozen=True, slots=True)
+class GpuReading:
+    """A GPU's values now, by the names of the metrics without `gpu_`; those that it lacks are left out.
+
+    `name` is its index in NVML's order, which is that of the PCI bus.
+    """
+
+    name: str
+    values: Mapping[str, float]
+
+
+class Gpus:
+    """The GPUs that CUDA_VISIBLE_DEVICES leaves, all where it is not set; none where there is no NVML."""
+
+    def __init__(self) -> None:
+        self._nvml: Any = None
+        self._handles: dict[str, Any] = {}
+        with suppress(Exception):  # no library, no driver or no permission: pynvml has an error for each
+            import pynvml
+
+            pynvml.nvmlInit()
+            self._nvml = pynvml
+            self._handles = dict(self._visible())
+
+    def read(self) -> list[GpuReading]:
+        """Reads every GPU, in about a millisecond each."""
+        return [GpuReading(name, dict(self._values(handle))) for name, handle in self._handles.items()]
+
+    def close(self) -> None:
+        if self._nvml is not None:
+            with suppress(self._nvml.NVMLError):
+                self._nvml.nvmlShutdown()
+        self._nvml, self._handles = None, {}
+
+    def _visible(self) -> Iterator[tuple[str, Any]]:
+        wanted = os.environ.get(_VISIBLE)
+        names = None if wanted is None else [name.strip() for name in wanted.split(",")]
+        for index in range(self._nvml.nvmlDeviceGetCount()):
+            handle = self._nvml.nvmlDeviceGetHandleByIndex(index)
+            uuid = str(self._nvml.nvmlDeviceGetUUID(handle))
+            if names is None or any(name == str(index) or (name and uuid.startswith(name)) for name in names):
+                yield str(index), handle
+
+    def _values(self, handle: Any) -> Iterator[tuple[str, float]]:
+        nvml = self._nvml
+        readings: dict[str, Callable[[], float]] = {
+            "utilization_ratio": lambda: nvml.nvmlDeviceGetUtilizationRates(handle).gpu / 100,
+            "sm_clock_hertz": lambda: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM) * 1e6,
+            "power_watts": lambda: nvml.nvmlDeviceGetPowerUsage(handle) / 1e3,
+            "temperature_celsius": lambda: nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU),
+            "memory_used_bytes": lambda: nvml.nvmlDeviceGetMemoryInfo(handle).used,
+            "memory_total_bytes": lambda: nvml.nvmlDeviceGetMemoryInfo(handle).total,
+        }
+        for name, read in readings.items():
+            with suppress(nvml.NVMLError):
+                yield name, float(read())
 
 
 def read_metrics(stats: RunStats, num_shards: int, gpus: Sequence[GpuReading] = ()) -> Iterator[Value]:

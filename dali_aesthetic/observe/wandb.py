@@ -8,8 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from dali_aesthetic.config import Config, ConfigError
-from dali_aesthetic.observe.metrics import read_metrics
-from dali_aesthetic.observe.nvml import Gpus
+from dali_aesthetic.observe.metrics import Gpus, read_metrics
 from dali_aesthetic.overlap import every
 from dali_aesthetic.stats import RunStats
 

@@ -17,8 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from dali_aesthetic.config import Config, ConfigError
 from dali_aesthetic.launch.run import run
 from dali_aesthetic.observe import observing
-from dali_aesthetic.observe.metrics import METRICS, ONE_WORKER, PREFIX, Value, read_metrics
-from dali_aesthetic.observe.nvml import GpuReading
+from dali_aesthetic.observe.metrics import METRICS, ONE_WORKER, PREFIX, GpuReading, Value, read_metrics
 from dali_aesthetic.overlap import every
 from dali_aesthetic.stats import RunStats, Tally
 from dali_aesthetic.types import ShardReport

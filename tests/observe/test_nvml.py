@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from dali_aesthetic.observe.metrics import METRICS
-from dali_aesthetic.observe.nvml import Gpus
+from dali_aesthetic.observe.metrics import METRICS, Gpus
 
 NAMES = {metric.name.removeprefix("gpu_") for metric in METRICS if metric.name.startswith("gpu_")}
 
