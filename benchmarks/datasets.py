@@ -18,10 +18,13 @@ from PIL import Image
 from dali_aesthetic.overlap import cpu_count
 
 PHOTOS = ("astronaut", "chelsea", "coffee", "hubble_deep_field", "immunohistochemistry", "retina", "rocket")
-KINDS = ("baseline", "progressive", "progressive-30", "mixed", "bad")
+KINDS = ("webmix", "baseline", "two-layouts", "grey-5", "progressive", "progressive-30", "mixed", "bad")
 MEASURED = (
     ("baseline", 512),
+    ("webmix", 0),
     ("bad", 512),
+    ("two-layouts", 512),
+    ("grey-5", 512),
     ("progressive-30", 512),
     ("progressive", 512),
     ("baseline", 256),
@@ -29,7 +32,28 @@ MEASURED = (
     ("mixed", 512),
 )
 """Kinds and pixels of the short side, the most important first: a run may be cut off."""
-_TITLES = {"bad": "5% bad", "progressive-30": "30% progressive"}
+_TITLES = {
+    "bad": "5% bad",
+    "progressive-30": "30% progressive",
+    "two-layouts": "4:2:0 and 4:4:4",
+    "grey-5": "5% grey",
+    "baseline": "baseline 4:2:0 only",
+}
+_WEB_SHARES = {
+    "4:2:0": 118,
+    "4:4:4": 24,
+    "4:2:2": 6,
+    "progressive": 20,
+    "grey": 2,
+    "grey 2x2": 2,
+    "png": 16,
+    "webp": 8,
+    "lossless webp": 2,
+    "gif": 1,
+    "avif": 1,
+}
+"""Images of a kind among 200 of `webmix`."""
+_WEB_SIDES, _WEB_QUALITIES = (200, 1600), (60, 95)
 _BAD_EVERY = 20
 
 
@@ -38,8 +62,10 @@ class DatasetSpec:
     """A shard of `distinct` images with a short side of `short_side` pixels, linked `num_shards` times.
 
     `kind`: baseline or progressive JPEG; `progressive-30` is 30% progressive, the rest baseline; `mixed` is
-    half baseline JPEG, a quarter PNG, a quarter WebP; `bad` is baseline with every twentieth image
-    truncated, empty, another file or scrambled, in turn.
+    half baseline JPEG, a quarter PNG, a quarter WebP; `two-layouts` is two thirds 4:2:0 and one third 4:4:4,
+    `grey-5` 4:2:0 and 5% grey, both shuffled; `webmix` is `_WEB_SHARES`, shuffled, with short sides that are
+    log-uniform (`short_side` is 0) and a quality drawn for each image; `bad` is baseline with every twentieth
+    image truncated, empty, another file or scrambled, in turn.
     """
 
     short_side: int = 512
@@ -59,8 +85,8 @@ class DatasetSpec:
 
     @property
     def name(self) -> str:
-        """Kind and size: `baseline-512`."""
-        return f"{self.kind}-{self.short_side}"
+        """Kind and size: `baseline-512`; `webmix` has no size."""
+        return f"{self.kind}-{self.short_side}" if self.short_side else self.kind
 
 
 def make_dataset(folder: Path, spec: DatasetSpec, num_processes: int) -> str:
@@ -112,7 +138,8 @@ def cut_dataset(folder: Path, source: Path, num_shards: int, per_shard: int) -> 
 
 def title_of(kind: str, short_side: int) -> str:
     """A kind and size as the names of rows have it."""
-    return f"{_TITLES.get(kind, kind)}, {short_side} px"
+    name = _TITLES.get(kind, kind)
+    return f"{name}, {short_side} px" if short_side else name
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +158,7 @@ class Datasets:
     def spec(self, kind: str, short_side: int) -> DatasetSpec:
         """`distinct` images, half as many where decoding takes long."""
         few = short_side > 512 or kind in ("progressive", "mixed")
+        short_side = 0 if kind == "webmix" else short_side
         distinct = max(32, self.distinct // 2) if few else self.distinct
         return DatasetSpec(short_side=short_side, distinct=distinct, num_shards=self.num_shards, kind=kind)
 
@@ -140,7 +168,8 @@ def _image(spec: DatasetSpec, number: int) -> tuple[str, bytes]:
     rng = np.random.default_rng(number)
     photo = _photo(PHOTOS[number % len(PHOTOS)])
     aspect = float(rng.uniform(1.0, 16 / 9))
-    width, height = spec.short_side, round(spec.short_side * aspect)
+    short = spec.short_side or round(float(np.exp(rng.uniform(*np.log(_WEB_SIDES)))))
+    width, height = short, round(short * aspect)
     if rng.random() < 0.7:
         width, height = height, width
     share = float(rng.uniform(0.5, 0.95))
@@ -153,15 +182,40 @@ def _image(spec: DatasetSpec, number: int) -> tuple[str, bytes]:
 
 
 def _encode(spec: DatasetSpec, number: int, image: Image.Image) -> tuple[str, bytes]:
+    if spec.kind == "webmix":
+        return _of_web(number, image)
     if spec.kind == "mixed" and number % 4 == 2:
         return "png", _saved(image, "PNG", compress_level=1)
     if spec.kind == "mixed" and number % 4 == 3:
         return "webp", _saved(image, "WEBP", quality=spec.quality, method=1)
+    chance = np.random.default_rng((number, 1)).random()
+    subsampling = 0 if spec.kind == "two-layouts" and chance < 1 / 3 else 2
+    if spec.kind == "grey-5" and chance < 0.05:
+        image, subsampling = image.convert("L"), 0 if chance < 0.025 else 2
     progressive = spec.kind == "progressive" or (spec.kind == "progressive-30" and number % 10 in (0, 3, 6))
-    jpeg = _saved(image, "JPEG", quality=spec.quality, progressive=progressive)
+    jpeg = _saved(image, "JPEG", quality=spec.quality, progressive=progressive, subsampling=subsampling)
     if spec.kind == "bad" and number % _BAD_EVERY == 0:
         return "jpg", _DAMAGES[number // _BAD_EVERY % len(_DAMAGES)](jpeg)
     return "jpg", jpeg
+
+
+def _of_web(number: int, image: Image.Image) -> tuple[str, bytes]:
+    kinds = [kind for kind, count in _WEB_SHARES.items() for _ in range(count)]
+    block, place = divmod(number, len(kinds))
+    kind = kinds[np.random.default_rng((block, 2)).permutation(len(kinds))[place]]
+    quality = int(np.random.default_rng((number, 3)).integers(*_WEB_QUALITIES, endpoint=True))
+    if kind in ("png", "gif"):
+        return kind, _saved(image, kind)
+    if kind == "avif":
+        return kind, _saved(image, "AVIF", quality=quality, speed=8)
+    if "webp" in kind:
+        return "webp", _saved(image, "WEBP", quality=quality, method=2, lossless="lossless" in kind)
+    subsampling = {"4:4:4": 0, "4:2:2": 1, "grey": 0}.get(kind, 2)
+    if kind == "progressive" and number % 4 == 0:
+        subsampling = 0
+    image = image.convert("L") if "grey" in kind else image
+    progressive = kind == "progressive"
+    return "jpg", _saved(image, "JPEG", quality=quality, subsampling=subsampling, progressive=progressive)
 
 
 def _saved(image: Image.Image, format: str, **options: int | bool) -> bytes:

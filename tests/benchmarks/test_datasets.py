@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import tarfile
+from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from PIL import Image
 
 from benchmarks import datasets
 from benchmarks.datasets import KINDS, DatasetSpec, cut_dataset, make_dataset
+from dali_aesthetic.decode.headers import Limits, probe
 from tests.conftest import read_members
 
 
@@ -94,3 +97,28 @@ def test_small_shards_hold_the_first_samples_of_a_large_one(tmp_path: Path) -> N
 def test_an_unknown_kind_is_refused() -> None:
     with pytest.raises(ValueError, match=KINDS[0]):
         DatasetSpec(kind="raw")
+
+
+def test_a_webmix_has_its_shares_in_random_order_and_other_sizes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(datasets, "_WEB_SIDES", (20, 60))
+    spec = datasets.DatasetSpec(kind="webmix", short_side=0, distinct=200, num_shards=1)
+    assert spec.name == "webmix"
+    pattern = datasets.make_dataset(tmp_path, spec, 1)
+    images = [data for _, data in image_members(Path(pattern.replace("*", "00000")))]
+    kinds: list[str] = []
+    for image in images:
+        with Image.open(io.BytesIO(image)) as opened:
+            kind = str(opened.format)
+            kinds.append("progressive" if opened.info.get("progressive") else kind)
+    assert Counter(kinds) == {"JPEG": 152, "progressive": 20, "PNG": 16, "WEBP": 10, "GIF": 1, "AVIF": 1}
+    layouts = Counter(probe(image, Limits()).layout for image in images)
+    assert layouts[b"\x22\x11\x11"] == 118
+    assert (layouts[b"\x11\x11\x11"], layouts[b"\x21\x11\x11"]) == (24, 6)
+    assert (layouts[b"\x11"], layouts[b"\x22"]) == (2, 2)
+    changes = sum(one != other for one, other in pairwise(kinds))
+    assert changes > 40, "in runs of a kind the mixture would not be one"
+    sides = [min(Image.open(io.BytesIO(image)).size) for image in images]
+    assert min(sides) < 25
+    assert max(sides) > 50
