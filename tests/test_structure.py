@@ -30,7 +30,7 @@ FOREIGN = {
         "doctor",
         "verify",
     },
-    "triton": {"score"},
+    "triton": {"score", "decode"},
     "open_clip": {"score"},
     "pyarrow": {"write", "shards", "embeddings", "integrations", "report", "verify", "compact"},
     "ray": {"launch", "integrations"},

@@ -6,11 +6,15 @@ to Pillow: a bad image costs itself, never its neighbours."""
 
 from __future__ import annotations
 
+import logging
+import os
+import shutil
 from collections import defaultdict, deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import compress, pairwise
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,37 +22,61 @@ import torch
 from dali_aesthetic.decode.geometry import resize_steps
 from dali_aesthetic.decode.handoff import assemble, to_torch
 from dali_aesthetic.decode.headers import Limits, picture_alone
-from dali_aesthetic.decode.jpeg import ONE_COMPONENT, UNCLEAR, swaps_sides, with_plain_sampling
+from dali_aesthetic.decode.jpeg import (
+    COMMON_LAYOUT,
+    ENGINE_LAYOUTS,
+    ONE_COMPONENT,
+    UNCLEAR,
+    swaps_sides,
+    with_plain_sampling,
+)
 from dali_aesthetic.decode.pillow import Rescued, rescue
-from dali_aesthetic.decode.pipelines import Feed, Lanes, Retry, Source, build_pipeline
+from dali_aesthetic.decode.pipelines import (
+    PIECE,
+    Feed,
+    Lane,
+    Lanes,
+    Retry,
+    Source,
+    blank_jpeg,
+    build_pipeline,
+)
 from dali_aesthetic.overlap import pool
 from dali_aesthetic.types import Buffer, EncodedBatch, ImageBatch, ImageHeader, Route
 
-_PREFETCH = 2
-_GPU_PREFETCH = 4
-"""Chunks ahead in a lane: beside an encoder of 6,000 images/s four gave 5,390 end to end, two 4,980."""
-_PLACEHOLDER = bytes.fromhex(
-    "89504e470d0a1a0a0000000d49484452000000010000000108000000003a7e9b550000000a49444154789c6360000000"
-    "02000148afa4710000000049454e44ae426082"
-)
-"""A PNG of one pixel, fed for a batch without an image for DALI, which takes no empty batch. Without it the
-source would read ahead to the next such batch, and a long run of Pillow's images would all be in memory."""
+if TYPE_CHECKING:
+    from dali_aesthetic.decode.scan_check import ScanCheck
 
-
+_log = logging.getLogger(__name__)
+_DEPTH, _AHEAD = 2, 2
+_GPU_DEPTH, _GPU_AHEAD = 4, 4
+"""Chunks ahead in a lane (beside an encoder of 6,000 images/s four gave 5,390 end to end, two 4,980), and
+batches ahead in all lanes together."""
+_GPU_LANES = 2
+"""The most lanes of a layout."""
+_ENGINE_THREADS = 2
+"""Threads of a lane of the JPEG engine: each also has a CUDA stream, and the GPU has 32 queues for them."""
+_MOST_CHECKED = 16 << 20
+"""Bytes of a JPEG that the GPU counts the MCUs of: about a second's work, beside others."""
+_UNCHECKED = "JPEGs that were cut and got an end marker go unnoticed, with pixels of other images"
+_CPU = b""
+"""The layout of what the CPU decodes."""
 _CALM = 32
 """Chunks in a row that must pass before the chunks grow again."""
-_FEWEST_ALIKE = 16
-"""Layouts with fewer images in a batch share their chunks."""
 
 
 @dataclass(slots=True)
 class _Job:
-    """A batch in flight: its rows in DALI chunks, and the rows that Pillow decodes meanwhile."""
+    """A batch in flight: its rows in DALI chunks, and the rows that Pillow decodes meanwhile.
+
+    `short` wait for the rows whose data turned out to be too few.
+    """
 
     batch: EncodedBatch
     headers: list[ImageHeader]
-    chunks: list[list[int]]
+    chunks: list[tuple[bytes, list[int], Lane]]
     pillow: dict[int, Future[Rescued]]
+    short: list[Callable[[], Iterable[int]]]
     parts_NHWC: list[torch.Tensor] = field(default_factory=list)
     rows: list[int] = field(default_factory=list)
 
@@ -76,64 +104,59 @@ class DaliDecoder:
         self._chunker = Chunker(chunk_images, most_bytes, fewest_images, by_layout=on_gpu)
         self._device_id = (device.index or 0) if on_gpu else None
         self._pillow = pool(num_threads, "pillow")
-        self._feeds: Iterator[Feed] = iter(())
-        self._jobs: deque[_Job] = deque()
-        self._failure: BaseException | None = None
-        self._num_lanes, prefetch = (2, _GPU_PREFETCH) if on_gpu else (1, _PREFETCH)
+        depth, self._ahead = (_GPU_DEPTH, _GPU_AHEAD) if on_gpu else (_DEPTH, _AHEAD)
         self._lanes = Lanes(
-            self._next_feed, lambda source: self._build(source, chunk_images, prefetch), self._num_lanes
+            lambda source, layout: self._build(source, layout, chunk_images, depth),
+            chunk_images,
+            depth,
+            _GPU_LANES if on_gpu else 1,
         )
-        self._retry = Retry(lambda source, most_images: self._build(source, most_images, 1))
+        self._lanes.open(COMMON_LAYOUT if on_gpu else _CPU)
+        self._scan_check = _scan_check(device) if on_gpu else None
+        self._retries = {layout: self._retry(layout) for layout in (COMMON_LAYOUT, _CPU)}
 
     def decode(self, batches: Iterable[EncodedBatch]) -> Iterator[ImageBatch]:
         """Yields an `ImageBatch` a batch, in order. An error of `batches` comes after the ones before it."""
-        self._feeds, self._failure = self._feed(iter(batches)), None
-        self._lanes.start()
+        source, ended = iter(batches), False
+        failure: BaseException | None = None
+        jobs: deque[_Job] = deque()
         try:
-            while self._jobs:
-                job = self._jobs.popleft()
-                for chunk in job.chunks:
-                    self._collect(job, chunk)
+            while True:
+                while not ended and len(jobs) < self._ahead:
+                    try:
+                        jobs.append(self._start(next(source)))
+                    except StopIteration:
+                        ended = True
+                    except BaseException as error:
+                        ended, failure = True, error
+                if not jobs:
+                    break
+                job = jobs.popleft()
+                for layout, rows, lane in job.chunks:
+                    self._collect(job, layout, rows, lane)
                 yield self._finish(job)
-        finally:  # the lanes are left empty, so that the next call's outputs are its own
-            self._feeds = iter(())
-            self._jobs.clear()
+        finally:
             self._lanes.drain()
-        if self._failure is not None:
-            raise self._failure
+        if failure is not None:
+            raise failure
 
     def close(self) -> None:
         """Stop the Pillow threads. DALI's own end with the pipeline."""
         self._pillow.shutdown(cancel_futures=True)
 
-    def _build(self, source: Source, max_batch: int, prefetch: int) -> Any:
+    def _retry(self, layout: bytes) -> Retry:
+        return Retry(lambda source: self._build(source, layout, PIECE, 1))
+
+    def _build(self, source: Source, layout: bytes, max_batch: int, prefetch: int) -> Any:
         return build_pipeline(
             source,
             max_batch=max_batch,
-            num_threads=max(1, self._num_threads // self._num_lanes),
+            num_threads=min(self._num_threads, _ENGINE_THREADS) if layout else self._num_threads,
             device_id=self._device_id,
             prefetch=prefetch,
             apply_exif=self._apply_exif,
+            by_engine=layout != _CPU,
         )
-
-    def _next_feed(self) -> Feed:
-        """DALI's source, which must not raise: an error upstream ends the feed and is raised later."""
-        try:
-            return next(self._feeds)
-        except StopIteration:
-            raise
-        except BaseException as error:
-            self._failure = error
-            raise StopIteration from None
-
-    def _feed(self, batches: Iterator[EncodedBatch]) -> Iterator[Feed]:
-        """Queue a job for each batch and yield its chunks in the form the graph takes."""
-        placeholder: Feed = [np.frombuffer(_PLACEHOLDER, np.uint8)], *resize_steps([(1, 1)], self._image_size)
-        for batch in batches:
-            job = self._start(batch)
-            self._jobs.append(job)
-            for chunk in job.chunks:
-                yield self._feed_of(batch, chunk) if chunk else placeholder
 
     def _start(self, batch: EncodedBatch) -> _Job:
         headers = [self._routed(header) for header in batch.headers]
@@ -142,8 +165,24 @@ class DaliDecoder:
             for row, header in enumerate(headers)
             if header.route is Route.PILLOW
         }
-        chunks = self._chunker.divide(headers) or [[]]
-        return _Job(batch=batch, headers=headers, chunks=chunks, pillow=pillow)
+        chunks = [
+            (layout, rows, self._lanes.submit(self._feed_of(batch, rows), layout))
+            for layout, rows in self._chunker.divide(headers)
+        ]
+        short = [self._check_scans(batch, rows) for layout, rows, _ in chunks if layout]
+        return _Job(batch=batch, headers=headers, chunks=chunks, pillow=pillow, short=short)
+
+    def _check_scans(self, batch: EncodedBatch, rows: list[int]) -> Callable[[], Iterable[int]]:
+        """Launch the check of a chunk for the JPEG engine; returns what waits for the rows that are short.
+
+        Rows of very long data, which the check would take seconds for, count as short.
+        """
+        if self._scan_check is None:
+            return tuple
+        images = [_image(batch, row) for row in rows]
+        long = [row for row, image in zip(rows, images, strict=True) if len(image) > _MOST_CHECKED]
+        pending = self._scan_check.start([image if len(image) <= _MOST_CHECKED else b"" for image in images])
+        return lambda: [*long, *compress(rows, pending.short())]
 
     def _routed(self, header: ImageHeader) -> ImageHeader:
         """DALI needs the region, and so the orientation, before it decodes."""
@@ -160,23 +199,23 @@ class DaliDecoder:
             return header.height, header.width
         return header.width, header.height
 
-    def _collect(self, job: _Job, rows: list[int]) -> None:
+    def _collect(self, job: _Job, layout: bytes, rows: list[int], lane: Lane) -> None:
         """Take the chunk's pixels from DALI, or redo the chunk where DALI raised."""
         try:
-            with self._lanes.oldest() as images:
-                if rows:
-                    job.parts_NHWC.append(to_torch(images))
+            with lane.oldest() as images:
+                job.parts_NHWC.append(to_torch(images))
         except RuntimeError:
             self._chunker.failed()
-            self._redo(job, rows)
+            self._redo(job, layout, rows)
         else:
             job.rows += rows
             self._chunker.passed()
 
-    def _redo(self, job: _Job, rows: list[int]) -> None:
+    def _redo(self, job: _Job, layout: bytes, rows: list[int]) -> None:
         """Decode the rows again without the images that DALI names, which go to Pillow."""
         left = set(rows)
-        for piece, images_NHWC in self._retry.decode(rows, lambda piece: self._feed_of(job.batch, piece)):
+        retry = self._retries[layout and COMMON_LAYOUT]
+        for piece, images_NHWC in retry.decode(rows, lambda piece: self._feed_of(job.batch, piece)):
             job.parts_NHWC.append(images_NHWC)
             job.rows += piece
             left.difference_update(piece)
@@ -187,6 +226,9 @@ class DaliDecoder:
         return self._pillow.submit(rescue, image, header, self._image_size, self._limits, self._apply_exif)
 
     def _finish(self, job: _Job) -> ImageBatch:
+        if short := {row for rows in job.short for row in rows()}:
+            job.pillow.update({row: self._rescue_later(job.batch, row) for row in short})
+            job.parts_NHWC, job.rows = _without(job.parts_NHWC, job.rows, short)
         pixels_SSC = []
         for row, future in sorted(job.pillow.items()):
             rescued = future.result()
@@ -209,6 +251,36 @@ class DaliDecoder:
         )
 
 
+def _without(
+    parts_NHWC: list[torch.Tensor], rows: list[int], dropped: set[int]
+) -> tuple[list[torch.Tensor], list[int]]:
+    """The parts cut into views that leave out rows."""
+    places = iter(rows)
+    views = []
+    for part in parts_NHWC:
+        stays = [next(places) not in dropped for _ in range(len(part))]
+        ends = [0, *(i for i in range(1, len(stays)) if stays[i] != stays[i - 1]), len(stays)]
+        views += [part[start:end] for start, end in pairwise(ends) if stays[start]]
+    return views, [row for row in rows if row not in dropped]
+
+
+def _scan_check(device: torch.device) -> ScanCheck | None:
+    """Triton builds a kernel's launcher with a C compiler."""
+    if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
+        _log.warning("%s: no C compiler (apt install gcc python3-dev)", _UNCHECKED)
+        return None
+    from dali_aesthetic.decode.scan_check import ScanCheck  # Triton is not there on every CPU machine
+
+    check = ScanCheck(device)
+    try:
+        for restarts in (0, 1):  # compiles, which is done beside the encoder's start
+            check.start([blank_jpeg(restarts)]).short()
+    except Exception as error:  # the compiler's, Triton's and the driver's are of many types
+        _log.warning("%s: %s: %s", _UNCHECKED, type(error).__name__, error)
+        return None
+    return check
+
+
 def _image(batch: EncodedBatch, row: int) -> Buffer:
     image = batch.samples[row].image
     assert image is not None, "a sample without an image has no route"
@@ -226,11 +298,7 @@ def _fed(image: Buffer, header: ImageHeader) -> Buffer:
 class Chunker:
     """Divides batches into chunks, bounded in images and in decoded bytes.
 
-    `by_layout` gives each layout of JPEGs chunks of its own: the hardware decoder's buffers are made anew
-    when the layout changes, which waits for all that runs on the GPU, the encoder included. Beside matrix
-    products an H200 decoded 1,912 images/s where 5% were grey, and 3,632 grouped; 1,659 and 2,403 of a web
-    mix. What the hardware doesn't decode (progressive JPEGs, PNG, WebP) is spread over all chunks: in chunks
-    of their own progressive JPEGs took longer.
+    `by_layout` gives each layout of JPEGs chunks of its own, and one more group what the CPU decodes.
 
     An image that raises costs its whole chunk a second decode, so a chunk that fails halves the size of the
     next ones (down to `fewest_images`), and `_CALM` good ones in a row double it again: `images` is the most
@@ -246,19 +314,26 @@ class Chunker:
         self.images = most_images
         self._good_in_a_row = 0
 
-    def divide(self, headers: Sequence[ImageHeader]) -> list[list[int]]:
-        """The rows that DALI decodes, ascending in each chunk. An image above the bytes' bound is alone."""
-        rows = [row for row, header in enumerate(headers) if header.route is Route.DALI]
-        chunks: list[list[int]] = []
-        for group in _by_layout(rows, headers) if self._by_layout else [rows]:
+    def divide(self, headers: Sequence[ImageHeader]) -> list[tuple[bytes, list[int]]]:
+        """The rows that DALI decodes, ascending in each chunk, with the chunk's layout.
+
+        An image above the bytes' bound is alone.
+        """
+        groups: defaultdict[bytes, list[int]] = defaultdict(list)
+        for row, header in enumerate(headers):
+            if header.route is Route.DALI:
+                groups[_layout_of(header) if self._by_layout else _CPU].append(row)
+        chunks: list[tuple[bytes, list[int]]] = []
+        for layout, group in groups.items():
             most = -(-len(group) // max(1, -(-len(group) // self.images)))  # chunks of about the same size
-            room, start = 0, len(chunks)
+            room = 0
+            rows: list[int] = []
             for row in group:
                 size = 3 * headers[row].width * headers[row].height
-                if len(chunks) == start or len(chunks[-1]) == most or size > room:
-                    chunks.append([])
-                    room = self._most_bytes
-                chunks[-1].append(row)
+                if not rows or len(rows) == most or size > room:
+                    rows, room = [], self._most_bytes
+                    chunks.append((layout, rows))
+                rows.append(row)
                 room -= size
         return chunks
 
@@ -274,21 +349,7 @@ class Chunker:
             self.images = min(self._most_images, 2 * self.images)
 
 
-def _by_layout(rows: list[int], headers: Sequence[ImageHeader]) -> list[list[int]]:
-    """The rows in groups, one a layout; those without one are spread over the groups by size."""
-    groups: defaultdict[bytes, list[int]] = defaultdict(list)
-    for row in rows:
-        layout = headers[row].layout
-        groups[ONE_COMPONENT if len(layout) == 1 else layout].append(row)
-    anywhere = groups.pop(b"", [])
-    large = [group for group in groups.values() if len(group) >= _FEWEST_ALIKE]
-    small = [row for group in groups.values() if len(group) < _FEWEST_ALIKE for row in group]
-    found = [*large, small] if small else large
-    if not found:
-        return [anywhere]
-    ends = np.cumsum([len(group) for group in found]) / len(rows)
-    # Steps of the golden ratio fill each group in proportion to its size, from all parts of the batch.
-    places = np.arange(len(anywhere)) * 0.618034 % 1 * ends[-1]
-    for row, group in zip(anywhere, np.searchsorted(ends, places, side="right"), strict=True):
-        found[group].append(row)
-    return [sorted(group) for group in found]
+def _layout_of(header: ImageHeader) -> bytes:
+    """What the JPEG engine must know to decode the image as its neighbours, or `_CPU`."""
+    layout = ONE_COMPONENT if len(header.layout) == 1 else header.layout
+    return layout if layout in ENGINE_LAYOUTS else _CPU

@@ -43,6 +43,10 @@ _FACTORS = bytes(across << 4 | down for across in range(1, 5) for down in range(
 """The sampling factors that a frame header may state (T.81, B.2.2)."""
 ONE_COMPONENT = b"\x11"
 """The layout of a JPEG of one component: its sampling factors have no meaning (T.81, A.2.2)."""
+COMMON_LAYOUT = b"\x22\x11\x11"
+"""4:2:0."""
+ENGINE_LAYOUTS = frozenset((ONE_COMPONENT, COMMON_LAYOUT, b"\x11\x11\x11", b"\x21\x11\x11", b"\x12\x11\x11"))
+"""Grey, 4:2:0, 4:4:4, 4:2:2 and 4:4:0: what the GPU's JPEG engine decodes."""
 
 
 class _Segments(NamedTuple):

@@ -3,7 +3,8 @@
 Decoders make pictures of damaged scans: libjpeg fills with grey, nvJPEG's hardware leaves what another image
 left in its memory, and neither reports it. The markers show most damage: one search finds the first byte FF
 that is no stuffed one (T.81, B.1.1.5), which in a whole baseline JPEG is the end marker. What is odd here
-goes to Pillow, which refuses what the reference refuses. Not seen: data that are well-formed but too few."""
+goes to Pillow, which refuses what the reference refuses. Data that are well-formed but too few show in
+`scan_check` alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""DALI pipelines: the graph (encoded bytes and regions in, uint8 RGB squares out), its lanes, the retry.
+"""DALI pipelines: the graph (encoded bytes and regions in, uint8 RGB squares out), lanes of them, the retry.
 
 One region resize with the reference's integer geometry and uint8 output differs from PIL by 0.15/255 on
 average (`resize_shorter` + centre crop: 3.7/255), but by up to 2.8 on line art, because PIL rounds to uint8
@@ -11,16 +11,19 @@ hardware decoder otherwise replicates chroma."""
 from __future__ import annotations
 
 import contextlib
+import io
 import re
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from PIL import Image
 
 from dali_aesthetic.config import ConfigError
+from dali_aesthetic.decode.geometry import resize_steps
 from dali_aesthetic.decode.handoff import to_torch
 
 Arrays = list[npt.NDArray[Any]]
@@ -28,8 +31,7 @@ Feed = tuple[Arrays, *tuple[npt.NDArray[np.float32], ...]]
 """A batch: encoded images (uint8 [bytes] each), then float32 [n, 2] arrays as `geometry.resize_steps` gives
 them: for both resizes their output size and their region's first and last corners, as (y, x) in pixels."""
 Source = Callable[[], Feed]
-"""Returns the next batch, or raises StopIteration at the end. It raises nothing else: another exception would
-surface out of order, before batches that are already finished."""
+"""Returns the next batch."""
 _NUM_REGIONS = 6
 PIECE = 16
 """Images in a chunk that is decoded again."""
@@ -61,8 +63,11 @@ def build_pipeline(
     device_id: int | None,
     prefetch: int,
     apply_exif: bool = False,
+    by_engine: bool = True,
 ) -> Any:
-    """A built DALI pipeline, decoding on the GPU `device_id`, or on the CPU where that is None.
+    """A built DALI pipeline with its output on the GPU `device_id`, or on the CPU where that is None.
+
+    On a GPU JPEGs are decoded by its JPEG engine, or, without `by_engine`, all images by the CPU.
 
     The dynamic executor is required: with it a batch that raises loses only itself and the pipeline goes
     on; without it every later batch is lost. `no_copy` feeds views as they are; DALI holds a
@@ -84,7 +89,9 @@ def build_pipeline(
         data, *regions = fn.external_source(
             source=source, num_outputs=1 + _NUM_REGIONS, batch=True, no_copy=True, dtype=dtypes, ndim=1
         )
-        images = _decode(fn, data, types.DALIImageType.RGB, device_id, apply_exif)
+        images = _decode(fn, data, types.DALIImageType.RGB, device_id is not None and by_engine, apply_exif)
+        if device_id is not None and not by_engine:
+            images = images.gpu()
         for first in range(0, _NUM_REGIONS, 3):
             size, start, end = regions[first : first + 3]
             images = fn.resize(
@@ -100,99 +107,152 @@ def build_pipeline(
     return pipeline
 
 
-def _decode(fn: Any, data: Any, output_type: Any, device_id: int | None, apply_exif: bool) -> Any:
+def _decode(fn: Any, data: Any, output_type: Any, by_engine: bool, apply_exif: bool) -> Any:
     same = {"output_type": output_type, "adjust_orientation": apply_exif, "jpeg_fancy_upsampling": True}
-    if device_id is None:
+    if not by_engine:
         return fn.decoders.image(data, device="cpu", **same)
     # Load 1.0 sends every image that the hardware supports there: the pixels don't depend on an image's
     # place in the batch, and decoding takes no SM time from the encoder.
     return fn.decoders.image(data, device="mixed", hw_decoder_load=1.0, **same)
 
 
-class Lanes:
-    """`num_lanes` pipelines over one `source`.
+class Lane:
+    """A pipeline that decodes chunks in the order they are submitted, `depth` of them ahead.
 
-    Beside a busy encoder a pipeline's short kernels wait for the encoder's long ones, and a pipeline decodes
-    one chunk at a time. A second pipeline fills the same gaps. `build` makes a pipeline over a source.
+    `build` makes it over a source. The JPEG engine takes no more images of any chunk than the first chunk
+    had; the rest would be decoded by the GPU's other units, with other bits. So the first ones are full.
     """
 
-    def __init__(self, source: Source, build: Callable[[Source], Any], num_lanes: int) -> None:
-        self._source = source
-        self._fed: deque[int] = deque()
-        self._pipelines = [build(self._feeding(lane)) for lane in range(num_lanes)]
+    def __init__(self, build: Callable[[Source], Any], max_batch: int, depth: int) -> None:
+        self._depth, self._running = depth, 0
+        self._waiting = deque([_blank(max_batch)] * depth)
+        self._pipeline = build(lambda: self._waiting.popleft())
+        self._pipeline.schedule_run()  # the first time it takes `depth` chunks, and one from then on
+        for _ in range(depth):
+            self._pipeline.share_outputs()
+            self._pipeline.release_outputs()
 
-    def start(self) -> None:
-        """Begin a new stream of chunks; each pipeline takes its first ones from the source."""
-        for pipeline in self._pipelines:
-            pipeline.reset()
-        for pipeline in self._pipelines:
-            pipeline.schedule_run()
+    def __len__(self) -> int:
+        """Chunks submitted and not read."""
+        return len(self._waiting) + self._running
+
+    def submit(self, feed: Feed) -> None:
+        """Queue a chunk."""
+        self._waiting.append(feed)
+        self._schedule()
 
     @contextlib.contextmanager
     def oldest(self) -> Iterator[Any]:
-        """The TensorList of the chunk fed first among those not read yet; its pipeline then takes another.
+        """The TensorList of the chunk submitted first among those not read yet.
 
         Raises RuntimeError where DALI could not decode the chunk.
         """
-        pipeline = self._pipelines[self._fed.popleft()]
         try:
-            (images,) = pipeline.share_outputs()
+            (images,) = self._pipeline.share_outputs()
             yield images
         finally:
-            pipeline.release_outputs()
-            pipeline.schedule_run()
+            self._pipeline.release_outputs()
+            self._running -= 1
+            self._schedule()
 
     def drain(self) -> None:
-        """Leave the pipelines empty; the source must have ended."""
-        while self._fed:
+        """Drop what was submitted and not read."""
+        self._waiting.clear()
+        while self._running:
             with contextlib.suppress(RuntimeError), self.oldest():
                 pass
-        for pipeline in self._pipelines:
-            pipeline.schedule_run()
 
-    def _feeding(self, lane: int) -> Source:
-        def feed() -> Feed:
-            chunk = self._source()
-            self._fed.append(lane)
-            return chunk
+    def _schedule(self) -> None:
+        while self._waiting and self._running < self._depth:
+            self._pipeline.schedule_run()
+            self._running += 1
 
-        return feed
+
+def _blank(count: int) -> Feed:
+    return [np.frombuffer(blank_jpeg(), np.uint8)] * count, *resize_steps([(16, 16)] * count, 1)
+
+
+def blank_jpeg(restart_rows: int = 0) -> bytes:
+    """A black 4:2:0 JPEG of one MCU."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (16, 16)).save(buffer, "JPEG", restart_marker_rows=restart_rows)
+    return buffer.getvalue()
+
+
+class Lanes:
+    """Lanes of one layout each, opened as chunks of the layout come; `b""` is what the CPU decodes.
+
+    The JPEG engine's buffers are made anew when the layout changes, which waits for all that runs on the GPU,
+    the encoder included. Beside a busy encoder an H200 decoded two layouts at 1,900 to 2,300 images/s where
+    lanes took chunks of both, and at 11,700 to 12,200 in a lane each. `build` makes a pipeline of a layout
+    over a source.
+    """
+
+    def __init__(self, build: Callable[[Source, bytes], Any], max_batch: int, depth: int, most: int) -> None:
+        self._build, self._max_batch, self._depth, self._most = build, max_batch, depth, most
+        self._lanes: defaultdict[bytes, list[Lane]] = defaultdict(list)
+
+    def open(self, layout: bytes) -> Lane:
+        """One more lane of the layout."""
+        lane = Lane(lambda source: self._build(source, layout), self._max_batch, self._depth)
+        self._lanes[layout].append(lane)
+        return lane
+
+    def submit(self, feed: Feed, layout: bytes) -> Lane:
+        """Queue a chunk in a lane of its layout; returns the lane.
+
+        A pipeline decodes one chunk at a time, and beside a busy encoder its short kernels wait for the
+        encoder's long ones: `most` lanes fill the same gaps (16,700 images/s of one layout, one lane 8,600).
+        With four lanes of the engine at work its rate broke down, so layouts that come together have one.
+        """
+        most = 1 if layout and self._engine_is_shared(layout) else self._most
+        lane = min(self._lanes[layout][:most], key=len, default=None)
+        if lane is None or (len(lane) >= self._depth and len(self._lanes[layout]) < most):
+            lane = self.open(layout)
+        lane.submit(feed)
+        return lane
+
+    def _engine_is_shared(self, layout: bytes) -> bool:
+        return any(
+            map(len, (lane for one in self._lanes if one not in (layout, b"") for lane in self._lanes[one]))
+        )
+
+    def drain(self) -> None:
+        """Drop what was submitted and not read."""
+        for lanes in self._lanes.values():
+            for lane in lanes:
+                lane.drain()
 
 
 class Retry:
-    """Decodes rows in pieces, leaving out what DALI can't decode, through a pipeline of its own.
+    """Decodes rows in pieces, leaving out what DALI can't decode, through a lane of its own.
 
     `build` makes a pipeline over a source for pieces of up to `PIECE` images; it is called when the first
     chunk raises, so that a run without damage doesn't pay for it.
     """
 
-    def __init__(self, build: Callable[[Source, int], Any]) -> None:
+    def __init__(self, build: Callable[[Source], Any]) -> None:
         self._build = build
-        self._pipeline: Any = None
-        self._feed: Feed | None = None
+        self._lane: Lane | None = None
 
     def decode(
         self, rows: list[int], feed_of: Callable[[list[int]], Feed]
     ) -> Iterator[tuple[list[int], torch.Tensor]]:
         """Yields rows with their pixels [n, S, S, 3]; a row that is never yielded did not decode."""
-        if self._pipeline is None:
-            self._pipeline = self._build(self._next_feed, PIECE)
+        if self._lane is None:
+            self._lane = Lane(self._build, PIECE, 1)
+        lane = self._lane
         pieces = [rows[start : start + PIECE] for start in range(0, len(rows), PIECE)][::-1]
         while pieces:
             piece = pieces.pop()
-            self._feed = feed_of(piece)
+            lane.submit(feed_of(piece))
             try:
-                (images,) = self._pipeline.run()
-                yield piece, to_torch(images)
+                with lane.oldest() as images:
+                    images_NHWC = to_torch(images)
             except RuntimeError as error:
                 pieces += _smaller(piece, str(error))
-            finally:
-                self._feed = None  # it refers to the shard's bytes
-
-    def _next_feed(self) -> Feed:
-        if self._feed is None:
-            raise StopIteration
-        return self._feed
+            else:
+                yield piece, images_NHWC
 
 
 def _smaller(piece: list[int], message: str) -> list[list[int]]:

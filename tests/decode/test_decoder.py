@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Self
 
 import numpy as np
 import pytest
 from PIL import Image
 from skimage import data
 
+from dali_aesthetic.decode import decoder as module
 from dali_aesthetic.decode.batches import fill_batches
 from dali_aesthetic.decode.decoder import Chunker
 from dali_aesthetic.decode.headers import Limits
-from dali_aesthetic.decode.pillow import decode_reference
+from dali_aesthetic.decode.pillow import decode_reference, rescue
 from dali_aesthetic.types import ImageBatch, ImageHeader, Route, Sample, ShardEnd, Status
-from tests.decode.damage import without_huffman_tables
+from tests.decode.damage import frame_at, height_times, without_huffman_tables
 from tests.decode.encoded import (
     DEVICES,
     SIZE,
@@ -167,19 +169,23 @@ def headers(*sizes: tuple[int, int], route: Route = Route.DALI) -> list[ImageHea
     return [ImageHeader(format="jpeg", width=w, height=h, route=route) for w, h in sizes]
 
 
+def by_cpu(*chunks: list[int]) -> list[tuple[bytes, list[int]]]:
+    return [(b"", chunk) for chunk in chunks]
+
+
 def test_chunks_hold_at_most_so_many_images() -> None:
-    assert Chunker(3, 10**9, 8).divide(headers(*[(10, 10)] * 7)) == [[0, 1, 2], [3, 4, 5], [6]]
+    assert Chunker(3, 10**9, 8).divide(headers(*[(10, 10)] * 7)) == by_cpu([0, 1, 2], [3, 4, 5], [6])
     assert Chunker(3, 10**9, 8).divide([]) == []
 
 
 def test_chunks_hold_at_most_so_many_bytes_but_at_least_an_image() -> None:
     sizes = [(10, 10), (10, 10), (10, 10), (100, 100), (10, 10)]
-    assert Chunker(64, 650, 8).divide(headers(*sizes)) == [[0, 1], [2], [3], [4]]
+    assert Chunker(64, 650, 8).divide(headers(*sizes)) == by_cpu([0, 1], [2], [3], [4])
 
 
 def test_only_dalis_rows_are_in_chunks() -> None:
     mixed = headers((1, 1)) + headers((1, 1), route=Route.PILLOW) + headers((1, 1), route=Route.NOBODY)
-    assert Chunker(64, 10**9, 8).divide(mixed + headers((1, 1))) == [[0, 3]]
+    assert Chunker(64, 10**9, 8).divide(mixed + headers((1, 1))) == by_cpu([0, 3])
 
 
 def laid_out(*layouts: bytes) -> list[ImageHeader]:
@@ -193,27 +199,20 @@ def test_chunks_hold_one_layout_where_asked_and_all_rows_once() -> None:
     layouts = [COLOUR, FULL, COLOUR, GREY] * 50
     layouts[3::8] = [GREY_TOO] * len(layouts[3::8])
     chunks = Chunker(40, 10**9, 8, by_layout=True).divide(laid_out(*layouts))
-    kinds = [{GREY if len(layouts[row]) == 1 else layouts[row] for row in chunk} for chunk in chunks]
-    assert all(len(kind) == 1 for kind in kinds)
-    assert [len(chunk) for chunk in chunks] == [34, 34, 32, 25, 25, 25, 25]
-    assert all(chunk == sorted(chunk) for chunk in chunks)
-    assert sorted(row for chunk in chunks for row in chunk) == list(range(200))
+    for layout, rows in chunks:
+        assert {GREY if len(layouts[row]) == 1 else layouts[row] for row in rows} == {layout}
+        assert rows == sorted(rows)
+    assert [len(rows) for _, rows in chunks] == [34, 34, 32, 25, 25, 25, 25]
+    assert sorted(row for _, rows in chunks for row in rows) == list(range(200))
 
 
-def test_what_has_no_layout_is_spread_over_the_chunks_in_proportion() -> None:
-    layouts = ([COLOUR] * 6 + [FULL] * 3 + [b""] * 1) * 60
-    chunks = Chunker(110, 10**9, 8, by_layout=True).divide(laid_out(*layouts))
-    spread = [sum(layouts[row] == b"" for row in chunk) / len(chunk) for chunk in chunks]
-    assert len(chunks) == 6
-    assert all(0.05 < share < 0.16 for share in spread)
-
-
-def test_layouts_of_a_few_images_share_their_chunk() -> None:
-    layouts = [COLOUR] * 20 + [FULL] * 3 + [GREY] * 4
-    chunks = Chunker(100, 10**9, 8, by_layout=True).divide(laid_out(*layouts))
-    assert chunks == [list(range(20)), list(range(20, 27))]
-    assert Chunker(100, 10**9, 8, by_layout=True).divide(laid_out(*[b""] * 5)) == [list(range(5))]
-    assert Chunker(100, 10**9, 8, by_layout=True).divide([]) == []
+def test_what_the_jpeg_engine_does_not_decode_is_the_cpus_whatever_lies_beside_it() -> None:
+    """An image's decoder, and so its bits, must not depend on how many of its kind are in the batch."""
+    odd = b"\x41\x11\x11"
+    layouts = [COLOUR, b"", odd, FULL]
+    chunks = Chunker(40, 10**9, 8, by_layout=True).divide(laid_out(*layouts))
+    assert chunks == [(COLOUR, [0]), (b"", [1, 2]), (FULL, [3])]
+    assert Chunker(40, 10**9, 8, by_layout=True).divide([]) == []
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -263,3 +262,68 @@ def test_a_failure_starts_the_calm_anew_and_never_enlarges() -> None:
     tiny = Chunker(2, 10**9, 8)
     tiny.failed()
     assert tiny.images == 2
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_cut_data_are_pillows_pixels_whatever_lies_beside_them(device: str) -> None:
+    """Their neighbours differ between the two runs, and so would what the JPEG engine leaves in them."""
+    names = ("astronaut", "coffee", "chelsea", "rocket")
+    whole = [save(photo(names[i % 4], 240 + 17 * i, 400 - 7 * i), subsampling=i % 3) for i in range(12)]
+    whole += [save(photo("coffee", 300, 200).convert("L")), save(photo("rocket"), restart_marker_rows=2)]
+    broken = [cut(image, 0.1 + 0.06 * i) for i, image in enumerate(whole)] + [height_times(whole[1], 2)]
+    seen = []
+    for beside in (whole, [save(photo("chelsea", 500, 400), subsampling=2)] * len(whole)):
+        (batch,) = decode_with(decoder(64, device), [*broken, *beside], 64)
+        assert all(header.status is Status.OK for header in batch.headers)
+        pixels = pixels_by_row(batch)
+        assert sorted(pixels) == list(range(len(broken) + len(beside)))
+        seen.append([pixels[row] for row in range(len(broken))])
+        for row, image in enumerate(beside, len(broken)):
+            assert mean_error(pixels[row], decode_reference(image, SIZE, Limits()).pixels_SSC) < 0.3
+    for image, one, other in zip(broken, *seen, strict=True):
+        assert mean_error(one, decode_reference(image, SIZE, Limits()).pixels_SSC) < 0.3
+        np.testing.assert_array_equal(one, other)
+
+
+class ThirdsAreShort:
+    """A check that finds every third image short."""
+
+    def __init__(self) -> None:
+        self.sizes: list[int] = []
+
+    def start(self, images: Sequence[bytes]) -> Self:
+        self.sizes.append(len(images))
+        return self
+
+    def short(self) -> list[bool]:
+        return [i % 3 == 1 for i in range(self.sizes.pop(0))]
+
+
+def test_rows_whose_data_are_short_are_pillows_in_their_own_places(
+    photos: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The check and the JPEG engine run on a GPU; what follows from them is the same anywhere."""
+    monkeypatch.setattr(module, "_CPU", b"the CPU as an engine")
+    monkeypatch.setattr(module, "_MOST_CHECKED", len(photos[0]))
+    used = decoder(8)
+    used._scan_check = ThirdsAreShort()  # type: ignore[assignment]
+    images = [save(photo("coffee", 60 + i, 50)) for i in range(20)]
+    images[10] = photos[0] + bytes(9)  # too long to be checked
+    rescued: list[str] = []
+    monkeypatch.setattr(module, "rescue", lambda *args: rescued.append(args[1].format) or rescue(*args))
+    batches = decode_with(used, images, 8)
+    assert [len(batch.rows_N) for batch in batches] == [8, 8, 4]
+    for batch in batches:
+        assert sorted(batch.rows_N.tolist()) == list(range(len(batch.rows_N)))
+        check_pixels(batch, 0.3)
+        short = {row for row, header in enumerate(batch.headers) if header.route is Route.PILLOW}
+        assert short == {row for row in (1, 4, 7) if row < len(batch.headers)} | (
+            {2} if batch is batches[1] else set()
+        )
+    assert len(rescued) == 8
+
+
+def cut(image: bytes, share: float) -> bytes:
+    """Cut within the scan's data, with an end marker."""
+    start = image.index(b"\xff\xda", frame_at(image)) + 14
+    return image[: start + int((len(image) - start) * share)] + b"\xff\xd9"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,16 @@ from dali_aesthetic.decode.geometry import resize_steps
 from dali_aesthetic.decode.handoff import to_torch
 from dali_aesthetic.decode.headers import Limits
 from dali_aesthetic.decode.pillow import decode_reference
-from dali_aesthetic.decode.pipelines import PIECE, Feed, Lanes, Retry, Source, build_pipeline, import_dali
+from dali_aesthetic.decode.pipelines import (
+    PIECE,
+    Feed,
+    Lane,
+    Lanes,
+    Retry,
+    Source,
+    build_pipeline,
+    import_dali,
+)
 from tests.conftest import jpeg
 from tests.decode.encoded import SIZE, decode_with, decoder, mean_error, photo, pixels_by_row, save
 
@@ -122,51 +131,82 @@ def feed_of(images: list[bytes]) -> Feed:
     return [np.frombuffer(image, np.uint8) for image in images], *steps
 
 
-def make(chunks: Iterator[Feed], num_lanes: int) -> Lanes:
-    return Lanes(
-        lambda: next(chunks),
-        lambda source: build_pipeline(source, max_batch=4, num_threads=1, device_id=None, prefetch=2),
-        num_lanes,
-    )
+def lanes_of(most: int, built: list[bytes] | None = None) -> Lanes:
+    def build(source: Source, layout: bytes) -> Any:
+        if built is not None:
+            built.append(layout)
+        return build_pipeline(source, max_batch=4, num_threads=1, device_id=None, prefetch=2, by_engine=False)
+
+    return Lanes(build, 4, 2, most)
 
 
-def shade_of(lanes: Lanes) -> list[int] | None:
+def shade_of(lane: Lane) -> list[int] | None:
     try:
-        with lanes.oldest() as images:
+        with lane.oldest() as images:
             return [int(image.mean().round()) for image in np.array(images.as_tensor())]
     except RuntimeError:
         return None
 
 
-@pytest.mark.parametrize("num_lanes", [1, 2, 3])
-def test_chunks_come_back_in_order_and_a_failure_takes_its_own_place(num_lanes: int) -> None:
+@pytest.mark.parametrize("most", [1, 2, 3])
+def test_chunks_come_back_in_order_and_a_failure_takes_its_own_place(most: int) -> None:
     chunks: list[list[bytes]] = [[flat(10 * i + j) for j in range(1 + i % 3)] for i in range(12)]
     chunks[5] = [b"\xff\xd8 no picture"]
-    lanes = make(iter([feed_of(chunk) for chunk in chunks]), num_lanes)
-    lanes.start()
-    got = [shade_of(lanes) for _ in chunks]
+    lanes = lanes_of(most)
+    submitted = [lanes.submit(feed_of(chunk), b"") for chunk in chunks]
+    assert len(set(map(id, submitted))) == most
+    got = [shade_of(lane) for lane in submitted]
     expected = [[10 * i + j for j in range(1 + i % 3)] for i in range(12)]
     assert got == [None if i == 5 else shades for i, shades in enumerate(expected)]
 
 
-def test_a_drained_stream_leaves_nothing_behind_for_the_next() -> None:
-    streams = [[feed_of([flat(1)])] * 3, [feed_of([flat(50)]), feed_of([flat(60)])]]
-    current: list[Iterator[Feed]] = [iter(streams[0])]
+def test_a_layout_alone_has_several_lanes_and_layouts_that_come_together_have_one_each() -> None:
+    built: list[bytes] = []
+    lanes = lanes_of(2, built)
 
-    def source() -> Feed:
-        return next(current[0])
+    def submit(*layouts: bytes) -> list[Lane]:
+        return [lanes.submit(feed_of([flat(9)]), layout) for layout in layouts]
+
+    alone = submit(*[b"a"] * 6)
+    assert len(set(map(id, alone))) == 2
+    together = submit(*[b"b", b"a"] * 4)
+    assert len(set(map(id, together))) == 2
+    assert all(lane is alone[0] for lane in together[1::2])
+    assert sorted(built) == [b"a", b"a", b"b"]
+    assert [shade_of(lane) for lane in [*alone, *together]] == [[9]] * 14
+    assert len(set(map(id, submit(*[b"a"] * 6)))) == 2
+    lanes.drain()
+
+
+def test_a_pipelines_first_chunk_is_full() -> None:
+    """Its size bounds how many images of a later chunk the JPEG engine takes."""
+    sizes: list[int] = []
 
     def build(source: Source) -> Any:
-        return build_pipeline(source, max_batch=4, num_threads=1, device_id=None, prefetch=1)
+        def counted() -> Feed:
+            chunk = source()
+            sizes.append(len(chunk[0]))
+            return chunk
 
-    lanes = Lanes(source, build, 2)
-    lanes.start()
-    assert shade_of(lanes) == [1]
-    current[0] = iter([])
+        return build_pipeline(
+            counted, max_batch=4, num_threads=1, device_id=None, prefetch=2, by_engine=False
+        )
+
+    lane = Lane(build, 4, 2)
+    lane.submit(feed_of([flat(1)]))
+    assert shade_of(lane) == [1]
+    assert sizes == [4, 4, 1]
+
+
+def test_a_drained_lane_leaves_nothing_behind_for_the_next_stream() -> None:
+    lanes = lanes_of(1)
+    lane = [lanes.submit(feed_of([flat(1)]), b"") for _ in range(5)][-1]
+    assert shade_of(lane) == [1]
     lanes.drain()
-    current[0] = iter(streams[1])
-    lanes.start()
-    assert [shade_of(lanes), shade_of(lanes)] == [[50], [60]]
+    assert len(lane) == 0
+    for shade in (50, 60):
+        lanes.submit(feed_of([flat(shade)]), b"")
+    assert [shade_of(lane), shade_of(lane)] == [[50], [60]]
 
 
 ROWS = list(range(100, 140))
@@ -175,17 +215,26 @@ ROWS = list(range(100, 140))
 class Pipeline:
     """Decodes rows to their number; raises as DALI does while a bad row is in the feed."""
 
-    def __init__(self, source: Callable[[], list[int]], bad: set[int], message: str) -> None:
+    def __init__(self, source: Callable[[], Any], bad: set[int], message: str) -> None:
         self.source, self.bad, self.message, self.runs = source, bad, message, 0
+        self.feed: Any = None
 
-    def run(self) -> tuple[torch.Tensor]:
+    def schedule_run(self) -> None:
+        self.feed = self.source()
+
+    def share_outputs(self) -> tuple[Any]:
+        if isinstance(self.feed, tuple):  # what fills the first chunk
+            assert len(self.feed[0]) == PIECE
+            return (None,)
         self.runs += 1
-        rows = self.source()
-        assert 0 < len(rows) <= PIECE
-        for position, row in enumerate(rows):
+        assert 0 < len(self.feed) <= PIECE
+        for position, row in enumerate(self.feed):
             if row in self.bad:
                 raise RuntimeError(self.message.format(position))
-        return (torch.tensor(rows, dtype=torch.uint8),)
+        return (torch.tensor(self.feed, dtype=torch.uint8),)
+
+    def release_outputs(self) -> None:
+        self.feed = None
 
 
 NAMED = "Error in CPU operator ... encountered:\nFailed to decode sample #{} : \nCurrent pipeline object is"
@@ -196,8 +245,7 @@ def retried(
 ) -> tuple[list[int], list[Pipeline]]:
     pipelines: list[Pipeline] = []
 
-    def build(source: Callable[[], list[int]], most: int) -> Pipeline:
-        assert most == PIECE
+    def build(source: Callable[[], Any]) -> Pipeline:
         pipelines.append(Pipeline(source, bad, message))
         return pipelines[-1]
 
