@@ -21,6 +21,7 @@ from dali_aesthetic.decode.batches import fill_batches
 from dali_aesthetic.decode.decoder import DaliDecoder
 from dali_aesthetic.decode.headers import Limits
 from dali_aesthetic.decode.pillow import square_pixels
+from dali_aesthetic.decode.pipelines import has_jpeg_engine
 from dali_aesthetic.launch.worker import resolve_device
 from dali_aesthetic.overlap import cpu_count, every
 from dali_aesthetic.reach import Finding, Verdict, reach_input, reach_output, reach_ray
@@ -141,11 +142,9 @@ def _jpeg_engine(chip: torch.device) -> Finding:
     except pynvml.NVMLError as error:  # a container without the driver's utilities
         fix = "with docker: NVIDIA_DRIVER_CAPABILITIES=compute,utility,video"
         return Finding("jpeg engine", Verdict.WARN, f"unknown, the driver doesn't say: {error}", fix)
-    handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(chip).uuid}")
-    try:
-        pynvml.nvmlDeviceGetJpgUtilization(handle)
-    except pynvml.NVMLError:
+    if not has_jpeg_engine(chip):
         return Finding("jpeg engine", Verdict.WARN, "this GPU has none: JPEGs decode on its SMs and the CPU")
+    handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(chip).uuid}")
     busy = jpeg_engine_use(chip, lambda: int(pynvml.nvmlDeviceGetJpgUtilization(handle)[0]))
     if busy:
         return Finding("jpeg engine", Verdict.OK, f"used: {busy}% busy while JPEGs were decoded")

@@ -40,6 +40,7 @@ from dali_aesthetic.decode.pipelines import (
     Source,
     blank_jpeg,
     build_pipeline,
+    has_jpeg_engine,
 )
 from dali_aesthetic.overlap import pool
 from dali_aesthetic.types import Buffer, EncodedBatch, ImageBatch, ImageHeader, Route
@@ -105,6 +106,9 @@ class DaliDecoder:
         self._device_id = (device.index or 0) if on_gpu else None
         self._pillow = pool(num_threads, "pillow")
         depth, self._ahead = (_GPU_DEPTH, _GPU_AHEAD) if on_gpu else (_DEPTH, _AHEAD)
+        # Without an engine the entropy decoding of JPEGs is the work of these threads.
+        by_engine = on_gpu and has_jpeg_engine(device)
+        self._engine_threads = min(num_threads, _ENGINE_THREADS) if by_engine else max(1, num_threads // 2)
         self._lanes = Lanes(
             lambda source, layout: self._build(source, layout, chunk_images, depth),
             chunk_images,
@@ -151,7 +155,7 @@ class DaliDecoder:
         return build_pipeline(
             source,
             max_batch=max_batch,
-            num_threads=min(self._num_threads, _ENGINE_THREADS) if layout else self._num_threads,
+            num_threads=self._engine_threads if layout else self._num_threads,
             device_id=self._device_id,
             prefetch=prefetch,
             apply_exif=self._apply_exif,

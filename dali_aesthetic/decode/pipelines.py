@@ -55,6 +55,22 @@ def import_dali() -> None:
         ) from None
 
 
+def has_jpeg_engine(device: torch.device) -> bool:
+    """Whether this GPU has a JPEG engine, as its driver says; True where the driver can't be asked."""
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+        handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
+    except pynvml.NVMLError:
+        return True
+    try:
+        pynvml.nvmlDeviceGetJpgUtilization(handle)
+    except pynvml.NVMLError:
+        return False
+    return True
+
+
 def build_pipeline(
     source: Source,
     *,

@@ -25,6 +25,7 @@ from dali_aesthetic.decode.pipelines import (
     Retry,
     Source,
     build_pipeline,
+    has_jpeg_engine,
     import_dali,
 )
 from tests.conftest import jpeg
@@ -282,3 +283,28 @@ def test_a_message_that_names_no_row_costs_the_bad_rows_only(
 
 def test_the_pipeline_is_built_when_it_is_needed() -> None:
     Retry(lambda *_: pytest.fail("built"))
+
+
+@pytest.mark.parametrize(
+    ("fails", "has"), [("nvmlInit", True), ("nvmlDeviceGetJpgUtilization", False), ("", True)]
+)
+def test_a_gpu_has_a_jpeg_engine_where_its_driver_does_not_deny_it(
+    fails: str, has: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import pynvml
+
+    class Properties:
+        uuid = "of this GPU"
+
+    def call(name: str) -> Callable[..., object]:
+        def called(*_: object) -> object:
+            if name == fails:
+                raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
+            return [0, 0]
+
+        return called
+
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: Properties)
+    for name in ("nvmlInit", "nvmlDeviceGetHandleByUUID", "nvmlDeviceGetJpgUtilization"):
+        monkeypatch.setattr(pynvml, name, call(name))
+    assert has_jpeg_engine(torch.device("cuda")) is has
