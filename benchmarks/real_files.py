@@ -58,10 +58,12 @@ WHY: tuple[tuple[str, str], ...] = (
     ("is not supported: convert it", "a format that isn't taken"),
     ("no image format begins with", "a format that isn't taken, or no image"),
     ("bits a sample are not supported", "Pillow reads 12-bit JPEGs as if they had 8 bits"),
+    ("MAX_TEXT_CHUNK", "Pillow's bound on text of 1 MiB, which says nothing about the picture"),
+    ("UnidentifiedImageError", "metadata on which Pillow fails; the picture is whole"),
     ("pixels, the limit is", "a limit that is an option (max_pixels, max_pixels_per_byte)"),
     ("scans", "a limit: each scan costs a pass over the picture"),
 )
-"""Reasons of the product for refusing what the reference reads, each with its explanation."""
+"""Parts of the messages of what is read by one of both alone, each with its explanation."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -307,6 +307,16 @@ _BLOCKS: Mapping[str, Block] = {
         },
     ),
     "cold-start": _COLD_START,
+    "real-files": Block(
+        theme="real-files",
+        columns={
+            "": median,
+            "unit": lambda row: row.unit,
+            "why": lambda row: str(row.detail.get("why", "")),
+            "for example": lambda row: ", ".join(f"`{name}`" for name in row.detail.get("files", ())[:2]),
+        },
+        chosen=on_all,
+    ),
     "peers-full": Block(
         theme="peers",
         columns=_peers_columns,

@@ -7,6 +7,7 @@ from the file's extension. PNG: W3C PNG, sections 5 and 11. WebP: RFC 9649."""
 
 from __future__ import annotations
 
+import re
 import struct
 from dataclasses import dataclass
 from zlib import crc32
@@ -52,6 +53,8 @@ _HEIC_BRANDS = frozenset((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", 
 _TGA_FOOTER = b"TRUEVISION-XFILE.\x00"
 _TGA_KINDS, _TGA_DEPTHS = frozenset((1, 2, 3, 9, 10, 11)), frozenset((8, 16, 24, 32))
 _PNG_GRAY, _PNG_RGB = 0, 2
+_late_chunk = re.compile(rb"IHDR|PLTE|tRNS|fcTL|fdAT|cHRM|gAMA|pHYs|sRGB|iCCP").search
+"""Chunks that belong before the image data. Pillow fails on some of them behind it, libpng on none."""
 _PNG_FEWEST = {b"pHYs": 9, b"gAMA": 4, b"cHRM": 32, b"sRGB": 1}
 """Bytes that Pillow wants in these chunks."""
 _MOST_CHUNKS = 100
@@ -113,15 +116,17 @@ def read_png(image: Buffer) -> ImageHeader:
     width, height = int.from_bytes(start[16:20], "big"), int.from_bytes(start[20:24], "big")
     if not (width and height):
         return refused("png", Status.UNDECODABLE, f"PNG: a size of {width}x{height}")
-    ended = b"IEND" in bytes(image[-4096:]) or b"IEND" in bytes(image)
+    tail = bytes(image[-4096:])
+    ended = b"IEND" in tail or b"IEND" in bytes(image)
     if not ended and b"IDAT" not in bytes(image):
         return refused("png", Status.TRUNCATED, "PNG: ends before its image data", width, height)
     # The reference resizes in the file's own mode and converts last: palettes (nearest neighbour),
     # alpha, 1 bit and 16 bits come out differently from DALI, so Pillow decodes those. So it does a PNG
     # without its end, which may be whole all the same, an animation, whose first image may be another, and
-    # one with damage before its image data, which the reference refuses.
+    # one with damage beside its image data, which the reference may refuse.
     bit_depth, colour_type = start[24], start[25]
-    plain = colour_type in (_PNG_GRAY, _PNG_RGB) and bit_depth == 8 and ended and _in_order(image)
+    plain = colour_type in (_PNG_GRAY, _PNG_RGB) and bit_depth == 8 and ended
+    plain = plain and not _late_chunk(tail, max(0, tail.rfind(b"IDAT"))) and _in_order(image)
     return ImageHeader(
         format="png",
         width=width,

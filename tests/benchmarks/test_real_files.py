@@ -11,9 +11,10 @@ import pytest
 
 from benchmarks import real_files
 from benchmarks.real_files import Said, compare, pack, plain, product, reference
-from benchmarks.results import Record
+from benchmarks.results import Record, newest, read_results
 from benchmarks.settings import Settings
 from dali_aesthetic.config import ModelConfig
+from tests.conftest import REPOSITORY
 from tests.decode.damage import without_huffman_tables
 from tests.decode.encoded import noise, photo, save
 
@@ -97,3 +98,12 @@ def test_a_difference_without_a_known_reason_has_no_explanation(tmp_path: Path) 
 def test_messages_lose_what_differs_between_files() -> None:
     assert plain("no image (.psd, .txt)") == "no image …"
     assert plain("begins with b'\\x00\\x01' at 1,234") == "begins with … at #"
+
+
+def test_no_committed_difference_is_unexplained() -> None:
+    for result in newest(read_results(REPOSITORY / "benchmarks" / "results"), "real-files").values():
+        counts = {row.name: row.median for row in result.rows}
+        assert counts["files"] >= 3000
+        assert counts["read by both"] > counts["files"] / 2
+        alone = [row for row in result.rows if "alone" in row.name or row.name.startswith("scores that")]
+        assert [row.name for row in alone if row.median and not row.detail["why"]] == []

@@ -209,7 +209,15 @@ def test_a_size_of_zero_is_undecodable(offset: int, size: str) -> None:
 
 @pytest.mark.parametrize("extra", [chunk(b"pHYs", b"short"), chunk(b"tEXt", b"k\0v")[:-1] + b"?"])
 def test_damage_before_the_image_data_is_for_pillow_to_judge(extra: bytes) -> None:
-    image = PLAIN_PNG[:33] + extra + PLAIN_PNG[33:]
+    refused_by_pillow(PLAIN_PNG[:33] + extra + PLAIN_PNG[33:])
+
+
+@pytest.mark.parametrize("extra", [chunk(b"pHYs", b"short"), chunk(b"fdAT", bytes(4) + PLAIN_PNG[41:-16])])
+def test_chunks_that_come_too_late_are_for_pillow_to_judge(extra: bytes) -> None:
+    refused_by_pillow(PLAIN_PNG[:-12] + extra + PLAIN_PNG[-12:])
+
+
+def refused_by_pillow(image: bytes) -> None:
     header = headers.read_png(memoryview(image))
     assert header.route is Route.PILLOW
     assert rescue(image, header, 224, LIMITS).pixels_SSC is None

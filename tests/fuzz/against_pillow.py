@@ -50,6 +50,7 @@ REFUSED = {
     "WebP: shorter than its RIFF size": "libwebp decodes what is there",
     "PNG: ends before its image data": "",
     "cgbi (Apple's form of PNG) is not supported": "Pillow reads its channels in a wrong order",
+    "tga: Pillow finds no image in these bytes": "another format, with the footer of a TGA at its end",
     "no image format begins with": "formats that are not taken",
     "is not supported: convert it": "formats that are not taken",
 }
