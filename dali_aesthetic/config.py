@@ -115,7 +115,7 @@ class GuardConfig(Section):
         allow_inf_nan=False,
     )
     max_member_mb: int = option(
-        1024, "A sample with a larger member is `too_large`.", unit="MiB", expert=True, ge=1
+        1024, "A sample of more bytes, its members together, is `too_large`.", unit="MiB", expert=True, ge=1
     )
     max_tar_gb: int = option(1024, "A larger tar fails.", unit="GiB", expert=True, ge=1)
 

@@ -39,11 +39,16 @@ def _sample(
     entries: list[Buffer] = []
     image: Buffer | None = None
     sidecar: Buffer | None = None
-    status, message = Status.OK, ""
+    status, message, left = Status.OK, "", limits.max_member_bytes
     try:
-        image = _add(entries, shard.source, files, files.image, limits)
-        for name in files.sidecars:
-            data = _add(entries, shard.source, files, name, limits)
+        for name in (files.image, *files.sidecars):
+            data = read_file(os.path.join(shard.source, name), limits.max_member_bytes)
+            if (left := left - len(data)) < 0:
+                limit = f"{limits.max_member_bytes:,} bytes, the limit of a sample"
+                raise TooManyBytes(f"{path} and its sidecars together have more than {limit}")
+            _append(entries, files.member(name), data)
+            if name == files.image:
+                image = data
             if extension(name) == "json" and sidecar is None:
                 sidecar = data
         if (row := rows.get(files.image)) is not None:
@@ -69,12 +74,6 @@ def _sample(
         status=status,
         message=message,
     )
-
-
-def _add(entries: list[Buffer], root: str, files: ImageFiles, path: str, limits: ReadLimits) -> Buffer:
-    data = read_file(os.path.join(root, path), limits.max_member_bytes)
-    _append(entries, files.member(path), data)
-    return data
 
 
 def _append(entries: list[Buffer], name: str, data: Buffer) -> None:

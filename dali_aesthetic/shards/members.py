@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, field
 from itertools import groupby, islice
 
+from dali_aesthetic.shards.folder import padding, tar_header
 from dali_aesthetic.shards.formats import HEAD_BYTES, IMAGE_RANK, KNOWN_SIDECARS, looks_like_image
 from dali_aesthetic.shards.opened import LocalFile, View
 from dali_aesthetic.shards.scan import (
@@ -27,6 +29,8 @@ _TAIL_BYTES = 1 << 18
 """Looked at for signs of an untidy tar: members at its start, and bytes before its end."""
 MOST_MEMBERS = 1 << 20
 """Members joined or linked in a shard, at most: each takes about 300 bytes of memory."""
+_MOST_OF_SAMPLE = 1 << 16
+"""Members of a sample, at most."""
 _PART_BYTES = 4096
 """Read at a time where only headers are wanted."""
 
@@ -154,3 +158,96 @@ def _is_image(view: View, member: Member) -> bool:
         return False
     suffix = split_name(member.name)[1]
     return suffix in IMAGE_RANK or (suffix not in KNOWN_SIDECARS and begins_as_image(view, member))
+
+
+@dataclass(slots=True)
+class Group:
+    """The sample being gathered: its ranges of the tar and the members in them.
+
+    `links` are hard links by the place of their range, which is that of their file's data.
+    """
+
+    key: str
+    first: int
+    ranges: list[tuple[int, int]] = field(default_factory=list)
+    image: Member | None = None
+    rank: int = len(IMAGE_RANK)
+    sidecar: Member | None = None
+    unknown: list[Member] | None = None
+    suffixes: set[str] = field(default_factory=set)
+    links: dict[int, Member] | None = None
+    version: int = 0
+    came_before: bool = False
+    cut: str = ""
+    unread: str = ""
+    too_large: str = ""
+
+    def add(self, suffix: str, member: Member) -> None:
+        """Takes a member whose bytes are all there."""
+        if member.type == HARD_LINK:
+            self._bound()
+            self.links = self.links or {}
+            self.links[len(self.ranges)] = member
+            self.ranges.append((member.data_offset, member.data_offset + member.size))
+        else:
+            self.add_range(member.header_offset, member.next_offset)
+        self.suffixes.add(suffix)
+        if member.sparse:
+            self._bound()
+            self.unread = f"{member.name} is a sparse entry, which isn't read: pack it without tar's -S"
+            return
+        rank = IMAGE_RANK.get(suffix)
+        if rank is not None:
+            if rank < self.rank:
+                self.image, self.rank = member, rank
+        elif suffix == "json":
+            self.sidecar = self.sidecar or member
+        elif suffix not in KNOWN_SIDECARS:
+            self.unknown = self.unknown or []
+            self.unknown.append(member)
+            self._bound()
+
+    def add_range(self, start: int, end: int) -> None:
+        """Takes the bytes from `start` to `end`; adjacent ranges become one, but for those of `links`."""
+        ranges = self.ranges
+        if ranges and ranges[-1][1] == start and not (self.links and len(ranges) - 1 in self.links):
+            ranges[-1] = (ranges[-1][0], end)
+        else:
+            ranges.append((start, end))
+            if len(ranges) > _MOST_OF_SAMPLE:
+                self._bound()
+
+    def _bound(self) -> None:
+        """Where the members are too many to be held, drops them. Called where the number may grow."""
+        if max(len(self.ranges), len(self.suffixes), len(self.unknown or ())) > _MOST_OF_SAMPLE:
+            self.too_large = f"it has over {_MOST_OF_SAMPLE:,} members"
+            self.ranges.clear()
+            self.suffixes.clear()
+            self.unknown = self.links = None
+
+    @property
+    def num_bytes(self) -> int:
+        """Of its members with their headers."""
+        return sum(end - start for start, end in self.ranges)
+
+
+def data_of(member: Member, group: Group, entries: tuple[memoryview, ...]) -> memoryview:
+    """The member's bytes from its sample's entries: with a store, another slice may be another copy."""
+    data = member.data_offset
+    end = data + member.size
+    index = next(i for i, (start, stop) in enumerate(group.ranges) if start <= data and end <= stop)
+    start = data - group.ranges[index][0]
+    return entries[index][start : start + member.size]
+
+
+def with_links(entries: tuple[memoryview, ...], links: dict[int, Member]) -> tuple[memoryview, ...]:
+    """The entries of a sample, hard links as files of their own: the tar that is written may lack theirs."""
+    made: list[memoryview] = []
+    for place, entry in enumerate(entries):
+        link = links.get(place)
+        if link is None:
+            made.append(entry)
+        else:
+            parts = (memoryview(tar_header(link.name, link.size)), entry, memoryview(padding(link.size)))
+            made += filter(None, parts)
+    return tuple(made)

@@ -22,8 +22,9 @@ _AHEAD_BYTES = 16 << 20
 
 @dataclass(frozen=True, slots=True)
 class ReadLimits:
-    """The most bytes of a sample's member (or of an image file), of a tar, of an object from a server without
-    Range requests, of the read-ahead, and of a page of Parquet, compressed plus decompressed."""
+    """The most bytes of a sample's members (or of an image file and its sidecars) together, of a tar, of an
+    object from a server without Range requests, of the read-ahead, and of a page of Parquet, compressed plus
+    decompressed."""
 
     max_member_bytes: int = 1 << 30
     max_tar_bytes: int = 1 << 40

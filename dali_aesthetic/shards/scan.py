@@ -35,6 +35,15 @@ _MAGIC, _MAGIC_AT = b"ustar", 257
 _MOST_PADDING = 1 << 20
 """Writers pad a tar to 10 KiB, for tapes to at most 1 MiB."""
 
+_COMPRESSED = (
+    (b"\x1f\x8b", "gzip", "gzip -dc"),
+    (b"\x28\xb5\x2f\xfd", "zstd", "zstd -dc"),
+    (b"\xfd7zXZ\0", "xz", "xz -dc"),
+    (b"BZh", "bzip2", "bzip2 -dc"),
+    (b"\x04\x22\x4d\x18", "lz4", "lz4 -dc"),
+)
+"""Magic bytes of compressed files, and commands that read them whatever the file's name is."""
+
 
 class TarDamage(ValueError):
     """The tar can't be read from `offset` (bytes) on; what was yielded before stands.
@@ -289,6 +298,15 @@ def may_be_renamed(member: Member) -> bool:
     100 bytes, and Python's tarfile writes `?` there for characters that are not ASCII."""
     is_alone = member.data_offset - member.header_offset == BLOCK
     return is_alone and (len(member.name.encode()) >= 100 or "?" in member.name)
+
+
+def odd_start(view: View) -> str:
+    """What a file is instead of a tar, whose first header can't be read."""
+    head = bytes(view[0:16])
+    for magic, name, command in _COMPRESSED:
+        if head.startswith(magic):
+            return f"it is compressed with {name}; decompress it first ({command} < IN.tar > OUT.tar)"
+    return f"its first header is damaged or it is something else (it starts with {head!r})"
 
 
 def odd_end(buffer: Buffer | View, end: int) -> str:

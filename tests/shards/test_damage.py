@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import os
 import tarfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 
+from dali_aesthetic.shards import members as members_module
+from dali_aesthetic.shards import tar as tar_module
+from dali_aesthetic.shards.folder import tar_header
 from dali_aesthetic.shards.opened import ReadLimits
 from dali_aesthetic.shards.read import read_shards
 from dali_aesthetic.shards.scan import next_header, scan_tar
 from dali_aesthetic.types import Sample, Shard, ShardEnd, Status
 from tests.shards.tar_factory import PNG, joined, pack, read_bytes, sample_members, unpack
+from tests.shards.test_tar import pack_links
 
 FORMATS = [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]
 
@@ -163,6 +168,82 @@ def test_only_the_first_bytes_of_an_unknown_member_are_read(
     samples, _ = read_limited(content, tmp_path, ReadLimits(max_member_bytes=4000))
     assert [s.status for s in samples] == [Status.TOO_LARGE, Status.OK]
     assert max(read) < 50_000
+
+
+def sparse_tar(path: Path, members: Iterable[tuple[str, int]]) -> None:
+    """A tar of images and of large members that take no disk."""
+    with path.open("wb") as file:
+        for name, size in members:
+            file.write(tar_header(name, size or len(PNG)) + (b"" if size else PNG))
+            file.seek(size, os.SEEK_CUR)
+            file.seek(-file.tell() % 512, os.SEEK_CUR)
+        file.truncate(file.tell() + 1024)
+
+
+@pytest.mark.parametrize("scheme", ["", "file://"])
+@pytest.mark.parametrize("apart", [False, True])
+def test_members_that_are_too_large_together_are_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scheme: str, apart: bool
+) -> None:
+    """Each is below the limit of a sample, and all are 8 GiB."""
+    read, pread = [], os.pread
+
+    def counted(descriptor: int, size: int, offset: int) -> bytes:
+        read.append(size)
+        return pread(descriptor, size, offset)
+
+    monkeypatch.setattr(os, "pread", counted)
+    members = [("a.jpg", 0), *((f"a.x{n}.bin", 512 << 20) for n in range(16))]
+    if apart and not scheme:
+        members.insert(9, ("c.jpg", 0))
+    sparse_tar(tmp_path / "s.tar", [*members, ("b.jpg", 0)])
+    shard = Shard(index=0, name="s", kind="tar", source=f"{scheme}{tmp_path}/s.tar")
+    *samples, end = read_shards([shard])
+    assert isinstance(end, ShardEnd)
+    assert (end.error, end.damage) == ("", "")
+    found = {s.key: (s.status, s.entries == (), s.message) for s in samples if isinstance(s, Sample)}
+    why = "its members together have more than 1,073,741,824 bytes, the limit of a sample"
+    assert found.pop("a") == (Status.TOO_LARGE, True, why)
+    assert set(found.values()) == {(Status.OK, False, "")}
+    assert max(read, default=0) <= 1 << 20
+
+
+def test_a_sample_of_too_many_members_is_not_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = pack([("a.jpg", PNG), *((f"a.{n}", b"") for n in range(300)), ("b.jpg", PNG)])
+    for most, expected in ((200, Status.TOO_LARGE), (400, Status.OK)):
+        monkeypatch.setattr(members_module, "_MOST_OF_SAMPLE", most)
+        samples, _ = read_bytes(content, tmp_path)
+        assert [s.status for s in samples] == [expected, Status.OK]
+        assert samples[0].message == ("it has over 200 members" if most == 200 else "")
+
+
+def test_links_count_as_the_files_that_they_stand_for(tmp_path: Path) -> None:
+    content = pack_links(
+        [("0.jpg", PNG + bytes(2 << 20)), *((f"a.{n}", "0.jpg") for n in range(9)), ("a.jpg", PNG)]
+    )
+    for limit, expected in ((4 << 20, Status.TOO_LARGE), (32 << 20, Status.OK)):
+        samples, _ = read_limited(content, tmp_path, ReadLimits(max_member_bytes=limit))
+        assert [s.status for s in samples] == [Status.OK, expected]
+
+
+def test_too_many_samples_of_one_tar_fail_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tar_module, "_MOST_SAMPLES", 3)
+    for keys, error in (("abc", ""), ("abcd", "it has over 3 samples; split it into smaller tars")):
+        _, end = read_bytes(pack(sample_members(keys)), tmp_path)
+        assert end.error.endswith(error)
+        assert bool(end.error) is bool(error)
+
+
+def test_files_of_a_folder_that_are_too_large_together_are_no_sample(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(PNG)
+    for suffix in ("txt", "json"):
+        (tmp_path / f"a.{suffix}").write_bytes(b" " * 3000)
+    shard = Shard(index=0, name="f", kind="folder", source=str(tmp_path), files=("a.json", "a.png", "a.txt"))
+    for limit, expected in ((4000, Status.TOO_LARGE), (8000, Status.OK)):
+        sample, _ = read_shards([shard], ReadLimits(max_member_bytes=limit))
+        assert isinstance(sample, Sample)
+        assert sample.status is expected
+        assert ("together have more than 4,000 bytes" in sample.message) is (limit == 4000)
 
 
 @pytest.mark.parametrize("scheme", ["", "file://"])
