@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -104,7 +105,8 @@ def make_dataset(folder: Path, spec: DatasetSpec, num_processes: int) -> str:
     if num_processes == 1:
         _write(first, map(partial(_image, spec), numbers))
     else:
-        with ProcessPoolExecutor(num_processes) as processes:
+        # A fork of a process that runs DALI's threads crashes now and then.
+        with ProcessPoolExecutor(num_processes, get_context("forkserver")) as processes:
             _write(first, processes.map(partial(_image, spec), numbers, chunksize=8))
     for number in range(1, spec.num_shards):
         (folder / f"bench-{number:05d}.tar").symlink_to(first.name)

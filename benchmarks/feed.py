@@ -29,6 +29,7 @@ from benchmarks.bench import (
     first_pixels,
     make_bench,
 )
+from benchmarks.datasets import title_of
 from benchmarks.machine import GpuSampler
 from benchmarks.processes import in_child
 from benchmarks.results import Measured, Record
@@ -42,10 +43,13 @@ QUEUES = "CUDA_DEVICE_MAX_CONNECTIONS"
 FEW_QUEUES, GRAPH = "8 hardware queues", "as a CUDA graph"
 GPU_WAYS = (("torchscript", "fp16"), ("fused", "fp16"), ("fused", "fp8"))
 CPU_WAYS = (("eager", "fp32"),)
+MIXTURES = ("webmix", "two-layouts", "grey-5")
+"""Kinds of images that are measured beside the fastest encoder."""
 NOTE = (
     "Images/s that the package's decoder delivers while an encoder is kept busy on the same device, three of "
-    "its batches launched ahead. The limit is the decoder alone in the same process. encoder_beside and "
-    "encoder_alone: the encoder's images/s meanwhile, and without the decoder."
+    "its batches launched ahead. The limit is the decoder alone in the same process, on the same images. "
+    "encoder_beside and encoder_alone: the encoder's images/s meanwhile, and without the decoder. cores: CPU "
+    "cores that decoder and encoder keep busy together."
 )
 _BOUND_S = 60
 AHEAD = 3
@@ -76,6 +80,11 @@ def measure_feed(record: Record, settings: Settings) -> bool:
     )
     bound_s = _BOUND_S * (1 if settings.quick and settings.on_gpu else 10)
     ended = []
+    for kind in MIXTURES:
+        backend, precision = ways[-1]
+        name = title(backend, precision, title_of(kind, 512))
+        mixture = (name, backend, precision, "", kind)
+        ended.append(in_child(measure_beside, record, settings, name, *mixture, bound_s=bound_s))
     for how in ("", FEW_QUEUES, GRAPH) if settings.on_gpu else ("",):
         for backend, precision in ways:
             name = title(backend, precision)
@@ -94,18 +103,20 @@ def title(backend: str, precision: str, how: str = "") -> str:
 
 
 def measure_beside(
-    record: Record, settings: Settings, name: str, backend: str, precision: str, how: str
+    record: Record, settings: Settings, name: str, backend: str, precision: str, how: str, kind: str = ""
 ) -> None:
-    """Measure an encoder run in one way: encoder alone, decoder alone, both at once."""
+    """Measure an encoder run in one way: encoder alone, decoder alone, both at once; of the usual images,
+    or of a `kind`."""
     bench = make_bench(settings, backend=backend, precision=precision)
     images_NHWC, window_s = first_pixels(bench), bench.seconds / 2
     if how == GRAPH:
         bench.worker.scorer.backend = Replayed(bench.worker.scorer.backend, images_NHWC)
-    batches = list(encoded_batches(bench, bench.config.input))
+    pattern = (settings.datasets.make(kind),) if kind else bench.config.input
+    batches = list(encoded_batches(bench, pattern))
     encoder_alone = alone_rate(bench, images_NHWC)
     with decoding(bench, cycle(batches)) as decoded:
         decoder_alone = take(decoded, window_s, bench.repeats)
-    if not record.has(ALONE):
+    if not (kind or record.has(ALONE)):
         record.add(Measured(name=ALONE, values=decoder_alone.rates, detail=_around()))
     # The encoder starts before the first batch is fed and stops before the decoder is drained.
     with (
@@ -113,7 +124,9 @@ def measure_beside(
         GpuSampler(bench.device) as gpu,
         BusyEncoder(bench.worker.scorer, images_NHWC) as encoder,
     ):
+        cpu_s, start = time.process_time(), time.perf_counter()
         fed = take(decoded, window_s, bench.repeats)
+        cores = (time.process_time() - cpu_s) / (time.perf_counter() - start)
         beside = encoder.rate(fed.began)
     detail = {
         **encoder_detail(bench),
@@ -121,6 +134,7 @@ def measure_beside(
         "encoder_beside": round(beside, 1),
         "encoder_alone": round(encoder_alone, 1),
         "encoder_share": round(beside / encoder_alone, 4),
+        "cores": round(cores, 1),
     }
     limit = statistics.median(decoder_alone.rates)
     record.add(Measured(name=name, values=fed.rates, limit=limit, detail=detail, gpu=gpu.medians()))

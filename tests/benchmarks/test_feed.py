@@ -36,6 +36,16 @@ def test_the_decoder_is_measured_alone_and_beside_the_encoder(settings: Settings
     assert (beside.detail["backend"], beside.detail["batch_size"]) == ("eager", 4)
 
 
+def test_a_mixture_has_a_row_of_its_own_with_the_cores_it_takes(settings: Settings) -> None:
+    record = settings.record("feed")
+    name = feed.title("eager", "fp32", "webmix")
+    feed.measure_beside(record, settings, name, "eager", "fp32", "", "webmix")
+    row = read_result(record.path).rows[-1]
+    assert row.name == "decode beside eager fp32, webmix"
+    assert row.limit is not None
+    assert 0 < row.detail["cores"] < 64
+
+
 class _Backend:
     """Takes a millisecond a call, or fails after some."""
 
