@@ -7,7 +7,6 @@ from the file's extension. PNG: W3C PNG, sections 5 and 11. WebP: RFC 9649."""
 
 from __future__ import annotations
 
-import re
 import struct
 from dataclasses import dataclass
 from zlib import crc32
@@ -53,12 +52,14 @@ _HEIC_BRANDS = frozenset((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", 
 _TGA_FOOTER = b"TRUEVISION-XFILE.\x00"
 _TGA_KINDS, _TGA_DEPTHS = frozenset((1, 2, 3, 9, 10, 11)), frozenset((8, 16, 24, 32))
 _PNG_GRAY, _PNG_RGB = 0, 2
-_late_chunk = re.compile(rb"IHDR|PLTE|tRNS|fcTL|fdAT|cHRM|gAMA|pHYs|sRGB|iCCP").search
-"""Chunks that belong before the image data. Pillow fails on some of them behind it, libpng on none."""
+_EARLY_CHUNKS = frozenset(
+    (b"IHDR", b"PLTE", b"tRNS", b"fcTL", b"fdAT", b"cHRM", b"gAMA", b"pHYs", b"sRGB", b"iCCP")
+)
+"""Chunks on some of which Pillow fails behind the image data; libpng passes over them."""
 _PNG_FEWEST = {b"pHYs": 9, b"gAMA": 4, b"cHRM": 32, b"sRGB": 1}
 """Bytes that Pillow wants in these chunks."""
-_MOST_CHUNKS = 100
-"""Chunks of a PNG walked at most in search of its first image data."""
+_MOST_CHUNKS = 4096
+"""Chunks of a PNG walked at most. Encoders write image data in chunks of 8 KiB or more."""
 _WEBP_CHUNKS = frozenset((b"VP8X", b"ICCP", b"VP8 ", b"VP8L", b"EXIF", b"XMP "))
 _WEBP_PROFILE, _WEBP_EXIF, _WEBP_XMP = 0x20, 0x08, 0x04
 
@@ -116,17 +117,15 @@ def read_png(image: Buffer) -> ImageHeader:
     width, height = int.from_bytes(start[16:20], "big"), int.from_bytes(start[20:24], "big")
     if not (width and height):
         return refused("png", Status.UNDECODABLE, f"PNG: a size of {width}x{height}")
-    tail = bytes(image[-4096:])
-    ended = b"IEND" in tail or b"IEND" in bytes(image)
-    if not ended and b"IDAT" not in bytes(image):
+    in_order = _in_order(image)
+    if not in_order and b"IEND" not in bytes(image) and b"IDAT" not in bytes(image):
         return refused("png", Status.TRUNCATED, "PNG: ends before its image data", width, height)
     # The reference resizes in the file's own mode and converts last: palettes (nearest neighbour),
     # alpha, 1 bit and 16 bits come out differently from DALI, so Pillow decodes those. So it does a PNG
     # without its end, which may be whole all the same, an animation, whose first image may be another, and
     # one with damage beside its image data, which the reference may refuse.
     bit_depth, colour_type = start[24], start[25]
-    plain = colour_type in (_PNG_GRAY, _PNG_RGB) and bit_depth == 8 and ended
-    plain = plain and not _late_chunk(tail, max(0, tail.rfind(b"IDAT"))) and _in_order(image)
+    plain = colour_type in (_PNG_GRAY, _PNG_RGB) and bit_depth == 8 and in_order
     return ImageHeader(
         format="png",
         width=width,
@@ -137,20 +136,30 @@ def read_png(image: Buffer) -> ImageHeader:
 
 
 def _in_order(image: Buffer) -> bool:
-    """Whether Pillow passes all chunks before a PNG's image data: they are few, long enough and have right
-    sums (libpng only warns of both), and none is acTL (an animation, PNG, 11.3.6.1)."""
-    position = 33  # IHDR's own sum is checked by every decoder
+    """Whether DALI reads a PNG's chunks as Pillow does: whole, up to IEND, and few enough to tell.
+
+    OpenCV, which DALI uses, allocates what a chunk states. libpng only warns of chunks before the image data
+    that are too short or have a wrong sum. acTL there is an animation (PNG, 11.3.6.1).
+    """
+    position, behind = 33, False  # IHDR's own sum is checked by every decoder
     for _ in range(_MOST_CHUNKS):
-        if position + 8 > len(image):
+        if position + 12 > len(image):
             return False
         length, kind = _chunk(image, position)
-        if kind == b"IDAT":
-            return True
         end = position + 8 + length
-        if kind == b"acTL" or length < _PNG_FEWEST.get(kind, 0) or end > len(image):
+        if end + 4 > len(image):
             return False
-        if crc32(image[position + 4 : end]) != int.from_bytes(image[end : end + 4], "big"):
-            return False
+        if kind == b"IDAT":
+            behind = True
+        elif kind == b"IEND":
+            return behind
+        elif behind:
+            if kind in _EARLY_CHUNKS:
+                return False
+        else:
+            right = crc32(image[position + 4 : end]) == int.from_bytes(image[end : end + 4], "big")
+            if not right or kind == b"acTL" or length < _PNG_FEWEST.get(kind, 0):
+                return False
         position = end + 4
     return False
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import struct
 import threading
 import warnings
 from collections.abc import Iterator
@@ -15,7 +16,15 @@ from functools import cache
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageFile, ImageOps, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError
+from PIL import (
+    Image,
+    ImageFile,
+    ImageOps,
+    Jpeg2KImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    UnidentifiedImageError,
+)
 
 from dali_aesthetic.decode.geometry import Geometry
 from dali_aesthetic.decode.headers import GIANT_PIXELS, Limits
@@ -38,6 +47,8 @@ _PLUGINS = {
 PostScript file with a TGA footer as PostScript and run Ghostscript on it."""
 _MAX_RESIZED_ASPECT = 16
 """Beyond this aspect ratio only the crop's region is resampled: the long side is never allocated."""
+_J2K_TILE_PIXELS = 2700
+"""Pixels of three bytes that take as much memory as OpenJPEG's record of a tile."""
 _TILE_SIDES = (322, 323)
 """TIFF's tags TileWidth and TileLength."""
 _MOST_TEXT = 16 << 20
@@ -105,7 +116,7 @@ def decode_reference(
     """
     with _strict.within(limits), Image.open(io.BytesIO(data), formats=_plugins(format)) as image:
         width, height = image.size
-        if message := limits.objection(*_decoded_size(image), len(data)):
+        if message := limits.objection(*_decoded_size(image, data), len(data)):
             raise TooManyPixels(message)
         giant = width * height > GIANT_PIXELS
         if giant:
@@ -116,8 +127,12 @@ def decode_reference(
             return Decoded(square_pixels(upright, image_size), width, height)
 
 
-def _decoded_size(image: Image.Image) -> tuple[int, int]:
-    """The image's width and height, rounded up to the tiles that a TIFF is decoded in."""
+def _decoded_size(image: Image.Image, data: Buffer) -> tuple[int, int]:
+    """The image's width and height, rounded up to the tiles that a TIFF is decoded in; of a JPEG 2000 as many
+    pixels as its tiles are worth, for each of which OpenJPEG allocates 8 KB at once."""
+    if isinstance(image, Jpeg2KImagePlugin.Jpeg2KImageFile):
+        width, height = image.size
+        return max(width, -(-_J2K_TILE_PIXELS * _j2k_tiles(bytes(data)) // height)), height
     if not isinstance(image, TiffImagePlugin.TiffImageFile):
         return image.size
     tile = [image.tag_v2.get(tag) for tag in _TILE_SIDES]
@@ -126,6 +141,18 @@ def _decoded_size(image: Image.Image) -> tuple[int, int]:
         for side, step in zip(image.size, tile, strict=True)
     )
     return width, height
+
+
+def _j2k_tiles(data: bytes) -> int:
+    """The tiles of a JPEG 2000's codestream (T.800, A.5.1)."""
+    at = data.find(b"\xff\x4f\xff\x51") + 8
+    if len(data) < at + 32:
+        return 0
+    fields: tuple[int, ...] = struct.unpack_from(">8I", data, at)
+    width, height, _, _, across, down, left, top = fields
+    if not (across and down):
+        return 0
+    return -(-(width - left) // across) * -(-(height - top) // down)
 
 
 def square_pixels(image: Image.Image, image_size: int) -> npt.NDArray[np.uint8]:

@@ -319,6 +319,8 @@ def bombs() -> Iterator[Case]:
     stream = save(shot(), "JPEG2000", no_jp2=True)
     claim = (60_000).to_bytes(4, "big") * 2
     yield Case("bomb jpeg2000", edited(edited(stream, 8, claim), 24, claim), TOO_LARGE)
+    tiny_tiles = edited(edited(stream, 8, (1200).to_bytes(4, "big") * 2), 24, (5).to_bytes(4, "big") * 2)
+    yield Case("bomb jpeg2000 tiles", tiny_tiles, TOO_LARGE)
     icon = save(shot().resize((64, 64)), "ICO", sizes=[(64, 64)])
     header = icon.index(b"IHDR")
     claim = b"IHDR" + (60_000).to_bytes(4, "big") * 2 + icon[header + 12 : header + 17]
