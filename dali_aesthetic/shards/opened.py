@@ -23,8 +23,8 @@ _AHEAD_BYTES = 16 << 20
 @dataclass(frozen=True, slots=True)
 class ReadLimits:
     """The most bytes of a sample's members (or of an image file and its sidecars) together, of a tar, of an
-    object from a server without Range requests, of the read-ahead, and of a page of Parquet, compressed plus
-    decompressed."""
+    object from a server without Range requests, of the read-ahead, and of a page of Parquet with its
+    compressed form."""
 
     max_member_bytes: int = 1 << 30
     max_tar_bytes: int = 1 << 40

@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice, repeat
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -47,11 +47,11 @@ def read_parquet(shard: Shard, limits: ReadLimits = DEFAULT_LIMITS) -> Iterator[
     its sidecar is a json of its other columns, except binary ones.
     """
     try:
-        with open_parquet(shard.source, limits.max_download_bytes) as (file, source):
+        with _opened(shard.source, limits.max_download_bytes) as source:
             column = image_column(source.schema_arrow, shard.column, lambda: _first_texts(source))
             row, warnings = 0, dict[str, None]()
-            for group in range(source.num_row_groups):
-                _check_pages(file, source, group, column, limits.max_page_bytes)
+            for group in range(source.metadata.num_row_groups):
+                _check_pages(source, group, column, limits.max_page_bytes)
                 for image, key, facts in _rows(source, group, column, warnings):
                     yield _sample(shard, row, image, key, facts, limits)
                     row += 1
@@ -61,17 +61,32 @@ def read_parquet(shard: Shard, limits: ReadLimits = DEFAULT_LIMITS) -> Iterator[
     yield ShardEnd(shard=shard, warnings=tuple(warnings))
 
 
+class _Source(NamedTuple):
+    """An open Parquet file."""
+
+    file: pa.NativeFile
+    schema_arrow: pa.Schema
+    metadata: pq.FileMetaData
+
+    def batches(self, rows: int, group: int, columns: list[str]) -> Iterator[pa.RecordBatch]:
+        """A row group's columns, so many rows at a time."""
+        # All iterators of a ParquetFile have the batch size of the one that began last.
+        options = {"pre_buffer": False, "buffer_size": _READ_BYTES}
+        reader = pq.ParquetFile(self.file, metadata=self.metadata, **options)
+        yield from reader.iter_batches(rows, [group], columns, use_threads=False)
+
+
 @contextmanager
-def open_parquet(location: str, max_download_bytes: int) -> Iterator[tuple[pa.NativeFile, pq.ParquetFile]]:
+def _opened(location: str, max_download_bytes: int) -> Iterator[_Source]:
     """The file at a path or URL, for reading it in parts. Raises OSError."""
     opened = pa.PythonFile(open_file(location, max_download_bytes))
     if not is_url(location):  # and a regular file, which OSFile doesn't check
         opened.close()
         # Arrow reads a path with half the memory and without the interpreter lock.
         opened = pa.OSFile(location)
-    # Otherwise a row group is read at once; pyarrow writes them of a million rows, 100 GB of images.
-    with opened as file, pq.ParquetFile(file, pre_buffer=False, buffer_size=_READ_BYTES) as source:
-        yield file, source
+    with opened as file:
+        source = pq.ParquetFile(file)
+        yield _Source(file, source.schema_arrow, source.metadata)
 
 
 def image_column(
@@ -133,12 +148,12 @@ def is_text(kind: pa.DataType) -> bool:
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
 
 
-def _first_texts(source: pq.ParquetFile) -> dict[str, str]:
+def _first_texts(source: _Source) -> dict[str, str]:
     names = [field.name for field in source.schema_arrow if is_text(field.type)]
     firsts: dict[str, str] = {}
-    if names and source.num_row_groups:
+    if names and source.metadata.num_row_groups:
         size = _rows_at_a_time(source, 0, names)
-        for batch in islice(source.iter_batches(size, [0], names, use_threads=False), _ENCODED_ROWS // size):
+        for batch in islice(source.batches(size, 0, names), _ENCODED_ROWS // size):
             for name in names:
                 if name not in firsts and (value := next((v for v in batch[name] if v.is_valid), None)):
                     firsts[name] = bytes(value.as_buffer()).decode(errors="replace")
@@ -186,7 +201,7 @@ def row_image(value: pa.Scalar) -> tuple[Buffer | None, str]:
 
 
 def _rows(
-    source: pq.ParquetFile, group: int, column: str, warnings: dict[str, None]
+    source: _Source, group: int, column: str, warnings: dict[str, None]
 ) -> Iterator[tuple[pa.Scalar, Any, dict[str, Any]]]:
     """Image, key (None without one) and other columns of each row of a row group.
 
@@ -198,7 +213,7 @@ def _rows(
     named = next((name for name in _KEYS if name in others), "")
     facts = _facts(source, group, others, warnings)
     size = _ENCODED_ROWS if pa.types.is_dictionary(schema.field(column).type) else 1
-    for batch in source.iter_batches(size, [group], [column], use_threads=False):
+    for batch in source.batches(size, group, [column]):
         for image in batch[column]:
             if _is_list(image.type) and image.is_valid and len(image) > 1:
                 warnings[
@@ -209,7 +224,7 @@ def _rows(
 
 
 def _facts(
-    source: pq.ParquetFile, group: int, columns: list[str], warnings: dict[str, None]
+    source: _Source, group: int, columns: list[str], warnings: dict[str, None]
 ) -> Iterator[dict[str, Any]]:
     """The rows of these columns. Dictionaries are read apart: each batch of theirs has a copy of them."""
     schema = source.schema_arrow
@@ -222,26 +237,26 @@ def _facts(
     return ({name: (one | other).get(name) for name in columns} for one, other in both)
 
 
-def _chunks(source: pq.ParquetFile, group: int, columns: list[str]) -> list[pq.ColumnChunkMetaData]:
+def _chunks(source: _Source, group: int, columns: list[str]) -> list[pq.ColumnChunkMetaData]:
     """The parts of a row group that hold these columns."""
     metadata = source.metadata.row_group(group)
     chunks = map(metadata.column, range(metadata.num_columns))
     return [one for one in chunks if f"{one.path_in_schema}.".startswith(tuple(f"{c}." for c in columns))]
 
 
-def _rows_at_a_time(source: pq.ParquetFile, group: int, columns: list[str]) -> int:
+def _rows_at_a_time(source: _Source, group: int, columns: list[str]) -> int:
     """Few enough that they fit into `_ROW_BYTES`, though all may have the largest value of the row group."""
     size: int = sum(chunk.total_uncompressed_size for chunk in _chunks(source, group, columns))
     return max(1, min(_ROWS, _ROW_BYTES // max(size, 1)))
 
 
 def _python_rows(
-    source: pq.ParquetFile, group: int, columns: list[str], size: int, warnings: dict[str, None]
+    source: _Source, group: int, columns: list[str], size: int, warnings: dict[str, None]
 ) -> Iterator[dict[str, Any]]:
     if not columns:
         yield from repeat({}, source.metadata.row_group(group).num_rows)
         return
-    for batch in source.iter_batches(size, [group], columns, use_threads=False):
+    for batch in source.batches(size, group, columns):
         batch = batch.select(columns)
         for name in filter(lambda name: _mean_bytes(batch[name]) > _MAX_VALUE_BYTES, columns):
             warnings[f"values of the column {name!r} above 1 MiB are left out of the scores"] = None
@@ -313,20 +328,21 @@ def _sample(
     )
 
 
-def _check_pages(
-    file: pa.NativeFile, source: pq.ParquetFile, group: int, column: str, max_bytes: int
-) -> None:
+def _check_pages(source: _Source, group: int, column: str, max_bytes: int) -> None:
     """Raises ValueError where a page of the row group is too large to be decoded within `max_bytes`.
 
-    Arrow reads a page at once, compressed and decompressed. pyarrow writes pages of 1024 rows.
+    Arrow reads a page at once, and decompresses it into a second buffer. pyarrow writes pages of 1024 rows.
     """
     schema = source.schema_arrow
     whole = (column,) if pa.types.is_dictionary(schema.field(column).type) else ()
     columns = [field.name for field in schema if field.name == column or not holds_bytes(field.type)]
     for chunk in _chunks(source, group, columns):
-        most = chunk.total_compressed_size + chunk.total_uncompressed_size
+        copies = 1 if chunk.compression == "UNCOMPRESSED" and isinstance(source.file, pa.OSFile) else 2
+        most = chunk.total_compressed_size * (copies - 1) + chunk.total_uncompressed_size
         if most > max_bytes and chunk.path_in_schema not in whole:
-            most = max(_page_bytes(file, chunk))
+            most = max(
+                compressed * (copies - 1) + size for compressed, size in _page_sizes(source.file, chunk)
+            )
         if most > max_bytes:
             raise ValueError(
                 f"a page of its column {chunk.path_in_schema!r} takes {most:,} bytes, more than the "
@@ -335,8 +351,8 @@ def _check_pages(
             )
 
 
-def _page_bytes(file: pa.NativeFile, chunk: pq.ColumnChunkMetaData) -> Iterator[int]:
-    """The bytes of each page of a column chunk, compressed plus decompressed, from the pages' headers."""
+def _page_sizes(file: pa.NativeFile, chunk: pq.ColumnChunkMetaData) -> Iterator[tuple[int, int]]:
+    """Compressed and decompressed bytes of each page of a column chunk, from the pages' headers."""
     start = chunk.data_page_offset
     if chunk.has_dictionary_page:
         start = min(start, chunk.dictionary_page_offset)
@@ -349,7 +365,7 @@ def _page_bytes(file: pa.NativeFile, chunk: pq.ColumnChunkMetaData) -> Iterator[
         decompressed, compressed = header[2], header[3]
         if min(decompressed, compressed) < 0:
             raise ValueError(f"the page at byte {start:,} has a negative size")
-        yield decompressed + compressed
+        yield compressed, decompressed
         start += length + compressed
 
 

@@ -103,9 +103,10 @@ def parquet_structs(folder: Path) -> None:
 
 def parquet_of_one_image(folder: Path) -> None:
     """All rows are one large image in the dictionary: a file of a few kilobytes."""
-    shared = pa.DictionaryArray.from_arrays(pa.array([0] * 48, pa.int32()), pa.array([image(8 * MB)]))
+    shared = pa.DictionaryArray.from_arrays(pa.array([0] * 28, pa.int32()), pa.array([image(14 * MB)]))
     options = {"use_dictionary": ["image"], "compression": "zstd", "store_schema": False}
-    write_parquet(folder, {"image": shared}, dictionary_pagesize_limit=1 << 30, **options)
+    columns = {"image": shared, "text": ["a caption"] * 28}
+    write_parquet(folder, columns, dictionary_pagesize_limit=1 << 30, **options)
     assert (folder / "a.parquet").stat().st_size < 20_000
 
 
