@@ -82,14 +82,15 @@ def sink_of(config: Config, head_names: Sequence[str], *, embeddings: bool = Fal
 def stages_of(config: Config, worker: Worker, sink: ShardSink, memory_share: int = 1) -> Stages:
     """The parts of the hot loop, bound to a share of the memory budget.
 
-    Half of it holds the batches in flight. A quarter is for reading: parts of tars ahead of the reader, or a
-    page of Parquet. A quarter is for the commit, which reads Parquet again.
+    Half of it holds the batches in flight, or a file of a server that sends whole ones. A quarter is for
+    reading: parts of tars ahead of the reader, or a page of Parquet. A quarter is for the commit, which reads
+    Parquet again.
     """
     budget = budget_bytes(config.guard.memory_budget_gb) // memory_share
     return Stages(
         read_limits=replace(
             read_limits_of(config),
-            max_download_bytes=memory_bytes() // 2 // memory_share,
+            max_download_bytes=budget // 2,
             read_ahead_bytes=min(DEFAULT_LIMITS.read_ahead_bytes, budget // 4),
             max_page_bytes=budget // 4,
         ),

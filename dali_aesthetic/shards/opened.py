@@ -111,8 +111,12 @@ def has_changed(path: str, size: int) -> bool:
 
 def check_remote(file: RemoteFile, limits: ReadLimits) -> None:
     """Raises TooManyBytes for a tar above its limit, or above the lower one of an object held in memory."""
-    whole = limits.max_download_bytes if not file.has_ranges else limits.max_tar_bytes
-    _check_size(file.url, len(file), min(whole, limits.max_tar_bytes))
+    _check_size(file.url, len(file), limits.max_tar_bytes)
+    if not file.has_ranges and len(file) > limits.max_download_bytes:
+        raise TooManyBytes(
+            f"its server sends whole files only, and it has {len(file):,} bytes, more than the "
+            f"{limits.max_download_bytes:,} that --memory-budget leaves for one: raise it, or download it"
+        )
 
 
 def _check_size(path: str, size: int, limit: int) -> None:

@@ -89,8 +89,8 @@ def open_file(location: str | os.PathLike[str], max_download_bytes: int = 1 << 4
     if not info.has_ranges:
         if info.size > max_download_bytes:
             raise OSError(
-                f"{text} has {info.size:,} bytes, more than the {max_download_bytes:,} that fit into memory, "
-                "and its server sends whole files only: download it"
+                f"its server sends whole files only, and it has {info.size:,} bytes, more than the "
+                f"{max_download_bytes:,} that --memory-budget leaves for one: raise it, or download the file"
             )
         return io.BytesIO(read_whole(text))
     return io.BufferedReader(_RemoteIO(store, key, info), 1 << 20)

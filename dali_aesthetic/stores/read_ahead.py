@@ -317,10 +317,13 @@ class RemoteFile:
         return retried(self._download_whole, f"reading {self.url}", self._is_stopped)[start:end]
 
     def _download_whole(self) -> memoryview:
-        data = b"".join(self._store.read_all(self._key))
-        if len(data) != len(self):
-            raise OSError(f"{len(data)} bytes came instead of {len(self)}")
-        return memoryview(data)
+        data, at = bytearray(len(self)), 0  # joined pieces would be in memory twice
+        for piece in self._store.read_all(self._key):
+            data[at : at + len(piece)] = piece
+            at += len(piece)
+        if at != len(self):
+            raise OSError(f"{at} bytes came instead of {len(self)}")
+        return memoryview(data).toreadonly()
 
     def _is_stopped(self) -> bool:
         return self._budget.stopped

@@ -224,7 +224,7 @@ def test_a_web_server_is_read_with_and_without_ranges(tmp_path: Path, ranges: bo
 def test_a_whole_download_has_its_limit() -> None:
     with web({"/a.tar": make_tar(3)}, ranges=False) as url:
         ((_, error, _),) = read_facts([f"{url}/a.tar"], ReadLimits(max_download_bytes=6000))
-    assert "6,000 bytes" in str(error)
+    assert "6,000 that --memory-budget leaves" in str(error)
 
 
 def test_a_file_system_of_fsspec_is_streamed_too(tmp_path: Path) -> None:
