@@ -58,6 +58,7 @@ def case(rng: random.Random) -> Iterator[Finding]:
     else:
         yield Finding("both refuse" if ours.damage else "agree", wrong=False)
     files = {(member[0], data[member[2] : member[2] + member[3]]) for member in theirs.members}
+    files |= _linked(data)
     if not kind and (wrong := _wrong_sample(samples, end, ours, files)):
         yield Finding(wrong, data)
 
@@ -230,6 +231,19 @@ def _contents(data: bytes) -> list[tuple[str, bytes]] | None:
                     found.append((name, content.read()))
     except Exception:  # many types
         return None
+    return found
+
+
+def _linked(data: bytes) -> set[tuple[str, bytes]]:
+    """Names of hard links, and what tarfile reads for them."""
+    found = set()
+    file = io.BytesIO(data)
+    with suppress(Exception), tarfile.open(fileobj=file, mode="r:", ignore_zeros=True) as tar:  # many types
+        for info in tar:
+            content = tar.extractfile(info) if info.islnk() else None
+            if content is not None:
+                name = info.name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+                found.add((name, content.read()))
     return found
 
 
