@@ -56,7 +56,10 @@ _EARLY_CHUNKS = frozenset(
     (b"IHDR", b"PLTE", b"tRNS", b"fcTL", b"fdAT", b"cHRM", b"gAMA", b"pHYs", b"sRGB", b"iCCP")
 )
 """Chunks on some of which Pillow fails behind the image data; libpng passes over them."""
-_PNG_FEWEST = {b"pHYs": 9, b"gAMA": 4, b"cHRM": 32, b"sRGB": 1}
+_ANIMATION = frozenset((b"acTL", b"fcTL", b"fdAT"))
+_PACKED = frozenset((b"iCCP", b"zTXt"))
+"""Chunks of a name, its end 0, the method 0 and packed data (PNG, 11.3.2.3 and 11.3.3.3)."""
+_PNG_FEWEST = {b"tRNS": 6, b"pHYs": 9, b"gAMA": 4, b"cHRM": 32, b"sRGB": 1}
 """Bytes that Pillow wants in these chunks."""
 _MOST_CHUNKS = 4096
 """Chunks of a PNG walked at most. Encoders write image data in chunks of 8 KiB or more."""
@@ -139,7 +142,7 @@ def _in_order(image: Buffer) -> bool:
     """Whether DALI reads a PNG's chunks as Pillow does: whole, up to IEND, and few enough to tell.
 
     OpenCV, which DALI uses, allocates what a chunk states. libpng only warns of chunks before the image data
-    that are too short or have a wrong sum. acTL there is an animation (PNG, 11.3.6.1).
+    that are too short, packed by an unknown method or have a wrong sum.
     """
     position, behind = 33, False  # IHDR's own sum is checked by every decoder
     for _ in range(_MOST_CHUNKS):
@@ -158,10 +161,16 @@ def _in_order(image: Buffer) -> bool:
                 return False
         else:
             right = crc32(image[position + 4 : end]) == int.from_bytes(image[end : end + 4], "big")
-            if not right or kind == b"acTL" or length < _PNG_FEWEST.get(kind, 0):
+            if not right or kind in _ANIMATION or length < _PNG_FEWEST.get(kind, 0):
+                return False
+            if kind in _PACKED and not _method_is_0(bytes(image[position + 8 : min(end, position + 90)])):
                 return False
         position = end + 4
     return False
+
+
+def _method_is_0(packed: bytes) -> bool:
+    return packed[packed.find(b"\0") + 1 :].startswith(b"\0")
 
 
 def read_webp(image: Buffer) -> ImageHeader:

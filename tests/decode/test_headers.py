@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import random
+import zlib
 
 import numpy as np
 import pytest
@@ -207,7 +208,16 @@ def test_a_size_of_zero_is_undecodable(offset: int, size: str) -> None:
     assert size in header.message
 
 
-@pytest.mark.parametrize("extra", [chunk(b"pHYs", b"short"), chunk(b"tEXt", b"k\0v")[:-1] + b"?"])
+@pytest.mark.parametrize(
+    "extra",
+    [
+        chunk(b"pHYs", b"short"),
+        chunk(b"tRNS", b"short"),
+        chunk(b"iCCP", b"k\0\1" + zlib.compress(b"")),
+        chunk(b"fdAT", bytes(4) + PLAIN_PNG[41:-16]),
+        chunk(b"tEXt", b"k\0v")[:-1] + b"?",
+    ],
+)
 def test_damage_before_the_image_data_is_for_pillow_to_judge(extra: bytes) -> None:
     refused_by_pillow(PLAIN_PNG[:33] + extra + PLAIN_PNG[33:])
 

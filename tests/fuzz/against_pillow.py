@@ -45,6 +45,7 @@ _FARTHEST = 1.5
 _SHARD = Shard(index=0, name="fuzz", kind="tar", source="fuzz.tar")
 REFUSED = {
     "JPEG: no end marker after the scan": "libjpeg needs none where the data behind it suffices",
+    "JPEG: ends before its first scan": "libjpeg goes on behind the end marker",
     "JPEG: more than # scans": "a limit",
     "JPEG: # bits a sample are not supported": "Pillow misreads them",
     "WebP: shorter than its RIFF size": "libwebp decodes what is there",
