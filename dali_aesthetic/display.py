@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.live import Live
 from rich.markup import escape
@@ -15,15 +17,19 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from dali_aesthetic import layout
 from dali_aesthetic.config import Config
 from dali_aesthetic.launch.engine import RunResult
 from dali_aesthetic.stats import RunStats
 from dali_aesthetic.threshold import PRESETS, RAW_PER_UNIT, percent
 from dali_aesthetic.timing import clock
 from dali_aesthetic.types import Status
+from dali_aesthetic.write.read_scores import read_raw_scores
 
 _RATE_SECONDS = 10.0
 _NAMED = 10
+_MOST_READ = 1000
+"""Shards whose scores are read for a hint."""
 
 
 class Progress:
@@ -90,7 +96,10 @@ def summary(result: RunResult, config: Config, console: Console) -> None:
     table.add_row("shards", f"{len(stats.reports) - len(stats.failed)} committed, {len(stats.failed)} failed")
     if result.num_skipped:
         table.add_row("", f"{result.num_skipped} of {result.num_shards} committed before, skipped")
-    table.add_row("samples", f"{stats.num_samples:,}")
+    if result.num_skipped and (all_of := result.in_output):
+        kept = f"{all_of.num_kept:,} ({share(all_of.num_kept, all_of.num_scored)} of the scored)"
+        table.add_row("in the output", f"{all_of.num_samples:,} samples, kept {kept}")
+    table.add_row("samples", f"{stats.num_samples:,}" + (" in this start" if result.num_skipped else ""))
     table.add_row("kept", f"{stats.num_kept:,} ({share(stats.num_kept, stats.num_scored)} of the scored)")
     table.add_row("threshold", escape(_threshold(result, config)))
     for name, text in preset_rows(stats, config.model.heads[0]):
@@ -103,6 +112,8 @@ def summary(result: RunResult, config: Config, console: Console) -> None:
     table.add_row("bound by", stats.bound_by() or "-")
     table.add_row("output", escape(config.output))
     console.print(table)
+    if stats.reports.committed.num_scored and not stats.num_kept and not config.scores_only:
+        console.print(_nothing_kept(config), soft_wrap=True)
     problems(stats, console)
 
 
@@ -127,9 +138,11 @@ def problems(stats: RunStats, console: Console) -> None:
 
 def as_dict(result: RunResult, config: Config) -> dict[str, Any]:
     """The summary as JSON values. `min_raw` is None for a run that only scored. Times are in seconds."""
-    stats = result.stats
+    stats, all_of = result.stats, result.in_output
     return {
         "output": config.output,
+        "output_samples": all_of.num_samples if all_of else None,
+        "output_kept": all_of.num_kept if all_of else None,
         "shards": result.num_shards,
         "committed": len(stats.reports) - len(stats.failed),
         "skipped": result.num_skipped,
@@ -182,6 +195,19 @@ def _threshold(result: RunResult, config: Config) -> str:
     if config.scores_only:
         return "none: scores only, for `dali-aesthetic filter` to cut"
     return result.threshold.describe(config.model.heads[0])
+
+
+def _nothing_kept(config: Config) -> str:
+    """The highest score, and the ways to a cut that keeps something."""
+    names = sorted(layout.committed_names(config.output))[:_MOST_READ]
+    highest = np.nanmax(read_raw_scores(config.output, names))
+    words = [word for name in config.input for word in ("--input", name)]
+    words += ["--scores", config.output, "--output", f"{config.output.rstrip('/')}-cut"]
+    return (
+        f"[yellow]nothing kept[/] the highest score is {highest:.4g} (raw). To see the scores: "
+        + escape(shlex.join(["dali-aesthetic", "report", config.output]))
+        + escape(f". To keep the best: {shlex.join(['dali-aesthetic', 'filter', *words])} --keep-top 10%")
+    )
 
 
 def _bad(stats: RunStats) -> str:

@@ -34,6 +34,10 @@ class Tally:
     waits: Mapping[tuple[str, str], float] = field(default_factory=dict)
     seconds: float = 0.0
 
+    @property
+    def num_scored(self) -> int:
+        return self.statuses.get(Status.OK.value, 0)
+
     def __add__(self, other: Tally) -> Tally:
         """The sum, of seconds too, as for streams of a worker that follow one another."""
         added: dict[str, Any] = {}

@@ -46,6 +46,21 @@ def test_the_summary_names_damaged_and_failed_shards(stats: RunStats) -> None:
     assert "failed [c].tar: no tar" in text
 
 
+def test_a_rerun_tells_the_outputs_totals_beside_its_own(stats: RunStats) -> None:
+    earlier = Tally(num_samples=10, num_kept=4, statuses={"ok": 8, "empty": 2})
+    config = Config(input=("x",), output="out")
+    result = RunResult(
+        stats=RunStats(), num_shards=2, num_skipped=2, threshold=config.threshold, earlier=earlier
+    )
+    console = Console(file=io.StringIO(), width=120)
+    summary(result, config, console)
+    text = " ".join(console.file.getvalue().split())  # type: ignore[attr-defined]
+    assert "samples 0 in this start" in text
+    assert "in the output 10 samples, kept 4 (50.0% of the scored)" in text
+    told = as_dict(result, config)
+    assert (told["samples"], told["output_samples"], told["output_kept"]) == (0, 10, 4)
+
+
 def test_shards_that_fail_of_one_cause_are_one_line(stats: RunStats) -> None:
     for n in range(31):
         source = f"s3://b/{n}.tar"

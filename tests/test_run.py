@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import shlex
 import tarfile
 from pathlib import Path
 
@@ -12,9 +14,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
+from typer.testing import CliRunner
 
+from dali_aesthetic.cli import app
 from dali_aesthetic.config import Config, ConfigError, ModelConfig
-from dali_aesthetic.display import as_dict
+from dali_aesthetic.display import as_dict, summary
 from dali_aesthetic.launch.run import run
 from dali_aesthetic.threshold import Threshold
 from dali_aesthetic.verify.outputs import verify_output
@@ -289,3 +294,35 @@ def test_several_heads_score_one_pass_and_the_first_decides(shards_dir: Path, tm
 def test_threshold_default_is_half(shards_dir: Path) -> None:
     assert Config(input=("x",), output="y").threshold == Threshold()
     assert Threshold().min_raw == 5.0
+
+
+def test_a_rerun_of_a_finished_run_tells_what_the_output_holds(
+    shards_dir: Path, tiny_model: ModelConfig, scored: Path
+) -> None:
+    cut = json.loads((scored / "run.json").read_text())["identity"]["min_raw"]
+    given = config(str(shards_dir), scored, tiny_model, threshold={"raw": cut})
+    told = as_dict(run(given), given)
+    assert (told["samples"], told["kept"]) == (0, 0)
+    stats = [json.loads(path.read_text()) for path in (scored / "stats").glob("*.json")]
+    assert told["output_samples"] == sum(one["num_samples"] for one in stats) > 0
+    assert told["output_kept"] == sum(one["num_kept"] for one in stats) > 0
+
+
+def test_a_run_that_keeps_nothing_names_the_highest_score_and_a_way_on(
+    shards_dir: Path, tiny_model: ModelConfig, tmp_path: Path
+) -> None:
+    given = config(str(shards_dir), tmp_path / "out", tiny_model, threshold={"raw": 1000.0})
+    result = run(given)
+    console = Console(file=io.StringIO(), width=100)
+    summary(result, given, console)
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    scores = [row["aesthetic_score"] for n in range(3) for row in rows(tmp_path / "out", f"{n:05d}")]
+    highest = max(score for score in scores if isinstance(score, float))
+    (hint,) = [line for line in text.splitlines() if line.startswith("nothing kept")]
+    assert f"the highest score is {highest:.4g} (raw)" in hint
+    assert f"dali-aesthetic report {tmp_path}/out" in hint
+    words = shlex.split(hint[hint.index("dali-aesthetic filter") :])
+    words[words.index("--output") + 1] = str(tmp_path / "cut")
+    done = CliRunner().invoke(app, words[1:])
+    assert done.exit_code == 0, done.output
+    assert len(list((tmp_path / "cut" / "shards").glob("*.tar"))) == 3

@@ -14,11 +14,11 @@ from typing import Any
 from dali_aesthetic.config import Config
 from dali_aesthetic.launch.slurm import ALONE, Task
 from dali_aesthetic.shards.plan import plan_shards
-from dali_aesthetic.stats import RunStats
+from dali_aesthetic.stats import RunStats, Tally, tally_of
 from dali_aesthetic.threshold import Threshold
 from dali_aesthetic.types import Shard
 from dali_aesthetic.write.lock import claim
-from dali_aesthetic.write.output import clean_leftovers, earlier_warnings, open_output
+from dali_aesthetic.write.output import clean_leftovers, earlier_reports, open_output
 
 Watch = Callable[[RunStats, int], AbstractContextManager[object]]
 """Entered for the length of the work, with its live counters and the number of shards to do."""
@@ -45,13 +45,20 @@ Engine = Callable[[Config, Sequence[Shard], Task], AbstractContextManager[Prepar
 class RunResult:
     """The result of a run. `num_skipped` shards were committed by an earlier run of the same command.
 
-    `threshold` is the one that was applied, a share of the samples resolved to its raw score.
+    `threshold` is the one that was applied, a share of the samples resolved to its raw score. `earlier`
+    counts the samples of the skipped shards; it is None where there are too many, or in a task but the first.
     """
 
     stats: RunStats
     num_shards: int
     num_skipped: int
     threshold: Threshold
+    earlier: Tally | None = None
+
+    @property
+    def in_output(self) -> Tally | None:
+        """The counters of all that the output holds, or None where that isn't known."""
+        return self.earlier + self.stats.reports.committed if self.earlier else None
 
     @property
     def exit_code(self) -> int:
@@ -82,10 +89,12 @@ def launch(config: Config, engine: Engine, watch: Watch | None = None, task: Tas
     ):
         left = open_output(config.output, prepared.record, shards)
         todo = task.part(left, len(shards))
-        stats = RunStats()
+        stats, earlier = RunStats(), None
         if task.index == 0:
-            for source, warnings in earlier_warnings(config.output, shards, left):
-                stats.reports.warnings.add(source, warnings)
+            earlier = Tally()
+            for report in earlier_reports(config.output, shards, left):
+                stats.reports.warnings.add(report.source, report.warnings)
+                earlier = earlier + tally_of(report) if earlier and report.name else None
         with watch(stats, len(todo)) if watch else nullcontext():
             prepared.work(todo, stats)
         if stats.incidents:
@@ -95,5 +104,6 @@ def launch(config: Config, engine: Engine, watch: Watch | None = None, task: Tas
         stats=stats,
         num_shards=num_shards,
         num_skipped=num_shards - len(todo),
+        earlier=earlier,
         threshold=prepared.config.threshold,
     )

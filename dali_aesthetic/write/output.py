@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
@@ -16,11 +17,13 @@ from dali_aesthetic import layout
 from dali_aesthetic.overlap import pool
 from dali_aesthetic.stores.access import create, exists, open_file
 from dali_aesthetic.stores.location import is_url, join, parent
-from dali_aesthetic.types import Shard
+from dali_aesthetic.types import Shard, ShardReport
 from dali_aesthetic.write.files import TEMPORARY, is_leftover, publish, sync_folder, write_temporary
 from dali_aesthetic.write.rows import read_columns
 
 _ABSENT = "(not set)"
+_CUT_FLAGS = {"min_raw": "--raw-threshold", "max_raw": "--max-raw-threshold"}
+_CUT = tuple(f"{name}: " for name in _CUT_FLAGS)
 _MOST_STATS, _STATS_AT_ONCE = 2000, 16
 """Stats of shards done before that a rerun reads: each is a request to a store."""
 
@@ -68,20 +71,21 @@ def pending_shards(output: str | Path, shards: Sequence[Shard]) -> Sequence[Shar
     return _Some(shards, (index for index, shard in enumerate(shards) if shard.name not in done))
 
 
-def earlier_warnings(
+def earlier_reports(
     output: str | Path, shards: Sequence[Shard], left: Sequence[Shard]
-) -> Iterator[tuple[str, list[str]]]:
-    """The sources and warnings, damage among them, of the `shards` that are done: those that are not `left`.
+) -> Iterator[ShardReport]:
+    """The reports of the `shards` that are done: those that are not `left`. Damage is a warning too.
 
-    Of many the first are looked at, and a warning says of how many that isn't so.
+    Of many the first are read, and a last one without a name has a warning that says of how many that isn't
+    so. A report that can't be read has no samples.
     """
     num_done = len(shards) - len(left)
     with pool(_STATS_AT_ONCE, "stats") as threads:
         done = islice(_without(shards, left) if num_done else (), _MOST_STATS)
-        yield from threads.map(partial(_warnings_of, output), done)
+        yield from threads.map(partial(_report_of, output), done)
     if num_done > _MOST_STATS:
-        kind = "shards done before whose warnings `verify` shows"
-        yield os.fspath(output), [f"{kind}: {num_done - _MOST_STATS}"]
+        more = f"shards done before whose warnings `verify` shows: {num_done - _MOST_STATS}"
+        yield ShardReport(name="", source=os.fspath(output), warnings=(more,))
 
 
 def _without(shards: Iterable[Shard], left: Iterable[Shard]) -> Iterator[Shard]:
@@ -95,13 +99,20 @@ def _without(shards: Iterable[Shard], left: Iterable[Shard]) -> Iterator[Shard]:
             yield shard
 
 
-def _warnings_of(output: str | Path, shard: Shard) -> tuple[str, list[str]]:
+def _report_of(output: str | Path, shard: Shard) -> ShardReport:
     try:
         stats = layout.read_stats(output, shard.name)
     except (layout.BadStats, OSError):
-        return shard.source, []  # `verify` says what is wrong with it
+        return ShardReport(name=shard.name, source=shard.source)  # `verify` says what is wrong with it
     damage = stats.get("damage")
-    return shard.source, [*stats.get("warnings", ()), *([f"damaged: {damage}"] if damage else [])]
+    return ShardReport(
+        name=shard.name,
+        source=shard.source,
+        num_samples=stats.get("num_samples", 0),
+        num_kept=stats.get("num_kept", 0),
+        statuses=stats.get("statuses", {}),
+        warnings=(*stats.get("warnings", ()), *([f"damaged: {damage}"] if damage else ())),
+    )
 
 
 class _Some(Sequence[Shard]):
@@ -211,10 +222,28 @@ def write_run_record(output: str | Path, record: Mapping[str, Any]) -> None:
         write_once(final, text.encode())
     if differences := check_run_record(output, record):
         listed = "\n  ".join(differences)
+        if all(difference.startswith(_CUT) for difference in differences):
+            raise RunMismatch(
+                f"{output} holds the results of another cut; its {layout.RECORD} differs in:\n  {listed}\n"
+                f"Its scores can be cut again without a GPU: {_filter_command(output, record)}"
+            )
         raise RunMismatch(
             f"{output} holds the results of another run; its {layout.RECORD} differs in:\n  {listed}\n"
             "Give the same options again, or another output folder."
         )
+
+
+def _filter_command(output: str | Path, record: Mapping[str, Any]) -> str:
+    """The command that makes this cut from the scores in `output`, to be pasted into a shell."""
+    identity = record[layout.IDENTITY]
+    words = ["dali-aesthetic", "filter"]
+    for name in identity.get("input", ()):
+        words += ["--input", name]
+    words += ["--scores", os.fspath(output), "--output", f"{os.fspath(output).rstrip('/')}-cut"]
+    for name, flag in _CUT_FLAGS.items():
+        if identity.get(name) is not None:
+            words += [flag, f"{identity[name]:.9g}"]
+    return shlex.join(words)
 
 
 def check_run_record(output: str | Path, record: Mapping[str, Any]) -> list[str]:

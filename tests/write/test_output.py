@@ -5,7 +5,9 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,7 +21,7 @@ from dali_aesthetic.write.output import (
     RunMismatch,
     check_run_record,
     clean_leftovers,
-    earlier_warnings,
+    earlier_reports,
     open_output,
     write_run_record,
 )
@@ -56,6 +58,25 @@ def test_another_run_is_refused_with_each_field_and_both_values(tmp_path: Path) 
     ]
     for line in check_run_record(tmp_path, other):
         assert line in str(error.value)
+
+
+def test_another_cut_is_refused_with_the_command_that_makes_it_from_the_scores(tmp_path: Path) -> None:
+    identity: dict[str, Any] = {"input": ["in/*.tar", "more"], "min_raw": 5.0, "encoder": "x"}
+    out = tmp_path / "my out"
+    write_run_record(out, {"identity": identity})
+    for cut, flags in (
+        ({"min_raw": 6.25}, "--raw-threshold 6.25"),
+        ({"max_raw": 7.5}, "--raw-threshold 5 --max-raw-threshold 7.5"),
+    ):
+        with pytest.raises(RunMismatch) as error:
+            write_run_record(out, {"identity": {**identity, **cut}})
+        command = (
+            f"dali-aesthetic filter --input 'in/*.tar' --input more --scores '{out}' --output '{out}-cut'"
+        )
+        assert str(error.value).endswith(f": {command} {flags}")
+    with pytest.raises(RunMismatch) as error:
+        write_run_record(out, {"identity": {**identity, "min_raw": 6.0, "encoder": "y"}})
+    assert "filter" not in str(error.value)
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"[]", b"\xff", b"no json"])
@@ -285,13 +306,18 @@ def test_warnings_and_damage_of_shards_done_before_are_told_again(
         (tmp_path / "stats" / f"{n}.json").write_text(json.dumps(stats))
     (tmp_path / "stats" / "5.json").write_text("torn")
     left = [shard for shard in shards if shard.index in (1, 2, 6, 7)]
-    told = list(earlier_warnings(tmp_path, shards, left))
+
+    def told_of(left: Sequence[Shard]) -> list[tuple[str, list[str]]]:
+        reports = earlier_reports(tmp_path, shards, left)
+        return [(report.source, list(report.warnings)) for report in reports]
+
+    told = told_of(left)
     odd = ["odd: 2 (first: 'a')"]
     assert told == [
         *(("0.tar", []), ("3.tar", odd), ("4.tar", odd), ("5.tar", [])),
         ("8.tar", [*odd, "damaged: byte 512: cut"]),
     ]
-    assert list(earlier_warnings(tmp_path, shards, shards)) == []
+    assert told_of(shards) == []
     monkeypatch.setattr(output_module, "_MOST_STATS", 2)
     more = ["shards done before whose warnings `verify` shows: 3"]
-    assert list(earlier_warnings(tmp_path, shards, left)) == [*told[:2], (str(tmp_path), more)]
+    assert told_of(left) == [*told[:2], (str(tmp_path), more)]
