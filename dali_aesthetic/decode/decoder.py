@@ -62,6 +62,8 @@ _MOST_CHECKED = 16 << 20
 _UNCHECKED = "JPEGs that were cut and got an end marker go unnoticed, with pixels of other images"
 _CPU = b""
 """The layout of what the CPU decodes."""
+_MOST_CPU_BYTES = 512 << 20
+"""Decoded bytes of a chunk of it."""
 _CALM = 32
 """Chunks in a row that must pass before the chunks grow again."""
 
@@ -101,7 +103,7 @@ class DaliDecoder:
         on_gpu = device.type == "cuda"
         chunk_images = min(batch_size, 256 if on_gpu else 64)
         # Small chunks are slow on a GPU, and repeating a chunk is cheap; on a CPU it is the reverse.
-        most_bytes, fewest_images = ((2 << 30), 64) if on_gpu else ((512 << 20), 8)
+        most_bytes, fewest_images = ((2 << 30), 64) if on_gpu else (_MOST_CPU_BYTES, 8)
         self._chunker = Chunker(chunk_images, most_bytes, fewest_images, by_layout=on_gpu)
         self._device_id = (device.index or 0) if on_gpu else None
         self._pillow = pool(num_threads, "pillow")
@@ -110,7 +112,7 @@ class DaliDecoder:
         by_engine = on_gpu and has_jpeg_engine(device)
         self._engine_threads = min(num_threads, _ENGINE_THREADS) if by_engine else max(1, num_threads // 2)
         self._lanes = Lanes(
-            lambda source, layout: self._build(source, layout, chunk_images, depth),
+            lambda source, layout, depth: self._build(source, layout, chunk_images, depth),
             chunk_images,
             depth,
             _GPU_LANES if on_gpu else 1,
@@ -330,12 +332,13 @@ class Chunker:
         chunks: list[tuple[bytes, list[int]]] = []
         for layout, group in groups.items():
             most = -(-len(group) // max(1, -(-len(group) // self.images)))  # chunks of about the same size
+            most_bytes = self._most_bytes if layout else min(self._most_bytes, _MOST_CPU_BYTES)
             room = 0
             rows: list[int] = []
             for row in group:
                 size = 3 * headers[row].width * headers[row].height
                 if not rows or len(rows) == most or size > room:
-                    rows, room = [], self._most_bytes
+                    rows, room = [], most_bytes
                     chunks.append((layout, rows))
                 rows.append(row)
                 room -= size

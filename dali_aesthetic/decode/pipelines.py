@@ -33,6 +33,8 @@ them: for both resizes their output size and their region's first and last corne
 Source = Callable[[], Feed]
 """Returns the next batch."""
 _NUM_REGIONS = 6
+_CPU_DEPTH = 2
+"""Chunks ahead in a lane that the CPU decodes: their pixels are in host memory."""
 PIECE = 16
 """Images in a chunk that is decoded again."""
 _NAMED = re.compile(r"Failed to decode sample #(\d+)")
@@ -201,16 +203,19 @@ class Lanes:
     The JPEG engine's buffers are made anew when the layout changes, which waits for all that runs on the GPU,
     the encoder included. Beside a busy encoder an H200 decoded two layouts at 1,900 to 2,300 images/s where
     lanes took chunks of both, and at 11,700 to 12,200 in a lane each. `build` makes a pipeline of a layout
-    over a source.
+    and a depth over a source.
     """
 
-    def __init__(self, build: Callable[[Source, bytes], Any], max_batch: int, depth: int, most: int) -> None:
+    def __init__(
+        self, build: Callable[[Source, bytes, int], Any], max_batch: int, depth: int, most: int
+    ) -> None:
         self._build, self._max_batch, self._depth, self._most = build, max_batch, depth, most
         self._lanes: defaultdict[bytes, list[Lane]] = defaultdict(list)
 
     def open(self, layout: bytes) -> Lane:
         """One more lane of the layout."""
-        lane = Lane(lambda source: self._build(source, layout), self._max_batch, self._depth)
+        depth = self._depth if layout else min(self._depth, _CPU_DEPTH)
+        lane = Lane(lambda source: self._build(source, layout, depth), self._max_batch, depth)
         self._lanes[layout].append(lane)
         return lane
 

@@ -183,6 +183,13 @@ def test_chunks_hold_at_most_so_many_bytes_but_at_least_an_image() -> None:
     assert Chunker(64, 650, 8).divide(headers(*sizes)) == by_cpu([0, 1], [2], [3], [4])
 
 
+def test_chunks_that_the_cpu_decodes_for_a_gpu_are_bounded_as_on_a_cpu() -> None:
+    """Their pixels are in host memory, 512 MiB a chunk."""
+    large = ImageHeader("jpeg", 8000, 8000, Route.DALI, layout=COLOUR)
+    chunks = Chunker(64, 2 << 30, 8, by_layout=True).divide([large] * 11 + headers((8000, 8000)) * 5)
+    assert [(layout, len(rows)) for layout, rows in chunks] == [(COLOUR, 11), (b"", 2), (b"", 2), (b"", 1)]
+
+
 def test_only_dalis_rows_are_in_chunks() -> None:
     mixed = headers((1, 1)) + headers((1, 1), route=Route.PILLOW) + headers((1, 1), route=Route.NOBODY)
     assert Chunker(64, 10**9, 8).divide(mixed + headers((1, 1))) == by_cpu([0, 3])

@@ -133,7 +133,7 @@ def feed_of(images: list[bytes]) -> Feed:
 
 
 def lanes_of(most: int, built: list[bytes] | None = None) -> Lanes:
-    def build(source: Source, layout: bytes) -> Any:
+    def build(source: Source, layout: bytes, depth: int) -> Any:
         if built is not None:
             built.append(layout)
         return build_pipeline(source, max_batch=4, num_threads=1, device_id=None, prefetch=2, by_engine=False)
