@@ -37,7 +37,8 @@ _WINDOWS = (1 << 20, 16 << 20, 128 << 20)
 """The bytes of a tar that are read from a sample's first header on, until its whole image is found."""
 _WITHOUT_IMAGES = ("npy", "npz")
 """Formats of stored embeddings."""
-_ROWS_AT_A_TIME = 64
+_ROWS_AT_A_TIME, _READ_BYTES = 4, 8 << 20
+"""Of Parquet: rows decoded at a time, and bytes read of a column, of which a row group may have 100 GB."""
 PER_BAND = 8
 AT_CUT = 12
 
@@ -262,7 +263,10 @@ def image_in_row(source: str, row: int) -> Buffer | None:
     None if there is no such row or no image in it. Reads the row group up to the row and nothing else. Raises
     the errors of the file system.
     """
-    with open_file(source) as opened, pq.ParquetFile(opened) as file:
+    with (
+        open_file(source) as opened,
+        pq.ParquetFile(opened, pre_buffer=False, buffer_size=_READ_BYTES) as file,
+    ):
         schema = file.schema_arrow
         columns = [field.name for field in schema if holds_bytes(field.type)]
         columns = columns or [field.name for field in schema if is_text(field.type)]
