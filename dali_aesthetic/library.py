@@ -6,6 +6,7 @@ import os
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -16,13 +17,11 @@ from dali_aesthetic.config import Config, DecodeConfig, Device, ModelConfig
 from dali_aesthetic.decode.batches import fill_batches
 from dali_aesthetic.decode.headers import Limits
 from dali_aesthetic.decode.pillow import square_pixels, turned_upright
-from dali_aesthetic.launch.worker import Worker, build_worker
+from dali_aesthetic.launch.worker import Worker, build_worker, check_not_forked
 from dali_aesthetic.overlap import OneAtATime, ahead
 from dali_aesthetic.types import PendingScores, Sample, Shard, Status
 
 ImageLike = str | Path | bytes | Image.Image
-_built_in: int | None = None
-"""Id of the process that built a model. A fork of it lacks the threads of DALI and torch."""
 _PATIENCE_S = 5.0
 """Seconds that closing a stream waits for an image source that is blocked itself."""
 _NO_SHARD = Shard(index=0, name="images", kind="folder", source="")
@@ -32,8 +31,9 @@ class ImageScorer:
     """Loads the model once and scores any number of images.
 
     Raises `ConfigError` for a configuration that can't run, `WeightsUnavailable` if weights are neither in
-    `model.model_dir` nor can be downloaded, and RuntimeError in a fork of a process that had a scorer, where
-    it would hang.
+    `model.model_dir` nor can be downloaded. A scorer belongs to the process that made it: it can't be
+    pickled, and in a fork of a process that had loaded a model it raises RuntimeError, where it would hang. A
+    Dataset of torch makes it in the worker, at its first item.
     """
 
     def __init__(
@@ -50,13 +50,18 @@ class ImageScorer:
             model=model or ModelConfig(),
             decode=decode or DecodeConfig(),
         )
-        _check_not_forked()
         self._worker: Worker = build_worker(config)
         self._apply_exif = config.decode.apply_exif
         # The decoder has one queue: a second caller would be given the first one's images.
         self._alone = OneAtATime(
             "this scorer is in use: read its score_stream to the end or close it first, and give each "
             "thread an ImageScorer of its own, or a lock"
+        )
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "an ImageScorer holds threads and a device, so it can't be pickled for another process: make it "
+            "in the worker, at its first image"
         )
 
     @property
@@ -91,6 +96,7 @@ class ImageScorer:
 
     def _batches(self, images: Iterable[ImageLike]) -> Generator[npt.NDArray[np.float32], None, None]:
         """Scores [R, H] of each batch of images, in order. One batch is launched ahead."""
+        check_not_forked()
         worker = self._worker
         with self._alone:
             pixels_of = _PilPixels(worker.scorer.image_size, worker.limits, self._apply_exif)
@@ -99,6 +105,7 @@ class ImageScorer:
             batches = worker.scorer.score(worker.decoder.decode(read))
             previous: PendingScores | None = None
             while True:
+                check_not_forked()
                 try:
                     pending = next(batches, None)
                 except Exception:
@@ -156,16 +163,6 @@ def score_images(
     Loads the model for this one call; keep an `ImageScorer` for several.
     """
     return ImageScorer(model, device=device).score(images)
-
-
-def _check_not_forked() -> None:
-    global _built_in
-    if _built_in not in (None, os.getpid()):
-        raise RuntimeError(
-            "this process was forked from one that used a model, and lacks that model's threads: start "
-            'processes with multiprocessing.set_start_method("spawn"), or load no model before the fork'
-        )
-    _built_in = os.getpid()
 
 
 def _encoded(image: str | Path | bytes) -> bytes:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import json
+import multiprocessing
+import pickle
 import subprocess
 import sys
 import threading
@@ -196,21 +199,80 @@ def test_decode_settings_apply_to_pil_images_as_to_bytes(
     assert abs(ImageScorer(tiny_model, device="cpu").score([Image.open(turned)])[0] - opened[0]) > 1e-3
 
 
-def test_a_forked_process_refuses_to_build_a_scorer() -> None:
-    script = """
-import multiprocessing, sys
-from dali_aesthetic import ImageScorer, ModelConfig
-def again():
-    try:
-        ImageScorer(model, device="cpu")
-    except RuntimeError as error:
-        sys.exit(7 if "forked" in str(error) else 8)
+FORK = """
+import io, json, multiprocessing
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+from dali_aesthetic import Config, ImageScorer, ModelConfig, run
+
 model = ModelConfig(encoder="ViT-S-32-alt", weights="random:1", heads=("random:1",))
-ImageScorer(model, device="cpu")
-ImageScorer(model, device="cpu")
-child = multiprocessing.get_context("fork").Process(target=again)
-child.start()
-child.join()
-sys.exit(child.exitcode)
+stream = io.BytesIO()
+Image.new("RGB", (80, 60)).save(stream, "JPEG")
+photo = stream.getvalue()
+
+def new_scorer():
+    return ImageScorer(model, device="cpu")
+
+def message(work):
+    try:
+        work()
+    except RuntimeError as error:
+        return "refused" if "forked" in str(error) and "make it in the worker" in str(error) else str(error)
+
+def in_a_fork(work):
+    context = multiprocessing.get_context("fork")
+    ours, its = context.Pipe()
+    child = context.Process(target=lambda: its.send(message(work)))
+    child.start()
+    said = ours.recv() if ours.poll(SECONDS) else "it hangs"
+    child.join(SECONDS)
+    ended = child.exitcode
+    child.kill()
+    return f"{said}, {ended}"
+
+class Scores(Dataset):
+    def __init__(self):
+        self.scorer = new_scorer()
+    def __len__(self):
+        return 2
+    def __getitem__(self, index):
+        return self.scorer.score([photo])[0]
+
+found = {}
 """
-    assert subprocess.run([sys.executable, "-c", script], timeout=120, check=False).returncode == 7
+A_SCORER = """
+found["another"] = (new_scorer(), new_scorer(), in_a_fork(new_scorer))[-1]
+scorer = new_scorer()
+found["built"] = in_a_fork(lambda: scorer.score([photo]))
+scores = scorer.score_stream([photo] * 900)
+next(scores)
+found["while streaming"] = in_a_fork(lambda: list(scores))
+scores.close()
+found["used"] = in_a_fork(lambda: list(scorer.score_stream([photo])))
+loader = DataLoader(Scores(), num_workers=1, multiprocessing_context="fork", timeout=SECONDS)
+found["DataLoader"] = message(lambda: list(loader))
+print(json.dumps(found))
+"""
+A_RUN = """
+open("a.jpg", "wb").write(photo)
+run(Config(input=("a.jpg",), output="out", device="cpu", model=model))
+print(json.dumps({"after a run": in_a_fork(new_scorer)}))
+"""
+
+
+@pytest.mark.parametrize("script", [A_SCORER, A_RUN], ids=["a scorer", "a run"])
+def test_a_model_from_before_a_fork_raises_there_instead_of_hanging(script: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", "SECONDS = 20\n" + FORK + script]
+    ended = subprocess.run(command, timeout=240, capture_output=True, text=True, check=False, cwd=tmp_path)
+    found = json.loads(ended.stdout)
+    assert found
+    assert found == {case: "refused" if case == "DataLoader" else "refused, 0" for case in found}, (
+        ended.stderr
+    )
+
+
+def test_a_scorer_is_not_pickled_for_a_spawned_worker(scorer: ImageScorer) -> None:
+    with pytest.raises(TypeError, match="make it in the worker"):
+        multiprocessing.get_context("spawn").Process(target=scorer.score, args=([],)).start()
+    with pytest.raises(TypeError, match="make it in the worker"):
+        pickle.dumps(scorer)

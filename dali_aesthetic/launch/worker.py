@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import time
 from dataclasses import asdict, dataclass, field
@@ -30,6 +31,8 @@ from dali_aesthetic.timing import process_age
 from dali_aesthetic.version import __version__
 from dali_aesthetic.write.rows import import_pandas, schema_identity
 
+_built_in: int | None = None
+"""Id of the process that built a worker. A fork of it lacks the threads of DALI and torch."""
 _PACKAGES = ("torch", "nvidia-dali-cuda120", "nvidia-dali-cuda130", "open_clip_torch", "pillow", "pyarrow")
 
 
@@ -48,6 +51,16 @@ class Worker:
     scorer: Scorer
     weights: list[dict[str, Any]]
     start: dict[str, float] = field(default_factory=dict)
+
+
+def check_not_forked() -> None:
+    """RuntimeError in a fork of a process that built a worker: it hangs there, and so would a new one."""
+    if _built_in not in (None, os.getpid()):
+        raise RuntimeError(
+            f"this process was forked from process {_built_in}, which had loaded a model, and lacks that "
+            "model's threads, so that it would hang: make it in the worker, at its first image, and load "
+            'none before the fork, or start workers with the method "spawn"'
+        )
 
 
 def resolve_device(device: str) -> torch.device:
@@ -69,10 +82,14 @@ def model_reader(model: ModelConfig) -> ModelReader:
 
 
 def build_worker(config: Config, reader: ModelReader | None = None) -> Worker:
-    """Reads the weights, builds decoder and scorer. Raises `ConfigError` or `WeightsUnavailable`.
+    """Reads the weights, builds decoder and scorer. Raises `ConfigError` or `WeightsUnavailable`, and
+    RuntimeError in a fork of a process that built one.
 
     A given `reader` may have read the model already.
     """
+    global _built_in
+    check_not_forked()
+    _built_in = os.getpid()
     device, laps = resolve_device(config.device), _Laps()
     try:
         model = _model(config.model, device, reader or model_reader(config.model), laps)
