@@ -196,6 +196,7 @@ class ObserveConfig(Section):
     log_json: str | None = option(
         None, "Append a JSON line for each event; - is standard error.", metavar="FILE"
     )
+    log_interval: float = option(60.0, "Time between progress lines in a log file.", unit="seconds", gt=0)
     wandb: str | None = option(None, "Log to this project of Weights & Biases.", metavar="PROJECT")
 
 

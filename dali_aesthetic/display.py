@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import shlex
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from typing import Any
 
 import numpy as np
@@ -20,12 +23,15 @@ from rich.text import Text
 from dali_aesthetic import layout
 from dali_aesthetic.config import Config
 from dali_aesthetic.launch.engine import RunResult
+from dali_aesthetic.observe.log import POLL_SECONDS, Follower
+from dali_aesthetic.overlap import every
 from dali_aesthetic.stats import RunStats
 from dali_aesthetic.threshold import PRESETS, RAW_PER_UNIT, percent
 from dali_aesthetic.timing import clock
 from dali_aesthetic.types import Status
 from dali_aesthetic.write.read_scores import read_raw_scores
 
+_LOG = logging.getLogger(__name__)
 _RATE_SECONDS = 10.0
 _NAMED = 10
 _MOST_READ = 1000
@@ -79,11 +85,71 @@ class Progress:
         return " · ".join(parts)
 
 
+class _PlainLog:
+    """Logs a run's progress and problems as plain lines. Of one cause at most `_NAMED` shards are named."""
+
+    def __init__(self, stats: RunStats, num_shards: int) -> None:
+        self._progress = Progress(stats, num_shards)
+        self._causes: Counter[str] = Counter()
+
+    def write(self, event: str, level: str = "info", **fields: Any) -> None:
+        source, damage = fields.get("source", ""), fields.get("damage")
+        if event == "progress":
+            lines = (self._progress.line(), self._progress.worker_line())
+            _LOG.info(" · ".join(filter(None, lines)))
+        elif event == "worker_died":
+            _LOG.info("worker %s", fields["message"])
+        elif damage:
+            _LOG.info("damaged %s: %s", source, damage)
+        elif event == "shard_failed":
+            cause = _cause(source, fields["error"])
+            self._causes[cause] += 1
+            if self._causes[cause] <= _NAMED:
+                _LOG.info("failed %s: %s", source, cause)
+            elif self._causes[cause] == _NAMED + 1:
+                _LOG.info("further shards of this cause are in the summary: %s", cause)
+
+
+class _ToConsole(logging.Handler):
+    """Prints each message as a line; in a log file with the time."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(logging.INFO)
+        self._console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        warning = "warning " if record.levelno >= logging.WARNING else ""
+        now = "" if self._console.is_terminal else f"{datetime.now():%Y-%m-%d %H:%M:%S} "
+        text = " ".join(record.getMessage().splitlines())
+        self._console.print(Text(f"{now}{warning}{text}"), soft_wrap=True)
+
+
 @contextmanager
-def watch_on(console: Console, stats: RunStats, num_shards: int) -> Iterator[None]:
-    """A live line on a terminal; nothing in a log file, where only the summary is printed."""
-    if not console.is_terminal:
+def logged_on(console: Console) -> Iterator[None]:
+    """Prints what the package logs while the block runs: stages of the start, warnings, plain progress."""
+    package, handler = logging.getLogger(_LOG.name.partition(".")[0]), _ToConsole(console)
+    before = package.level
+    package.addHandler(handler)
+    package.setLevel(logging.INFO)
+    try:
         yield
+    finally:
+        package.removeHandler(handler)
+        package.setLevel(before)
+
+
+@contextmanager
+def watch_on(
+    console: Console, stats: RunStats, num_shards: int, log_interval: float = math.inf
+) -> Iterator[None]:
+    """A live line on a terminal; else problems are logged as they come, and progress by `log_interval`."""
+    if not console.is_terminal:
+        follower = Follower(_PlainLog(stats, num_shards).write, stats, log_interval)
+        try:
+            with every(min(POLL_SECONDS, log_interval), follower.poll, "log"):
+                yield
+        finally:
+            follower.poll()
         return
     with Live(Progress(stats, num_shards), console=console, refresh_per_second=4, transient=True):
         yield
@@ -127,8 +193,7 @@ def problems(stats: RunStats, console: Console) -> None:
         console.print(f"[yellow]damaged[/] {escape(report.source)}: {escape(report.damage)}")
     by_cause: dict[str, list[str]] = {}
     for report in stats.failed:
-        cause = report.error.removeprefix(report.source).lstrip(": ")
-        by_cause.setdefault(cause, []).append(report.source)
+        by_cause.setdefault(_cause(report.source, report.error), []).append(report.source)
     for cause, sources in by_cause.items():
         named = ", ".join(sources[:_NAMED]) + ("" if len(sources) <= _NAMED else ", ...")
         count = "" if len(sources) == 1 else f"{len(sources):,} shards: "
@@ -189,6 +254,10 @@ def preset_rows(stats: RunStats, head: str) -> list[tuple[str, str]]:
 def share(part: int, whole: int) -> str:
     """`part` of `whole` as a percentage; a dash for nothing of nothing."""
     return f"{100 * part / whole:.1f}%" if whole else "-"
+
+
+def _cause(source: str, error: str) -> str:
+    return error.removeprefix(source).lstrip(": ")
 
 
 def _threshold(result: RunResult, config: Config) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -220,6 +221,42 @@ def test_quiet_prints_nothing_on_success(shards_dir: Path, tmp_path: Path) -> No
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
+def lines_of_log(text: str) -> list[str]:
+    """The lines of a log that begin with date and time, without these."""
+    stamped = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d (.*)")
+    return [found[1] for line in text.splitlines() if (found := stamped.fullmatch(line))]
+
+
+def test_a_log_file_shows_start_progress_and_failures_while_a_run_works(
+    shards_dir: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "bad.tar").write_text("no tar " * 200)
+    inputs = ["--input", shards_dir / "00000.tar", "--input", tmp_path / "bad.tar"]
+    out = tmp_path / "an output with a name longer than the eighty columns of a terminal" / "kept"
+    with (tmp_path / "log").open("w") as log:
+        arguments = tiny(*inputs, "--output", out, "--log-interval", "0.01")
+        command = [sys.executable, "-m", "dali_aesthetic", *map(str, arguments)]
+        assert subprocess.run(command, stderr=log, check=False).returncode == 1
+    lines = lines_of_log((tmp_path / "log").read_text())
+    assert lines[0].startswith("loading ")
+    (start,) = [line for line in lines if line.startswith("scoring ")]
+    for part in ("2 shards", "ViT-S-32-alt", "fp32", "CPU", f"into {out}"):
+        assert part in start
+    progress = [line for line in lines if "images/s" in line]
+    for part in ("/2 shards", "images", "kept", "bad", "bound by"):
+        assert part in progress[-1]
+    (failed,) = [line for line in lines if line.startswith("failed ")]
+    assert f"{tmp_path / 'bad.tar'}: " in failed
+    assert lines.index(start) < lines.index(failed)
+
+
+def test_a_log_interval_of_an_hour_leaves_start_and_failures(tmp_path: Path) -> None:
+    (tmp_path / "bad.tar").write_text("no tar " * 200)
+    where = ("--input", tmp_path / "bad.tar", "--output", tmp_path / "out", "--log-interval", 3600)
+    lines = lines_of_log(invoke(*tiny(*where)).stderr)
+    assert [line.split()[0] for line in lines] == ["loading", "listing", "loading", "scoring", "failed"]
+
+
 def test_quiet_prints_failures(tmp_path: Path) -> None:
     (tmp_path / "bad.tar").write_text("no tar " * 200)
     done = invoke(*tiny("--input", tmp_path / "bad.tar", "--output", tmp_path / "out", "--quiet"))
@@ -233,3 +270,13 @@ def test_json_prints_the_summary_as_json(shards_dir: Path, tmp_path: Path) -> No
     assert (said["samples"], said["kept"], said["committed"]) == (10, 8, 1)
     assert said["statuses"] == {"ok": 8, "truncated": 1, "empty": 1}
     assert said["min_raw"] == -1000
+
+
+@pytest.mark.parametrize("silent", ["--json", "--quiet"])
+def test_json_and_quiet_leave_standard_error_empty_in_a_log_file(
+    silent: str, shards_dir: Path, tmp_path: Path
+) -> None:
+    where = ("--input", shards_dir / "00001.tar", "--output", tmp_path, "--log-interval", "0.01")
+    done = invoke(*tiny(*where, silent))
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert silent == "--quiet" or json.loads(done.stdout)["committed"] == 1

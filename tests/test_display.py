@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import io
+import logging
+from datetime import datetime
 
 import numpy as np
 import pytest
 from rich.console import Console
 
 from dali_aesthetic.config import Config
-from dali_aesthetic.display import Progress, as_dict, clock, preset_rows, problems, share, summary, watch_on
+from dali_aesthetic.display import (
+    Progress,
+    as_dict,
+    clock,
+    logged_on,
+    preset_rows,
+    problems,
+    share,
+    summary,
+    watch_on,
+)
 from dali_aesthetic.launch.engine import RunResult
 from dali_aesthetic.stats import RunStats, Tally
 from dali_aesthetic.threshold import preset_counts
@@ -109,11 +121,38 @@ def test_the_summary_shows_what_each_preset_would_keep_of_this_data() -> None:
     assert preset_rows(RunStats(), "laion-v2") == []
 
 
-def test_a_log_file_gets_no_progress_line(stats: RunStats) -> None:
-    console = Console(file=io.StringIO())
-    with watch_on(console, stats, 3):
-        pass
-    assert console.file.getvalue() == ""  # type: ignore[attr-defined]
+def test_a_log_file_gets_a_cause_ten_times_and_each_death_and_damage(stats: RunStats) -> None:
+    console = Console(file=io.StringIO(), width=40)
+    with logged_on(console), watch_on(console, stats, 3, log_interval=3600.0):
+        for n in range(31):
+            error = f"[{n}].tar can't be read:\nthere is no such object in the whole of this bucket"
+            stats.reports.append(ShardReport(name=f"{n}", source=f"[{n}].tar", error=error))
+        stats.reports.append(ShardReport(name="b", source="b.tar", damage="cut at byte 7"))
+        stats.incidents.append("GPU 1 died by SIGKILL")
+    lines = [line[20:] for line in console.file.getvalue().splitlines()]  # type: ignore[attr-defined]
+    cause = "can't be read: there is no such object in the whole of this bucket"
+    assert lines == [
+        *(f"failed [{n}].tar: {cause}" for n in range(10)),
+        f"further shards of this cause are in the summary: {cause}",
+        "damaged b.tar: cut at byte 7",
+        "worker GPU 1 died by SIGKILL",
+    ]
+
+
+def test_what_the_package_logs_comes_to_the_console_only_within_the_block() -> None:
+    console, log = Console(file=io.StringIO(), width=20), logging.getLogger("dali_aesthetic.any.module")
+    with logged_on(console):
+        log.info("[bold]loading %s", "a model of a long name")
+        log.debug("detail")
+        log.warning("odd")
+    log.warning("after")
+    first, second = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    datetime.fromisoformat(first[:19])
+    assert (first[20:], second[20:]) == ("[bold]loading a model of a long name", "warning odd")
+    terminal = Console(file=io.StringIO(), force_terminal=True, color_system=None)
+    with logged_on(terminal):
+        log.info("loading a model")
+    assert terminal.file.getvalue() == "loading a model\n"  # type: ignore[attr-defined]
 
 
 def test_a_terminal_gets_a_progress_line(stats: RunStats) -> None:

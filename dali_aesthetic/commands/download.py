@@ -63,11 +63,13 @@ def demo(
     json: Json = False,
 ) -> int:
     """Make a small set of shards from photos that scikit-image ships, and run on it."""
-    from dali_aesthetic.demo import run_demo
-    from dali_aesthetic.display import as_dict, summary
+    from dali_aesthetic.display import as_dict, logged_on, summary
 
     config = Config.build({"input": "-", "output": "-"}, given)
-    result, config = run_demo(output, config.model.model_dir, config.device, console)
+    with logged_on(console):
+        from dali_aesthetic.demo import run_demo
+
+        result, config = run_demo(output, config.model.model_dir, config.device, console)
     if json:
         print_json(as_dict(result, config))
     else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json as jsonlib
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,6 +12,9 @@ from dali_aesthetic.commands.command import command, echo
 from dali_aesthetic.commands.options import ConfigFile, Verbosity, as_yaml, resolve
 from dali_aesthetic.commands.run import SCORE_EXAMPLES, launch_and_report
 from dali_aesthetic.config import Config
+
+if TYPE_CHECKING:
+    from dali_aesthetic.launch.engine import RunResult, Watch
 
 commands = typer.Typer()
 Scores = Annotated[str, typer.Option("--scores", help="Folder that `score` (or `run`) wrote.")]
@@ -28,7 +31,6 @@ Examples:
 @command(commands, *_TAKES, name="filter", examples=SCORE_EXAMPLES)
 def filter_command(given: Mapping[str, Any], scores: Scores, file: ConfigFile, verbosity: Verbosity) -> int:
     """Cut stored scores at any threshold and write what `run` would have written. Needs no GPU."""
-    from dali_aesthetic.launch.filter import filter_scored
     from dali_aesthetic.write.read_scores import read_scored_by
 
     # The summary compares with LAION for its own head only. A file may be the record of the scores.
@@ -37,9 +39,13 @@ def filter_command(given: Mapping[str, Any], scores: Scores, file: ConfigFile, v
     if file.print_config:
         echo(as_yaml(resolved), nl=False)
         return 0
-    return launch_and_report(
-        lambda config, watch: filter_scored(config, scores, watch=watch), resolved, verbosity
-    )
+
+    def launch(config: Config, *, watch: Watch | None) -> RunResult:
+        from dali_aesthetic.launch.filter import filter_scored  # torch: seconds
+
+        return filter_scored(config, scores, watch=watch)
+
+    return launch_and_report(launch, resolved, verbosity)
 
 
 @command(commands, "threshold", examples=SELECT_EXAMPLES)

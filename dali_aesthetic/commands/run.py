@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
+from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -22,8 +24,10 @@ from dali_aesthetic.config import Config, ConfigError
 
 if TYPE_CHECKING:
     from dali_aesthetic.launch.engine import RunResult, Watch
+    from dali_aesthetic.launch.slurm import Task
 
 commands = typer.Typer()
+_LOG = logging.getLogger(__name__)
 RUN_EXAMPLES = """
 Examples:
 
@@ -76,11 +80,16 @@ def score(given: Mapping[str, Any], file: ConfigFile, verbosity: Verbosity) -> i
 
 def launch_and_report(launch: Launch, config: Config, verbosity: Verbosity) -> int:
     """Launch it, watched and observed as the configuration says, and print what came of it; the exit code."""
-    from dali_aesthetic.display import as_dict, problems, summary, watch_on
+    from dali_aesthetic.display import as_dict, logged_on, problems, summary, watch_on
     from dali_aesthetic.observe import observing
 
     say = (lambda text: None) if verbosity.silent else console.print
-    with observing(config, None if verbosity.silent else partial(watch_on, console), say) as watch:
+    show = partial(watch_on, console, log_interval=config.observe.log_interval)
+    with (
+        nullcontext() if verbosity.silent else logged_on(console),
+        observing(config, None if verbosity.silent else show, say) as watch,
+    ):
+        _LOG.info("loading the libraries")
         result = launch(config, watch=watch)
     if verbosity.json:
         print_json(as_dict(result, config))
@@ -95,8 +104,6 @@ def _run(config: Config, print_config: bool, verbosity: Verbosity) -> int:
     if print_config:
         echo(as_yaml(config), nl=False)
         return 0
-    from dali_aesthetic.launch.filter import run_top
-    from dali_aesthetic.launch.run import run as run_config
     from dali_aesthetic.launch.slurm import current_task, for_task
 
     task = current_task()
@@ -105,5 +112,13 @@ def _run(config: Config, print_config: bool, verbosity: Verbosity) -> int:
     if not (task.is_alone or verbosity.silent):
         console.print(f"{task}: every {task.count}th shard, from number {task.index} on")
     config = for_task(config, task)
-    in_two = config.threshold.top is not None and not config.scores_only
-    return launch_and_report(run_top if in_two else partial(run_config, task=task), config, verbosity)
+    return launch_and_report(partial(_launch, task=task), config, verbosity)
+
+
+def _launch(config: Config, *, watch: Watch | None, task: Task) -> RunResult:
+    from dali_aesthetic.launch.filter import run_top  # torch and DALI: seconds
+    from dali_aesthetic.launch.run import run as run_config
+
+    if config.threshold.top is not None and not config.scores_only:
+        return run_top(config, watch=watch)
+    return run_config(config, watch=watch, task=task)

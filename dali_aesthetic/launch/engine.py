@@ -6,6 +6,7 @@ An engine does the work: this process (`run.py`), processes of this node (`node/
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from typing import Any
 
 from dali_aesthetic.config import Config
 from dali_aesthetic.launch.slurm import ALONE, Task
+from dali_aesthetic.layout import IDENTITY
 from dali_aesthetic.shards.plan import plan_shards
 from dali_aesthetic.stats import RunStats, Tally, tally_of
 from dali_aesthetic.threshold import Threshold
@@ -22,6 +24,10 @@ from dali_aesthetic.write.output import clean_leftovers, earlier_reports, open_o
 
 Watch = Callable[[RunStats, int], AbstractContextManager[object]]
 """Entered for the length of the work, with its live counters and the number of shards to do."""
+
+
+_LOG = logging.getLogger(__name__)
+_NAMED = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +82,8 @@ def launch(config: Config, engine: Engine, watch: Watch | None = None, task: Tas
     Raises ConfigError for an input that can't be planned, OutputBusy, RunMismatch and OutputMismatch (all of
     them ValueErrors), OSError where the output can't be written, and what the engine raises.
     """
+    more = ", ..." if len(config.input) > _NAMED else ""
+    _LOG.info("listing %s%s", ", ".join(config.input[:_NAMED]), more)
     shards = plan_shards(
         config.input,
         output=config.whole_output,
@@ -95,6 +103,7 @@ def launch(config: Config, engine: Engine, watch: Watch | None = None, task: Tas
             for report in earlier_reports(config.output, shards, left):
                 stats.reports.warnings.add(report.source, report.warnings)
                 earlier = earlier + tally_of(report) if earlier and report.name else None
+        _LOG.info("%s", _started(prepared, len(todo), task.part_size(len(shards))))
         with watch(stats, len(todo)) if watch else nullcontext():
             prepared.work(todo, stats)
         if stats.incidents:
@@ -107,3 +116,18 @@ def launch(config: Config, engine: Engine, watch: Watch | None = None, task: Tas
         earlier=earlier,
         threshold=prepared.config.threshold,
     )
+
+
+def _started(prepared: Prepared, num_todo: int, num_shards: int) -> str:
+    """What the work is about to do: shards, model, precision, device and output."""
+    config, identity = prepared.config, prepared.record[IDENTITY]
+    before = f" ({num_shards - num_todo:,} of {num_shards:,} are done)" if num_todo < num_shards else ""
+    where = f"{num_todo:,} shards{before}, into {config.output}"
+    if "precision" not in identity:  # a cut of stored scores
+        return f"writing the images within the threshold: {where}"
+    device = prepared.record["environment"]["gpu"] or "the CPU"
+    launch = config.launch
+    processes = f" in {count} processes" if (count := launch.gpus or launch.workers) else ""
+    model = f"{config.model.encoder} and {', '.join(identity['heads'])}"
+    how = f"{identity['precision']} ({identity['backend']}) on {device}{processes}"
+    return f"scoring with {model}, {how}: {where}"

@@ -66,6 +66,7 @@ def prepare(config: Config, shards: Sequence[Shard], reader: ModelReader | None 
         return _settled(config, location)
     if (recorded := _recorded_model(config)) is not None:
         return config.model_copy(update={"model": recorded})
+    _LOG.info("calibrating fp8 on the first images")
     calibration = _calibrate(config, shards, device, reader or model_reader(config.model))
     if config.model.precision == "auto" and calibration.choice.reason:
         return config

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 
@@ -14,6 +15,8 @@ from dali_aesthetic.launch.work import work_shards
 from dali_aesthetic.launch.worker import build_worker, model_reader, run_record
 from dali_aesthetic.stats import RunStats
 from dali_aesthetic.types import Shard
+
+_LOG = logging.getLogger(__name__)
 
 
 def run(config: Config, *, watch: Watch | None = None, task: Task = ALONE) -> RunResult:
@@ -39,6 +42,7 @@ def _engine(config: Config) -> Engine:
 @contextmanager
 def this_process(config: Config, shards: Sequence[Shard], task: Task) -> Iterator[Prepared]:
     """The engine of one process on one device."""
+    _LOG.info("loading %s", config.model.encoder)
     reader = model_reader(config.model)
     with settling(config.output, task):
         config = prepare(config, shards, reader)

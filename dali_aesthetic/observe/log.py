@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Protocol, TextIO
 
 from dali_aesthetic.config import ConfigError
 from dali_aesthetic.overlap import every
@@ -20,7 +20,7 @@ from dali_aesthetic.types import ShardReport
 from dali_aesthetic.version import __version__
 
 _LOG = logging.getLogger(__name__)
-_POLL_SECONDS = 0.5
+POLL_SECONDS = 0.5
 _PROGRESS_SECONDS = 30.0
 
 
@@ -49,10 +49,10 @@ class JsonLog:
     def watch(self, stats: RunStats, num_shards: int) -> Iterator[None]:
         """Logs the run from its start to its end, however it ends."""
         self.write("start", version=__version__, process=os.getpid(), shards=num_shards)
-        follower = _Follower(self, stats)
+        follower = Follower(self.write, stats, _PROGRESS_SECONDS)
         failure: BaseException | None = None
         try:
-            with every(_POLL_SECONDS, follower.poll, "log"):
+            with every(POLL_SECONDS, follower.poll, "log"):
                 yield
         except BaseException as error:
             failure = error
@@ -70,11 +70,17 @@ class JsonLog:
         self.write("end", level, **counters, committed=done, failed=len(stats.failed), error=error)
 
 
-class _Follower:
-    """Logs what changed in `stats` since the last poll."""
+class Write(Protocol):
+    """Writes an event to a log."""
 
-    def __init__(self, log: JsonLog, stats: RunStats) -> None:
-        self._log, self._stats = log, stats
+    def __call__(self, event: str, level: str = "info", **fields: Any) -> None: ...
+
+
+class Follower:
+    """Writes what changed in `stats` since the last poll, and the progress every so many `seconds`."""
+
+    def __init__(self, write: Write, stats: RunStats, seconds: float) -> None:
+        self._write, self._stats, self._seconds = write, stats, seconds
         self._num_reports = self._num_incidents = 0
         self._logged_at = time.monotonic()
 
@@ -84,20 +90,18 @@ class _Follower:
             self._num_reports = number + 1  # reports that came too fast are skipped, none comes twice
         incidents = self._stats.incidents
         for incident in incidents[self._num_incidents :]:
-            self._log.write("worker_died", "warning", message=incident)
+            self._write("worker_died", "warning", message=incident)
         self._num_incidents = len(incidents)
-        if time.monotonic() - self._logged_at >= _PROGRESS_SECONDS:
+        if time.monotonic() - self._logged_at >= self._seconds:
             self._logged_at = time.monotonic()
             workers = {name: tally.num_samples for name, tally in dict(self._stats.workers).items()}
-            self._log.write("progress", **_counters(self._stats), workers=workers)
+            self._write("progress", **_counters(self._stats), workers=workers)
 
     def _report(self, report: ShardReport) -> None:
         if report.error:
-            self._log.write(
-                "shard_failed", "error", name=report.name, source=report.source, error=report.error
-            )
+            self._write("shard_failed", "error", name=report.name, source=report.source, error=report.error)
             return
-        self._log.write(
+        self._write(
             "shard_committed",
             "warning" if report.damage or report.warnings else "info",
             name=report.name,

@@ -20,7 +20,7 @@ def command_line() -> list[str]:
     """The words after srun and its own options."""
     text = SCRIPT.read_text().replace("\\\n", " ")
     (line,) = [line for line in text.splitlines() if line.startswith("srun ")]
-    words = shlex.split(line)
+    words = shlex.split(line.replace("$THRESHOLD", "0.45"))
     return words[words.index("dali-aesthetic") + 1 :]
 
 
@@ -43,7 +43,7 @@ def test_srun_starts_a_valid_command_line(monkeypatch: pytest.MonkeyPatch) -> No
     (config,) = seen
     assert (config.launch.engine, config.launch.gpus, config.launch.workers) == ("local", "all", None)
     assert (config.input, config.output) == (("$INPUT",), "$OUTPUT")
-    assert config.threshold.preset == "high"
+    assert (config.threshold.unit, config.observe.log_interval) == (0.45, 60.0)
 
 
 def test_the_batch_script_passes_its_variables_to_the_command(tmp_path: Path) -> None:
@@ -59,6 +59,11 @@ def test_the_batch_script_passes_its_variables_to_the_command(tmp_path: Path) ->
     words = ran.stdout.splitlines()
     assert words[words.index("--input") + 1] == "@a list.txt"
     assert words[words.index("--model-dir") + 1] == "/home/x/models"
+    assert words[words.index("--threshold") + 1] == "0.6"
+    assert "--label" in words[: words.index("dali-aesthetic")], "the tasks share one log"
+    environ["THRESHOLD"] = "0.45"
+    ran = subprocess.run(["bash", str(SCRIPT)], capture_output=True, text=True, env=environ, check=True)
+    assert ran.stdout.splitlines()[words.index("--threshold") + 1] == "0.45"
 
 
 def test_each_task_has_a_node_of_its_own() -> None:

@@ -75,7 +75,7 @@ def test_progress_and_deaths_of_workers_are_logged(tmp_path: Path, monkeypatch: 
 def test_no_shard_is_logged_twice_however_many_end_between_two_polls(tmp_path: Path) -> None:
     stats, path = RunStats(), tmp_path / "log.jsonl"
     with json_log(str(path)) as file:
-        follower = log._Follower(file, stats)
+        follower = log.Follower(file.write, stats, 30.0)
         stats.reports += [ShardReport(name=str(index), source="a.tar") for index in range(1500)]
         follower.poll()
         follower.poll()

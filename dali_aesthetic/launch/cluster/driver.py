@@ -30,6 +30,7 @@ from dali_aesthetic.stats import RunStats
 from dali_aesthetic.stores.settings import StoreSettings
 from dali_aesthetic.types import Shard, ShardReport, Status
 
+_LOG = logging.getLogger(__name__)
 MOST_SHARDS_A_TASK = 64
 """Between two tasks a worker's stages run empty for a second, but a lost task is begun anew."""
 _TASKS_A_WORKER = 8
@@ -51,6 +52,7 @@ def ray_actors(config: Config, shards: Sequence[Shard], task: Task) -> Iterator[
     and ClusterFailed where it gives up.
     """
     ray = _import_ray()
+    _LOG.info("loading %s on a worker of the Ray cluster", config.model.encoder)
     with _connected(ray):
         spec, record = _settled(ray, _spec(ray, config), shards)
         yield Prepared(config=spec.config, record=record, work=partial(_work, ray, spec, record))

@@ -7,6 +7,7 @@ Each of them becomes a suspect and is done again alone, in a stream of its own. 
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ from dali_aesthetic.layout import IDENTITY
 from dali_aesthetic.stats import RunStats, Tally
 from dali_aesthetic.types import Shard, ShardReport
 
+_LOG = logging.getLogger(__name__)
 _MOST_DEATHS_IN_A_ROW = 10
 """Without a shard committed in between: then the slot is given up. A few shards that kill stay below it."""
 _MOST_FAILED_STARTS_IN_A_ROW = 3
@@ -40,7 +42,9 @@ def node_processes(config: Config, shards: Sequence[Shard], task: Task) -> Itera
 
     Raises ConfigError where the node has too few GPUs, and `AllWorkersLost`.
     """
-    with Crew(config, find_slots(config), task) as crew:
+    slots = find_slots(config)
+    _LOG.info("loading %s in %d processes", config.model.encoder, len(slots))
+    with Crew(config, slots, task) as crew:
         yield Prepared(config=config, record=crew.first_record(shards), work=crew.work)
 
 
