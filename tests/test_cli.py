@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -248,6 +250,34 @@ def test_a_log_file_shows_start_progress_and_failures_while_a_run_works(
     (failed,) = [line for line in lines if line.startswith("failed ")]
     assert f"{tmp_path / 'bad.tar'}: " in failed
     assert lines.index(start) < lines.index(failed)
+
+
+def test_a_terminal_says_what_is_loading_before_the_bar_comes(tmp_path: Path) -> None:
+    (tmp_path / "bad.tar").write_text("no tar " * 200)
+    terminal, end = pty.openpty()
+    arguments = tiny("--input", tmp_path / "bad.tar", "--output", tmp_path / "out")
+    command = [sys.executable, "-m", "dali_aesthetic", *map(str, arguments)]
+    with subprocess.Popen(command, stderr=end) as running:
+        os.close(end)
+        first = os.read(terminal, 100)
+        assert first == b"loading the libraries\r\n"
+        assert not (tmp_path / "out").exists(), "it comes before anything is done"
+        text = b"".join(iter(partial(_read, terminal), b"")).decode()
+    os.close(terminal)
+    assert running.returncode == 1
+    assert (
+        text.index("loading ViT-S-32-alt")
+        < text.index("scoring with ViT-S-32-alt")
+        < text.index("0/1 shards")
+    )
+
+
+def _read(terminal: int) -> bytes:
+    """What comes next, or nothing where the other end is closed."""
+    try:
+        return os.read(terminal, 4096)
+    except OSError:
+        return b""
 
 
 def test_a_log_interval_of_an_hour_leaves_start_and_failures(tmp_path: Path) -> None:
