@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from dali_aesthetic.config import Config, ConfigError, DecodeConfig, ModelConfig
     from dali_aesthetic.launch.engine import RunResult
     from dali_aesthetic.launch.run import run
-    from dali_aesthetic.library import ImageScorer, score_images
+    from dali_aesthetic.library import ImageDetails, ImageScorer, score_images
     from dali_aesthetic.score.published import WeightsUnavailable
     from dali_aesthetic.threshold import Threshold
 
@@ -29,6 +29,7 @@ __all__ = [
     "Config",
     "ConfigError",
     "DecodeConfig",
+    "ImageDetails",
     "ImageScorer",
     "ModelConfig",
     "RunResult",
@@ -41,6 +42,7 @@ _HOMES = {
     "Config": "config",
     "ConfigError": "config",
     "DecodeConfig": "config",
+    "ImageDetails": "library",
     "ImageScorer": "library",
     "ModelConfig": "config",
     "RunResult": "launch.engine",
@@ -58,3 +60,7 @@ def __getattr__(name: str) -> Any:
     from importlib import import_module
 
     return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import closing, suppress
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
-from typing import NoReturn
+from typing import Literal, NamedTuple, NoReturn, Self, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -17,9 +18,10 @@ from dali_aesthetic.config import Config, DecodeConfig, Device, ModelConfig
 from dali_aesthetic.decode.batches import fill_batches
 from dali_aesthetic.decode.headers import Limits
 from dali_aesthetic.decode.pillow import square_pixels, turned_upright
-from dali_aesthetic.launch.worker import Worker, build_worker, check_not_forked
+from dali_aesthetic.launch.worker import Worker, build_worker, check_not_forked, is_forked
 from dali_aesthetic.overlap import OneAtATime, ahead
-from dali_aesthetic.types import PendingScores, Sample, Shard, Status
+from dali_aesthetic.score.scorer import Scorer
+from dali_aesthetic.types import ImageHeader, PendingScores, Route, Sample, ScoredBatch, Shard, Status
 
 ImageLike = str | Path | bytes | Image.Image
 _PATIENCE_S = 5.0
@@ -27,8 +29,24 @@ _PATIENCE_S = 5.0
 _NO_SHARD = Shard(index=0, name="images", kind="folder", source="")
 
 
+class ImageDetails(NamedTuple):
+    """What `ImageScorer.score(…, details=True)` gives for an image.
+
+    `score` is the raw score of the first head, NaN where `status` is not "ok"; `message` then gives the
+    reason, where there is more to say. `width` and `height` are the stored image's, 0 where unknown.
+    `embedding` is the CLIP image embedding, float16 [D] of length 1, or None where the image wasn't scored.
+    """
+
+    score: float
+    status: Status
+    message: str
+    width: int
+    height: int
+    embedding: npt.NDArray[np.float16] | None
+
+
 class ImageScorer:
-    """Loads the model once and scores any number of images.
+    """Loads the model once and scores any number of images. `with ImageScorer() as scorer:` closes it.
 
     Raises `ConfigError` for a configuration that can't run, `WeightsUnavailable` if weights are neither in
     `model.model_dir` nor can be downloaded. A scorer belongs to the process that made it: it can't be
@@ -50,7 +68,14 @@ class ImageScorer:
             model=model or ModelConfig(),
             decode=decode or DecodeConfig(),
         )
-        self._worker: Worker = build_worker(config)
+        worker = build_worker(config)
+        self._worker: Worker | None = worker
+        self._head_names = worker.scorer.head_names
+        backend, batch_size = worker.scorer.backend, worker.scorer.batch_size
+        self._description = (
+            f"{config.model.encoder} ({config.model.weights}) with {', '.join(self._head_names)} on "
+            f"{worker.device}, {backend.precision} by {backend.name}, {batch_size} images at a time"
+        )
         self._apply_exif = config.decode.apply_exif
         # The decoder has one queue: a second caller would be given the first one's images.
         self._alone = OneAtATime(
@@ -67,10 +92,42 @@ class ImageScorer:
     @property
     def head_names(self) -> tuple[str, ...]:
         """Names of the columns of `score_all`."""
-        return self._worker.scorer.head_names
+        return self._head_names
 
-    def score(self, images: Sequence[ImageLike]) -> npt.NDArray[np.float32]:
-        """Raw scores of the first head, float32 [n], in order; NaN where an image can't be decoded."""
+    def __repr__(self) -> str:
+        return f"<ImageScorer {self._description}{'' if self._worker else ', closed'}>"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Frees the model, its threads and its memory. What is called afterwards raises RuntimeError."""
+        if is_forked():
+            return  # ending the decoder would wait for threads that a fork lacks
+        worker, self._worker = self._worker, None
+        if worker is not None:
+            worker.decoder.close()
+
+    @overload
+    def score(
+        self, images: Sequence[ImageLike], *, details: Literal[False] = False
+    ) -> npt.NDArray[np.float32]: ...
+
+    @overload
+    def score(self, images: Sequence[ImageLike], *, details: Literal[True]) -> list[ImageDetails]: ...
+
+    def score(
+        self, images: Sequence[ImageLike], *, details: bool = False
+    ) -> npt.NDArray[np.float32] | list[ImageDetails]:
+        """Raw scores of the first head, float32 [n], in order; NaN where an image can't be decoded.
+
+        With `details` a list of `ImageDetails` instead: score, status, message, size and embedding.
+        """
+        if details:
+            return [row for scored in self._batches(images, details=True) for row in _details(scored)]
         return self.score_all(images)[:, 0]
 
     def score_all(self, images: Sequence[ImageLike]) -> npt.NDArray[np.float32]:
@@ -80,7 +137,7 @@ class ImageScorer:
         get the transform of the reference. Raises OSError for a path that can't be read, and TypeError for an
         object of another type.
         """
-        found = list(self._batches(images))
+        found = [scored.scores_RH for scored in self._batches(images)]
         return np.concatenate(found) if found else np.empty((0, len(self.head_names)), np.float32)
 
     def score_stream(self, images: Iterable[ImageLike]) -> Iterator[float]:
@@ -91,39 +148,43 @@ class ImageScorer:
         Leaving the loop early ends the stream.
         """
         with closing(self._batches(images)) as batches:
-            for scores_RH in batches:
-                yield from scores_RH[:, 0].tolist()
+            for scored in batches:
+                yield from scored.scores_RH[:, 0].tolist()
 
-    def _batches(self, images: Iterable[ImageLike]) -> Generator[npt.NDArray[np.float32], None, None]:
-        """Scores [R, H] of each batch of images, in order. One batch is launched ahead."""
+    def _open_worker(self) -> Worker:
         check_not_forked()
-        worker = self._worker
+        if self._worker is None:
+            raise RuntimeError("this scorer is closed: score within its `with` block, or make another one")
+        return self._worker
+
+    def _batches(
+        self, images: Iterable[ImageLike], *, details: bool = False
+    ) -> Generator[ScoredBatch, None, None]:
+        """Each batch of images with its scores, in order. One batch is launched ahead.
+
+        With `details` their headers and embeddings include those of PIL images.
+        """
+        worker = self._open_worker()
         with self._alone:
+            worker.scorer.keep_embeddings = details
             pixels_of = _PilPixels(worker.scorer.image_size, worker.limits, self._apply_exif)
             filled = fill_batches(pixels_of.samples(images), worker.scorer.batch_size, worker.limits)
             read = ahead(filled, 2, "read", patience=_PATIENCE_S)
             batches = worker.scorer.score(worker.decoder.decode(read))
             previous: PendingScores | None = None
             while True:
-                check_not_forked()
+                self._open_worker()
                 try:
                     pending = next(batches, None)
                 except Exception:
                     if previous is not None:
-                        yield self._wait(previous, pixels_of)  # scores from before the failure
+                        yield _wait(previous, pixels_of, worker.scorer)  # scores from before the failure
                     raise
                 if previous is not None:
-                    yield self._wait(previous, pixels_of)
+                    yield _wait(previous, pixels_of, worker.scorer)
                 if pending is None:
                     return
                 previous = pending
-
-    def _wait(self, pending: PendingScores, pixels_of: _PilPixels) -> npt.NDArray[np.float32]:
-        scored = pending.wait()
-        rows, pixels_NHWC = pixels_of.take(scored.encoded.samples)
-        if rows:
-            scored.scores_RH[rows] = self._worker.scorer.score_pixels(torch.from_numpy(pixels_NHWC))
-        return scored.scores_RH
 
 
 class _PilPixels:
@@ -132,6 +193,7 @@ class _PilPixels:
     def __init__(self, image_size: int, limits: Limits, apply_exif: bool) -> None:
         self._image_size, self._limits, self._apply_exif = image_size, limits, apply_exif
         self._pixels: dict[str, npt.NDArray[np.uint8]] = {}
+        self._headers: dict[str, ImageHeader] = {}
 
     def samples(self, images: Iterable[ImageLike]) -> Iterator[Sample]:
         """Every image as a sample, in order. The sample of a PIL image has no bytes."""
@@ -139,14 +201,34 @@ class _PilPixels:
             raise TypeError("images: one string is given where a list of images belongs: give [image]")
         for number, image in enumerate(images):
             if isinstance(image, Image.Image):
-                # An opened PIL image is not read yet, so its file may turn out to be damaged here.
-                with suppress(Exception):  # Pillow's plugins raise nearly every type
-                    if 0 < image.width * image.height <= self._limits.max_pixels:
-                        turned = turned_upright(image) if self._apply_exif else image
-                        self._pixels[str(number)] = square_pixels(turned, self._image_size)
+                self._read(str(number), image)
                 yield _sample(number, None)
             else:
                 yield _sample(number, _encoded(image))
+
+    def _read(self, key: str, image: Image.Image) -> None:
+        status, message = Status.OK, ""
+        try:
+            width, height = image.size
+            if not width * height:
+                status, message = Status.UNDECODABLE, f"{width}x{height}: no pixels"
+            elif width * height > self._limits.max_pixels:
+                status, message = Status.TOO_LARGE, self._limits.objection(width, height, 0)
+            else:
+                # An opened PIL image is not read yet, so its file may turn out to be damaged here.
+                turned = turned_upright(image) if self._apply_exif else image
+                self._pixels[key] = square_pixels(turned, self._image_size)
+        except Exception as error:  # Pillow's plugins raise nearly every type
+            status, message = Status.UNDECODABLE, str(error) or type(error).__name__
+        self._headers[key] = ImageHeader(
+            image.format or "", *image.size, Route.NOBODY, status=status, message=message
+        )
+
+    def headers(self, samples: Sequence[Sample], headers: Sequence[ImageHeader]) -> tuple[ImageHeader, ...]:
+        """`headers` with those of the PIL images, which are dropped here."""
+        return tuple(
+            self._headers.pop(sample.key, header) for sample, header in zip(samples, headers, strict=True)
+        )
 
     def take(self, samples: Sequence[Sample]) -> tuple[list[int], npt.NDArray[np.uint8]]:
         """The rows that are PIL images and their pixels, uint8 [n, S, S, 3]. They are dropped here."""
@@ -162,7 +244,38 @@ def score_images(
 
     Loads the model for this one call; keep an `ImageScorer` for several.
     """
-    return ImageScorer(model, device=device).score(images)
+    with ImageScorer(model, device=device) as scorer:
+        return scorer.score(images)
+
+
+def _wait(pending: PendingScores, pixels_of: _PilPixels, scorer: Scorer) -> ScoredBatch:
+    """The batch with what its PIL images have."""
+    scored = pending.wait()
+    samples, embeddings_RD = scored.encoded.samples, scored.embeddings_RD
+    rows, pixels_NHWC = pixels_of.take(samples)
+    if rows:
+        scored.scores_RH[rows], embeddings_ND = scorer.embed_pixels(torch.from_numpy(pixels_NHWC))
+        if scorer.keep_embeddings:
+            if embeddings_RD is None:
+                embeddings_RD = np.zeros((len(samples), embeddings_ND.shape[1]), np.float16)
+            embeddings_RD[rows] = embeddings_ND
+    headers = pixels_of.headers(samples, scored.headers)
+    return replace(scored, headers=headers, embeddings_RD=embeddings_RD)
+
+
+def _details(scored: ScoredBatch) -> Iterator[ImageDetails]:
+    embeddings_RD = scored.embeddings_RD
+    for row, header in enumerate(scored.headers):
+        yield ImageDetails(
+            score=float(scored.scores_RH[row, 0]),
+            status=header.status,
+            message=header.message,
+            width=header.width,
+            height=header.height,
+            embedding=None
+            if embeddings_RD is None or header.status is not Status.OK
+            else embeddings_RD[row].copy(),
+        )
 
 
 def _encoded(image: str | Path | bytes) -> bytes:

@@ -37,11 +37,14 @@ Everything below is imported from `dali_aesthetic`. What is not listed here may 
 ```python
 from dali_aesthetic import ImageScorer
 
-scorer = ImageScorer()
-print(scorer.score(["a.jpg", "b.webp"]))  # float32, NaN where unreadable
+with ImageScorer() as scorer:
+    print(scorer.score(["a.jpg", "b.webp"]))  # float32, NaN where unreadable
 
-for score in scorer.score_stream(open(name, "rb").read() for name in ["a.jpg", "b.webp"]):
-    print(score)  # one by one, in order, from any number of images
+    for name, found in zip(["a.jpg", "b.webp"], scorer.score(["a.jpg", "b.webp"], details=True)):
+        print(name, found.score, found.status, found.message, found.width, found.height)
+
+    for score in scorer.score_stream(open(name, "rb").read() for name in ["a.jpg", "b.webp"]):
+        print(score)  # one by one, in order, from any number of images
 ```
 
 ```python

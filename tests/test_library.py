@@ -20,7 +20,17 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from dali_aesthetic import Config, ConfigError, ImageScorer, ModelConfig, library, run, score_images
+import dali_aesthetic
+from dali_aesthetic import (
+    Config,
+    ConfigError,
+    ImageScorer,
+    ModelConfig,
+    Threshold,
+    library,
+    run,
+    score_images,
+)
 from dali_aesthetic.config import DecodeConfig
 from tests.conftest import jpeg, write_shard
 
@@ -172,6 +182,81 @@ def test_score_images_scores_in_one_call(tiny_model: ModelConfig, photos: list[I
     scores = score_images(photos[:2], tiny_model, device="cpu")
     assert scores.shape == (2,)
     assert np.isfinite(scores).all()
+
+
+def test_details_have_status_message_size_and_embedding(
+    scorer: ImageScorer, photos: list[Image.Image]
+) -> None:
+    photo = photos[-1]
+    png = io.BytesIO()
+    photo.save(png, "PNG")
+    cut = Image.open(io.BytesIO(png.getvalue()[: len(png.getvalue()) // 2]))
+    images = [png.getvalue(), photo, b"", b"text", cut, Image.new("RGB", (0, 5))] + [
+        png.getvalue()
+    ] * BATCH_SIZE
+    found = scorer.score(images, details=True)
+    np.testing.assert_array_equal(np.array([one.score for one in found], np.float32), scorer.score(images))
+    assert [one.status for one in found[:6]] == [
+        "ok", "ok", "empty", "undecodable", "undecodable", "undecodable",
+    ]  # fmt: skip
+    assert [(one.width, one.height) for one in found[:6]] == [photo.size] * 2 + [(0, 0)] * 2 + [
+        photo.size,
+        (0, 5),
+    ]
+    assert not found[0].message
+    assert all(one.message for one in found[3:6])
+    of_bytes, of_pil = found[0].embedding, found[1].embedding
+    assert of_bytes is not None
+    assert of_pil is not None
+    np.testing.assert_allclose(np.linalg.norm(of_bytes.astype(np.float32)), 1, atol=1e-3)
+    np.testing.assert_allclose(of_pil, of_bytes, atol=0.02)
+    assert [one.embedding is None for one in found] == [False] * 2 + [True] * 4 + [False] * BATCH_SIZE
+
+
+def test_details_of_pil_images_alone(scorer: ImageScorer, photos: list[Image.Image]) -> None:
+    found = scorer.score([Image.new("RGB", (0, 5)), photos[-1]], details=True)
+    assert [one.embedding is None for one in found] == [True, False]
+    assert scorer.score([], details=True) == []
+
+
+def test_a_closed_scorer_refuses_work_and_says_so(tiny_model: ModelConfig, photos: list[Image.Image]) -> None:
+    image = jpeg(photos[-1])
+    with ImageScorer(tiny_model, device="cpu", decode=DecodeConfig(batch_size=BATCH_SIZE)) as scorer:
+        stream = scorer.score_stream([image] * (9 * BATCH_SIZE))
+        next(stream)
+    with pytest.raises(RuntimeError, match="this scorer is closed"):
+        list(stream)
+    with pytest.raises(RuntimeError, match="this scorer is closed"):
+        scorer.score([image])
+    scorer.close()
+    assert repr(scorer).endswith(", closed>")
+
+
+def test_a_scorer_shows_its_model_and_device(scorer: ImageScorer, tiny_model: ModelConfig) -> None:
+    assert repr(scorer) == (
+        f"<ImageScorer {tiny_model.encoder} ({tiny_model.weights}) with {', '.join(scorer.head_names)} "
+        f"on cpu, fp32 by eager, {BATCH_SIZE} images at a time>"
+    )
+
+
+def test_a_result_prints_its_counts_in_a_line(
+    tiny_model: ModelConfig, photos: list[Image.Image], tmp_path: Path
+) -> None:
+    shard = write_shard(tmp_path / "s.tar", {"a": jpeg(photos[0]), "b": jpeg(photos[1]), "c": b"text"})
+    config = Config(
+        input=(str(shard),),
+        output=str(tmp_path / "out"),
+        device="cpu",
+        model=tiny_model,
+        threshold=Threshold(raw=-100),
+    )
+    first, again = repr(run(config)), repr(run(config))
+    assert first == "<RunResult: 3 samples, 2 kept, 1 bad; 1 shards, 0 skipped, 0 failed>"
+    assert again.endswith("1 shards, 1 skipped, 0 failed; 3 samples, 2 kept in the output>")
+
+
+def test_the_package_lists_its_lazy_names() -> None:
+    assert set(dali_aesthetic.__all__) <= set(dir(dali_aesthetic))
 
 
 def test_an_unknown_encoder_is_a_config_error() -> None:

@@ -47,7 +47,7 @@ Engine = Callable[[Config, Sequence[Shard], Task], AbstractContextManager[Prepar
 """Prepares for the planned shards under a claimed output; what it started has ended when the block has."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class RunResult:
     """The result of a run. `num_skipped` shards were committed by an earlier run of the same command.
 
@@ -60,6 +60,14 @@ class RunResult:
     num_skipped: int
     threshold: Threshold
     earlier: Tally | None = None
+
+    def __repr__(self) -> str:
+        stats, whole = self.stats, self.in_output if self.num_skipped else None
+        total = f"; {whole.num_samples:,} samples, {whole.num_kept:,} kept in the output" if whole else ""
+        return (
+            f"<RunResult: {stats.num_samples:,} samples, {stats.num_kept:,} kept, {stats.num_bad:,} bad; "
+            f"{self.num_shards:,} shards, {self.num_skipped:,} skipped, {len(stats.failed):,} failed{total}>"
+        )
 
     @property
     def in_output(self) -> Tally | None:

@@ -53,9 +53,14 @@ class Worker:
     start: dict[str, float] = field(default_factory=dict)
 
 
+def is_forked() -> bool:
+    """True in a fork of a process that built a worker: it hangs there, and so would a new one."""
+    return _built_in not in (None, os.getpid())
+
+
 def check_not_forked() -> None:
-    """RuntimeError in a fork of a process that built a worker: it hangs there, and so would a new one."""
-    if _built_in not in (None, os.getpid()):
+    """Raises RuntimeError in such a fork."""
+    if is_forked():
         raise RuntimeError(
             f"this process was forked from process {_built_in}, which had loaded a model, and lacks that "
             "model's threads, so that it would hang: make it in the worker, at its first image, and load "

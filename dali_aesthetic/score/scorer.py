@@ -58,12 +58,17 @@ class Scorer:
             yield PendingScores(_Launched(self, batch).wait)
 
     def score_pixels(self, images_NHWC: Tensor) -> npt.NDArray[np.float32]:
-        """Scores [N, H] of any number of images, uint8 RGB [N, S, S, 3] on any device. Blocks.
+        """Scores [N, H] of any number of images, uint8 RGB [N, S, S, 3] on any device. Blocks."""
+        return self.embed_pixels(images_NHWC)[0]
+
+    def embed_pixels(self, images_NHWC: Tensor) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float16]]:
+        """Scores [N, H] as `score_pixels`, and normalised embeddings [N, D].
 
         Images are scored in padded batches of the scorer's own size, so that a score does not depend on the
         number of images of the call.
         """
         scores = [np.empty((0, len(self.head_names)), np.float32)]
+        embeddings = [np.empty((0, self.backend.spec.embed_dim), np.float16)]
         if self.stream is not None:
             # The pixels may still be being computed.
             self.stream.wait_stream(torch.cuda.current_stream(self.device))
@@ -71,8 +76,10 @@ class Scorer:
             for start in range(0, len(images_NHWC), self.batch_size):
                 chunk = images_NHWC[start : start + self.batch_size].to(self.device)
                 whole = pad_to(self.batch_size, chunk) if self.padded else chunk
-                scores.append(self.backend(whole)[0][: len(chunk)].cpu().numpy())
-        return np.concatenate(scores)
+                scores_NH, embeddings_ND = self.backend(whole)
+                scores.append(scores_NH[: len(chunk)].cpu().numpy())
+                embeddings.append(_unit(embeddings_ND[: len(chunk)]).cpu().numpy())
+        return np.concatenate(scores), np.concatenate(embeddings)
 
 
 class _Launched:
@@ -98,7 +105,7 @@ class _Launched:
         scores_NH, embeddings_ND = scorer.backend(images_NHWC)
         self._host_NH = _to_host(scores_NH)
         if scorer.keep_embeddings:
-            self._host_ND = _to_host(F.normalize(embeddings_ND.float(), dim=-1).half())
+            self._host_ND = _to_host(_unit(embeddings_ND))
         if scores_NH.device.type != "cuda":
             return
         # Blocking: waiting for a default event keeps a core busy until the batch has ended.
@@ -123,6 +130,10 @@ class _Launched:
         return ScoredBatch(
             encoded=batch.encoded, headers=batch.headers, scores_RH=scores_RH, embeddings_RD=embeddings_RD
         )
+
+
+def _unit(embeddings_ND: Tensor) -> Tensor:
+    return F.normalize(embeddings_ND.float(), dim=-1).half()
 
 
 def _to_host(tensor: Tensor) -> Tensor:
