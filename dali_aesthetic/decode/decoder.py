@@ -275,13 +275,13 @@ def _scan_check(device: torch.device) -> ScanCheck | None:
     if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
         _log.warning("%s: no C compiler (apt install gcc python3-dev)", _UNCHECKED)
         return None
-    from dali_aesthetic.decode.scan_check import ScanCheck  # Triton is not there on every CPU machine
-
-    check = ScanCheck(device)
     try:
+        from dali_aesthetic.decode.scan_check import ScanCheck  # Triton is not there on every machine
+
+        check = ScanCheck(device)
         for restarts in (0, 1):  # compiles, which is done beside the encoder's start
             check.start([blank_jpeg(restarts)]).short()
-    except Exception as error:  # the compiler's, Triton's and the driver's are of many types
+    except Exception as error:  # the import's, the compiler's, Triton's and the driver's are of many types
         _log.warning("%s: %s: %s", _UNCHECKED, type(error).__name__, error)
         return None
     return check

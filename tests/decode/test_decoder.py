@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Self
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from skimage import data
 
@@ -328,6 +330,20 @@ def test_rows_whose_data_are_short_are_pillows_in_their_own_places(
             {2} if batch is batches[1] else set()
         )
     assert len(rescued) == 8
+
+
+@pytest.mark.parametrize(("compiler", "reason"), [(None, "no C compiler"), ("/usr/bin/gcc", "triton")])
+def test_where_scans_can_not_be_checked_a_warning_says_what_goes_unnoticed(
+    compiler: str | None, reason: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr("shutil.which", lambda name: compiler)
+    monkeypatch.setitem(sys.modules, "triton", None)
+    monkeypatch.delitem(sys.modules, "dali_aesthetic.decode.scan_check", raising=False)
+    assert module._scan_check(torch.device("cuda")) is None
+    (message,) = caplog.messages
+    assert "JPEGs that were cut" in message
+    assert reason in message
 
 
 def cut(image: bytes, share: float) -> bytes:
