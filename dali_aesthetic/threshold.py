@@ -148,6 +148,13 @@ class Threshold(Section):
         cut = float(np.partition(scored, position)[position])
         return self.model_copy(update={"top": None, "raw": cut})._check_bounds()
 
+    def unlikely(self, head: str) -> str:
+        """What is odd about the cut, where it is beyond the scores of one of LAION's heads; else ""."""
+        if self.top is not None or not head.startswith("laion-v") or 0 <= self.min_raw <= RAW_PER_UNIT:
+            return ""
+        given = f"the threshold {self.min_raw:g} (raw) is beyond the scores of {head}"
+        return f"{given}, which lie between 0 and {RAW_PER_UNIT:g} but for a few: give one such as 5"
+
     def describe(self, head: str) -> str:
         """The cut in words. For the LAION v2 head it adds the share of LAION-2B-en it kept, where known."""
         known = (p.laion_share for p in PRESETS.values() if p.raw == self.min_raw and head == "laion-v2")

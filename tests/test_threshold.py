@@ -124,3 +124,21 @@ def test_an_upper_bound_below_the_share_is_refused_when_the_share_is_known() -> 
     ]
     with pytest.raises(ValueError, match=r"upper bound 4 .* is below the threshold 5"):
         Threshold(top=0.5, max_raw=4).resolve_top(scores)
+
+
+@pytest.mark.parametrize(
+    ("given", "head", "warns"),
+    [
+        ({"raw": 50.0}, "laion-v2", True),
+        ({"raw": -3.0}, "laion-v1", True),
+        ({"raw": 50.0}, "punsafe", False),
+        ({"raw": 6.5}, "laion-v2", False),
+        ({"top": 0.1}, "laion-v2", False),
+    ],
+)
+def test_a_cut_beyond_the_scores_of_laions_heads_is_unlikely(
+    given: dict[str, float], head: str, warns: bool
+) -> None:
+    text = Threshold(**given).unlikely(head)
+    assert bool(text) is warns
+    assert not warns or f"the threshold {given['raw']:g} (raw) is beyond the scores of {head}" in text

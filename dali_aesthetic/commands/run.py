@@ -110,7 +110,9 @@ def _run(config: Config, print_config: bool, verbosity: Verbosity) -> int:
     if verbosity.verbose:
         console.print_json(config.model_dump_json())
     if not (task.is_alone or verbosity.silent):
-        console.print(f"{task}: every {task.count}th shard, from number {task.index} on")
+        console.print(f"{task}: one shard in {task.count}, from number {task.index} on")
+    if (unlikely := config.threshold.unlikely(config.model.heads[0])) and not config.scores_only:
+        console.print(f"[yellow]warning[/] {unlikely}", soft_wrap=True)
     config = for_task(config, task)
     return launch_and_report(partial(_launch, task=task), config, verbosity)
 
