@@ -123,18 +123,11 @@ class DaliDecoder:
 
     def decode(self, batches: Iterable[EncodedBatch]) -> Iterator[ImageBatch]:
         """Yields an `ImageBatch` a batch, in order. An error of `batches` comes after the ones before it."""
-        source, ended = iter(batches), False
-        failure: BaseException | None = None
-        jobs: deque[_Job] = deque()
+        source, jobs = iter(batches), deque[_Job]()
+        end: BaseException | None = None
         try:
             while True:
-                while not ended and len(jobs) < self._ahead:
-                    try:
-                        jobs.append(self._start(next(source)))
-                    except StopIteration:
-                        ended = True
-                    except BaseException as error:
-                        ended, failure = True, error
+                end = end or self._start_ahead(source, jobs)
                 if not jobs:
                     break
                 job = jobs.popleft()
@@ -143,8 +136,17 @@ class DaliDecoder:
                 yield self._finish(job)
         finally:
             self._lanes.drain()
-        if failure is not None:
-            raise failure
+        if end is not None and not isinstance(end, StopIteration):
+            raise end
+
+    def _start_ahead(self, source: Iterator[EncodedBatch], jobs: deque[_Job]) -> BaseException | None:
+        """Start batches until there are enough; returns what ended `source`, an error or StopIteration."""
+        while len(jobs) < self._ahead:
+            try:
+                jobs.append(self._start(next(source)))
+            except BaseException as end:
+                return end
+        return None
 
     def close(self) -> None:
         """Stop the Pillow threads. DALI's own end with the pipeline."""

@@ -234,9 +234,8 @@ class Lanes:
         return lane
 
     def _engine_is_shared(self, layout: bytes) -> bool:
-        return any(
-            map(len, (lane for one in self._lanes if one not in (layout, b"") for lane in self._lanes[one]))
-        )
+        others = (lanes for one, lanes in self._lanes.items() if one not in (layout, b""))
+        return any(len(lane) for lanes in others for lane in lanes)
 
     def drain(self) -> None:
         """Drop what was submitted and not read."""

@@ -154,16 +154,22 @@ def test_a_member_above_its_limit_is_too_large_and_its_bytes_stay_where_they_are
     assert end.damage == ""
 
 
-def test_only_the_first_bytes_of_an_unknown_member_are_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    read, pread = [], os.pread
+def sizes_read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The sizes of all reads from now on."""
+    sizes, pread = list[int](), os.pread
 
     def counted(descriptor: int, size: int, offset: int) -> bytes:
-        read.append(size)
+        sizes.append(size)
         return pread(descriptor, size, offset)
 
     monkeypatch.setattr(os, "pread", counted)
+    return sizes
+
+
+def test_only_the_first_bytes_of_an_unknown_member_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = sizes_read(monkeypatch)
     content = pack([("a.mp4", bytes(50_000)), ("a.txt", b"text"), ("b.jpg", PNG)])
     samples, _ = read_limited(content, tmp_path, ReadLimits(max_member_bytes=4000))
     assert [s.status for s in samples] == [Status.TOO_LARGE, Status.OK]
@@ -186,13 +192,7 @@ def test_members_that_are_too_large_together_are_not_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scheme: str, apart: bool
 ) -> None:
     """Each is below the limit of a sample, and all are 8 GiB."""
-    read, pread = [], os.pread
-
-    def counted(descriptor: int, size: int, offset: int) -> bytes:
-        read.append(size)
-        return pread(descriptor, size, offset)
-
-    monkeypatch.setattr(os, "pread", counted)
+    read = sizes_read(monkeypatch)
     members = [("a.jpg", 0), *((f"a.x{n}.bin", 512 << 20) for n in range(16))]
     if apart and not scheme:
         members.insert(9, ("c.jpg", 0))
