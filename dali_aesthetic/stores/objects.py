@@ -36,6 +36,7 @@ from dali_aesthetic.stores.store import (
     ObjectInfo,
     StoreError,
     StoreUnusable,
+    UnreadableKey,
     brief,
     gave_up,
     missing_package,
@@ -173,7 +174,7 @@ class ObstoreStore:
             while (page := self._ask(prefix, lambda: next(pages, None))) is not None:
                 yield from ((meta["path"], meta["size"]) for meta in page)
                 last = page[-1]["path"]
-        except NotImplementedError:  # one key that obstore can't name takes its page with it
+        except UnreadableKey:  # one such key takes its page with it
             yield from _listed_by_boto3(self.name.partition("://")[2], prefix, last)
 
     def put(self, key: str, content: Path | bytes) -> None:
@@ -222,7 +223,7 @@ class ObstoreStore:
         except (InvalidPathError, ValueError) as error:  # of a listing, of a call
             if "path" not in str(error):
                 raise
-            raise NotImplementedError(
+            raise UnreadableKey(
                 f"{where!r}: the client can't read keys with empty parts, `.`, `..` or control characters; "
                 "copy the object to another key"
             ) from None

@@ -49,6 +49,10 @@ class NoRanges(StoreError):
     """The server sends whole objects only."""
 
 
+class UnreadableKey(StoreError):
+    """The client can't name the object."""
+
+
 class NoConditions(StoreError):
     """The store has no conditional writes."""
 
