@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from rich.filesize import decimal
 
 from dali_aesthetic.config import ConfigError, Device, ModelConfig
 from dali_aesthetic.decode.batches import fill_batches
@@ -26,7 +27,7 @@ from dali_aesthetic.launch.worker import resolve_device
 from dali_aesthetic.overlap import cpu_count, every
 from dali_aesthetic.reach import Finding, Verdict, reach_input, reach_output, reach_ray
 from dali_aesthetic.score.backends.fits import choose_backend, resolve_backend, why_not_fused
-from dali_aesthetic.score.published import WeightsUnavailable
+from dali_aesthetic.score.published import NotHere, WeightsUnavailable
 from dali_aesthetic.score.weights import known_spec, present
 from dali_aesthetic.stores.location import is_url
 from dali_aesthetic.types import EncodedBatch, Sample, Shard
@@ -247,10 +248,23 @@ def _encoder(model: ModelConfig, device: Device) -> Iterator[Finding]:
 def _weights(model: ModelConfig) -> Iterator[Finding]:
     for name, file in present(model.encoder, model.weights, model.heads, model.model_dir):
         if isinstance(file, WeightsUnavailable):
-            first, *rest = str(file).splitlines()
-            yield Finding("weights", Verdict.FAIL, first, " ".join(line.strip() for line in rest))
+            yield _missing(file)
         else:
             yield Finding("weights", Verdict.OK, f"{name}: {file.path or file.source} {file.sha256[:12]}")
+
+
+def _missing(file: WeightsUnavailable) -> Finding:
+    """What a run can download is a warning; damaged files and what nobody offers are failures."""
+    detail, *rest = str(file).splitlines()
+    fix = " ".join(line.strip() for line in rest)
+    if isinstance(file, NotHere):
+        try:
+            address, size = file.offer()
+        except OSError as error:
+            return Finding("weights", Verdict.FAIL, f"{detail}, and can't be downloaded: {error}", fix)
+        detail = f"{detail}: `run` downloads {decimal(size) if size else 'them'} from {address}"
+        return Finding("weights", Verdict.WARN, detail, f"to do it now: {fix}")
+    return Finding("weights", Verdict.FAIL, detail, fix)
 
 
 def _output(output: Path) -> Iterator[Finding]:

@@ -39,7 +39,7 @@ FOREIGN = {
     "jinja2": {"report"},
     "plotly": {"report"},
     "typer": {"cli", "commands"},
-    "rich": {"cli", "commands", "display", "demo"},
+    "rich": {"cli", "commands", "display", "demo", "doctor"},
     "threading": {"overlap", "decode"},
     "concurrent": {"overlap", "decode", "stores", "write"},
     "obstore": {"stores"},

@@ -5,7 +5,6 @@ their URLs, LAION's were computed from the repositories at the commits named. Ot
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import logging
 import os
@@ -13,16 +12,13 @@ import shutil
 import tempfile
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import huggingface_hub
 from huggingface_hub import constants as hub
-
-from dali_aesthetic.score.checkpoints import FOLDER_FILES
 
 _LOG = logging.getLogger(__name__)
 _TIMEOUT_SECONDS = 30
@@ -34,6 +30,22 @@ class WeightsUnavailable(RuntimeError):
 
     The message names the files, their sha256, where to put them and the command that does it.
     """
+
+
+class NotHere(WeightsUnavailable):
+    """Weights that a run would download; the message ends with the command that does it before.
+
+    `offer()` asks for the address and the bytes of the download and raises OSError where nothing answers.
+    """
+
+    def __init__(self, name: str, command: str, model_dir: Path | None, offer: Callable[[], Offer]) -> None:
+        folder = f" --model-dir {model_dir}" if model_dir else ""
+        super().__init__(f"weights {name!r} are not on this machine\n{command}{folder}")
+        self.offer = offer
+
+
+Offer = tuple[str, int]
+"""The address of a download and its size in bytes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,10 +128,23 @@ def find(weights: PublishedWeights, model_dir: Path | None) -> ResolvedFile | We
         found = _first_here(weights, model_dir)
     except WeightsUnavailable as error:
         return error
-    folder = f" --model-dir {model_dir}" if model_dir else ""
-    return found or WeightsUnavailable(
-        f"weights {weights.name!r} are not on this machine\n{weights.command}{folder}"
-    )
+    return found or NotHere(weights.name, weights.command, model_dir, partial(_offer, weights))
+
+
+def _offer(weights: PublishedWeights) -> Offer:
+    reasons = []
+    for file in weights.files:
+        try:
+            require_online(hub.ENDPOINT if file.repo else None)
+            if file.repo:
+                url = huggingface_hub.hf_hub_url(file.repo, file.hub_path, revision=file.revision)
+                return file.source, huggingface_hub.get_hf_file_metadata(url).size or 0
+            request = urllib.request.Request(file.url, method="HEAD")
+            with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS) as answer:
+                return file.source, int(answer.headers.get("Content-Length", 0))
+        except Exception as error:  # as in `_download_first`
+            reasons.append(f"{file.source}: {one_line(error)}")
+    raise OSError("; ".join(reasons))
 
 
 def download(weights: PublishedWeights, model_dir: Path | None) -> ResolvedFile:
@@ -169,7 +194,7 @@ def _download_first(weights: PublishedWeights, target: Path | None, model_dir: P
         try:
             path = _download(file, target)
         except Exception as error:  # the hub's client raises its own, httpx's or requests', by version
-            reasons.append(_one_line(error))
+            reasons.append(one_line(error))
             continue
         return _verified(weights.name, file, path)
     raise WeightsUnavailable(_unavailable(weights, reasons, model_dir))
@@ -217,7 +242,8 @@ def require_online(endpoint: str | None) -> None:
             return  # it answered
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
+    """The first line of an error, without urllib's wrapping."""
     reason = error.reason if isinstance(error, urllib.error.URLError) else error
     return (str(reason) or type(error).__name__).splitlines()[0]
 
@@ -344,106 +370,3 @@ def openai_model(encoder: str) -> str:
 
 OPENAI_SHA256 = frozenset(file.sha256 for files in OPENAI.values() for file in files)
 """OpenAI's files, known by their content under any name: their towers use QuickGELU."""
-
-
-# Repositories of the Hugging Face hub, `hf-hub:ORG/REPO[@REVISION]` or open_clip's tag for one, are not
-# pinned: the commit and the sha256 of the file that was downloaded are recorded.
-
-_PREFIX = "hf-hub:"
-_CONFIGS = ("open_clip_config.json", "config.json", "preprocessor_config.json")
-# open_clip's files first: beside them, timm's repositories keep the same tower under timm's own names.
-_FILES = sorted(FOLDER_FILES, key=lambda name: not name.startswith("open_clip"))
-
-
-@dataclass(frozen=True, slots=True)
-class HubRepo:
-    """A repository of the hub, at a `revision` (branch, tag or commit) or, with "", at its main branch."""
-
-    name: str
-    revision: str = ""
-
-    @property
-    def folder(self) -> str:
-        """Its folder in a model directory."""
-        return f"{self.name}@{self.revision.replace('/', '-')}" if self.revision else self.name
-
-
-def hub_repo(encoder: str, weights: str) -> HubRepo | None:
-    """The repository that `hf-hub:ORG/REPO[@REVISION]` or a tag of open_clip's names; None for any other."""
-    if weights.startswith(_PREFIX):
-        name, _, revision = weights.removeprefix(_PREFIX).partition("@")
-        return HubRepo(name.strip("/"), revision)
-    name = _repo_of(registered(encoder, weights))
-    return HubRepo(name) if name else None
-
-
-def registered(encoder: str, weights: str) -> Mapping[str, Any]:
-    """open_clip's entry for a tag or a repository: mean, std, GELU and more; empty where it has none."""
-    import open_clip  # slow: see weights.py
-
-    if not weights.startswith(_PREFIX):
-        return open_clip.get_pretrained_cfg(encoder, weights) or {}
-    repo = hub_repo(encoder, weights)
-    every = (open_clip.get_pretrained_cfg(*one) for one in open_clip.list_pretrained())
-    return next((entry for entry in every if repo and _repo_of(entry) == repo.name), {})
-
-
-def _repo_of(entry: Mapping[str, Any]) -> str:
-    return "/".join(str(entry.get("hf_hub", "")).split("/")[:2])
-
-
-def find_repo(repo: HubRepo, model_dir: Path | None) -> Path | None:
-    """The weight file of the repository in `model_dir` or the hub's cache; None without one."""
-    for name in _FILES:
-        if model_dir and (model_dir / repo.folder / name).is_file():
-            return model_dir / repo.folder / name
-        with contextlib.suppress(Exception):  # not in the cache, or no repository's name: the download says
-            found = Path(_snapshot(repo, name, local_files_only=True))
-            if (found / name).is_file():
-                return found / name
-    return None
-
-
-def _snapshot(repo: HubRepo, name: str, **options: Any) -> str:
-    """The folder with the weight file `name`, the files that it is the index of, and the configuration.
-
-    A look into the cache needs the same patterns: for others the hub's client calls it incomplete.
-    """
-    stem, suffix, *index = name.split(".", 2)
-    parts = [f"{stem}-*.{suffix}"] if index and index[0].startswith("index") else []
-    return str(
-        huggingface_hub.snapshot_download(
-            repo.name, revision=repo.revision or None, allow_patterns=[name, *_CONFIGS, *parts], **options
-        )
-    )
-
-
-def download_repo(repo: HubRepo, weights: str, command: str, target: Path | None) -> Path:
-    """The repository's weight file with the configuration beside it, in the folder `target` or the cache.
-
-    Raises WeightsUnavailable, which names `command`, for an unreachable hub or a repository without weights.
-    """
-    try:
-        require_online(hub.ENDPOINT)
-        there = huggingface_hub.list_repo_files(repo.name, revision=repo.revision or None)
-        name = next((name for name in _FILES if name in there), None)
-        if name is None:
-            raise ValueError(f"it holds none of {', '.join(_FILES)}")
-        folder = _snapshot(repo, name, local_dir=target / repo.folder if target else None)
-    except Exception as error:  # the hub's client raises its own, httpx's or requests', by version
-        raise WeightsUnavailable(
-            f"weights {weights!r} are not on this machine and could not be downloaded from "
-            f"https://huggingface.co/{repo.folder}: {_one_line(error)}\n"
-            f"Where there is a network, run {command} --model-dir DIR, bring the folder here and pass "
-            "--model-dir DIR"
-        ) from error
-    return Path(folder) / name
-
-
-def repo_source(repo: HubRepo, file: Path) -> str:
-    """The repository's address with the commit, as the hub's client noted it, else the revision asked for."""
-    commit = file.parent.name if file.parent.parent.name == "snapshots" else ""
-    with contextlib.suppress(OSError):
-        note = file.parent / ".cache/huggingface/download" / f"{file.name}.metadata"
-        commit = commit or note.read_text().partition("\n")[0].strip()
-    return f"https://huggingface.co/{repo.name}/tree/{commit or repo.revision}".removesuffix("/tree/")

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dali_aesthetic.score import published
+from dali_aesthetic.score import hub, published
 from dali_aesthetic.score.checkpoints import (
     checkpoint_files,
     read_clip,
@@ -26,7 +26,7 @@ from dali_aesthetic.score.checkpoints import (
 )
 from dali_aesthetic.score.clip import VisionTower
 from dali_aesthetic.score.head import Head, head_from_state
-from dali_aesthetic.score.published import PublishedWeights, ResolvedFile, WeightsUnavailable
+from dali_aesthetic.score.published import NotHere, PublishedWeights, ResolvedFile, WeightsUnavailable
 from dali_aesthetic.score.spec import TowerSpec, model_config, spec_of
 
 _LOG = logging.getLogger(__name__)
@@ -66,8 +66,8 @@ def load_tower(encoder: str, weights: str, model_dir: Path | None) -> tuple[Visi
         path, repo = _given_tower(encoder, weights, model_dir)
         file = _own(weights if repo else path.name, path)
         if repo:
-            file = replace(file, source=published.repo_source(repo, path))
-            registered = partial(published.registered, encoder, weights)
+            file = replace(file, source=hub.repo_source(repo, path))
+            registered = partial(hub.registered, encoder, weights)
     checkpoint = read_clip(path, registered)
     quick_gelu = True if file.sha256 in published.OPENAI_SHA256 else checkpoint.quick_gelu
     if quick_gelu not in (None, spec.quick_gelu):
@@ -94,22 +94,22 @@ def known_spec(encoder: str, weights: str, model_dir: Path | None) -> TowerSpec:
     if _seed(weights) is not None:
         return spec
     repo = _repo(encoder, weights)
-    path = published.find_repo(repo, model_dir) if repo else Path(weights).expanduser()
+    path = hub.find_repo(repo, model_dir) if repo else Path(weights).expanduser()
     if repo is None and path is not None and path.is_dir():
         path = weights_file(path)
-    registered = partial(published.registered, encoder, weights) if repo else dict
+    registered = partial(hub.registered, encoder, weights) if repo else dict
     quick_gelu, statistics = trained_with(path or Path("/none"), registered)
     mean, std = statistics or (spec.mean, spec.std)
     return replace(spec, mean=mean, std=std, quick_gelu=spec.quick_gelu if quick_gelu is None else quick_gelu)
 
 
-def _given_tower(encoder: str, weights: str, model_dir: Path | None) -> tuple[Path, published.HubRepo | None]:
+def _given_tower(encoder: str, weights: str, model_dir: Path | None) -> tuple[Path, hub.HubRepo | None]:
     """A checkpoint by path, with None, or of a repository of the hub."""
     if repo := _repo(encoder, weights):
-        if found := published.find_repo(repo, model_dir):
+        if found := hub.find_repo(repo, model_dir):
             return found, repo
         known_spec(encoder, weights, model_dir)  # raises before gigabytes are downloaded
-        return published.download_repo(repo, weights, _download_command(encoder, weights), None), repo
+        return hub.download_repo(repo, weights, _download_command(encoder, weights), None), repo
     try:
         return weights_file(Path(weights).expanduser()), None
     except ValueError as error:
@@ -124,8 +124,8 @@ def _given_tower(encoder: str, weights: str, model_dir: Path | None) -> tuple[Pa
         ) from error
 
 
-def _repo(encoder: str, weights: str) -> published.HubRepo | None:
-    return None if Path(weights).expanduser().exists() else published.hub_repo(encoder, weights)
+def _repo(encoder: str, weights: str) -> hub.HubRepo | None:
+    return None if Path(weights).expanduser().exists() else hub.hub_repo(encoder, weights)
 
 
 def _download_command(encoder: str, weights: str) -> str:
@@ -169,10 +169,10 @@ def download(encoder: str, weights: str, heads: Sequence[str], model_dir: Path |
     needed = [known for _, known in _needed(encoder, weights, heads) if known]
     files = [published.download(known, model_dir) for known in needed]
     if weights != "openai" and _seed(weights) is None and (repo := _repo(encoder, weights)):
-        path = published.find_repo(repo, model_dir)
+        path = hub.find_repo(repo, model_dir)
         if path is None or (model_dir and not path.is_relative_to(model_dir)):
-            path = published.download_repo(repo, weights, _download_command(encoder, weights), model_dir)
-        files.insert(0, replace(_own(weights, path), source=published.repo_source(repo, path)))
+            path = hub.download_repo(repo, weights, _download_command(encoder, weights), model_dir)
+        files.insert(0, replace(_own(weights, path), source=hub.repo_source(repo, path)))
     return files
 
 
@@ -190,9 +190,9 @@ def present(
         file = published.find(tower, model_dir)
     elif seed is not None:
         file = _random(seed)
-    elif (repo := _repo(encoder, weights)) and not published.find_repo(repo, model_dir):
+    elif (repo := _repo(encoder, weights)) and not hub.find_repo(repo, model_dir):
         command = _download_command(encoder, weights)
-        file = WeightsUnavailable(f"weights {weights!r} are not on this machine\n{command}")
+        file = NotHere(weights, command, model_dir, partial(hub.offer_repo, repo))
     else:
         file = load_tower(encoder, weights, model_dir)[1]
     return [(weights, file)] + [

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import huggingface_hub
 import open_clip
@@ -22,12 +23,12 @@ import torch
 from dali_aesthetic.config import Config, ModelConfig
 from dali_aesthetic.doctor import examine
 from dali_aesthetic.launch.worker import build_worker, run_record
-from dali_aesthetic.score import published
+from dali_aesthetic.score import hub, published
+from dali_aesthetic.score.hub import HubRepo
 from dali_aesthetic.score.published import (
     LAION_V1,
     LAION_V2,
     OPENAI,
-    HubRepo,
     PublishedFile,
     PublishedWeights,
     WeightsUnavailable,
@@ -179,6 +180,30 @@ def hub_server(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.usefixtures("hub_server")
+def test_doctor_warns_of_weights_that_a_run_downloads_with_their_size(
+    server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(OPENAI, "ViT-B-32", (HUB_FILE,))
+    monkeypatch.setitem(LAION_V1, "ViT-B-32", (_file(f"{server}/absent.pt"), _file(f"{server}/file.pt")))
+
+    def found() -> list[tuple[str, str, str]]:
+        model = ModelConfig(encoder="ViT-B-32", heads=("laion-v1",))
+        return [(f.verdict, f.detail, f.fix) for f in examine(model, "cpu") if f.check == "weights"]
+
+    tower, head = found()
+    assert tower[:2] == (
+        "warn", f"weights 'openai' are not on this machine: `run` downloads 7 bytes from {HUB_FILE.source}"
+    )  # fmt: skip
+    assert tower[2] == "to do it now: dali-aesthetic download --encoder ViT-B-32 --weights openai"
+    assert head[0] == "warn"
+    assert f"7 bytes from {server}/file.pt" in head[1]
+    assert not list(published.cache_dir().parent.glob("**/*.pt")), "nothing was downloaded"
+    monkeypatch.setattr(published.hub, "HF_HUB_OFFLINE", True)
+    assert {one[0] for one in found()} == {"fail"}
+    assert "HF_HUB_OFFLINE is set" in found()[0][1]
+
+
+@pytest.mark.usefixtures("hub_server")
 def test_a_hub_file_goes_to_the_hubs_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     file = resolve(_weights(HUB_FILE), None)
     assert Path(file.path).is_relative_to(published.hub.HF_HUB_CACHE)
@@ -259,7 +284,7 @@ def repo(tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": {"quick_gelu": True}}))
     real, commits = huggingface_hub.snapshot_download, {None: COMMIT, "v2": "d" * 40}
     monkeypatch.setattr(published.hub, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(published, "require_online", lambda endpoint: None)
+    monkeypatch.setattr(hub, "require_online", lambda endpoint: None)
 
     def snapshot(
         repo: str,
@@ -297,6 +322,9 @@ def repo(tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         return str(target)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    sizes = [SimpleNamespace(rfilename=path.name, size=600_000_000) for path in folder.iterdir()]
+    info = SimpleNamespace(siblings=[*sizes, SimpleNamespace(rfilename="README.md", size=10**12)])
+    monkeypatch.setattr(huggingface_hub, "model_info", lambda repo, **options: info)
     monkeypatch.setattr(
         huggingface_hub,
         "list_repo_files",
@@ -398,7 +426,9 @@ def test_doctor_and_run_agree_on_a_tag(tiny: str, tmp_path: Path) -> None:
     def found() -> tuple[str, str]:
         return next((one.verdict, one.detail) for one in examine(model, "cpu") if one.check == "weights")
 
-    assert found() == ("fail", "weights 'web' are not on this machine")
+    verdict, detail = found()
+    assert verdict == "warn"
+    assert f"`run` downloads 1.2 GB from https://huggingface.co/{REPO}" in detail
     (file,) = download(tiny, "web", [], None)
     assert found() == ("ok", f"web: {file.path} {file.sha256[:12]}")
     config = Config(input=("x",), output=str(tmp_path), device="cpu", model=model)
@@ -408,11 +438,9 @@ def test_doctor_and_run_agree_on_a_tag(tiny: str, tmp_path: Path) -> None:
 
 
 def test_a_tag_of_open_clip_names_its_repository(tiny: str) -> None:
-    assert published.hub_repo("ViT-B-32", "laion2b_s34b_b79k") == HubRepo(
-        "laion/CLIP-ViT-B-32-laion2B-s34B-b79K"
-    )
-    assert published.hub_repo("ViT-L-14", "dfn2b") == HubRepo("apple/DFN2B-CLIP-ViT-L-14")
-    assert published.hub_repo(tiny, "laion2b_s34b_b79k") is None
+    assert hub.hub_repo("ViT-B-32", "laion2b_s34b_b79k") == HubRepo("laion/CLIP-ViT-B-32-laion2B-s34B-b79K")
+    assert hub.hub_repo("ViT-L-14", "dfn2b") == HubRepo("apple/DFN2B-CLIP-ViT-L-14")
+    assert hub.hub_repo(tiny, "laion2b_s34b_b79k") is None
     with pytest.raises(ValueError, match=r"did you mean laion2b_s34b_b79k"):
         load_tower("ViT-B-32", "laion2b_s34b_b79", None)
 
@@ -427,7 +455,7 @@ def test_a_repository_that_gives_no_weights_is_told_with_the_command(
     for path in repo.glob("*.safetensors"):
         path.unlink()
     if problem == "unreachable":
-        monkeypatch.setattr(published, "require_online", unreachable)
+        monkeypatch.setattr(hub, "require_online", unreachable)
     expected = "it holds none of" if problem == "no weights" else "unreachable"
     with pytest.raises(WeightsUnavailable, match=rf"{REPO}: {expected}") as error:
         load_tower(tiny, NAME, None)
