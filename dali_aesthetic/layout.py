@@ -21,9 +21,9 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from hashlib import sha256
-from os import PathLike
+from os import PathLike, fspath
 from typing import Any
 
 from dali_aesthetic.stores.access import list_files, read_bytes
@@ -211,3 +211,26 @@ def packed_from(record: dict[str, Any]) -> str | None:
     """The output that `compact` made this one of; None for an output of anything else."""
     found = record.get(CONFIG, {}).get(PACKED_FROM)
     return None if found is None else str(found)
+
+
+def recut_words(record: Mapping[str, Any], output: Location) -> list[str]:
+    """The command that cuts the scores in `output` again into a folder beside it, without the bounds.
+
+    Those of a packed output are in the run it was made of. Stored embeddings have no samples to write, so
+    that their keys are printed.
+    """
+    run, config = record[IDENTITY], record.get(CONFIG, {})
+    scores = (config.get(PACKED_FROM) or fspath(output)).rstrip("/")
+    if holds_embeddings({IDENTITY: scored_by(dict(record))}):
+        return ["dali-aesthetic", "select", "--scores", scores]
+    while isinstance(run.get("run"), dict):
+        run = run["run"]
+    words = ["dali-aesthetic", "filter"]
+    for name in run.get("input", ()):
+        words += ["--input", name]
+    words += ["--scores", scores, "--output", f"{scores}-cut"]
+    if config.get("image_column"):
+        words += ["--image-column", config["image_column"]]
+    if config.get("columns"):
+        words += ["--columns", ",".join(config["columns"])]
+    return words + ["--follow-links"] * bool(config.get("follow_links"))

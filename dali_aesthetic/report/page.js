@@ -146,7 +146,7 @@
     }), OPTIONS);
   };
 
-  const shots = [...document.querySelectorAll("#look .shot")];
+  const shots = [...document.querySelectorAll("#cut details .shot, #look .shot")];
   const unique = new Map(shots.map((shot) => [shot.title + "\n" + shot.dataset.score, shot]));
   const ranked = [...unique.values()].sort((a, b) => a.dataset.score - b.dataset.score);
   const reaches = (score, cut) => Math.fround(score) >= Math.fround(cut);
@@ -183,7 +183,10 @@
     id("t-count").textContent = whole(kept);
     id("t-share").textContent = share;
     id("t-upper").textContent = to === null ? "" : ` and ≤ ${to}`;
-    id("flag").textContent = `--raw-threshold ${cut}` + (to === null ? "" : ` --max-raw-threshold ${to}`);
+    if (id("command")) {
+      const bounds = `--raw-threshold ${cut}` + (to === null ? "" : ` --max-raw-threshold ${to}`);
+      id("command").textContent = [data.command[0], bounds, data.command[1]].join(" ");
+    }
     upperSlider.setAttribute("aria-valuetext", to === null ? "no upper bound" : `raw ${to}, keeps ${whole(kept)}, ${share}`);
     slider.setAttribute("aria-valuetext", `raw ${cut}, keeps ${whole(kept)}, ${share}`);
     document.querySelectorAll(".preset").forEach((b) => b.closest("tr").classList.toggle("chosen", Number(b.dataset.raw) === cut));
@@ -220,6 +223,12 @@
   };
   const nearest = (raw) => data.edges.reduce((best, edge, i) => (Math.abs(edge - raw) < Math.abs(data.edges[best] - raw) ? i : best), 0);
 
+  // Without leave to write the clipboard the text is selected, for the reader's own keys.
+  const copied = (box) => navigator.clipboard.writeText(box.textContent).then(() => true).catch(() => {
+    getSelection().selectAllChildren(box);
+    return document.execCommand("copy");
+  });
+
   const draw = () => {
     if (slider) {
       histogram();
@@ -247,6 +256,10 @@
       show(null);
     });
     id("log").addEventListener("change", curve);
+    id("copy")?.addEventListener("click", () => copied(id("command")).then((done) => {
+      id("copy").textContent = done ? "Copied" : "Press Ctrl+C";
+      setTimeout(() => { id("copy").textContent = "Copy command"; }, 2000);
+    }));
     document.querySelectorAll(".preset").forEach((button) =>
       button.addEventListener("click", () => choose(nearest(Number(button.dataset.raw)), null)));
     show(null); // a reload would else bring back where they stood

@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import os
+import shlex
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -31,21 +32,29 @@ from dali_aesthetic.timing import Speed, clock, read_speed
 NONE = "-"
 LAION_HEAD = "laion-v2"
 MOST_POINTS = 1500
+FEWEST_BINS = 3
+"""With fewer, the speed over time is no chart."""
 
 
 def write_report(
-    output: str | Path, *, html: str | Path | None = None, by: str | None = None, title: str | None = None
+    output: str | Path,
+    *,
+    html: str | Path | None = None,
+    by: str | None = None,
+    title: str | None = None,
+    location: str | None = None,
 ) -> Path:
     """Writes a page about the run in the folder `output` and returns its path.
 
     `html` is the file to write (default: report.html in `output`), `by` a column of the scores for which keep
-    rates are broken down, `title` the page's title (default: the name of the folder). Pictures come from the
-    kept shards and, if still there, from the sources. Raises `NothingToReport`, a ValueError, where `output`
-    has no committed shard or no such column.
+    rates are broken down, `title` the page's title (default: the name of the folder), `location` where the
+    scores are for a command, if `output` is a copy. Pictures come from the kept shards and, if still there,
+    from the sources. Raises `NothingToReport`, a ValueError, where `output` has no committed shard or no such
+    column.
     """
     root = Path(output)
     target = Path(html) if html is not None else root / layout.REPORT
-    page = render(root, survey(root, by), title or root.resolve().name)
+    page = render(root, survey(root, by), title or root.resolve().name, location or str(output))
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
@@ -67,14 +76,15 @@ def report_at(output: str | Path, html: Path | None = None, by: str | None = Non
     files = (file(name) for name in sorted(layout.committed_names(output)) for file in kinds)
     with mirrored(output, [layout.RECORD, *files]) as root:
         # The name of the copy is a random one.
-        page = write_report(root, html=html, by=by, title=output.rstrip("/").rpartition("/")[2])
+        title = output.rstrip("/").rpartition("/")[2]
+        page = write_report(root, html=html, by=by, title=title, location=output)
         if html is not None:
             return str(page)
         Uploader(output).put(layout.REPORT, page)
         return join(output, layout.REPORT)
 
 
-def render(output: Path, found: Survey, title: str) -> str:
+def render(output: Path, found: Survey, title: str, location: str) -> str:
     scripts = [Markup(get_plotlyjs()), Markup(_asset("page.js"))]
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     environment.filters.update(percent=percent, number=number, shortest=shortest, clock=clock)
@@ -84,31 +94,35 @@ def render(output: Path, found: Survey, title: str) -> str:
         scripts=scripts,
         script_hashes=[_hash(script) for script in scripts],
         title=title,
-        **_values(output, found),
+        **_values(output, found, location),
     )
 
 
-def _values(output: Path, found: Survey) -> dict[str, Any]:
+def _values(output: Path, found: Survey, location: str) -> dict[str, Any]:
     heads = _heads(found)
     outliers = find_outliers(found.shards)
     speed = read_speed(output)
     data: dict[str, Any] = threshold_data(found, heads)
     data["shards"] = shard_points(found.shards, outliers)
     data["speed"] = speed_points(speed) if speed else None
+    data["command"] = recut_command(found.record, location)
     data["otherHeads"] = [bars(one) for column, one in found.heads.items() if column != FIRST_HEAD]
     return {
         "data": embedded(data),
+        "command": data["command"],
         "survey": found,
         "head": heads[0],
         "heads": list(zip(heads, found.heads.values(), strict=True)),
-        "presets": preset_rows(found.first, heads[0]),
+        "presets": data["presets"],
         "upper_start": upper_start(found),
         "outliers": outliers,
-        "fewest_shards": FEWEST_SHARDS,
+        "has_shard_chart": len(found.shards) >= FEWEST_SHARDS,
+        "has_rate_chart": speed is not None and len(speed.rates) >= FEWEST_BINS,
         "warnings": found.warnings.lines(),
         "damaged": [shard for shard in found.shards if shard.damage],
         "speed": speed,
         "random_weights": _random_weights(found.record),
+        "facts": run_facts(found.record),
         "config": yaml.safe_dump(found.record.get(layout.CONFIG, {}), sort_keys=False, allow_unicode=True),
         **_pictures(output, found),
     }
@@ -130,6 +144,36 @@ def _pictures(output: Path, found: Survey) -> dict[str, Any]:
         "missing": pictures.missing.most_common(6),
         "num_missing": pictures.missing.total(),
     }
+
+
+def recut_command(record: dict[str, Any], location: str) -> list[str]:
+    """The command that cuts these scores again, in two parts: the bounds belong between them."""
+    words = layout.recut_words(record, location) if record else []
+    end = " > keys.txt" if words[1:2] == ["select"] else ""
+    return [shlex.join(words[:2]), shlex.join(words[2:]) + end] if words else []
+
+
+def run_facts(record: dict[str, Any]) -> list[tuple[str, str]]:
+    """What a reader may ask of a run, as (what, answer) pairs, without what the record doesn't tell."""
+    by, environment = layout.scored_by(record), record.get("environment", {})
+    weights = [
+        f"{file.get('name', '')} (sha256 {file['sha256']})" if file.get("sha256") else file.get("name", "")
+        for file in record.get("weights") or by.get("weights", [])
+    ]
+    how = ", ".join(str(by[name]) for name in ("precision", "backend") if by.get(name))
+    packages = {"dali_aesthetic": environment.get("dali_aesthetic"), "Python": environment.get("python")}
+    packages |= environment.get("packages", {})
+    facts = {
+        "input": "\n".join(map(str, by.get("input", []))),
+        "encoder": str(by.get("encoder", "")),
+        "heads": ", ".join(map(str, by.get("heads", []))),
+        "weights": "\n".join(map(str, weights)),
+        "computed on": str(environment.get("gpu") or ("the CPU" if by.get("device") == "cpu" else "")),
+        "computed in": how,
+        "EXIF orientation": {True: "applied", False: "ignored"}.get(by.get("apply_exif", ""), ""),
+        "versions": ", ".join(f"{name} {version}" for name, version in packages.items() if version),
+    }
+    return [(what, answer) for what, answer in facts.items() if answer]
 
 
 def _heads(found: Survey) -> list[str]:
@@ -231,12 +275,14 @@ def bars(distribution: Distribution) -> dict[str, Any]:
 
 
 def preset_rows(distribution: Distribution, head: str) -> list[dict[str, Any]]:
-    """Every preset in rising order with its share here and, for LAION's head, its share of LAION-2B-en."""
+    """Every preset in rising order with its share here and of LAION-2B-en; none for another head than theirs,
+    whose scale they don't fit."""
+    if head != LAION_HEAD:
+        return []
     rows = []
     for name, preset in sorted(PRESETS.items(), key=lambda one: one[1].raw):
         kept = distribution.kept_at(preset.raw)
         share = kept / distribution.total if kept is not None and distribution.total else None
-        laion = preset.laion_share if head == LAION_HEAD else None
         rows.append(
             {
                 "name": name,
@@ -244,7 +290,7 @@ def preset_rows(distribution: Distribution, head: str) -> list[dict[str, Any]]:
                 "unit": preset.raw / RAW_PER_UNIT,
                 "kept": kept,
                 "share": share,
-                "laion": laion,
+                "laion": preset.laion_share,
             }
         )
     return rows

@@ -89,10 +89,10 @@ class Picks:
             del chosen[most:]
 
     def bands(self) -> list[tuple[float, float, list[Pick]]]:
-        """(from, to, picks in rising order) for every band with a score, the highest band first."""
+        """(from, to, picks) for every band with a score: the highest band first, and its highest pick."""
         edges = [decimal(edge) for edge in self._bands]
         bands = zip(edges[:-1], edges[1:], self._by_band, strict=True)
-        return [(low, high, _rising(chosen)) for low, high, chosen in bands if chosen][::-1]
+        return [(low, high, _rising(chosen)[::-1]) for low, high, chosen in bands if chosen][::-1]
 
     def at_cut(self) -> list[Pick]:
         """The samples nearest to the cut on both sides, in rising order."""
@@ -105,11 +105,32 @@ def _rising(chosen: list[tuple[float, Pick]]) -> list[Pick]:
 
 @dataclass(frozen=True, slots=True)
 class Thumbnail:
-    """A picture of a sample as a data URI, with key and score."""
+    """A picture of a sample as a data URI, with key and score.
+
+    It is that of the file `source`, or the one at `offset` in it: a byte of a tar, a row of a Parquet file.
+    """
 
     key: str
     score: float
     uri: str
+    source: str
+    offset: int | None = None
+
+    @property
+    def where(self) -> tuple[str, str] | None:
+        """The name of the file and the place in it; None for an image file, which the key names."""
+        kind = extension(self.source)
+        if kind in IMAGE_RANK:
+            return None
+        unit = "row" if kind == "parquet" else "byte"
+        return self.source.rpartition("/")[2], "" if self.offset is None else f"{unit} {self.offset:,}"
+
+    @property
+    def link(self) -> str:
+        """The address of the file for a browser; "" where it has none."""
+        if is_url(self.source):
+            return self.source if self.source.startswith(("http://", "https://")) else ""
+        return Path(self.source).absolute().as_uri()
 
 
 class Thumbnails:
@@ -146,9 +167,12 @@ class Thumbnails:
             else:
                 self._add(pick, row, None)
         if kept:
-            images = kept_images(self._output / shard_file(shard.name), [r["key"] for _, r in kept])
+            tar = self._output / shard_file(shard.name)
+            images = kept_images(tar, [r["key"] for _, r in kept])
             for pick, row in kept:
-                self._add(pick, row, images.get(row["key"]))
+                found = images.get(row["key"])
+                place = {"source_shard": str(tar), "source_offset": None} if found else {}
+                self._add(pick, row | place, found)
 
     def _source(self, row: dict[str, Any]) -> Buffer:
         source = str(row["source_shard"])
@@ -175,7 +199,8 @@ class Thumbnails:
             return
         self._bytes += len(small)
         uri = "data:image/webp;base64," + base64.b64encode(small).decode()
-        self._made[pick.shard.name, pick.row] = Thumbnail(row["key"], pick.score, uri)
+        place = str(row["source_shard"]), row["source_offset"]
+        self._made[pick.shard.name, pick.row] = Thumbnail(row["key"], pick.score, uri, *place)
 
 
 def _shrink(data: Buffer, upright: bool) -> bytes:

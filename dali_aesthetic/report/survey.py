@@ -50,8 +50,8 @@ _MAD_TO_SIGMA = 1.4826
 class Survey:
     """The numbers of the page. `heads` holds a distribution for each score column, the deciding head's first.
 
-    `cut` is the lower bound of the run on the raw scale, or the default preset's for scores alone; `upper` is
-    its inclusive upper bound, None if it had none.
+    `cut` is the lower bound of the run on the raw scale. For scores alone it is the default preset's where
+    that lies within them, else their middle. `upper` is the inclusive upper bound, None if there was none.
     """
 
     record: dict[str, Any]
@@ -86,9 +86,10 @@ def survey(output: Path, by: str | None = None) -> Survey:
     record: dict[str, Any] = {}
     with contextlib.suppress(NotARun, OSError):
         record = read_record(output)
-    cut, upper = run_cut(record)
     columns = head_columns(shards, recorded_heads(record))
-    grids = _grids(shards, columns, [cut] if upper is None else [cut, upper])
+    ranges = {column: score_range(shards, column) or (0.0, 10.0) for column in columns}
+    cut, upper = run_cut(record, ranges[FIRST_HEAD])
+    grids = _grids(ranges, [cut] if upper is None else [cut, upper])
     found = Survey(
         record=record,
         cut=cut,
@@ -105,16 +106,19 @@ def survey(output: Path, by: str | None = None) -> Survey:
     return found
 
 
-def run_cut(record: dict[str, Any]) -> tuple[float, float | None]:
-    """The run's bounds on the raw scale; the default preset's if the record has none."""
-    lower, upper = cut_of(record) or (PRESETS[DEFAULT_PRESET].raw, math.inf)
-    return lower, upper if upper < math.inf else None
+def run_cut(record: dict[str, Any], scores: tuple[float, float]) -> tuple[float, float | None]:
+    """The run's bounds on the raw scale. Where the record has none, one within the lowest and highest of the
+    `scores`."""
+    if found := cut_of(record):
+        return found[0], found[1] if found[1] < math.inf else None
+    default, (low, high) = PRESETS[DEFAULT_PRESET].raw, scores
+    # Rounded to what the page's steps can say.
+    return (default if low <= default <= high else float(f"{(low + high) / 2:.2g}")), None
 
 
-def _grids(shards: Sequence[ShardScores], columns: Sequence[str], cuts: list[float]) -> dict[str, Grid]:
+def _grids(ranges: dict[str, tuple[float, float]], cuts: list[float]) -> dict[str, Grid]:
     grids = {}
-    for column in columns:
-        low, high = score_range(shards, column) or (0.0, 10.0)
+    for column, (low, high) in ranges.items():
         named = [*cuts, *(preset.raw for preset in PRESETS.values())] if column == FIRST_HEAD else []
         grids[column] = make_grid(low, high, named)
     return grids

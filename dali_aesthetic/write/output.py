@@ -236,10 +236,7 @@ def write_run_record(output: str | Path, record: Mapping[str, Any]) -> None:
 def _filter_command(output: str | Path, record: Mapping[str, Any]) -> str:
     """The command that makes this cut from the scores in `output`, to be pasted into a shell."""
     identity = record[layout.IDENTITY]
-    words = ["dali-aesthetic", "filter"]
-    for name in identity.get("input", ()):
-        words += ["--input", name]
-    words += ["--scores", os.fspath(output), "--output", f"{os.fspath(output).rstrip('/')}-cut"]
+    words = layout.recut_words(record, output)
     for name, flag in _CUT_FLAGS.items():
         if identity.get(name) is not None:
             words += [flag, f"{identity[name]:.9g}"]

@@ -108,7 +108,7 @@ def test_the_keyboard_moves_it_one_step(driver: Any, output: Path) -> None:
     slider.send_keys("\ue014")  # the right arrow
     assert shown(driver) == (5.01, kept(output, 5.01))
     assert slider.get_attribute("aria-valuetext").startswith("raw 5.01, keeps ")
-    assert driver.find_element("id", "flag").text == "--raw-threshold 5.01"
+    assert "filter --raw-threshold 5.01 --input in" in driver.find_element("id", "command").text
 
 
 def test_a_typed_number_and_a_preset_move_it(driver: Any, output: Path) -> None:
@@ -139,7 +139,8 @@ def test_an_upper_bound_counts_what_a_run_would_keep(driver: Any, output: Path) 
             "return [...document.querySelectorAll('#groups .kept')].map((cell) => Number(cell.textContent))"
         )
         assert sum(rows) == int(within.sum())
-    assert driver.find_element("id", "flag").text == "--raw-threshold 5 --max-raw-threshold 6"
+    command = driver.find_element("id", "command").text
+    assert "filter --raw-threshold 5 --max-raw-threshold 6 --input in" in command
     outside = driver.execute_script(
         "const isOut = (score) => score < 5 || score > 6;"
         "return [...document.querySelectorAll('#look .band .shot')].filter((s) =>"
@@ -186,6 +187,46 @@ def test_the_pictures_around_the_threshold_are_the_nearest(driver: Any, output: 
             f"return [...document.querySelectorAll('#{box} .shot')].map((s) => Number(s.dataset.score))"
         )
         assert found == pytest.approx(expected.tolist(), abs=1e-6)
+
+
+def test_the_pictures_around_the_cut_come_first_then_the_sliders_and_the_histogram(
+    driver: Any, output: Path
+) -> None:
+    show(driver, output)
+    names = ["cut", "threshold", "histogram", "look"]
+    order = (
+        "return arguments[0].map((name) => document.getElementById(name)).every((one, i, all) =>"
+        " !i || all[i - 1].compareDocumentPosition(one) & Node.DOCUMENT_POSITION_FOLLOWING)"
+    )
+    assert driver.execute_script(order, names)
+    on_screen = "const box = document.getElementById(arguments[0]).getBoundingClientRect();"
+    on_screen += "return box.top >= 0 && box.bottom <= innerHeight"
+    assert driver.execute_script(on_screen, "threshold"), "it sticks to the edge of the screen"
+    driver.execute_script("document.getElementById('look').scrollIntoView()")
+    assert driver.execute_script(on_screen, "threshold")
+
+
+def test_scores_fall_down_the_page_and_within_a_band(driver: Any, output: Path) -> None:
+    show(driver, output)
+    scores = driver.execute_script(
+        "return [...document.querySelectorAll('.band .shot')].map((shot) => Number(shot.dataset.score))"
+    )
+    assert len(scores) > 30
+    assert scores == sorted(scores, reverse=True)
+
+
+def test_a_button_copies_the_whole_command(driver: Any, output: Path) -> None:
+    show(driver, output)
+    driver.execute_cdp_cmd(
+        "Browser.grantPermissions", {"permissions": ["clipboardReadWrite", "clipboardSanitizedWrite"]}
+    )
+    driver.execute_script("document.querySelector('.preset[data-raw=\"4.75\"]').click()")
+    driver.find_element("id", "copy").click()
+    until(driver, "return document.getElementById('copy').textContent === 'Copied'")
+    copied = driver.execute_async_script("navigator.clipboard.readText().then(arguments[0])")
+    assert copied == (
+        f"dali-aesthetic filter --raw-threshold 4.75 --input in --scores {output} --output {output}-cut"
+    )
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shlex
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,17 @@ import pytest
 from typer.testing import CliRunner
 
 from dali_aesthetic.cli import app
-from dali_aesthetic.report.page import embedded, number, percent, report_at, shortest, write_report
+from dali_aesthetic.report.page import (
+    embedded,
+    number,
+    percent,
+    recut_command,
+    report_at,
+    shortest,
+    write_report,
+)
 from dali_aesthetic.types import Status
+from tests.docs.commands import Command, check
 from tests.report.outputs import Item, default_record, make_output
 from tests.stores.fixtures import bucket, s3_server
 from tests.stores.s3 import Bucket
@@ -103,9 +113,9 @@ def test_every_section_is_there(tmp_path: Path) -> None:
     (output / "timing.jsonl").write_text(json.dumps(line) + "\n")
     text = " ".join(Elements(write_report(output).read_text()).text.split())
     for part in (
-        "17 samples in 1 shards", "16 scored by laion-v2", "1 not scored", "Presets", "Quantiles", "By score",
-        "no bytes", "8.5 images/s", "What the score is not", "It bunches around 5", "The Algorithmic Gaze",
-        "sha256 abab", "weights: openai",
+        "17 samples in 1 shard ", "16 scored by laion-v2", "1 not scored", "Presets", "Quantiles",
+        "Pictures by score", "no bytes", "8.5 images/s", "What the score is not", "It bunches around 5",
+        "The Algorithmic Gaze", "clip (sha256 abab", "weights: openai",
     ):  # fmt: skip
         assert part in text, part
 
@@ -125,13 +135,95 @@ def test_speed_is_left_out_where_no_times_were_written(tmp_path: Path) -> None:
     assert 'id="speed"' not in page
 
 
-def test_laions_shares_are_shown_for_its_own_head_only(tmp_path: Path) -> None:
+def test_presets_are_shown_for_their_own_head_only(tmp_path: Path) -> None:
     items = [Item("a", 5.0), Item("b", 6.0)]
     own = write_report(make_output(tmp_path / "v2", {"0": items})).read_text()
     other = write_report(make_output(tmp_path / "v1", {"0": items}, heads=("laion-v1",))).read_text()
     assert "25.3%" in own
     assert "25.3%" not in other
-    assert [p["laion"] for p in data_of(other)["presets"]] == [None] * 10
+    assert len(data_of(own)["presets"]) == 10
+    assert data_of(other)["presets"] == []
+    assert "Presets" not in Elements(other).text
+
+
+def test_nothing_is_shown_that_means_nothing(tmp_path: Path) -> None:
+    record = default_record(5.0, ["random:0"])
+    record["weights"] = record["identity"]["weights"] = [{"name": "random:0", "sha256": ""}]
+    items = [Item(f"k{i}", 4.0 + i / 8) for i in range(16)]
+    output = make_output(tmp_path, {"0": items}, heads=("random:0",), record=record)
+    line = {"run": 1.0, "process": 1, "samples": 16, "seconds": 2.0, "work": {"decode": 1.0}}
+    (output / "timing.jsonl").write_text(json.dumps(line) + "\n")
+    page = Elements(write_report(output).read_text())
+    run = page.text.partition("The run")[2].partition("All options")[0]
+    assert "encoderViT-L-14" in run
+    for nothing in ("sha256", "min_raw", "_"):
+        assert nothing not in run, nothing
+    ids = {attributes.get("id") for _, attributes in page.found}
+    assert "histogram" in ids
+    assert not ids & {"shards", "shard-means", "bad", "rate"}, "of one shard, no bad sample, two seconds"
+    assert "LAION" not in page.text, "another head"
+
+
+def test_a_run_of_many_shards_has_a_chart_of_them(tmp_path: Path) -> None:
+    output = make_output(tmp_path, {str(s): [Item(f"k{s}", 4.0 + s / 8)] for s in range(5)})
+    assert 'id="shard-means"' in write_report(output).read_text()
+
+
+def test_each_picture_links_to_its_file(tmp_path: Path) -> None:
+    output = make_output(tmp_path, {"0": [Item("a", 4.5), Item("b #1", 5.5)]})
+    tar = tmp_path / "in" / "0.tar"
+    page = Elements(write_report(output).read_text())
+    links = {link["href"] for link in page.of("a") if str(link["href"]).startswith("file:")}
+    assert links == {tar.as_uri()}
+    assert "0.tar" in page.text
+    assert "byte 0" in page.text
+    tar.unlink()
+    page = Elements(write_report(output).read_text())
+    links = {link["href"] for link in page.of("a") if str(link["href"]).startswith("file:")}
+    assert links == {(output / "shards" / "0.tar").as_uri()}, "of the kept shard, where the source is gone"
+
+
+def test_scores_alone_of_another_head_are_cut_in_their_middle(tmp_path: Path) -> None:
+    record = default_record(5.0, ["nsfw"])
+    record["identity"] |= {"min_raw": None}
+    output = make_output(
+        tmp_path, {"0": [Item(f"k{i}", i / 10) for i in range(11)]}, heads=("nsfw",), record=record
+    )
+    data = data_of(write_report(output).read_text())
+    assert data["edges"][data["start"]] == 0.5
+    assert data["atLeast"][data["start"]] == 6
+
+
+@pytest.mark.parametrize(
+    ("identity", "config", "expected"),
+    [
+        ({"input": ["a b"]}, {}, "dali-aesthetic filter | --input 'a b' --scores O --output O-cut"),
+        (
+            {"input": ["a"]},
+            {"image_column": "im", "columns": ["n:int", "m"], "follow_links": True},
+            "dali-aesthetic filter | --input a --scores O --output O-cut --image-column im --columns n:int,m"
+            " --follow-links",
+        ),
+        (
+            {"packed": {}, "run": {"input": ["a"]}},
+            {"packed_from": "runs/x/"},
+            "dali-aesthetic filter | --input a --scores runs/x --output runs/x-cut",
+        ),
+        (
+            {"input": ["e"], "input_kind": "embeddings"},
+            {},
+            "dali-aesthetic select | --scores O > keys.txt",
+        ),
+    ],
+    ids=["run", "options", "packed", "embeddings"],
+)
+def test_the_command_cuts_what_the_page_shows(
+    identity: dict[str, Any], config: dict[str, Any], expected: str
+) -> None:
+    record = {"identity": identity, "config": config}
+    assert " | ".join(recut_command(record, "O")) == expected
+    words = [*shlex.split(expected.partition(" > ")[0].replace(" | ", " "))[1:], "--raw-threshold", "5"]
+    check(Command(("dali-aesthetic", *words), 0))
 
 
 def test_random_weights_are_called_so(tmp_path: Path) -> None:
