@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 import shlex
 import time
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
@@ -100,14 +101,17 @@ class _PlainLog:
         elif event == "worker_died":
             _LOG.info("worker %s", fields["message"])
         elif damage:
-            _LOG.info("damaged %s: %s", source, damage)
+            self._write_problem("damaged", source, damage)
         elif event == "shard_failed":
-            cause = _cause(source, fields["error"])
-            self._causes[cause] += 1
-            if self._causes[cause] <= _NAMED:
-                _LOG.info("failed %s: %s", source, cause)
-            elif self._causes[cause] == _NAMED + 1:
-                _LOG.info("further shards of this cause are in the summary: %s", cause)
+            self._write_problem("failed", source, fields["error"])
+
+    def _write_problem(self, verb: str, source: str, text: str) -> None:
+        cause = _cause(source, text)
+        self._causes[alike := _alike(cause)] += 1
+        if self._causes[alike] <= _NAMED:
+            _LOG.info("%s %s: %s", verb, source, cause)
+        elif self._causes[alike] == _NAMED + 1:
+            _LOG.info("further shards of this cause are in the summary: %s", cause)
 
 
 class _ToConsole(logging.Handler):
@@ -189,16 +193,28 @@ def problems(stats: RunStats, console: Console) -> None:
         console.print(f"[yellow]worker[/] {escape(incident)}")
     for warning in stats.reports.warnings.lines():
         console.print(f"[yellow]warning[/] {escape(warning)}", soft_wrap=True)
-    for report in stats.damaged:
-        console.print(f"[yellow]damaged[/] {escape(report.source)}: {escape(report.damage)}")
-    by_cause: dict[str, list[str]] = {}
-    for report in stats.failed:
-        by_cause.setdefault(_cause(report.source, report.error), []).append(report.source)
-    for cause, sources in by_cause.items():
+    damaged = ((report.source, report.damage) for report in stats.damaged)
+    failed = ((report.source, report.error) for report in stats.failed)
+    for verb, found in (("[yellow]damaged[/]", damaged), ("[red]failed[/]", failed)):
+        for line in _by_cause(found):
+            console.print(f"{verb} {escape(line)}", soft_wrap=True)
+
+
+def _by_cause(problems: Iterable[tuple[str, str]]) -> Iterator[str]:
+    """A line for each cause, with its shards. Texts that differ only in numbers are one cause."""
+    by_cause: dict[str, tuple[list[str], list[str]]] = {}
+    for source, text in problems:
+        cause = _cause(source, text)
+        sources, causes = by_cause.setdefault(_alike(cause), ([], []))
+        sources.append(source)
+        causes.append(cause)
+    for sources, causes in by_cause.values():
         named = ", ".join(sources[:_NAMED]) + ("" if len(sources) <= _NAMED else ", ...")
-        count = "" if len(sources) == 1 else f"{len(sources):,} shards: "
-        what = f"{named}: {cause}" if len(sources) == 1 else f"{cause} ({named})"
-        console.print(f"[red]failed[/] {count}{escape(what)}", soft_wrap=True)
+        if len(sources) == 1:
+            yield f"{named}: {causes[0]}"
+        else:
+            first = "" if len(set(causes)) == 1 else "the first: "
+            yield f"{len(sources):,} shards: {first}{causes[0]} ({named})"
 
 
 def as_dict(result: RunResult, config: Config) -> dict[str, Any]:
@@ -258,6 +274,11 @@ def share(part: int, whole: int) -> str:
 
 def _cause(source: str, error: str) -> str:
     return error.removeprefix(source).lstrip(": ")
+
+
+def _alike(cause: str) -> str:
+    """What is equal for problems of one kind, whose texts differ in counts and places."""
+    return re.sub(r"\d[\d,.]*", "0", cause)
 
 
 def _threshold(result: RunResult, config: Config) -> str:

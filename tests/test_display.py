@@ -87,6 +87,20 @@ def test_shards_that_fail_of_one_cause_are_one_line(stats: RunStats) -> None:
     assert one == "failed x.tar: cut"
 
 
+def test_causes_that_differ_in_numbers_only_are_one_line(stats: RunStats) -> None:
+    for n in range(45):
+        counts = f"{100 + n} of its {200 + n} samples are bad, more than --max-bad-fraction 0.5 allows"
+        damage = f"cut at byte {n}, and the rest of a tar of a very long name is missing from there on"
+        stats.reports.append(ShardReport(name=f"f{n}", source=f"f{n}.tar", error=f"f{n}.tar: {counts}"))
+        stats.reports.append(ShardReport(name=f"d{n}", source=f"d{n}.tar", damage=damage))
+    console = Console(file=io.StringIO(), width=80)
+    problems(stats, console)
+    damaged, failed = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert damaged.startswith("damaged 45 shards: the first: cut at byte 0, and")
+    assert failed.startswith("failed 45 shards: the first: 100 of its 200 samples are bad, more")
+    assert failed.endswith("f8.tar, f9.tar, ...)")
+
+
 def test_warnings_are_counted_in_the_summary_and_its_json(stats: RunStats) -> None:
     apart = "members that came twice in one sample"
     for n in range(2000):
@@ -127,14 +141,17 @@ def test_a_log_file_gets_a_cause_ten_times_and_each_death_and_damage(stats: RunS
         for n in range(31):
             error = f"[{n}].tar can't be read:\nthere is no such object in the whole of this bucket"
             stats.reports.append(ShardReport(name=f"{n}", source=f"[{n}].tar", error=error))
-        stats.reports.append(ShardReport(name="b", source="b.tar", damage="cut at byte 7"))
+        stats.reports += [
+            ShardReport(name=f"{n}", source=f"{n}.tar", damage=f"cut at byte {n}") for n in range(31)
+        ]
         stats.incidents.append("GPU 1 died by SIGKILL")
     lines = [line[20:] for line in console.file.getvalue().splitlines()]  # type: ignore[attr-defined]
     cause = "can't be read: there is no such object in the whole of this bucket"
     assert lines == [
         *(f"failed [{n}].tar: {cause}" for n in range(10)),
         f"further shards of this cause are in the summary: {cause}",
-        "damaged b.tar: cut at byte 7",
+        *(f"damaged {n}.tar: cut at byte {n}" for n in range(10)),
+        "further shards of this cause are in the summary: cut at byte 10",
         "worker GPU 1 died by SIGKILL",
     ]
 

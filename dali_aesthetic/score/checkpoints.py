@@ -9,6 +9,7 @@ import _codecs
 import json
 import pickle
 import re
+import tarfile
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -176,6 +177,10 @@ def _read_file(path: Path) -> dict[str, Tensor]:
         with torch.serialization.safe_globals(_NUMPY_GLOBALS):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the unpickler raises nearly any type for a damaged file
+        is_tar = tarfile.is_tarfile(path)
+        if is_tar or _head(path)[:1] not in (b"P", b"\x80"):  # neither a zip nor a pickle
+            kind = "a tar" if is_tar else f"no checkpoint (it begins with {_head(path)!r})"
+            raise ValueError(f"{path} is {kind}: give a checkpoint, torch's or safetensors") from None
         raise ValueError(
             f"{path} is no checkpoint of plain tensors, and nothing else is loaded from a pickle "
             f'({_pickle_problem(error)}); where you trust it, keep its tensors: python -c "import torch; c = '

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import importlib.util
 import json
+import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,10 @@ RGB = tuple[float, float, float]
 OPENAI_MEAN: RGB = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD: RGB = (0.26862954, 0.26130258, 0.27577711)
 """Channel statistics of pixels in [0, 1] that CLIP was trained with (openai/CLIP, `clip.py`)."""
+
+HEADS = ("laion-v2", "laion-v1", "random")
+"""The heads that have a name."""
+_LETTERS = re.compile("[^a-z0-9]")
 
 _DIMENSIONS = frozenset({"image_size", "patch_size", "width", "layers", "head_width", "mlp_ratio"})
 """The fields of open_clip's `vision_cfg` that size the plain ViT of `clip.py`; others change its layers."""
@@ -73,8 +79,8 @@ def spec_of(encoder: str) -> TowerSpec:
     config = model_config(encoder) if ":" not in encoder else None
     if config is None:
         raise ValueError(
-            f"encoder {encoder!r}: open_clip has no such model; use a ViT such as ViT-L-14, ViT-B-32, "
-            "ViT-B-32-quickgelu or ViT-H-14 (`open_clip.list_models()` names them all)"
+            f"encoder {encoder!r}: open_clip has no such model{meant('encoder', encoder)}; use a ViT such as "
+            "ViT-L-14, ViT-B-32, ViT-B-32-quickgelu or ViT-H-14 (`open_clip.list_models()` names them all)"
         )
     vision = config["vision_cfg"]
     _refuse_other_towers(encoder, vision)
@@ -90,6 +96,37 @@ def spec_of(encoder: str) -> TowerSpec:
         embed_dim=config["embed_dim"],
         quick_gelu=bool(config.get("quick_gelu", False)),
     )
+
+
+def meant(option: str, given: str, encoder: str = "") -> str:
+    """In brackets, the known names near to a wrong one that was `given` as head, encoder or weights.
+
+    A name of another option, and weights of another encoder, are told as such. "" if none is near.
+    """
+    import open_clip  # slow: see `model_config`
+
+    tags = {tag for _, tag in open_clip.list_pretrained()}
+    known = {"head": set(HEADS), "encoder": set(open_clip.list_models()), "weights": tags | {"random"}}
+    if option == "weights":
+        known[option] = {"random", *open_clip.list_pretrained_tags_by_model(encoder)}
+        if given in tags:
+            models = ", ".join(open_clip.list_pretrained_models_by_tag(given))
+            return f" (they are weights of {models}; {encoder} has {', '.join(sorted(known[option]))})"
+    for closeness in (1.0, 0.6):
+        if near := _near(given, known[option], closeness):
+            return f" (did you mean {' or '.join(near)}?)"
+        for other in (name for name in known if name != option):
+            if near := _near(given, known[other], max(closeness, 0.85)):
+                return f" ({near[0]} is a name for --{other})"
+    return ""
+
+
+def _near(given: str, names: Iterable[str], closeness: float) -> list[str]:
+    """At most two of `names` that are close to it but for case and punctuation."""
+    plain = {_LETTERS.sub("", name.casefold()): name for name in sorted(names)}
+    return [
+        plain[n] for n in difflib.get_close_matches(_LETTERS.sub("", given.casefold()), plain, 2, closeness)
+    ]
 
 
 def model_config(encoder: str) -> Mapping[str, Any] | None:

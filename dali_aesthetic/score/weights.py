@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import logging
 import math
@@ -27,7 +26,7 @@ from dali_aesthetic.score.checkpoints import (
 from dali_aesthetic.score.clip import VisionTower
 from dali_aesthetic.score.head import Head, head_from_state
 from dali_aesthetic.score.published import NotHere, PublishedWeights, ResolvedFile, WeightsUnavailable
-from dali_aesthetic.score.spec import TowerSpec, model_config, spec_of
+from dali_aesthetic.score.spec import HEADS, TowerSpec, meant, model_config, spec_of
 
 _LOG = logging.getLogger(__name__)
 _NAMED_HEAD = re.compile(r"(?P<name>[A-Za-z][\w-]*)=(?P<head>.+)")
@@ -113,14 +112,9 @@ def _given_tower(encoder: str, weights: str, model_dir: Path | None) -> tuple[Pa
     try:
         return weights_file(Path(weights).expanduser()), None
     except ValueError as error:
-        import open_clip  # here: it takes seconds, and workers load this module before they are forked
-
-        tags = open_clip.list_pretrained_tags_by_model(encoder)
-        near = difflib.get_close_matches(weights, ["openai", "random", *tags], n=2)
-        meant = f" (did you mean {' or '.join(near)}?)" if near else ""
         raise ValueError(
-            f"weights {weights!r}: {error}{meant}; give openai, random[:SEED], hf-hub:ORG/REPO[@REVISION], "
-            "a tag of open_clip's or a path"
+            f"weights {weights!r}: {error}{meant('weights', weights, encoder)}; give openai, random[:SEED], "
+            "hf-hub:ORG/REPO[@REVISION], a tag of open_clip's or a path"
         ) from error
 
 
@@ -156,7 +150,8 @@ def load_head(head: str, encoder: str, embed_dim: int, model_dir: Path | None) -
         relu = {"relu": True, "linear": False}.get(suffix)
         mlp = head_from_state(read_tensors(path), relu)
     except ValueError as error:
-        raise ValueError(f"head {head!r}: {error}") from error
+        named_wrong = "" if Path(plain).expanduser().exists() else meant("head", plain)
+        raise ValueError(f"head {head!r}: {error}{named_wrong}") from error
     return Head(path.stem, mlp), _own(f"{path.name}:{suffix}" if suffix else path.name, path)
 
 
@@ -226,7 +221,7 @@ def _published_tower(encoder: str, weights: str) -> PublishedWeights | None:
 
 def _published_head(encoder: str, head: str) -> PublishedWeights | None:
     """The head `laion-v2` or `laion-v1`; None for any other. Raises ValueError for the wrong encoder."""
-    if head not in ("laion-v2", "laion-v1"):
+    if head not in HEADS[:2]:
         return None
     trained = {"ViT-L-14": published.LAION_V2} if head == "laion-v2" else published.LAION_V1
     if published.openai_model(encoder) not in trained:

@@ -24,6 +24,11 @@ from dali_aesthetic.write.rows import read_columns
 _ABSENT = "(not set)"
 _CUT_FLAGS = {"min_raw": "--raw-threshold", "max_raw": "--max-raw-threshold"}
 _CUT = tuple(f"{name}: " for name in _CUT_FLAGS)
+_KINDS = {
+    "scored_by": "the samples that `filter` cut",
+    "run": "the shards that `compact` packed",
+    "input_kind": "the scores of stored embeddings",
+}
 _MOST_STATS, _STATS_AT_ONCE = 2000, 16
 """Stats of shards done before that a rerun reads: each is a request to a store."""
 
@@ -221,6 +226,12 @@ def write_run_record(output: str | Path, record: Mapping[str, Any]) -> None:
         text = json.dumps(record, indent=2, sort_keys=True, allow_nan=False) + "\n"
         write_once(final, text.encode())
     if differences := check_run_record(output, record):
+        there, here = (_kind(each[layout.IDENTITY]) for each in (layout.read_record(output), record))
+        if there != here:
+            other = f"{os.fspath(output).rstrip('/')}-2"
+            raise RunMismatch(
+                f"{output} holds {there}; {here} need an output of their own: give --output {other}"
+            )
         listed = "\n  ".join(differences)
         if all(difference.startswith(_CUT) for difference in differences):
             raise RunMismatch(
@@ -231,6 +242,14 @@ def write_run_record(output: str | Path, record: Mapping[str, Any]) -> None:
             f"{output} holds the results of another run; its {layout.RECORD} differs in:\n  {listed}\n"
             "Give the same options again, or another output folder."
         )
+
+
+def _kind(identity: Mapping[str, Any]) -> str:
+    """What an output holds, by the identity in its run record."""
+    for field, kind in _KINDS.items():
+        if field in identity:
+            return kind
+    return "the results of a run"
 
 
 def _filter_command(output: str | Path, record: Mapping[str, Any]) -> str:

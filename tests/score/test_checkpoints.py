@@ -24,6 +24,7 @@ from dali_aesthetic.score.clip import VisionTower, normalize
 from dali_aesthetic.score.published import OPENAI_SHA256
 from dali_aesthetic.score.spec import TowerSpec
 from dali_aesthetic.score.weights import load_tower, present
+from tests.shards.tar_factory import pack
 
 
 @pytest.fixture(scope="module")
@@ -312,8 +313,10 @@ def test_missing_extra_and_misshapen_tensors_are_named(
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "no checkpoint of plain tensors"),
-        (b"not a checkpoint at all", "no checkpoint of plain tensors"),
+        (b"", r"no checkpoint \(it begins with b''\): give a checkpoint"),
+        (b"not a checkpoint at all", "no checkpoint .it begins with b'not a che'"),
+        (b"PK\3\4 cut", "no checkpoint of plain tensors"),
+        (pack([("a.jpg", b"x")]), "weights.pt is a tar: give a checkpoint"),
         (b"\x40\x00\x00\x00\x00\x00\x00\x00{damaged", "damaged safetensors"),
     ],
 )
@@ -321,6 +324,8 @@ def test_files_that_are_no_checkpoint_are_refused(tmp_path: Path, content: bytes
     path = tmp_path / "weights.pt"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=message):
+        read_clip(path)
+    with pytest.raises(ValueError, match=r"^((?!weights_only=True).)*$"):  # torch's advice
         read_clip(path)
     with pytest.raises(ValueError, match="no such file or folder"):
         read_clip(tmp_path / "absent")

@@ -10,7 +10,7 @@ from pathlib import Path
 import open_clip
 import pytest
 
-from dali_aesthetic.score.spec import model_config, spec_of
+from dali_aesthetic.score.spec import meant, model_config, spec_of
 
 ALL_CONFIGS = """
 import json, sys
@@ -76,3 +76,28 @@ def test_specs_of_open_clip_names() -> None:
 def test_other_encoders_are_refused(name: str, why: str) -> None:
     with pytest.raises(ValueError, match=f"(?s)encoder '{name}'.*{why}.*ViT-L-14"):
         spec_of(name)
+
+
+@pytest.mark.parametrize(
+    ("option", "given", "expected"),
+    [
+        ("head", "laion_v2", " (did you mean laion-v2?)"),
+        ("head", "laion2b_s34b_b79k", " (laion2b_s34b_b79k is a name for --weights)"),
+        ("head", "ViT-B-32", " (ViT-B-32 is a name for --encoder)"),
+        ("head", "ramdom", " (did you mean random?)"),
+        ("head", "mine.pth", ""),
+        ("weights", "laion_v2", " (laion-v2 is a name for --head)"),
+        ("weights", "open-ai", " (did you mean openai?)"),
+        ("weights", "laion2b_s32b_b82", " (did you mean laion2b_s32b_b82k?)"),
+        ("encoder", "vit-l/14", " (did you mean ViT-L-14?)"),
+        ("encoder", "laion-v2", " (laion-v2 is a name for --head)"),
+    ],
+)
+def test_a_wrong_name_gets_its_near_match_of_any_option(option: str, given: str, expected: str) -> None:
+    assert meant(option, given, "ViT-L-14") == expected
+
+
+def test_weights_of_another_encoder_are_told_as_such() -> None:
+    told = meant("weights", "laion2b_s34b_b79k", "ViT-L-14")
+    assert told.startswith(" (they are weights of ViT-B-32; ViT-L-14 has commonpool_xl_clip")
+    assert "openai, random)" in told

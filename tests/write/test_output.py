@@ -79,6 +79,21 @@ def test_another_cut_is_refused_with_the_command_that_makes_it_from_the_scores(t
     assert "filter" not in str(error.value)
 
 
+def test_an_output_of_another_kind_is_refused_in_a_line(tmp_path: Path) -> None:
+    run = {"input": ["x"], "encoder": "y"}
+    cut, packed = {"scored_by": run, "min_raw": 5.0}, {"run": run}
+    for name, there, here, told in (
+        ("a", run, cut, "the results of a run; the samples that `filter` cut need"),
+        ("b", cut, run, "the samples that `filter` cut; the results of a run need"),
+        ("c", run, packed, "the results of a run; the shards that `compact` packed need"),
+    ):
+        out = tmp_path / name
+        write_run_record(out, {"identity": there})
+        with pytest.raises(RunMismatch) as error:
+            write_run_record(out, {"identity": here})
+        assert str(error.value) == f"{out} holds {told} an output of their own: give --output {out}-2"
+
+
 @pytest.mark.parametrize("content", [b"", b"{}", b"[]", b"\xff", b"no json"])
 def test_an_unreadable_record_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "run.json").write_bytes(content)
