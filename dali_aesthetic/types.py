@@ -103,12 +103,26 @@ class ShardEnd:
     warnings: tuple[str, ...] = ()
 
 
+class ScanHeader(NamedTuple):
+    """What a JPEG states of its first scan, whose data begin at byte `start`.
+
+    `interval` is the restart interval (0: none). `content` is the scan header's, `tables` that of the DHT
+    segments.
+    """
+
+    start: int
+    interval: int
+    content: bytes
+    tables: bytes
+
+
 class ImageHeader(NamedTuple):
     """The result of the header check, without decoding. Width and height are 0 where unknown.
 
     They are the stored image's, before any turning. `orientation` is EXIF's, 1 (upright) to 8, or 0 where
     the header check can't tell. `layout` is a sequential JPEG's sampling factors, a byte a component: what
-    the hardware decoder must see alike in a batch. It is empty for everything else.
+    the hardware decoder must see alike in a batch. It is empty for everything else. `scan` is there for a
+    sequential JPEG of one scan in Huffman's code.
     """
 
     format: str
@@ -119,6 +133,7 @@ class ImageHeader(NamedTuple):
     message: str = ""
     orientation: int = 1
     layout: bytes = b""
+    scan: ScanHeader | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,7 +21,7 @@ import torch
 
 from dali_aesthetic.decode.geometry import resize_steps
 from dali_aesthetic.decode.handoff import assemble, to_torch
-from dali_aesthetic.decode.headers import Limits, picture_alone
+from dali_aesthetic.decode.headers import Limits, picture_alone, probe
 from dali_aesthetic.decode.jpeg import (
     COMMON_LAYOUT,
     ENGINE_LAYOUTS,
@@ -189,7 +189,10 @@ class DaliDecoder:
             return tuple
         images = [_image(batch, row) for row in rows]
         long = [row for row, image in zip(rows, images, strict=True) if len(image) > _MOST_CHECKED]
-        pending = self._scan_check.start([image if len(image) <= _MOST_CHECKED else b"" for image in images])
+        pending = self._scan_check.start(
+            [image if len(image) <= _MOST_CHECKED else b"" for image in images],
+            [batch.headers[row] for row in rows],
+        )
         return lambda: [*long, *compress(rows, pending.short())]
 
     def _routed(self, header: ImageHeader) -> ImageHeader:
@@ -282,7 +285,8 @@ def _scan_check(device: torch.device) -> ScanCheck | None:
 
         check = ScanCheck(device)
         for restarts in (0, 1):  # compiles, which is done beside the encoder's start
-            check.start([blank_jpeg(restarts)]).short()
+            blank = blank_jpeg(restarts)
+            check.start([blank], [probe(blank, Limits())]).short()
     except Exception as error:  # the import's, the compiler's, Triton's and the driver's are of many types
         _log.warning("%s: %s: %s", _UNCHECKED, type(error).__name__, error)
         return None

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from dali_aesthetic.decode import jpeg_scans
 from dali_aesthetic.decode.jpeg_scans import MOST_SCANS, Frame, Scans
-from dali_aesthetic.types import Buffer, ImageHeader, Route, Status
+from dali_aesthetic.types import Buffer, ImageHeader, Route, ScanHeader, Status
 
 _WINDOWS = (4096, 65536)
 """Bytes searched first: most files hold their headers in the first window, those with EXIF in the second."""
@@ -21,15 +21,16 @@ _MARKERS = range(4096)
 """Markers walked at most before the first scan; real files have a few dozen."""
 _MOST_JUNK = 1 << 16
 """Bytes between segments that are passed over, as Pillow and libjpeg do, one by one."""
-_SOS, _EOI, _DRI, _APP1, _APP14, _FILL = 0xDA, 0xD9, 0xDD, 0xE1, 0xEE, 0xFF
+_SOS, _EOI, _DHT, _DRI, _APP1, _APP14, _FILL = 0xDA, 0xD9, 0xC4, 0xDD, 0xE1, 0xEE, 0xFF
 _STANDALONE = frozenset({0x01, *range(0xD0, 0xD8)})
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _DALI_FRAMES = frozenset({0xC0, 0xC1, 0xC2})
 """Baseline, extended sequential and progressive Huffman. The rest (lossless, arithmetic) goes to Pillow."""
+_ONE_SCAN_FRAMES = frozenset({0xC0, 0xC1})
 _PROGRESSIVE_FRAMES = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
-_TOLD = _FRAMES | _STANDALONE | {0x00, _SOS, _EOI, _DRI, _APP1, _APP14, _FILL}
+_TOLD = _FRAMES | _STANDALONE | {0x00, _SOS, _EOI, _DHT, _DRI, _APP1, _APP14, _FILL}
 _SKIPPED = bytes(word >= 0xFF00 and word & 0xFF not in _TOLD for word in range(1 << 16))
-"""1 for every marker (two bytes) of a segment that is skipped: tables, comments, ..."""
+"""1 for every marker (two bytes) of a segment that is skipped: quantization tables, comments, ..."""
 _segment = struct.Struct(">HH").unpack_from
 _next_marker = re.compile(rb"\xff[^\x00\xff]").search
 _frame_fields = struct.Struct(">BHHB").unpack_from
@@ -39,6 +40,7 @@ UPRIGHT, UNCLEAR = 1, 0
 _EXIF = b"Exif\0\0"
 _ORIENTATION_TAG, _SHORT = 0x0112, 3
 _DALI, _PILLOW, _OK = Route.DALI, Route.PILLOW, Status.OK
+_WHOLE, _NO_END, _TOO_MANY = Scans.WHOLE, Scans.NO_END, Scans.TOO_MANY
 _FACTORS = bytes(across << 4 | down for across in range(1, 5) for down in range(1, 5))
 """The sampling factors that a frame header may state (T.81, B.2.2)."""
 ONE_COMPONENT = b"\x11"
@@ -54,6 +56,7 @@ class _Segments(NamedTuple):
 
     frame: int
     scan: int
+    tables: bytes
     app1: list[bytes]
     adobe: int
     interval: int
@@ -92,7 +95,7 @@ def _walk(data: bytes) -> _Segments | ImageHeader | None:
     position, last = 2, len(data) - 4
     frame, interval, junk = -1, 0, 0
     app1: list[bytes] = []
-    adobe = _NO_ADOBE
+    adobe, tables = _NO_ADOBE, b""
     for _ in _MARKERS:
         if position > last:
             return None
@@ -102,7 +105,7 @@ def _walk(data: bytes) -> _Segments | ImageHeader | None:
             continue
         marker = word & 0xFF
         if marker == _SOS and word > 0xFF00 and length > 1:
-            return _Segments(frame, position, app1, adobe, interval, junk)
+            return _Segments(frame, position, tables, app1, adobe, interval, junk)
         if word <= 0xFF00 or marker == _FILL:
             found = _next_marker(data, position)
             if found is None:
@@ -122,7 +125,9 @@ def _walk(data: bytes) -> _Segments | ImageHeader | None:
             junk += 1
             position += 4
             continue
-        if marker in _FRAMES:
+        if marker == _DHT:
+            tables += data[position + 4 : position + 2 + length]
+        elif marker in _FRAMES:
             frame = position
         elif marker == _DRI:
             interval = int.from_bytes(data[position + 4 : position + 6], "big")
@@ -149,17 +154,21 @@ def _judge(image: Buffer, data: bytes, found: _Segments) -> ImageHeader:
     parts = data[frame + 10 : frame + min(10 + 3 * components, 2 + _segment(data, frame)[1])]
     names, sampling, kind = parts[::3], parts[1::3], data[frame + 1]
     fields = Frame(kind in _PROGRESSIVE_FRAMES, width, height, names[: len(sampling)], sampling)
-    scans = jpeg_scans.check(image, found.scan, fields, found.interval)
-    if scans is Scans.NO_END:
+    start = found.scan + 2 + _segment(data, found.scan)[1]
+    scan = ScanHeader(start, found.interval, bytes(image[found.scan + 4 : start]), found.tables)
+    scans = jpeg_scans.check(image, found.scan, scan, fields)
+    if scans is _NO_END:
         return refused("jpeg", Status.TRUNCATED, "JPEG: no end marker after the scan", width, height)
-    if scans is Scans.TOO_MANY:
+    if scans is _TOO_MANY:
         return refused("jpeg", Status.TOO_LARGE, f"JPEG: more than {MOST_SCANS} scans", width, height)
     # Four components are CMYK: the reference resizes before it converts to RGB, DALI after.
     plain = found.adobe != 0 and names != b"RGB" if components == 3 else components == 1
-    plain = plain and scans is Scans.WHOLE and not found.junk and not sampling.translate(None, _FACTORS)
+    plain = plain and scans is _WHOLE and not found.junk and not sampling.translate(None, _FACTORS)
     route = _DALI if plain and kind in _DALI_FRAMES else _PILLOW
     turned = orientation(found.app1) if found.app1 else UPRIGHT
-    return ImageHeader("jpeg", width, height, route, _OK, "", turned, b"" if fields.progressive else sampling)
+    layout = b"" if fields.progressive else sampling
+    judged = scan if kind in _ONE_SCAN_FRAMES and scan.content[1:-3:2] == names else None
+    return ImageHeader("jpeg", width, height, route, _OK, "", turned, layout, judged)
 
 
 def _transform(app14: bytes) -> int:

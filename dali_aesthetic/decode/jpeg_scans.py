@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dali_aesthetic.types import Buffer
+from dali_aesthetic.types import Buffer, ScanHeader
 
 MOST_SCANS = 100
 """More are refused: each scan of a progressive JPEG can cost a pass over the picture for a few bytes.
@@ -51,21 +51,20 @@ class Scans(Enum):
     TOO_MANY = "too many scans"
 
 
-def check(image: Buffer, scan: int, frame: Frame, interval: int) -> Scans:
-    """Walk from the first scan's marker at `scan` to the end marker; `interval` is the restart interval."""
-    if not (frame.progressive or interval):
-        number = len(frame.names)
-        header = bytes(image[scan + 4 : scan + 2 + _length(image, scan)])
+def check(image: Buffer, at: int, scan: ScanHeader, frame: Frame) -> Scans:
+    """Walk from the first scan's marker at byte `at` to the end marker."""
+    if not (frame.progressive or scan.interval):
+        header, number = scan.content, len(frame.names)
         if header[:1] == bytes([number]) and header[1 : 1 + 2 * number : 2] == frame.names:
-            marker = first_marker(image, scan + 4 + len(header))
+            marker = first_marker(image, at + 4 + len(header))
             if marker >= 0 and image[marker + 1] == _EOI and len(header) >= 4 + 2 * number:
                 return Scans.WHOLE
-    outcome = _walk(image, scan, frame, interval)
+    outcome = _walk(image, at, frame, scan.interval)
     if outcome is not Scans.SUSPECT:
         return outcome
-    if sum(1 for _ in islice(_scan_markers(image, scan), MOST_SCANS + 1)) > MOST_SCANS:
+    if sum(1 for _ in islice(_scan_markers(image, at), MOST_SCANS + 1)) > MOST_SCANS:
         return Scans.TOO_MANY
-    return outcome if _end_marker(image, scan) else Scans.NO_END
+    return outcome if _end_marker(image, at) else Scans.NO_END
 
 
 def first_marker(image: Buffer, start: int) -> int:
@@ -77,7 +76,9 @@ def first_marker(image: Buffer, start: int) -> int:
     bytes_B = np.frombuffer(image, np.uint8)
     for first in range(start, len(bytes_B) - 1, _WINDOW):
         part_B = bytes_B[first : first + _WINDOW + 1]
-        is_marker_B = (part_B[:-1] == 0xFF) & (part_B[1:] != 0)
+        is_marker_B = part_B[:-1] == 0xFF
+        ones_B = is_marker_B.view(np.uint8)
+        np.minimum(ones_B, part_B[1:], out=ones_B)  # "and not 0", in one pass less
         if is_marker_B[found := int(is_marker_B.argmax())]:
             return first + found
     return -1

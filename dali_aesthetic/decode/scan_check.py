@@ -9,8 +9,6 @@ Shape legend: N images, S Huffman tables, R rows of 256 codes."""
 
 from __future__ import annotations
 
-import re
-import struct
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -20,12 +18,8 @@ import torch
 import triton
 import triton.language as tl
 
-from dali_aesthetic.types import Buffer
+from dali_aesthetic.types import Buffer, ImageHeader
 
-_WINDOWS = (4096, 65536)
-_next_marker = re.compile(rb"\xff[^\x00\xff]").search
-_segment = struct.Struct(">HH").unpack_from
-_frame_fields = struct.Struct(">BHHB").unpack_from
 _MOST_BLOCKS = 10
 """Blocks of an MCU (T.81, B.2.3)."""
 _MOST_BYTES = 1 << 27
@@ -42,18 +36,6 @@ _CHUNK, _ENTRIES = tl.constexpr(4096), tl.constexpr(1024)
 _AHEAD = tl.constexpr(24)
 """Words from the current one to those that are fetched into the cache, 32 each `_CODES` codes."""
 _MARGIN = 64  # words behind the last scan that may be read
-
-
-class _Scan(NamedTuple):
-    """A scan's header fields. `tables` are the contents of DHT's segments, `factors` a byte a component."""
-
-    start: int
-    width: int
-    height: int
-    interval: int
-    factors: bytes
-    header: bytes
-    tables: bytes
 
 
 class _Coding(NamedTuple):
@@ -100,9 +82,9 @@ class ScanCheck:
         on_gpu = device.type == "cuda"
         self._stream = torch.cuda.Stream(device) if on_gpu else None  # type: ignore[no-untyped-call]
 
-    def start(self, images: Sequence[Buffer]) -> Pending:
+    def start(self, images: Sequence[Buffer], headers: Sequence[ImageHeader]) -> Pending:
         """Copy and launch, and wait for nothing. The images' bytes are free again at the return."""
-        batch = _Batch(images)
+        batch = _Batch(images, headers)
         rows_N = batch.rows_N
         if not len(rows_N):
             return Pending(len(images), rows_N, torch.zeros(0, dtype=torch.bool))
@@ -122,15 +104,15 @@ class ScanCheck:
 class _Batch:
     """The kernels' inputs, as parts of one buffer: fields of the images, rows, tables, scans."""
 
-    def __init__(self, images: Sequence[Buffer]) -> None:
+    def __init__(self, images: Sequence[Buffer], headers: Sequence[ImageHeader]) -> None:
         codings: dict[tuple[bytes, bytes, bytes], tuple[int, _Coding] | None] = {}
         tables: list[bytes] = []
         rows, fields, scans = [], [], []
-        for row, image in enumerate(images):
-            scan = _scan(image)
-            if scan is None:
+        for row, (image, header) in enumerate(zip(images, headers, strict=True)):
+            if header.scan is None or not header.scan.start < len(image) <= _MOST_BYTES:
                 continue
-            key = scan[4:]
+            start, interval, content, contents = header.scan
+            key = (header.layout, content, contents)
             if key not in codings:
                 coding = _coding(*key)
                 codings[key] = coding and (len(tables), coding)
@@ -139,9 +121,9 @@ class _Batch:
             if placed is None:
                 continue
             first, (_, blocks, across, down) = placed
-            scans.append(np.frombuffer(image, np.uint8, offset=scan.start))
-            mcus = -(-scan.width // across) * -(-scan.height // down)
-            fields.append((0, len(image) - scan.start, 0, first, blocks, mcus, scan.interval or _NO_INTERVAL))
+            scans.append(np.frombuffer(image, np.uint8, offset=start))
+            mcus = -(-header.width // across) * -(-header.height // down)
+            fields.append((0, len(image) - start, 0, first, blocks, mcus, interval or _NO_INTERVAL))
             rows.append(row)
         self._fields_FN = np.array(fields, np.int64).reshape(-1, _FIELDS).T
         # The threads of a program wait for the longest among them.
@@ -194,47 +176,6 @@ class _Batch:
             num_warps=threads // 32,
         )
         return short_N
-
-
-def _scan(image: Buffer) -> _Scan | None:
-    """The fields of a sequential JPEG's first scan; None where it isn't to be judged."""
-    if len(image) > _MOST_BYTES:
-        return None
-    for window in (*_WINDOWS, len(image)):
-        data = bytes(image[:window])
-        found = _walk(data)
-        if found is not None or window >= len(image):
-            return found
-    return None
-
-
-def _walk(data: bytes) -> _Scan | None:
-    position, last, interval = 2, len(data) - 4, 0
-    frame, tables = b"", b""
-    while position <= last:
-        word, length = _segment(data, position)
-        if word == 0xFFFF:
-            found = _next_marker(data, position)
-            position = found.start() if found else len(data)
-            continue
-        if 0xFFD0 <= word < 0xFFD8 or word == 0xFF01:
-            position += 2
-            continue
-        end = position + 2 + length
-        if word == 0xFFC4:
-            tables += data[position + 4 : end]
-        elif 0xFFC0 <= word < 0xFFD0 and word != 0xFFC8:
-            frame = data[position + 4 : end] if word <= 0xFFC1 else b""
-        elif word == 0xFFDD:
-            interval = int.from_bytes(data[position + 4 : end], "big")
-        elif word == 0xFFDA:
-            header = data[position + 4 : end]
-            if len(frame) < 9 or len(header) != length - 2 or header[1:-3:2] != frame[6::3]:
-                return None
-            _, height, width, _ = _frame_fields(frame)
-            return _Scan(end, width, height, interval, frame[7::3], header, tables)
-        position = end
-    return None
 
 
 def _coding(factors: bytes, header: bytes, contents: bytes) -> _Coding | None:

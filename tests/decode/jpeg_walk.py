@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 
 from dali_aesthetic.decode.jpeg import UPRIGHT, orientation
 from dali_aesthetic.decode.jpeg_scans import Scans
-from dali_aesthetic.types import Buffer, ImageHeader, Route, Status
+from dali_aesthetic.types import Buffer, ImageHeader, Route, ScanHeader, Status
 
 _WINDOWS = (4096, 65536)
 """Bytes looked at first: most files hold their headers in the first, those with EXIF in the second."""
-_SOS, _EOI, _DRI, _APP1, _APP14 = 0xDA, 0xD9, 0xDD, 0xE1, 0xEE
+_SOS, _EOI, _DHT, _DRI, _APP1, _APP14 = 0xDA, 0xD9, 0xC4, 0xDD, 0xE1, 0xEE
 _RESTARTS = range(0xD0, 0xD8)
 _STANDALONE = frozenset({0x01, *range(0xD0, 0xD8)})
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
@@ -23,6 +23,7 @@ class _Segments:
     """What the walk met before the first scan: the frame header's marker and fields, APP1 contents."""
 
     frame: tuple[int, bytes] | None = None
+    tables: bytes = b""
     app1: list[bytes] = field(default_factory=list)
     adobe_transform: int | None = None
     interval: int = 0
@@ -75,6 +76,8 @@ def _walk(image: Buffer, data: bytes) -> ImageHeader | None:
             continue
         if marker in _FRAMES:
             found.frame = (marker, data[position + 4 : position + 2 + length])
+        elif marker == _DHT:
+            found.tables += data[position + 4 : position + 2 + length]
         elif marker == _DRI:
             found.interval = int.from_bytes(data[position + 4 : position + 6], "big")
         elif marker == _APP1:
@@ -118,6 +121,9 @@ def _judge(image: Buffer, found: _Segments, scan: int) -> ImageHeader:
         or any(not (1 <= f >> 4 <= 4 and 1 <= f & 15 <= 4) for _, f in parts)
     ):
         plain = False
+    start = scan + 2 + int.from_bytes(image[scan + 2 : scan + 4], "big")
+    content = bytes(image[scan + 4 : start])
+    at_once = marker in (0xC0, 0xC1) and content[1:-3:2] == fields[6 : 6 + 3 * components : 3]
     return ImageHeader(
         format="jpeg",
         width=width,
@@ -125,6 +131,7 @@ def _judge(image: Buffer, found: _Segments, scan: int) -> ImageHeader:
         route=Route.DALI if plain else Route.PILLOW,
         orientation=orientation(found.app1) if found.app1 else UPRIGHT,
         layout=b"" if progressive else bytes(factors for _, factors in parts),
+        scan=ScanHeader(start, found.interval, content, found.tables) if at_once else None,
     )
 
 

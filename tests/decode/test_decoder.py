@@ -15,7 +15,7 @@ from skimage import data
 from dali_aesthetic.decode import decoder as module
 from dali_aesthetic.decode.batches import fill_batches
 from dali_aesthetic.decode.decoder import Chunker
-from dali_aesthetic.decode.headers import Limits
+from dali_aesthetic.decode.headers import Limits, probe
 from dali_aesthetic.decode.pillow import decode_reference, rescue
 from dali_aesthetic.types import ImageBatch, ImageHeader, Route, Sample, ShardEnd, Status
 from tests.decode.damage import frame_at, height_times, without_huffman_tables
@@ -300,7 +300,9 @@ class ThirdsAreShort:
     def __init__(self) -> None:
         self.sizes: list[int] = []
 
-    def start(self, images: Sequence[bytes]) -> Self:
+    def start(self, images: Sequence[bytes], headers: Sequence[ImageHeader]) -> Self:
+        pairs = zip(images, headers, strict=True)
+        assert all(probe(image, Limits()) == header for image, header in pairs if image)
         self.sizes.append(len(images))
         return self
 
