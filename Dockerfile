@@ -30,7 +30,7 @@ COPY dali_aesthetic dali_aesthetic
 # EXTRAS=,hopper adds the fused kernels for H100 and H200 (measured with CUDA=13).
 ARG EXTRAS=
 # hadolint ignore=DL3013
-RUN pip install ".[cuda${CUDA}${EXTRAS}]"
+RUN pip install ".[cuda${CUDA},codecs${EXTRAS}]"
 
 # BAKE=1 puts the default weights into the image; otherwise mount /models (see `dali-aesthetic download`).
 ARG BAKE=0

@@ -137,6 +137,13 @@ def test_a_driver_that_does_not_report_its_engines_is_a_warning() -> None:
     assert "NVIDIA_DRIVER_CAPABILITIES" in engine.fix
 
 
+def test_an_absent_extra_for_png_and_webp_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert doctor._codecs().verdict is Verdict.OK
+    monkeypatch.setattr("dali_aesthetic.decode.codecs.imagecodecs", None)
+    absent = doctor._codecs()
+    assert (absent.verdict, absent.fix) == (Verdict.WARN, "pip install 'dali-aesthetic[codecs]'")
+
+
 @pytest.mark.gpu
 def test_the_jpeg_engine_of_this_gpu_is_used() -> None:
     by_check = {finding.check: finding for finding in doctor._gpu("cuda")}

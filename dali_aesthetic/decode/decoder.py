@@ -1,4 +1,4 @@
-"""The decoder: batches of encoded images in, batches of pixels out, by DALI and, beside it, Pillow.
+"""The decoder: batches of encoded images in, batches of pixels out, by DALI, codecs and Pillow.
 
 A batch goes through DALI in chunks that are bounded in images and in decoded bytes, so large photos can't
 exhaust the memory. A chunk that raises is decoded again without the images that DALI can't decode, which go
@@ -10,15 +10,17 @@ import logging
 import os
 import shutil
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from itertools import compress, pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
+from dali_aesthetic.decode import codecs
 from dali_aesthetic.decode.geometry import resize_steps
 from dali_aesthetic.decode.handoff import assemble, to_torch
 from dali_aesthetic.decode.headers import Limits, picture_alone, probe
@@ -32,7 +34,9 @@ from dali_aesthetic.decode.jpeg import (
 )
 from dali_aesthetic.decode.pillow import Rescued, rescue
 from dali_aesthetic.decode.pipelines import (
+    CPU,
     PIECE,
+    PIXELS,
     Feed,
     Lane,
     Lanes,
@@ -41,6 +45,7 @@ from dali_aesthetic.decode.pipelines import (
     blank_jpeg,
     build_pipeline,
     has_jpeg_engine,
+    is_engines,
 )
 from dali_aesthetic.overlap import pool
 from dali_aesthetic.types import Buffer, EncodedBatch, ImageBatch, ImageHeader, Route
@@ -60,12 +65,22 @@ _ENGINE_THREADS = 2
 _MOST_CHECKED = 16 << 20
 """The largest JPEG whose MCUs the GPU counts, one code after the other: 1.1 MB took an H200 0.16 s."""
 _UNCHECKED = "JPEGs that were cut and got an end marker go unnoticed, with pixels of other images"
-_CPU = b""
-"""The layout of what the CPU decodes."""
 _MOST_CPU_BYTES = 512 << 20
-"""Decoded bytes of a chunk of it."""
+"""Decoded bytes of a chunk that the CPU decodes."""
+_MOST_PIXEL_CHUNKS = 3
+"""Chunks of `PIXELS` alive at a time: one is decoded, one waits for its turn or DALI's, one is resized."""
 _CALM = 32
 """Chunks in a row that must pass before the chunks grow again."""
+
+
+@dataclass(slots=True, eq=False)
+class _Chunk:
+    """Rows for one lane. In `pixels` are those of a chunk of `PIXELS` until it is in its lane."""
+
+    layout: bytes
+    rows: list[int]
+    lane: Lane | None = None
+    pixels: list[Future[npt.NDArray[np.uint8]]] | None = None
 
 
 @dataclass(slots=True)
@@ -77,7 +92,7 @@ class _Job:
 
     batch: EncodedBatch
     headers: list[ImageHeader]
-    chunks: list[tuple[bytes, list[int], Lane]]
+    chunks: list[_Chunk]
     pillow: dict[int, Future[Rescued]]
     short: list[Callable[[], Iterable[int]]]
     parts_NHWC: list[torch.Tensor] = field(default_factory=list)
@@ -104,9 +119,12 @@ class DaliDecoder:
         chunk_images = min(batch_size, 256 if on_gpu else 64)
         # Small chunks are slow on a GPU, and repeating a chunk is cheap; on a CPU it is the reverse.
         most_bytes, fewest_images = ((2 << 30), 64) if on_gpu else (_MOST_CPU_BYTES, 8)
-        self._chunker = Chunker(chunk_images, most_bytes, fewest_images, by_layout=on_gpu)
+        self._chunker = Chunker(
+            chunk_images, most_bytes, fewest_images, by_layout=on_gpu, coded=codecs.formats()
+        )
         self._device_id = (device.index or 0) if on_gpu else None
-        self._pillow = pool(num_threads, "pillow")
+        self._threads = pool(num_threads, "images")
+        self._undecoded, self._num_pixel_chunks = deque[tuple[_Job, _Chunk]](), 0
         depth, self._ahead = (_GPU_DEPTH, _GPU_AHEAD) if on_gpu else (_DEPTH, _AHEAD)
         # Without an engine the entropy decoding of JPEGs is the work of these threads.
         by_engine = on_gpu and has_jpeg_engine(device)
@@ -117,9 +135,9 @@ class DaliDecoder:
             depth,
             _GPU_LANES if on_gpu else 1,
         )
-        self._lanes.open(COMMON_LAYOUT if on_gpu else _CPU)
+        self._lanes.open(COMMON_LAYOUT if on_gpu else CPU)
         self._scan_check = _scan_check(device) if on_gpu else None
-        self._retries = {layout: self._retry(layout) for layout in (COMMON_LAYOUT, _CPU)}
+        self._retries = {layout: self._retry(layout) for layout in (COMMON_LAYOUT, CPU)}
 
     def decode(self, batches: Iterable[EncodedBatch]) -> Iterator[ImageBatch]:
         """Yields an `ImageBatch` a batch, in order. An error of `batches` comes after the ones before it."""
@@ -131,11 +149,17 @@ class DaliDecoder:
                 if not jobs:
                     break
                 job = jobs.popleft()
-                for layout, rows, lane in job.chunks:
-                    self._collect(job, layout, rows, lane)
+                for chunk in job.chunks:
+                    self._submit_decoded(chunk)
+                    self._collect(job, chunk)
                 yield self._finish(job)
         finally:
             self._lanes.drain()
+            for _, chunk in self._undecoded:
+                for future in chunk.pixels or ():
+                    future.cancel()
+            self._undecoded.clear()
+            self._num_pixel_chunks = 0
         if end is not None and not isinstance(end, StopIteration):
             raise end
 
@@ -149,21 +173,23 @@ class DaliDecoder:
         return None
 
     def close(self) -> None:
-        """Stop the Pillow threads. DALI's own end with the pipeline."""
-        self._pillow.shutdown(cancel_futures=True)
+        """Stop the threads. DALI's own end with the pipeline."""
+        self._threads.shutdown(cancel_futures=True)
 
     def _retry(self, layout: bytes) -> Retry:
         return Retry(lambda source: self._build(source, layout, PIECE, 1))
 
     def _build(self, source: Source, layout: bytes, max_batch: int, prefetch: int) -> Any:
+        on_cpu = self._device_id is None or layout == CPU
         return build_pipeline(
             source,
             max_batch=max_batch,
-            num_threads=self._engine_threads if layout else self._num_threads,
+            num_threads=self._num_threads if on_cpu else self._engine_threads,
             device_id=self._device_id,
             prefetch=prefetch,
             apply_exif=self._apply_exif,
-            by_engine=layout != _CPU,
+            by_engine=is_engines(layout),
+            decoded=layout == PIXELS,
         )
 
     def _start(self, batch: EncodedBatch) -> _Job:
@@ -173,12 +199,44 @@ class DaliDecoder:
             for row, header in enumerate(headers)
             if header.route is Route.PILLOW
         }
-        chunks = [
-            (layout, rows, self._lanes.submit(self._feed_of(batch, rows), layout))
-            for layout, rows in self._chunker.divide(headers)
-        ]
-        short = [self._check_scans(batch, rows) for layout, rows, _ in chunks if layout]
-        return _Job(batch=batch, headers=headers, chunks=chunks, pillow=pillow, short=short)
+        chunks = [_Chunk(layout, rows) for layout, rows in self._chunker.divide(headers)]
+        job = _Job(batch=batch, headers=headers, chunks=chunks, pillow=pillow, short=[])
+        for chunk in chunks:
+            if chunk.layout == PIXELS:
+                self._undecoded.append((job, chunk))
+                continue
+            chunk.lane = self._lanes.submit(self._feed_of(batch, chunk.rows), chunk.layout)
+            if is_engines(chunk.layout):
+                job.short.append(self._check_scans(batch, chunk.rows))
+        self._decode_ahead()
+        return job
+
+    def _decode_ahead(self) -> None:
+        """Start the decoding of `PIXELS`, in order, as far as their memory is bounded."""
+        for job, chunk in self._undecoded:
+            if chunk.pixels is None:
+                if self._num_pixel_chunks == _MOST_PIXEL_CHUNKS:
+                    break
+                self._num_pixel_chunks += 1
+                chunk.pixels = [
+                    self._threads.submit(codecs.decode, _image(job.batch, row), job.headers[row])
+                    for row in chunk.rows
+                ]
+
+    def _submit_decoded(self, due: _Chunk) -> None:
+        """Queue the chunks whose pixels are there in their lane, in order; waits for those of `due`."""
+        while self._undecoded:
+            job, chunk = self._undecoded[0]
+            futures = chunk.pixels or []
+            if chunk is not due and not (futures and all(future.done() for future in futures)):
+                break
+            self._undecoded.popleft()
+            failed = {row for row, future in zip(chunk.rows, futures, strict=True) if future.exception()}
+            job.pillow.update({row: self._rescue_later(job.batch, row) for row in failed})
+            chunk.rows, chunk.pixels = [row for row in chunk.rows if row not in failed], None
+            if chunk.rows:
+                pixels = [future.result() for future in futures if not future.exception()]
+                chunk.lane = self._lanes.submit((pixels, *self._steps_of(job.batch, chunk.rows)), PIXELS)
 
     def _check_scans(self, batch: EncodedBatch, rows: list[int]) -> Callable[[], Iterable[int]]:
         """Launch the check of a chunk for the JPEG engine; returns what waits for the rows that are short.
@@ -201,31 +259,37 @@ class DaliDecoder:
         return header._replace(route=Route.PILLOW) if unclear else header
 
     def _feed_of(self, batch: EncodedBatch, rows: list[int]) -> Feed:
-        sizes = [self._upright_size(batch.headers[row]) for row in rows]
         images = [np.frombuffer(_fed(_image(batch, row), batch.headers[row]), np.uint8) for row in rows]
-        return images, *resize_steps(sizes, self._image_size)
+        return images, *self._steps_of(batch, rows)
+
+    def _steps_of(self, batch: EncodedBatch, rows: list[int]) -> list[npt.NDArray[np.float32]]:
+        return resize_steps([self._upright_size(batch.headers[row]) for row in rows], self._image_size)
 
     def _upright_size(self, header: ImageHeader) -> tuple[int, int]:
         if self._apply_exif and swaps_sides(header.orientation):
             return header.height, header.width
         return header.width, header.height
 
-    def _collect(self, job: _Job, layout: bytes, rows: list[int], lane: Lane) -> None:
+    def _collect(self, job: _Job, chunk: _Chunk) -> None:
         """Take the chunk's pixels from DALI, or redo the chunk where DALI raised."""
-        try:
-            with lane.oldest() as images:
-                job.parts_NHWC.append(to_torch(images))
-        except RuntimeError:
-            self._chunker.failed()
-            self._redo(job, layout, rows)
-        else:
-            job.rows += rows
-            self._chunker.passed()
+        if chunk.lane is not None:
+            try:
+                with chunk.lane.oldest() as images:
+                    job.parts_NHWC.append(to_torch(images))
+            except RuntimeError:
+                self._chunker.failed()
+                self._redo(job, chunk.layout, chunk.rows)
+            else:
+                job.rows += chunk.rows
+                self._chunker.passed()
+        if chunk.layout == PIXELS:
+            self._num_pixel_chunks -= 1
+            self._decode_ahead()
 
     def _redo(self, job: _Job, layout: bytes, rows: list[int]) -> None:
         """Decode the rows again without the images that DALI names, which go to Pillow."""
         left = set(rows)
-        retry = self._retries[layout and COMMON_LAYOUT]
+        retry = self._retries[COMMON_LAYOUT if is_engines(layout) else CPU]
         for piece, images_NHWC in retry.decode(rows, lambda piece: self._feed_of(job.batch, piece)):
             job.parts_NHWC.append(images_NHWC)
             job.rows += piece
@@ -234,7 +298,7 @@ class DaliDecoder:
 
     def _rescue_later(self, batch: EncodedBatch, row: int) -> Future[Rescued]:
         image, header = _image(batch, row), batch.headers[row]
-        return self._pillow.submit(rescue, image, header, self._image_size, self._limits, self._apply_exif)
+        return self._threads.submit(rescue, image, header, self._image_size, self._limits, self._apply_exif)
 
     def _finish(self, job: _Job) -> ImageBatch:
         if short := {row for rows in job.short for row in rows()}:
@@ -310,7 +374,8 @@ def _fed(image: Buffer, header: ImageHeader) -> Buffer:
 class Chunker:
     """Divides batches into chunks, bounded in images and in decoded bytes.
 
-    `by_layout` gives each layout of JPEGs chunks of its own, and one more group what the CPU decodes.
+    `by_layout` gives each layout of JPEGs chunks of its own, and one more group what the CPU decodes. What is
+    of the formats `coded` is `PIXELS`, in the last chunks.
 
     An image that raises costs its whole chunk a second decode, so a chunk that fails halves the size of the
     next ones (down to `fewest_images`), and `_CALM` good ones in a row double it again: `images` is the most
@@ -318,10 +383,16 @@ class Chunker:
     """
 
     def __init__(
-        self, most_images: int, most_bytes: int, fewest_images: int, *, by_layout: bool = False
+        self,
+        most_images: int,
+        most_bytes: int,
+        fewest_images: int,
+        *,
+        by_layout: bool = False,
+        coded: Collection[str] = (),
     ) -> None:
         self._most_images, self._most_bytes = most_images, most_bytes
-        self._by_layout = by_layout
+        self._by_layout, self._coded = by_layout, coded
         self._fewest_images = min(fewest_images, most_images)
         self.images = most_images
         self._good_in_a_row = 0
@@ -334,11 +405,12 @@ class Chunker:
         groups: defaultdict[bytes, list[int]] = defaultdict(list)
         for row, header in enumerate(headers):
             if header.route is Route.DALI:
-                groups[_layout_of(header) if self._by_layout else _CPU].append(row)
+                groups[self._layout_of(header)].append(row)
+        pixels = {PIXELS: groups.pop(PIXELS)} if PIXELS in groups else {}
         chunks: list[tuple[bytes, list[int]]] = []
-        for layout, group in groups.items():
+        for layout, group in (groups | pixels).items():
             most = -(-len(group) // max(1, -(-len(group) // self.images)))  # chunks of about the same size
-            most_bytes = self._most_bytes if layout else min(self._most_bytes, _MOST_CPU_BYTES)
+            most_bytes = self._most_bytes if is_engines(layout) else min(self._most_bytes, _MOST_CPU_BYTES)
             room = 0
             rows: list[int] = []
             for row in group:
@@ -350,6 +422,13 @@ class Chunker:
                 room -= size
         return chunks
 
+    def _layout_of(self, header: ImageHeader) -> bytes:
+        """What the JPEG engine must know to decode the image as its neighbours, or `CPU` or `PIXELS`."""
+        if header.format in self._coded:
+            return PIXELS
+        layout = ONE_COMPONENT if len(header.layout) == 1 else header.layout
+        return layout if self._by_layout and layout in ENGINE_LAYOUTS else CPU
+
     def failed(self) -> None:
         """A chunk raised."""
         self._good_in_a_row = 0
@@ -360,9 +439,3 @@ class Chunker:
         self._good_in_a_row += 1
         if self._good_in_a_row % _CALM == 0:
             self.images = min(self._most_images, 2 * self.images)
-
-
-def _layout_of(header: ImageHeader) -> bytes:
-    """What the JPEG engine must know to decode the image as its neighbours, or `_CPU`."""
-    layout = ONE_COMPONENT if len(header.layout) == 1 else header.layout
-    return layout if layout in ENGINE_LAYOUTS else _CPU

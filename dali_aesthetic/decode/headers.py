@@ -169,6 +169,18 @@ def _in_order(image: Buffer) -> bool:
     return False
 
 
+def image_data(png: Buffer) -> bytes:
+    """The packed image data of a PNG that `read_png` sends to DALI: the first run of IDAT, as in Pillow."""
+    position, parts = 33, list[Buffer]()
+    while True:
+        length, kind = _chunk(png, position)
+        if kind == b"IDAT":
+            parts.append(png[position + 8 : position + 8 + length])
+        elif parts:
+            return b"".join(parts)
+        position += 12 + length
+
+
 def _method_is_0(packed: bytes) -> bool:
     return packed[packed.find(b"\0") + 1 :].startswith(b"\0")
 

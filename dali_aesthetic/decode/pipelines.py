@@ -28,16 +28,24 @@ from dali_aesthetic.decode.handoff import to_torch
 
 Arrays = list[npt.NDArray[Any]]
 Feed = tuple[Arrays, *tuple[npt.NDArray[np.float32], ...]]
-"""A batch: encoded images (uint8 [bytes] each), then float32 [n, 2] arrays as `geometry.resize_steps` gives
-them: for both resizes their output size and their region's first and last corners, as (y, x) in pixels."""
+"""A batch: encoded images (uint8 [bytes] each) or, for a lane of `PIXELS`, RGB (uint8 [height, width, 3]),
+then float32 [n, 2] arrays as `geometry.resize_steps` gives them: for both resizes their output size and their
+region's first and last corners, as (y, x) in pixels."""
 Source = Callable[[], Feed]
 """Returns the next batch."""
+CPU, PIXELS = b"", b"pixels"
+"""The layouts of what DALI decodes on the CPU, and of what comes decoded."""
 _NUM_REGIONS = 6
 _CPU_DEPTH = 2
-"""Chunks ahead in a lane that the CPU decodes: their pixels are in host memory."""
+"""Chunks ahead in a lane of pixels in host memory."""
 PIECE = 16
 """Images in a chunk that is decoded again."""
 _NAMED = re.compile(r"Failed to decode sample #(\d+)")
+
+
+def is_engines(layout: bytes) -> bool:
+    """Whether a GPU's JPEG engine decodes what has this layout."""
+    return layout not in (CPU, PIXELS)
 
 
 def import_dali() -> None:
@@ -82,10 +90,12 @@ def build_pipeline(
     prefetch: int,
     apply_exif: bool = False,
     by_engine: bool = True,
+    decoded: bool = False,
 ) -> Any:
     """A built DALI pipeline with its output on the GPU `device_id`, or on the CPU where that is None.
 
-    On a GPU JPEGs are decoded by its JPEG engine, or, without `by_engine`, all images by the CPU.
+    On a GPU JPEGs are decoded by its JPEG engine, or, without `by_engine`, all images by the CPU. Images that
+    are `decoded` are resized only.
 
     The dynamic executor is required: with it a batch that raises loses only itself and the pipeline goes
     on; without it every later batch is lost. `no_copy` feeds views as they are; DALI holds a
@@ -103,12 +113,17 @@ def build_pipeline(
         exec_dynamic=True,
     )
     dtypes = [types.DALIDataType.UINT8] + [types.DALIDataType.FLOAT] * _NUM_REGIONS
+    ndims = [3 if decoded else 1] + [1] * _NUM_REGIONS
     with pipeline:
         data, *regions = fn.external_source(
-            source=source, num_outputs=1 + _NUM_REGIONS, batch=True, no_copy=True, dtype=dtypes, ndim=1
+            source=source, num_outputs=len(dtypes), batch=True, no_copy=True, dtype=dtypes, ndim=ndims
         )
-        images = _decode(fn, data, types.DALIImageType.RGB, device_id is not None and by_engine, apply_exif)
-        if device_id is not None and not by_engine:
+        if decoded:
+            images = fn.reshape(data, layout="HWC")
+        else:
+            by_engine = by_engine and device_id is not None
+            images = _decode(fn, data, types.DALIImageType.RGB, by_engine, apply_exif)
+        if device_id is not None and (decoded or not by_engine):
             images = images.gpu()
         for first in range(0, _NUM_REGIONS, 3):
             size, start, end = regions[first : first + 3]
@@ -137,13 +152,16 @@ def _decode(fn: Any, data: Any, output_type: Any, by_engine: bool, apply_exif: b
 class Lane:
     """A pipeline that decodes chunks in the order they are submitted, `depth` of them ahead.
 
-    `build` makes it over a source. The JPEG engine takes no more images of any chunk than the first chunk
-    had; the rest would be decoded by the GPU's other units, with other bits. So the first ones are full.
+    `build` makes it over a source, of images that are `decoded` or not. The JPEG engine takes no more images
+    of any chunk than the first chunk had; the rest would be decoded by the GPU's other units, with other
+    bits. So the first ones are full.
     """
 
-    def __init__(self, build: Callable[[Source], Any], max_batch: int, depth: int) -> None:
+    def __init__(
+        self, build: Callable[[Source], Any], max_batch: int, depth: int, *, decoded: bool = False
+    ) -> None:
         self._depth, self._running = depth, 0
-        self._waiting = deque([_blank(max_batch)] * depth)
+        self._waiting = deque([_blank(max_batch, decoded)] * depth)
         self._pipeline = build(lambda: self._waiting.popleft())
         self._pipeline.schedule_run()  # the first time it takes `depth` chunks, and one from then on
         for _ in range(depth):
@@ -186,8 +204,9 @@ class Lane:
             self._running += 1
 
 
-def _blank(count: int) -> Feed:
-    return [np.frombuffer(blank_jpeg(), np.uint8)] * count, *resize_steps([(16, 16)] * count, 1)
+def _blank(count: int, decoded: bool) -> Feed:
+    image = np.zeros((16, 16, 3), np.uint8) if decoded else np.frombuffer(blank_jpeg(), np.uint8)
+    return [image] * count, *resize_steps([(16, 16)] * count, 1)
 
 
 def blank_jpeg(restart_rows: int = 0) -> bytes:
@@ -198,7 +217,7 @@ def blank_jpeg(restart_rows: int = 0) -> bytes:
 
 
 class Lanes:
-    """Lanes of one layout each, opened as chunks of the layout come; `b""` is what the CPU decodes.
+    """Lanes of one layout each, opened as chunks of the layout come.
 
     The JPEG engine's buffers are made anew when the layout changes, which waits for all that runs on the GPU,
     the encoder included. Beside a busy encoder an H200 decoded two layouts at 1,900 to 2,300 images/s where
@@ -214,8 +233,13 @@ class Lanes:
 
     def open(self, layout: bytes) -> Lane:
         """One more lane of the layout."""
-        depth = self._depth if layout else min(self._depth, _CPU_DEPTH)
-        lane = Lane(lambda source: self._build(source, layout, depth), self._max_batch, depth)
+        depth = self._depth if is_engines(layout) else min(self._depth, _CPU_DEPTH)
+        lane = Lane(
+            lambda source: self._build(source, layout, depth),
+            self._max_batch,
+            depth,
+            decoded=layout == PIXELS,
+        )
         self._lanes[layout].append(lane)
         return lane
 
@@ -226,7 +250,7 @@ class Lanes:
         encoder's long ones: `most` lanes fill the same gaps (16,700 images/s of one layout, one lane 8,600).
         With four lanes of the engine at work its rate broke down, so layouts that come together have one.
         """
-        most = 1 if layout and self._engine_is_shared(layout) else self._most
+        most = 1 if is_engines(layout) and self._engine_is_shared(layout) else self._most
         lane = min(self._lanes[layout][:most], key=len, default=None)
         if lane is None or (len(lane) >= self._depth and len(self._lanes[layout]) < most):
             lane = self.open(layout)
@@ -234,7 +258,7 @@ class Lanes:
         return lane
 
     def _engine_is_shared(self, layout: bytes) -> bool:
-        others = (lanes for one, lanes in self._lanes.items() if one not in (layout, b""))
+        others = (lanes for one, lanes in self._lanes.items() if is_engines(one) and one != layout)
         return any(len(lane) for lanes in others for lane in lanes)
 
     def drain(self) -> None:

@@ -314,7 +314,7 @@ def test_rows_whose_data_are_short_are_pillows_in_their_own_places(
     photos: list[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The check and the JPEG engine run on a GPU; what follows from them is the same anywhere."""
-    monkeypatch.setattr(module, "_CPU", b"the CPU as an engine")
+    monkeypatch.setattr(module, "CPU", b"the CPU as an engine")
     monkeypatch.setattr(module, "_MOST_CHECKED", len(photos[0]))
     used = decoder(8)
     used._scan_check = ThirdsAreShort()  # type: ignore[assignment]
