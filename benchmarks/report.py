@@ -17,7 +17,10 @@ from benchmarks.results import Result, Row, read_results
 from benchmarks.tables import blocks, page
 
 README = Path("README.md")
-DOCUMENTS = (README, *(Path("docs", name) for name in ("benchmarks.md", "stores.md", "bad-inputs.md")))
+DOCUMENTS = (
+    README,
+    *(Path("docs", name) for name in ("benchmarks.md", "precision.md", "stores.md", "failures.md")),
+)
 """The documents with blocks; those that don't exist are left out."""
 RATES = Path("dali_aesthetic/rates.json")
 """The rates that `dali-aesthetic plan` calculates with."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.cases import throughput_block, throughput_plots
+from benchmarks.cases import cases, end_to_end, throughput_block, throughput_plots
 from benchmarks.encoder_tables import encoders_block, ladder_block, ladder_page
 from benchmarks.markdown import (
     FROM_DOCS,
@@ -211,6 +211,33 @@ _FULL_PEERS: Columns = {
 }
 
 
+def _speed_block(results: Sequence[Result], up: str) -> str:
+    """The newest comparison with other programs, below the runs over images of the web on the same GPU."""
+    found = on_gpus(results, "peers")
+    if not found:
+        return ""
+    peers = max(found, key=lambda result: result.date)
+    runs = end_to_end(results).get(peers.slug)
+    web = [case for case in cases(runs) if "webmix" in case.name] if runs else []
+    lines = [[f"{OURS}, {case.encoder}", "webmix", number(case.whole.median), "", ""] for case in web]
+    columns = _peers_columns(peers)
+    shown = ("images/s", "ours is times", "writes")
+    images = str(peers.content.get("images", "uniform"))
+    lines += [[row.name, images, *(columns[name](row) for name in shown)] for row in peers.rows]
+    kinds = {
+        "webmix": "`webmix`: the formats, layouts and sizes of the web (`python -m benchmarks end-to-end`).",
+        "uniform": "`uniform`: JPEGs of one layout and size, a short side of 512 pixels.",
+    }
+    used = [text for kind, text in kinds.items() if any(line[1] == kind for line in lines)]
+    below = [
+        source(peers, up),
+        *([source(runs, up)] if runs and web else []),
+        *used,
+        gates(peers, up).strip(),
+    ]
+    return f"{table([hardware_line(peers), 'images', *shown], lines)}\n\n{' '.join(filter(None, below))}"
+
+
 def _fidelity_table(result: Result) -> str:
     """Settings of each program, its score errors, and its changes to the samples that it kept."""
     return rows_table("", _FULL_PEERS, result.rows)
@@ -238,14 +265,6 @@ _BLOCKS: Mapping[str, Block] = {
         heading=_scaling_heading,
         rows=_limited,
         below=(source,),
-        up="",
-    ),
-    "peers": Block(
-        theme="peers",
-        columns=_peers_columns,
-        heading=_peers_heading,
-        below=(source, skipped, gates),
-        up="",
     ),
     "host": Block(
         theme="host",
@@ -253,7 +272,6 @@ _BLOCKS: Mapping[str, Block] = {
         heading=lambda result: f"Host side alone, {_cores(result)}",
         chosen=by_cores,
         below=(source,),
-        up="",
     ),
     "feed": _FEED,
     "queues": Block(
@@ -356,9 +374,10 @@ def blocks(results: Sequence[Result]) -> dict[str, str]:
     found["feed"] = "\n\n".join(filter(None, [found["feed"], *([_QUEUES, queues] if queues else [])]))
     found["kernels"] = found["kernels"] or "Not measured yet."
     return found | {
-        "throughput": throughput_block(results, up=""),
+        "speed": _speed_block(results, up=""),
+        "throughput": throughput_block(results, FROM_DOCS),
         "throughput-plot": throughput_plots(results, FROM_DOCS),
-        "encoders": encoders_block(results, up=""),
+        "encoders": encoders_block(results, FROM_DOCS),
         "ladder": ladder_block(results, FROM_DOCS),
         "precision": _precision_block(results),
     }
@@ -396,7 +415,7 @@ def _precision_block(results: Sequence[Result]) -> str:
     found = on_all(results, "precision")
     lines = [_precision_line(result, row) for result in found for row in result.rows]
     titles = ["path", "hardware", "images", "error: mean", "p99", "largest", "changed decisions"]
-    sources = ", ".join(f"{link(result, up='')} ({result.date})" for result in found)
+    sources = ", ".join(f"{link(result, FROM_DOCS)} ({result.date})" for result in found)
     return f"{table(titles, lines)}\n\nFrom {sources}." if found else ""
 
 

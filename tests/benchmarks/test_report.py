@@ -28,16 +28,14 @@ def test_what_is_committed_is_what_the_command_would_write() -> None:
         assert path.read_text() == text, f"{path.relative_to(ROOT)}: run `python -m benchmarks report`"
 
 
-def test_the_readme_shows_speed_and_encoders() -> None:
-    document = (ROOT / README).read_text()
-    assert {"throughput", "encoders", "peers"} <= set(names(document))
-    assert "end to end" in document
+def test_the_readme_shows_one_table_of_speed() -> None:
+    assert names((ROOT / README).read_text()) == ["speed"]
 
 
 def test_the_page_of_benchmarks_shows_every_theme_and_its_plots() -> None:
     document = (ROOT / "docs" / "benchmarks.md").read_text()
     shown = {"throughput-plot", "stages", "ceilings", "ladder", "feed", "growth", "cold-start", "peers-full"}
-    assert shown | {"kernels"} <= set(names(document))
+    assert shown | {"kernels", "throughput", "encoders", "scaling", "host"} <= set(names(document))
     assert "](docs/benchmarks.md)" in (ROOT / README).read_text()
 
 
@@ -91,6 +89,23 @@ def test_a_newer_result_replaces_an_older_one_and_a_cpu_shows_no_gpu_figures(tmp
     assert "7.5" not in text
 
 
+def test_the_table_of_speed_says_what_was_scored(tmp_path: Path) -> None:
+    rows = [
+        made_up.row("encoder only, same run", 2600.0, backend="fused", precision="fp16"),
+        made_up.row("end to end, 25% kept", 2500.0),
+        made_up.row("end to end, webmix", 1900.0),
+    ]
+    results = made_up.whole(tmp_path)
+    assert "webmix" not in blocks(results)["speed"]
+    newer = made_up.result(tmp_path, "end-to-end", rows, date="2026-02-01")
+    text = blocks([*results, newer])["speed"]
+    assert "| dali_aesthetic, fused fp16 | webmix | 1,900 |" in text
+    assert "| uniform | 1,000 | 4.0 |" in text
+    assert "`webmix`: " in text
+    assert "`uniform`: " in text
+    assert "2,500" not in text
+
+
 @pytest.mark.parametrize("rows", [[], [made_up.row("encoder only, same run", 12.0)]])
 def test_a_result_cut_off_before_its_first_run_replaces_none(
     tmp_path: Path, rows: list[dict[str, Any]]
@@ -103,7 +118,8 @@ def test_a_result_cut_off_before_its_first_run_replaces_none(
     made_up.result(folder, "peers", [], date="2026-02-01")
     written = write_report(folder, tmp_path)
     assert json.loads((tmp_path / RATES).read_text())["gpus"]["h100"]["images_per_second"] == 2500.0
-    assert "| webdataset + DataLoader + open_clip | 1,000 | 4.0 |" in blocks(read_results(folder))["peers"]
+    speed = blocks(read_results(folder))["speed"]
+    assert "| webdataset + DataLoader + open_clip | uniform | 1,000 | 4.0 |" in speed
     assert [path.name for path in written if path.suffix == ".svg"] == ["throughput_h100_2026-01-01.svg"]
 
 
