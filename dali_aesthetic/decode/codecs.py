@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dali_aesthetic.decode.headers import image_data, picture_alone
+from dali_aesthetic.decode.headers import image_data, in_order, picture_alone
 from dali_aesthetic.types import Buffer, ImageHeader
 
 imagecodecs: Any
@@ -22,6 +22,8 @@ except ImportError:
 
 _SIGNATURE_AND_IHDR = 33
 _IEND = b"\0\0\0\0IEND\xaeB`\x82"
+_CHANNELS = {0: 1, 2: 3, 6: 4}
+"""Of each colour type."""
 _STORED_BLOCK = 65535
 """Bytes of a deflate block without compression; each has 5 more."""
 
@@ -44,7 +46,7 @@ def decode(image: Buffer, header: ImageHeader) -> npt.NDArray[np.uint8]:
     Pillow takes as well.
     """
     if header.format == "png":
-        pixels = _png(image, header)
+        pixels = _png(image, header.width, header.height)
     else:
         pixels = imagecodecs.webp_decode(picture_alone(image), hasalpha=False)
     if pixels.shape[:2] != (header.height, header.width):
@@ -52,16 +54,27 @@ def decode(image: Buffer, header: ImageHeader) -> npt.NDArray[np.uint8]:
     return pixels if pixels.ndim == 3 else np.repeat(pixels[:, :, None], 3, axis=2)
 
 
-def _png(image: Buffer, header: ImageHeader) -> npt.NDArray[np.uint8]:
-    """Of 8 bits grey or RGB. The chunks beside the image data are left out: `tRNS` would give alpha."""
-    channels = 3 if image[25] == 2 else 1
+def decode_rgba(image: Buffer, width: int, height: int) -> npt.NDArray[np.uint8] | None:
+    """A PNG of 8 bits RGB and alpha as uint8 [height, width, 4], equal to Pillow's. None: that decides."""
+    rgba = image[:4] == b"\x89PNG" and image[24:26] == b"\x08\x06"
+    if not (rgba and "png" in formats() and in_order(image)):
+        return None
+    try:
+        return _png(image, width, height)
+    except Exception:
+        return None
+
+
+def _png(image: Buffer, width: int, height: int) -> npt.NDArray[np.uint8]:
+    """Of 8 bits, without a palette. The chunks beside the data are left out: `tRNS` would make RGB RGBA."""
     # A filter byte a row, and up to twice as many interlaced. Pillow decides about data of more bytes.
-    most = header.height * (header.width * channels + 2) + 8
+    most = height * (width * _CHANNELS[image[25]] + 2) + 8
     rows = imagecodecs.deflate_decode(image_data(image), out=np.empty(most, np.uint8))
     blocks = 5 * (len(rows) // _STORED_BLOCK + 1)
     png = np.empty(_SIGNATURE_AND_IHDR + 8 + len(rows) + blocks + 64, np.uint8)
     start = _SIGNATURE_AND_IHDR + 8
     end = start + len(imagecodecs.deflate_encode(rows, 0, out=png[start:-20]))
+    del rows
     view = memoryview(png)
     view[:_SIGNATURE_AND_IHDR] = image[:_SIGNATURE_AND_IHDR]
     view[start - 8 : start] = (end - start).to_bytes(4, "big") + b"IDAT"

@@ -120,15 +120,15 @@ def read_png(image: Buffer) -> ImageHeader:
     width, height = int.from_bytes(start[16:20], "big"), int.from_bytes(start[20:24], "big")
     if not (width and height):
         return refused("png", Status.UNDECODABLE, f"PNG: a size of {width}x{height}")
-    in_order = _in_order(image)
-    if not in_order and b"IEND" not in bytes(image) and b"IDAT" not in bytes(image):
+    ordered = in_order(image)
+    if not ordered and b"IEND" not in bytes(image) and b"IDAT" not in bytes(image):
         return refused("png", Status.TRUNCATED, "PNG: ends before its image data", width, height)
     # The reference resizes in the file's own mode and converts last: palettes (nearest neighbour),
     # alpha, 1 bit and 16 bits come out differently from DALI, so Pillow decodes those. So it does a PNG
     # without its end, which may be whole all the same, an animation, whose first image may be another, and
     # one with damage beside its image data, which the reference may refuse.
     bit_depth, colour_type = start[24], start[25]
-    plain = colour_type in (_PNG_GRAY, _PNG_RGB) and bit_depth == 8 and in_order
+    plain = colour_type in (_PNG_GRAY, _PNG_RGB) and bit_depth == 8 and ordered
     return ImageHeader(
         format="png",
         width=width,
@@ -138,7 +138,7 @@ def read_png(image: Buffer) -> ImageHeader:
     )
 
 
-def _in_order(image: Buffer) -> bool:
+def in_order(image: Buffer) -> bool:
     """Whether DALI reads a PNG's chunks as Pillow does: whole, up to IEND, and few enough to tell.
 
     OpenCV, which DALI uses, allocates what a chunk states. libpng only warns of chunks before the image data
@@ -169,15 +169,15 @@ def _in_order(image: Buffer) -> bool:
     return False
 
 
-def image_data(png: Buffer) -> bytes:
-    """The packed image data of a PNG that `read_png` sends to DALI: the first run of IDAT, as in Pillow."""
+def image_data(png: Buffer) -> Buffer:
+    """The packed image data of a PNG whose chunks are `in_order`: the first run of IDAT, as in Pillow."""
     position, parts = 33, list[Buffer]()
     while True:
         length, kind = _chunk(png, position)
         if kind == b"IDAT":
             parts.append(png[position + 8 : position + 8 + length])
         elif parts:
-            return b"".join(parts)
+            return parts[0] if len(parts) == 1 else b"".join(parts)
         position += 12 + length
 
 

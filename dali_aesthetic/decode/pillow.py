@@ -26,6 +26,7 @@ from PIL import (
     UnidentifiedImageError,
 )
 
+from dali_aesthetic.decode import codecs
 from dali_aesthetic.decode.geometry import Geometry
 from dali_aesthetic.decode.headers import GIANT_PIXELS, Limits
 from dali_aesthetic.types import Buffer, ImageHeader, Route, Status
@@ -123,8 +124,12 @@ def decode_reference(
             # JPEGs only: decoded at a reduced scale, never below twice the encoder's input.
             image.draft(None, (2 * image_size, 2 * image_size))
         with _one_giant if giant else contextlib.nullcontext():
-            upright = turned_upright(image) if apply_exif else image
-            return Decoded(square_pixels(upright, image_size), width, height)
+            if apply_exif:
+                source = turned_upright(image)
+            else:
+                pixels = None if giant else codecs.decode_rgba(data, width, height)
+                source = image if pixels is None else Image.fromarray(pixels)
+            return Decoded(square_pixels(source, image_size), width, height)
 
 
 def _decoded_size(image: Image.Image, data: Buffer) -> tuple[int, int]:

@@ -17,7 +17,7 @@ from PIL import Image
 from dali_aesthetic.decode import codecs
 from dali_aesthetic.decode import decoder as decoder_module
 from dali_aesthetic.decode.headers import Limits, probe
-from dali_aesthetic.types import ImageBatch, Route, Status
+from dali_aesthetic.types import Buffer, ImageBatch, Route, Status
 from tests.decode.encoded import DEVICES, decode_with, decoder, noise, photo, pixels_by_row, save
 from tests.decode.pngs import chunk, png
 
@@ -31,15 +31,15 @@ FORMS: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
-def by_pillow(image: bytes) -> npt.NDArray[np.uint8] | None:
+def by_pillow(image: bytes, mode: str = "RGB") -> npt.NDArray[np.uint8] | None:
     try:
         with Image.open(io.BytesIO(image)) as opened:
-            return np.asarray(opened.convert("RGB"))
+            return np.asarray(opened.convert(mode))
     except Exception:
         return None
 
 
-def by_codec(image: bytes) -> npt.NDArray[np.uint8] | None:
+def by_codec(image: Buffer) -> npt.NDArray[np.uint8] | None:
     """None where it raises."""
     header = probe(image, Limits())
     assert (header.route, header.format in codecs.formats()) == (Route.DALI, True)
@@ -62,7 +62,7 @@ def test_real_photos_are_pillows_to_the_bit(name: str, format: str, options: dic
     for image in (large, large.convert("L"), photo(name, 333, 77), photo(name, 32, 499)):
         encoded = save(image, format, **options)
         np.testing.assert_array_equal(by_codec(encoded), by_pillow(encoded))
-        np.testing.assert_array_equal(by_codec(memoryview(encoded)), by_pillow(encoded))  # type: ignore[arg-type]
+        np.testing.assert_array_equal(by_codec(memoryview(encoded)), by_pillow(encoded))
 
 
 @pytest.mark.parametrize(("colour_type", "adam7"), list(product([0, 2], [False, True])))
@@ -102,7 +102,7 @@ def changed(rng: random.Random, image: bytes) -> bytes:
             case 2:
                 rows[position] ^= 1 << rng.randrange(8)
             case 3:  # filters there are, and one there isn't
-                stride = 1 + int.from_bytes(image[16:20], "big") * (3 if image[25] == 2 else 1)
+                stride = 1 + int.from_bytes(image[16:20], "big") * {0: 1, 2: 3, 6: 4}[image[25]]
                 rows[position // stride * stride] = rng.randrange(6)
         return image[:start] + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
     damaged = bytearray(image)
@@ -136,6 +136,24 @@ def test_a_png_that_unpacks_to_more_than_its_pixels_is_left_to_pillow() -> None:
     whole = random_png(2, 40, 40)
     start = whole.index(b"IDAT") - 4
     assert by_codec(whole[:start] + chunk(b"IDAT", packed) + chunk(b"IEND", b"")) is None
+
+
+def test_pngs_with_alpha_are_pillows_to_the_bit_also_where_they_are_damaged() -> None:
+    """Their transform stays Pillow's, which weighs colours with alpha."""
+    rng = random.Random(0)
+    opaque = photo("coffee", 90, 70).convert("RGBA")
+    seeds = [save(image, "PNG") for image in (opaque, noise(64, 48, "RGBA"))]
+    taken = 0
+    for _ in range(600):
+        image = changed(rng, rng.choice(seeds))
+        expected = by_pillow(image, "RGBA")
+        for whole in (image, memoryview(image)):
+            width, height = (int.from_bytes(image[at : at + 4], "big") for at in (16, 20))
+            pixels = codecs.decode_rgba(whole, width, height)
+            if pixels is not None:
+                np.testing.assert_array_equal(pixels, expected)
+                taken += 1
+    assert taken > 200
 
 
 def odd_images() -> list[bytes]:
