@@ -172,6 +172,8 @@ def summary(result: RunResult, config: Config, console: Console) -> None:
     table.add_row("samples", f"{stats.num_samples:,}" + (" in this start" if result.num_skipped else ""))
     table.add_row("kept", f"{stats.num_kept:,} ({share(stats.num_kept, stats.num_scored)} of the scored)")
     table.add_row("threshold", escape(_threshold(result, config)))
+    if result.threshold.where and not config.scores_only:
+        table.add_row("where", escape(result.threshold.where))
     for name, text in preset_rows(stats, config.model.heads[0]):
         table.add_row(name, text)
     table.add_row("bad", _bad(stats))
@@ -233,7 +235,7 @@ def as_dict(result: RunResult, config: Config) -> dict[str, Any]:
         "samples": stats.num_samples,
         "statuses": dict(stats.statuses),
         "kept": stats.num_kept,
-        "min_raw": None if config.scores_only else result.threshold.min_raw,
+        **({"min_raw": None} if config.scores_only else result.threshold.identity()),
         "seconds": round(stats.seconds, 3),
         "images_per_second": round(stats.samples_per_second, 1),
         "bound_by": stats.bound_by(),

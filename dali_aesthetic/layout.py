@@ -46,6 +46,18 @@ TAR, PARQUET = ".tar", ".parquet"
 TAR_END = bytes(1024)
 """The end marker of a tar. A kept tar is its entries and this, without the padding to 10,240 bytes."""
 
+DERIVED = {
+    "min_side": ("CASE WHEN width <= height THEN width WHEN height < width THEN height END", ""),
+    "max_side": ("CASE WHEN width >= height THEN width WHEN height > width THEN height END", ""),
+    "aspect_ratio": (
+        "CASE WHEN width >= height THEN width / height WHEN height > width THEN height / width END",
+        "",
+    ),
+    "megapixels": ("width::BIGINT * height / 1e6", ""),
+    "bytes_per_pixel": ("num_bytes / (width::BIGINT * height)", "num_bytes"),
+}
+"""Names that conditions may use beside the columns of the scores, none of which has one of them: their SQL,
+and what they read beside width and height."""
 IDENTITY, CONFIG = "identity", "config"
 """Sections of the run record: what has to be the same for two runs to be one, and all that was asked for."""
 PACKED_FROM = "packed_from"
@@ -188,13 +200,30 @@ def scored_by(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def cut_of(record: dict[str, Any]) -> tuple[float, float] | None:
-    """The inclusive bounds on the raw score, of a packed output those of its run; None: nothing was cut."""
-    identity = record.get(IDENTITY, {})
+    """The inclusive bounds on the raw score, of a packed output those of its run; None: nothing was cut.
+
+    Where a condition alone decided, the lower bound is minus infinity.
+    """
+    identity = _unpacked(record)
+    lower = identity.get("min_raw")
+    lower = -math.inf if lower is None and where_of(record) else lower
+    upper = identity.get("max_raw", math.inf)
+    if isinstance(lower, int | float) and isinstance(upper, int | float):
+        return float(lower), float(upper)
+    return None
+
+
+def where_of(record: dict[str, Any]) -> str:
+    """The condition in SQL that kept samples fulfil; "" where there was none."""
+    return str(_unpacked(record).get("where", ""))
+
+
+def _unpacked(record: dict[str, Any]) -> dict[str, Any]:
+    """The identity of the run or cut that chose the kept samples."""
+    identity: dict[str, Any] = record.get(IDENTITY, {})
     while isinstance(identity.get("run"), dict):
         identity = identity["run"]
-    lower, upper = identity.get("min_raw"), identity.get("max_raw", math.inf)
-    both = isinstance(lower, int | float) and isinstance(upper, int | float)
-    return (float(lower), float(upper)) if both else None
+    return identity
 
 
 def holds_embeddings(record: dict[str, Any]) -> bool:

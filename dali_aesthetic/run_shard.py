@@ -68,8 +68,7 @@ def _wait(pending: PendingScores, stats: RunStats) -> ScoredBatch:
 
 def _write(scored: ScoredBatch, stages: Stages, stats: RunStats) -> list[ShardReport]:
     reports = _timed(lambda: stages.sink.write(scored), stats)
-    raw_R = scored.scores_RH[:, 0]
-    stats.add(scored.headers, int(stages.sink.keep(raw_R).sum()), preset_counts(raw_R))
+    stats.add(scored.headers, stages.sink.num_kept, preset_counts(scored.scores_RH[:, 0]))
     return reports
 
 

@@ -1,4 +1,4 @@
-"""The threshold on the raw score of the first head, and the ways to spell it.
+"""What is kept: the threshold on the raw score of the first head with the ways to spell it, and a condition.
 
 Raw is the scale of the head (LAION v2: mostly 1.5 to 7.5, not bounded). The 0-1 scale is raw / 10.
 """
@@ -50,9 +50,11 @@ _BOUNDS = (
 
 
 class Threshold(Section):
-    """The lower bound as one of `unit`, `raw`, `preset` and `top`; without any it is the preset "standard".
+    """The lower bound as one of `unit`, `raw`, `preset` and `top`; without any it is the preset "standard",
+    or, beside a condition, none.
 
-    `max_unit` or `max_raw` is an upper bound, inclusive.
+    `max_unit` or `max_raw` is an upper bound, inclusive. `where` is a condition of `predicate.py`, which has
+    to hold too.
     """
 
     panel = "What to keep"
@@ -72,11 +74,26 @@ class Threshold(Section):
         None, "Highest score that is kept, on the 0-1 scale.", flag="--max-threshold"
     )
     max_raw: float | None = option(None, "The same on the head's own scale.", flag="--max-raw-threshold")
+    where: str = option(
+        "",
+        "Keep only where this SQL condition on the columns of the scores holds, such as 'min_side >= 512 AND "
+        "punsafe < 0.5'. Alone it replaces the threshold.",
+        metavar="EXPR",
+    )
 
     @field_validator("top", mode="before")
     @classmethod
     def _share(cls, value: Any) -> Any:
         return _read_share(value) if isinstance(value, str) else value
+
+    @field_validator("where")
+    @classmethod
+    def _condition(cls, where: str) -> str:
+        if where := where.strip():
+            from dali_aesthetic.predicate import parse  # DuckDB: 50 ms
+
+            parse(where)
+        return where
 
     @model_validator(mode="after")
     def _one_spelling(self) -> Self:
@@ -112,13 +129,18 @@ class Threshold(Section):
 
     @property
     def min_raw(self) -> float:
-        """The cut on the raw scale, as the nearest float32. A `top` share has none before it is resolved."""
+        """The cut on the raw scale, as the nearest float32; minus infinity for a condition alone.
+
+        A `top` share has none before it is resolved.
+        """
         if self.top is not None:
             raise ValueError("--keep-top has no raw score before everything is scored")
         if self.raw is not None:
             return float(np.float32(self.raw))
         if self.unit is not None:
             return float(np.float32(self.unit * RAW_PER_UNIT))
+        if self.where and self.preset is None:
+            return -float("inf")
         return float(np.float32(PRESETS[self.preset or DEFAULT_PRESET].raw))
 
     @property
@@ -132,6 +154,15 @@ class Threshold(Section):
         """True where a raw score, float32 [R], is within the bounds; NaN (not scored) is never kept."""
         kept: npt.NDArray[np.bool_] = raw_scores_R >= np.float32(self.min_raw)
         return kept & (raw_scores_R <= np.float32(self.upper_raw))
+
+    def identity(self) -> dict[str, Any]:
+        """What two runs that keep the same have in common, as JSON. A bound that is infinite is none."""
+        lower, upper = self.min_raw, self.upper_raw
+        return (
+            {"min_raw": lower if np.isfinite(lower) else None}
+            | ({"max_raw": upper} if np.isfinite(upper) else {})
+            | ({"where": self.where} if self.where else {})
+        )
 
     def resolve_top(self, raw_scores_R: npt.NDArray[np.float32]) -> Threshold:
         """The bounds with `top` resolved to a raw score: an exact quantile of the scores, float32 [R].
@@ -150,13 +181,17 @@ class Threshold(Section):
 
     def unlikely(self, head: str) -> str:
         """What is odd about the cut, where it is beyond the scores of one of LAION's heads; else ""."""
-        if self.top is not None or not head.startswith("laion-v") or 0 <= self.min_raw <= RAW_PER_UNIT:
+        if self.top is not None or not head.startswith("laion-v"):
+            return ""
+        if 0 <= self.min_raw <= RAW_PER_UNIT or not np.isfinite(self.min_raw):
             return ""
         given = f"the threshold {self.min_raw:g} (raw) is beyond the scores of {head}"
         return f"{given}, which lie between 0 and {RAW_PER_UNIT:g} but for a few: give one such as 5"
 
     def describe(self, head: str) -> str:
         """The cut in words. For the LAION v2 head it adds the share of LAION-2B-en it kept, where known."""
+        if not np.isfinite(self.min_raw):
+            return "none" + (f"; raw score <= {self.upper_raw:g}" if np.isfinite(self.upper_raw) else "")
         known = (p.laion_share for p in PRESETS.values() if p.raw == self.min_raw and head == "laion-v2")
         share = next(known, None)
         upper = f", <= {self.upper_raw:g}" if np.isfinite(self.upper_raw) else ""

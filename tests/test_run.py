@@ -163,7 +163,7 @@ def test_an_output_with_other_columns_is_refused(
     record = json.loads((scored / "run.json").read_text())
     del record["identity"]["columns"], record["identity"]["scores_format"]  # of a version without them
     (tmp_path / "run.json").write_text(json.dumps(record))
-    with pytest.raises(ValueError, match=r"scores_format: '\(not set\)' there, 2 now"):
+    with pytest.raises(ValueError, match=r"scores_format: '\(not set\)' there, 3 now"):
         run(config(str(shards_dir), tmp_path, tiny_model))
 
 

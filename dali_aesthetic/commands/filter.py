@@ -25,6 +25,8 @@ Examples:
   dali-aesthetic select --scores scored --preset high > keys.txt
 
   dali-aesthetic select --scores scored --keep-top 10% --with-shard
+
+  dali-aesthetic select --scores scored --where 'min_side >= 512 AND punsafe < 0.5'
 """
 
 
@@ -61,34 +63,43 @@ def select(
 
     A newline, tab or other control character of a key is printed as an escape; --json prints the exact key.
     """
-    for source, key in selected(scores, given["threshold"]):
+    for sources, keys in selected(scores, given["threshold"]):
         if json:
-            echo(jsonlib.dumps({"key": key, "source_shard": source}))
+            rows = zip(keys, sources, strict=True)
+            lines = [jsonlib.dumps({"key": key, "source_shard": source}) for key, source in rows]
         else:
-            echo(f"{one_line(source)}\t{one_line(key)}" if with_shard else one_line(key))
+            lines = [one_line(key) for key in keys]
+            if with_shard:
+                names = {source: one_line(source) for source in set(sources)}
+                lines = [f"{names[source]}\t{line}" for source, line in zip(sources, lines, strict=True)]
+        if lines:
+            echo("\n".join(lines))
     return 0
 
 
 def one_line(text: str) -> str:
     """`text` with escapes for its control characters, which would break the line or reach the terminal."""
+    if text.isprintable():
+        return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def selected(scores: str, fields: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Source shard and key of each sample within the threshold of `fields`, shard by shard in name order.
+def selected(scores: str, fields: Mapping[str, Any]) -> Iterator[tuple[list[str], list[str]]]:
+    """Source shards and keys of the samples within the threshold of `fields`, shard by shard in name order.
 
-    Raises `ConfigError` for a threshold that can't be, `ScoresMismatch` for a folder without scores.
+    Raises `ConfigError` for a threshold that can't be, `ScoresMismatch` for a folder without scores, and
+    ValueError for a condition on a column that they don't have.
     """
-    import numpy as np
-
     from dali_aesthetic.layout import committed_names
-    from dali_aesthetic.write.read_scores import read_keys, read_raw_scores, scores_record
+    from dali_aesthetic.predicate import Predicate
+    from dali_aesthetic.write.read_scores import read_kept, read_raw_scores, scores_record, stored_columns
 
     scores_record(scores)
     threshold = Config.build({"input": "-", "output": "-"}, {"threshold": fields}).threshold
     if threshold.top is not None:
         threshold = threshold.resolve_top(read_raw_scores(scores))
+    columns = stored_columns(scores)
+    where = Predicate(threshold.where, columns) if threshold.where and columns else None
     for name in sorted(committed_names(scores)):
-        sources, keys, raw_R = read_keys(scores, name)
-        for row in np.flatnonzero(threshold.keep(raw_R)).tolist():
-            yield sources[row], keys[row]
+        found = read_kept(scores, name, threshold.keep, where)
+        yield found.column("source_shard").to_pylist(), found.column("key").to_pylist()

@@ -98,8 +98,10 @@ def score_embeddings(
     root = Path(output)
     files = find_embeddings(inputs, str(root))
     threshold = threshold or Threshold()
-    if threshold.top is not None:
-        raise ValueError("a share is cut from stored scores: score first, then `select --keep-top`")
+    if threshold.top is not None or threshold.where:
+        raise ValueError(
+            "a share or a condition cuts stored scores: score first, then `select --keep-top` or `--where`"
+        )
     bank, weights = _bank(files, heads, encoder, model_dir)
     result = EmbeddingsResult()
     start = time.perf_counter()
@@ -153,11 +155,9 @@ def _record(
     normalize: bool,
     columns: Sequence[str],
 ) -> dict[str, Any]:
-    upper = threshold.upper_raw
     identity = {
         "input_kind": EMBEDDINGS,
-        "min_raw": threshold.min_raw,
-        **({"max_raw": upper} if upper < float("inf") else {}),
+        **threshold.identity(),
         "encoder": encoder,
         "weights": [{"name": file.name, "sha256": file.sha256} for file in weights],
         "heads": list(bank.names),

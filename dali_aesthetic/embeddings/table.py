@@ -20,10 +20,9 @@ from dali_aesthetic.shards.parquet import converted
 from dali_aesthetic.types import ShardReport, Status
 from dali_aesthetic.write.commit import commit
 from dali_aesthetic.write.files import output_path
+from dali_aesthetic.write.json_fields import REST, FieldColumns
 from dali_aesthetic.write.rows import (
     MOST_PIXELS,
-    REST,
-    FieldColumns,
     json_columns,
     score_columns,
     score_table,
@@ -102,6 +101,7 @@ class EmbeddingScores:
             width=_taken(given, "width", rows),
             height=_taken(given, "height", rows),
             format=pa.nulls(rows, pa.string()),
+            num_bytes=pa.nulls(rows, pa.int64()),
             source_shard=pa.repeat(pa.scalar(self.source), rows),
             source_offset=offsets,
             output_shard=pa.nulls(rows, pa.string()),

@@ -18,7 +18,7 @@ from dali_aesthetic.config import Config
 from dali_aesthetic.launch.engine import Prepared, RunResult, Watch, launch
 from dali_aesthetic.launch.run import run
 from dali_aesthetic.launch.slurm import Task
-from dali_aesthetic.launch.work import sink_of
+from dali_aesthetic.launch.work import condition_of, sink_of
 from dali_aesthetic.launch.worker import cut_identity, read_limits_of
 from dali_aesthetic.layout import CONFIG, IDENTITY, SCORED, committed_names
 from dali_aesthetic.overlap import ahead
@@ -47,7 +47,9 @@ def filter_scored(config: Config, scores: str | Path, *, watch: Watch | None = N
     shard without committed scores is in the result's `stats.failed`.
     """
     scored_by = read_scored_by(scores)
-    return launch(_as_scored(config, scored_by), partial(_stored_scores, str(scores), scored_by), watch)
+    config = _as_scored(config, scored_by)
+    condition_of(config, scored_by["heads"])  # refused before the input is listed
+    return launch(config, partial(_stored_scores, str(scores), scored_by), watch)
 
 
 def run_top(config: Config, *, watch: Watch | None = None) -> RunResult:
@@ -91,8 +93,7 @@ def _write(
         start = time.perf_counter()
         stats.reports += sink.write(batch)
         stats.wrote += time.perf_counter() - start
-        raw_R = batch.scores_RH[:, 0]
-        stats.add(batch.headers, int(sink.keep(raw_R).sum()), preset_counts(raw_R))
+        stats.add(batch.headers, sink.num_kept, preset_counts(batch.scores_RH[:, 0]))
     stats.reports += sink.flush()
 
 

@@ -171,7 +171,7 @@ def _cuts(config: Config) -> dict[str, float]:
             ("the lower cut", config.threshold.min_raw),
             ("the upper cut", config.threshold.upper_raw),
         ):
-            if raw not in cuts.values() and raw != float("inf"):
+            if raw not in cuts.values() and abs(raw) != float("inf"):
                 cuts[name] = raw
     return cuts
 

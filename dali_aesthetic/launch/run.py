@@ -11,8 +11,9 @@ from dali_aesthetic.launch.engine import Engine, Prepared, RunResult, Watch, lau
 from dali_aesthetic.launch.node.crew import node_processes
 from dali_aesthetic.launch.precision import prepare
 from dali_aesthetic.launch.slurm import ALONE, Task, for_task, settling
-from dali_aesthetic.launch.work import work_shards
+from dali_aesthetic.launch.work import condition_of, work_shards
 from dali_aesthetic.launch.worker import build_worker, model_reader, run_record
+from dali_aesthetic.score.weights import head_name
 from dali_aesthetic.stats import RunStats
 from dali_aesthetic.types import Shard
 
@@ -28,6 +29,7 @@ def run(config: Config, *, watch: Watch | None = None, task: Task = ALONE) -> Ru
     `task` is this process's part in a job that has several, such as `slurm.current_task()`.
     """
     config = for_task(config, task)
+    condition_of(config, [head_name(head) for head in config.model.heads])  # before anything is read
     return launch(config, _engine(config), watch, task)
 
 

@@ -22,12 +22,14 @@ from typing import Any, TextIO
 from dali_aesthetic.config import Config, ConfigError
 from dali_aesthetic.launch.worker import Worker, read_limits_of
 from dali_aesthetic.overlap import every, stacks, values_of_threads
+from dali_aesthetic.predicate import Predicate
 from dali_aesthetic.run_shard import BATCHES_IN_FLIGHT, Stages, run_shards
 from dali_aesthetic.shards.opened import DEFAULT_LIMITS
 from dali_aesthetic.stats import RunStats
 from dali_aesthetic.stores.store import StoreUnusable
 from dali_aesthetic.timing import timed
 from dali_aesthetic.types import Sample, Shard, ShardReport
+from dali_aesthetic.write.rows import condition_columns
 from dali_aesthetic.write.sink import ShardSink
 
 MOST_DEATHS = 3
@@ -76,7 +78,14 @@ def sink_of(config: Config, head_names: Sequence[str], *, embeddings: bool = Fal
         quarantine=config.guard.quarantine,
         embeddings=embeddings,
         columns=config.columns,
+        where=None if config.scores_only else condition_of(config, head_names),
     )
+
+
+def condition_of(config: Config, head_names: Sequence[str]) -> Predicate | None:
+    """What `--where` asks of a row. Raises ValueError for a column that the scores won't have."""
+    where = config.threshold.where
+    return Predicate(where, condition_columns(head_names, config.columns)) if where else None
 
 
 def stages_of(config: Config, worker: Worker, sink: ShardSink, memory_share: int = 1) -> Stages:

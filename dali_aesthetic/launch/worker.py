@@ -237,13 +237,12 @@ def _settings_beside_weights(config: Config, worker: Worker) -> dict[str, Any]:
 
 
 def cut_identity(config: Config) -> dict[str, Any]:
-    """The columns of the scores, and the bounds on the raw scale, or none where only scores are made."""
+    """The columns of the scores, the bounds on the raw scale and the condition, or none where only scores
+    are made. A bound that is infinite is none."""
     columns = schema_identity(config.columns)
     if config.scores_only:
         return {"min_raw": None, **columns}
-    upper = config.threshold.upper_raw
-    limits = {"min_raw": config.threshold.min_raw} | ({"max_raw": upper} if upper < float("inf") else {})
-    return limits | columns
+    return config.threshold.identity() | columns
 
 
 def _environment(device: torch.device) -> dict[str, Any]:

@@ -108,10 +108,11 @@ def survey(output: Path, by: str | None = None) -> Survey:
 
 def run_cut(record: dict[str, Any], scores: tuple[float, float]) -> tuple[float, float | None]:
     """The run's bounds on the raw scale. Where the record has none, one within the lowest and highest of the
-    `scores`."""
-    if found := cut_of(record):
-        return found[0], found[1] if found[1] < math.inf else None
+    `scores`; where a condition alone decided, one below them."""
     default, (low, high) = PRESETS[DEFAULT_PRESET].raw, scores
+    if found := cut_of(record):
+        lower = found[0] if found[0] > -math.inf else math.floor(10 * max(low, -1e6)) / 10
+        return lower, found[1] if found[1] < math.inf else None
     # Rounded to what the page's steps can say.
     return (default if low <= default <= high else float(f"{(low + high) / 2:.2g}")), None
 

@@ -126,6 +126,16 @@ def _download_command(encoder: str, weights: str) -> str:
     return f"dali-aesthetic download --encoder {encoder} --weights {weights}"
 
 
+def head_name(head: str) -> str:
+    """The name of the head that `load_head` loads."""
+    if named := _NAMED_HEAD.fullmatch(head):
+        return named["name"]
+    if (seed := _seed(head)) is not None:
+        return f"random:{seed}"
+    path = re.sub(":(relu|linear)$", "", head)
+    return Path(path).stem if Path(path).suffix else path
+
+
 def load_head(head: str, encoder: str, embed_dim: int, model_dir: Path | None) -> tuple[Head, ResolvedFile]:
     """The head `laion-v2`, `laion-v1`, `random[:SEED]`, or of a path, which may end in `:relu` or `:linear`.
 

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from dali_aesthetic import layout
 from dali_aesthetic.compact.kept import compare
 from dali_aesthetic.config import ConfigError
+from dali_aesthetic.predicate import Predicate
 from dali_aesthetic.shards.opened import DEFAULT_LIMITS, ReadLimits
 from dali_aesthetic.shards.plan import plan_shards
 from dali_aesthetic.shards.read import read_shards
@@ -22,6 +23,7 @@ from dali_aesthetic.stores.location import is_url
 from dali_aesthetic.types import Sample, Shard
 from dali_aesthetic.verify.shard import check_shard
 from dali_aesthetic.write.kept_rows import taken
+from dali_aesthetic.write.read_scores import stored_columns
 
 _ROWS = 1024
 
@@ -54,7 +56,10 @@ def verify_output(output: Path, against_input: bool = False) -> OutputCheck:
     if not names:
         raise ConfigError(f"{output} holds no committed shard")
     scores_only, cut = layout.holds_scores_only(record), layout.cut_of(record)
-    problems = [(name, text) for name in names for text in check_shard(output, name, scores_only, cut)]
+    where = None
+    if condition := layout.where_of(record):
+        where = Predicate(condition, stored_columns(output))
+    problems = [(name, text) for name in names for text in check_shard(output, name, scores_only, cut, where)]
     against_input = against_input and not scores_only
     broken = {name for name, _ in problems}
     whole = [name for name in names if name not in broken]

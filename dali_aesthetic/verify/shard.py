@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from dali_aesthetic.layout import PARQUET, TAR_END, quarantine_file, read_stats, scores_file, shard_file
+from dali_aesthetic.predicate import Predicate
 from dali_aesthetic.shards.members import split_name
 from dali_aesthetic.types import Status
 
@@ -22,17 +23,24 @@ _DOUBLED = "duplicate file name"
 
 
 def check_shard(
-    output: Path, name: str, scores_only: bool, cut: tuple[float, float] | None = None
+    output: Path,
+    name: str,
+    scores_only: bool,
+    cut: tuple[float, float] | None = None,
+    where: Predicate | None = None,
 ) -> Iterator[str]:
     """Yields a sentence for each problem of the shard.
 
-    `cut` holds the inclusive bounds on the raw scores of kept samples, None if unknown.
+    `cut` holds the inclusive bounds on the raw scores of kept samples, None if unknown; `where` is what else
+    holds for them.
     """
     try:
         stats = read_stats(output, name)
-        rows = pq.read_table(output / scores_file(name), columns=_COLUMNS).to_pylist()
+        read = list(dict.fromkeys([*_COLUMNS, *(where.columns if where else ())]))
+        table = pq.read_table(output / scores_file(name), columns=read)
+        rows = table.select(_COLUMNS).to_pylist()
         yield from _check_counts(stats, rows)
-        yield from _check_marks(rows, cut)
+        yield from _check_marks(rows, cut, where.holds(table).tolist() if where else [True] * len(rows))
         if (parquet := output / shard_file(name, PARQUET)).exists():
             if (found := len(pq.read_table(parquet))) != stats["num_kept"]:  # reads every byte
                 yield f"its Parquet file has {found} rows, its stats state {stats['num_kept']} kept samples"
@@ -57,11 +65,17 @@ def _check_counts(stats: dict[str, Any], rows: list[dict[str, Any]]) -> Iterator
         yield f"{bad} samples are marked as kept that could not be scored"
 
 
-def _check_marks(rows: list[dict[str, Any]], cut: tuple[float, float] | None) -> Iterator[str]:
+def _check_marks(
+    rows: list[dict[str, Any]], cut: tuple[float, float] | None, holds: list[bool]
+) -> Iterator[str]:
     """Checks marks against scores, exactly: the cut was rounded to float32 like the scores."""
     if cut is None:
         return
-    wrong = [row["key"] for row in rows if row["kept"] != _is_within(row["aesthetic_score"], cut)]
+    wrong = [
+        row["key"]
+        for row, held in zip(rows, holds, strict=True)
+        if row["kept"] != (held and _is_within(row["aesthetic_score"], cut))
+    ]
     if wrong:
         yield f"{len(wrong)} samples (like {wrong[0]!r}) are marked as kept, or not, against their scores"
 

@@ -22,7 +22,7 @@ from dali_aesthetic.write.files import TEMPORARY, is_leftover, publish, sync_fol
 from dali_aesthetic.write.rows import read_columns
 
 _ABSENT = "(not set)"
-_CUT_FLAGS = {"min_raw": "--raw-threshold", "max_raw": "--max-raw-threshold"}
+_CUT_FLAGS = {"min_raw": "--raw-threshold", "max_raw": "--max-raw-threshold", "where": "--where"}
 _CUT = tuple(f"{name}: " for name in _CUT_FLAGS)
 _KINDS = {
     "scored_by": "the samples that `filter` cut",
@@ -257,8 +257,8 @@ def _filter_command(output: str | Path, record: Mapping[str, Any]) -> str:
     identity = record[layout.IDENTITY]
     words = layout.recut_words(record, output)
     for name, flag in _CUT_FLAGS.items():
-        if identity.get(name) is not None:
-            words += [flag, f"{identity[name]:.9g}"]
+        if (value := identity.get(name)) is not None:
+            words += [flag, value if isinstance(value, str) else f"{value:.9g}"]
     return shlex.join(words)
 
 

@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from dali_aesthetic import layout
 from dali_aesthetic.stores.access import open_file
 from dali_aesthetic.stores.location import join
 from dali_aesthetic.types import ImageHeader, Route, Status
-from dali_aesthetic.write.rows import read_columns, score_columns
+from dali_aesthetic.write.rows import Condition, Keep, read_columns, score_columns
 
 _ROW_COLUMNS = ("key", "source_offset", "status", "error_message", "width", "height", "format")
 
@@ -84,12 +85,27 @@ def read_raw_scores(folder: str | Path, names: Iterable[str] | None = None) -> n
     return np.concatenate([np.empty(0, np.float32), *parts])
 
 
-def read_keys(folder: str | Path, name: str) -> tuple[list[str], list[str], npt.NDArray[np.float32]]:
-    """Source shards, keys and the first head's scores of one shard's rows."""
-    columns = ["source_shard", "key", "aesthetic_score"]
-    table = _table(folder, name, columns)
-    raw_R = table.column(2).to_numpy().astype(np.float32)
-    return table.column(0).to_pylist(), table.column(1).to_pylist(), raw_R
+def stored_columns(folder: str | Path) -> dict[str, pa.DataType]:
+    """The columns of the scores in `folder`, which are those of each shard; none where nothing is done."""
+    for name in sorted(layout.committed_names(folder))[:1]:
+        with (
+            open_file(join(folder, layout.scores_file(name))) as file,
+            pq.ParquetFile(file, pre_buffer=False) as rows,
+        ):
+            schema = rows.schema_arrow
+            return dict(zip(schema.names, schema.types, strict=True))
+    return {}
+
+
+def read_kept(folder: str | Path, name: str, keep: Keep, where: Condition | None) -> pa.Table:
+    """`source_shard` and `key` of the rows of a shard that `keep` and `where` keep."""
+    wanted = ["source_shard", "key"]
+    read = [*wanted, "aesthetic_score", *(where.columns if where else ())]
+    table = _table(folder, name, list(dict.fromkeys(read)))
+    kept_R = keep(table.column("aesthetic_score").to_numpy().astype(np.float32))
+    if where is not None:
+        kept_R = kept_R & where.passes(table).all(axis=1)
+    return table.select(wanted).filter(pa.array(kept_R))
 
 
 def _table(folder: str | Path, name: str, columns: list[str]) -> pa.Table:

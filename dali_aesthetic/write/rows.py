@@ -6,11 +6,10 @@ its heads, `FIELDS`, the fields chosen by `--columns`, and `json` for every othe
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -18,8 +17,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dali_aesthetic.config import COLUMN_TYPES, column_type
-from dali_aesthetic.types import Buffer, ImageHeader, Sample, Status
+from dali_aesthetic.layout import DERIVED
+from dali_aesthetic.types import ImageHeader, Sample, Status
 from dali_aesthetic.write.commit import Part
+from dali_aesthetic.write.json_fields import REST, Field, FieldColumns
 from dali_aesthetic.write.writers import ParquetWriter
 
 _NO_NUMBER = "the model gave no number"
@@ -29,12 +30,14 @@ _COLUMNS = {
     **dict.fromkeys(("key", "status", "error_message"), pa.string()),
     **dict.fromkeys(("width", "height"), pa.int32()),
     "format": pa.string(),
+    "num_bytes": pa.int64(),
     **dict.fromkeys(("aesthetic_score", "aesthetic_score_01"), pa.float32()),
     "kept": pa.bool_(),
     "source_shard": pa.string(),
     "source_offset": pa.int64(),
     "output_shard": pa.string(),
 }
+_DECIDED = ("kept", "output_shard")
 _NOT_AESTHETIC = ("punsafe", "pwatermark")
 _KINDS = dict(zip(COLUMN_TYPES, (pa.string(), pa.int64(), pa.float64(), pa.bool_()), strict=True))
 FIELDS = {
@@ -46,26 +49,10 @@ FIELDS = {
     **dict.fromkeys(("NSFW", "LICENSE", "LANGUAGE"), "string"),
 }
 """The fields that img2dataset, LAION and DataComp write, with their kinds. Each is a column of every run."""
-_FORMAT = 2
+_FORMAT = 3
 """Raised when the columns of every run change."""
-REST = "json"
-MAX_JSON_BYTES = 1 << 20
 CLASH_PREFIX = "json_"
-_PIECE_ROWS, _PIECE_BYTES = 1024, 1 << 20
 _GROUP_ROWS, _GROUP_BYTES = 65_536, 16 << 20
-_decode = json.JSONDecoder(parse_constant=lambda name: None if name == "NaN" else name).decode
-"""NaN stands for a missing number in what pandas writes; like infinity it is no json."""
-_encode = json.JSONEncoder(
-    ensure_ascii=False, check_circular=False, allow_nan=False, separators=(",", ":")
-).encode
-_PYTHON: dict[pa.DataType, set[type]] = {
-    pa.string(): {str},
-    pa.int64(): {int},
-    pa.float64(): {int, float},
-    pa.bool_(): {bool},
-}
-_NOTHING: tuple[dict[str, Any], str] = ({}, "")
-_UNFIT = (pa.ArrowException, OverflowError, ValueError, RecursionError)
 
 
 def read_columns(file: IO[bytes], columns: list[str]) -> pa.Table:
@@ -90,16 +77,40 @@ def score_columns(head_names: Sequence[str]) -> list[str]:
         raise ValueError(f"the head {head_names[0]!r} is first, so what is bad would be kept; put it second")
     columns = ["aesthetic_score"]
     columns += [name if name in _NOT_AESTHETIC else f"aesthetic_score_{name}" for name in head_names[1:]]
-    if len(set(columns) - {*list(_COLUMNS)[7:], REST}) < len(columns):
+    if len(set(columns) - {*list(_COLUMNS)[8:], REST}) < len(columns):
         raise ValueError(f"two heads would share a column in {list(head_names)}; rename one of them")
     return columns
+
+
+Keep = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.bool_]]
+"""Maps raw scores of the first head to marks. NaN (not scored) is never kept."""
+
+
+class Condition(Protocol):
+    """Judges rows by the `columns` that it reads."""
+
+    @property
+    def columns(self) -> list[str]: ...
+
+    def passes(self, table: pa.Table) -> npt.NDArray[np.bool_]:
+        """Marks, bool [R, C]: a row is kept if all of its marks are true."""
+        ...
+
+
+def condition_columns(head_names: Sequence[str], columns: Sequence[str]) -> dict[str, pa.DataType]:
+    """The columns that a condition may read while rows are written: all but what it decides."""
+    names = score_columns(head_names)
+    kinds = {**_COLUMNS, **dict.fromkeys(names, pa.float32())}
+    kinds |= {field.column: field.kind for field in json_columns(columns, names)} | {REST: pa.string()}
+    return {name: kind for name, kind in kinds.items() if name not in _DECIDED}
 
 
 class ScoreRows(Part):
     """The scores file of one shard. Rows are held in memory (about 0.5 KB each, and the json) until they fill
     a row group, or until the commit.
 
-    `fields` are those of `json_columns`. `each` is called with the table of each row group.
+    `fields` are those of `json_columns`. `where` keeps some of the rows that are marked as kept. `each` is
+    called with the table of each row group.
     """
 
     def __init__(
@@ -108,6 +119,7 @@ class ScoreRows(Part):
         head_names: Sequence[str],
         output_shard: str,
         fields: Sequence[Field],
+        where: Condition | None = None,
     ) -> None:
         super().__init__(final)
         self._score_names = score_columns(head_names)
@@ -116,6 +128,7 @@ class ScoreRows(Part):
         self._tables: list[pa.Table] = []
         self._writer = ParquetWriter(final)
         self.fields = FieldColumns(fields)
+        self._where = where
         self.each: Callable[[pa.Table], None] | None = None
 
     def add(
@@ -124,20 +137,21 @@ class ScoreRows(Part):
         headers: Sequence[ImageHeader],
         scores_RH: npt.NDArray[np.float32],
         kept_R: npt.NDArray[np.bool_],
-    ) -> None:
-        """Appends rows in input order; a score that is NaN is written as null.
+    ) -> npt.NDArray[np.bool_]:
+        """Appends rows in input order; a score that is NaN is written as null. Returns which are kept.
 
         Where a row group ends depends on the rows alone, not on the calls. Raises OSError naming the file.
         """
-        start = 0
+        kept, start = [], 0
         for end, sample in enumerate(samples, start=1):
             self.fields.add(sample.sidecar)
             if self.fields.num_bytes >= _GROUP_BYTES or self.fields.num_rows >= _GROUP_ROWS:
                 rows = slice(start, end)
-                self._append(samples[rows], headers[rows], scores_RH[rows], kept_R[rows])
+                kept.append(self._append(samples[rows], headers[rows], scores_RH[rows], kept_R[rows]))
                 self._write()
                 start = end
-        self._append(samples[start:], headers[start:], scores_RH[start:], kept_R[start:])
+        kept.append(self._append(samples[start:], headers[start:], scores_RH[start:], kept_R[start:]))
+        return np.concatenate(kept)
 
     def _append(
         self,
@@ -145,7 +159,7 @@ class ScoreRows(Part):
         headers: Sequence[ImageHeader],
         scores_RH: npt.NDArray[np.float32],
         kept_R: npt.NDArray[np.bool_],
-    ) -> None:
+    ) -> npt.NDArray[np.bool_]:
         worst = [
             header if sample.status is Status.OK else sample
             for sample, header in zip(samples, headers, strict=True)
@@ -165,12 +179,22 @@ class ScoreRows(Part):
             width=pa.array([_side(header.width) for header in headers], pa.int32()),
             height=pa.array([_side(header.height) for header in headers], pa.int32()),
             format=pa.array([header.format or None for header in headers], pa.string()),
+            num_bytes=pa.array([None if s.image is None else len(s.image) for s in samples], pa.int64()),
             source_shard=_strings([sample.source for sample in samples]),
             source_offset=pa.array([sample.offset for sample in samples], pa.int64()),
-            output_shard=pa.array([self._output_shard if one else None for one in kept_R], pa.string()),
+            output_shard=pa.nulls(len(samples), pa.string()),
+        )
+        if self._where is not None and len(samples):
+            facts = columns | self.fields.latest(len(samples), self._where.columns)
+            passes_RC = self._where.passes(pa.table({name: facts[name] for name in self._where.columns}))
+            kept_R = kept_R & passes_RC.all(axis=1)
+        columns["kept"] = pa.array(kept_R, pa.bool_())
+        columns["output_shard"] = pa.array(
+            [self._output_shard if one else None for one in kept_R], pa.string()
         )
         self._statuses.update(statuses)
         self._tables.append(pa.table(columns))
+        return kept_R
 
     def _write(self) -> None:
         table = pa.concat_tables(self._tables).combine_chunks()
@@ -241,14 +265,6 @@ def _strings(texts: Sequence[str | None]) -> pa.Array:
         return pa.array(clean, pa.binary()).cast(pa.string())
 
 
-class Field(NamedTuple):
-    """A field of the samples' json, its column in the scores, and the column's type."""
-
-    name: str
-    column: str
-    kind: pa.DataType
-
-
 def json_columns(chosen: Sequence[str], score_names: Sequence[str]) -> list[Field]:
     """The columns for fields of the json: `FIELDS`, then those `chosen`, as `Config.columns` has them.
 
@@ -260,7 +276,7 @@ def json_columns(chosen: Sequence[str], score_names: Sequence[str]) -> list[Fiel
         name, kind = column_type(text)
         fold = name.casefold()
         wanted[fold] = (name, kind or wanted.get(fold, ("", "string"))[1])
-    taken = {name.casefold() for name in (*_COLUMNS, *score_names, REST)}
+    taken = {name.casefold() for name in (*_COLUMNS, *score_names, REST, *DERIVED)}
     fields = []
     for name, kind in wanted.values():
         column = name
@@ -274,121 +290,3 @@ def json_columns(chosen: Sequence[str], score_names: Sequence[str]) -> list[Fiel
 def schema_identity(chosen: Sequence[str]) -> dict[str, Any]:
     """What determines the columns of a run's scores beside its heads: no output may mix two schemas."""
     return {"scores_format": _FORMAT, "columns": list(chosen)}
-
-
-class FieldColumns:
-    """The columns `fields` from json objects, and `json` with the other fields of each as compact json.
-
-    A field is found whatever its case; the exact spelling goes first. A string column holds other values as
-    json, an int column whole numbers, a float column numbers, a bool column true and false. A value that
-    doesn't fit is null and stays in `json`. A json that is malformed, no object, nested too deep for Python
-    or larger than `MAX_JSON_BYTES` counts as absent; `num_ignored` counts those. Little is held parsed:
-    `num_rows` rows with `num_bytes` of json are held as columns.
-    """
-
-    def __init__(self, fields: Sequence[Field]) -> None:
-        self._fields = fields
-        self.names = (*(field.column for field in fields), REST)
-        self._recent: list[tuple[dict[str, Any], str]] = []
-        self._recent_bytes = 0
-        self._pieces: list[list[pa.Array]] = []
-        self.num_rows = self.num_bytes = self.num_ignored = 0
-
-    def add(self, sidecar: Buffer | None) -> None:
-        """Appends one row; None where the sample has no json."""
-        self.num_rows += 1
-        if sidecar is None:
-            self._recent.append(_NOTHING)
-        else:
-            self._recent.append(self._parse(sidecar))
-            self.num_bytes += len(sidecar)
-            self._recent_bytes += len(sidecar)
-        if len(self._recent) >= _PIECE_ROWS or self._recent_bytes >= _PIECE_BYTES:
-            self._turn()
-
-    def _parse(self, sidecar: Buffer) -> tuple[dict[str, Any], str]:
-        try:
-            if len(sidecar) <= MAX_JSON_BYTES:
-                # str() is a third faster than json's own guess at the encoding, and json is UTF-8.
-                text = str(sidecar, "utf-8")
-                if isinstance(found := _decode(text), dict):
-                    return found, text
-        except (ValueError, RecursionError):
-            pass
-        self.num_ignored += 1
-        return _NOTHING
-
-    def _turn(self) -> None:
-        """Turns the recent rows into columns. Many at once take a third of the time of one by one."""
-        recent, self._recent, self._recent_bytes = self._recent, [], 0
-        rows = [row for row, _ in recent]
-        names: set[str] = set()
-        names.update(*rows)
-        spellings: dict[str, list[str]] = {}
-        for name in sorted(names):
-            spellings.setdefault(name.casefold(), []).append(name)
-        piece, taken = [], set[str]()
-        for name, _, kind in self._fields:
-            found = sorted(spellings.get(name.casefold(), ()), key=lambda one: one != name)
-            piece.append(_column(rows, found, kind, taken))
-        piece.append(pa.array([_rest(row, taken, text) for row, text in recent], pa.string()))
-        self._pieces.append(piece)
-
-    def take(self) -> dict[str, pa.Array]:
-        """The columns of the rows since the last call."""
-        self._turn()
-        pieces, self._pieces, self.num_rows, self.num_bytes = self._pieces, [], 0, 0
-        arrays = zip(self.names, *pieces, strict=True)
-        return {name: pa.concat_arrays(parts) for name, *parts in arrays}
-
-
-def _column(
-    rows: Sequence[dict[str, Any]], names: Sequence[str], kind: pa.DataType, taken: set[str]
-) -> pa.Array:
-    """The values of the first of `names` that fits, taken out of `rows`, or their name added to `taken`."""
-    if not names:
-        return pa.nulls(len(rows), kind)
-    if len(names) == 1:
-        values = [row.get(names[0]) for row in rows]
-        if {*map(type, values)} <= {*_PYTHON[kind], type(None)}:
-            try:
-                column = pa.array(values, kind)
-                taken.add(names[0])
-                return column
-            except _UNFIT:
-                pass  # a number beyond 64 bits, or half a surrogate pair
-    return pa.array([_take(row, names, kind) for row in rows], kind)
-
-
-def _take(row: dict[str, Any], names: Sequence[str], kind: pa.DataType) -> Any:
-    found = None
-    for name in names:
-        value = row.get(name)
-        if value is None or (found is None and (found := _fitting(value, kind)) is not None):
-            row.pop(name, None)
-    return found
-
-
-def _fitting(value: Any, kind: pa.DataType) -> Any:
-    """`value` as one of the kind, or None."""
-    try:
-        if kind == pa.string() and not isinstance(value, str):
-            value = _encode(value)
-        elif kind == pa.int64() and isinstance(value, float) and value.is_integer():
-            value = int(value)
-        return pa.scalar(value, kind).as_py() if type(value) in _PYTHON[kind] else None
-    except _UNFIT:
-        return None
-
-
-def _rest(row: dict[str, Any], taken: set[str], text: str) -> str | None:
-    """The fields of `row` that are not `taken`, or all of them, as in `text`, where json can't write them."""
-    if row.keys() <= taken:
-        return None
-    try:
-        rest = _encode({name: value for name, value in row.items() if name not in taken})
-        if not rest.isascii():
-            rest.encode()  # raises for half a surrogate pair
-        return rest
-    except (ValueError, RecursionError):  # nested too deep, or infinite, as 1e400 is
-        return text

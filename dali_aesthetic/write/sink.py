@@ -26,13 +26,11 @@ from dali_aesthetic.types import (
 from dali_aesthetic.write.commit import Part, abandon, commit, destination
 from dali_aesthetic.write.files import make_folder, output_path
 from dali_aesthetic.write.kept_rows import BadRows, KeptRows
-from dali_aesthetic.write.rows import ScoreRows, json_columns, score_columns
+from dali_aesthetic.write.rows import Condition, Keep, ScoreRows, json_columns, score_columns
 from dali_aesthetic.write.writers import ShardEmbeddings, TarWriter
 
 JUDGED_FROM = 100
 """Shards with fewer samples are not judged by their share of bad ones."""
-Keep = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.bool_]]
-"""Maps raw scores of the first head to marks. NaN (not scored) is never kept."""
 
 
 class ShardSink:
@@ -46,7 +44,7 @@ class ShardSink:
     reported as failed. With `quarantine` such samples are copied too, as tar entries or as rows of Parquet.
     Without `images` there are scores and stats only, and nothing counts as kept. With `embeddings` those of
     each batch are written. `columns` are the json fields with columns of their own, as `json_columns` takes
-    them.
+    them. Of the samples in `keep` only those are kept for whose rows `where` holds.
     """
 
     def __init__(
@@ -60,12 +58,16 @@ class ShardSink:
         quarantine: bool = False,
         embeddings: bool = False,
         columns: Sequence[str] = (),
+        where: Condition | None = None,
     ) -> None:
         self.destination = destination(output)
         self.head_names = tuple(head_names)
         self.fields = json_columns(columns, score_columns(head_names))
-        self.keep = keep if images else _keep_nothing
+        self._keep = keep if images else _keep_nothing
+        self.where = where if images else None
         self.images = images
+        self.num_kept = 0
+        """Of the last `write`."""
         self.max_bad_fraction, self.quarantine = max_bad_fraction, quarantine
         self.embeddings = embeddings
         self._open: dict[str, _OpenShard] = {}
@@ -82,14 +84,16 @@ class ShardSink:
         ok_R = np.fromiter(map(_is_ok, batch.encoded.samples, batch.headers), np.bool_)
         # An image that was not decoded has no score, whatever the model computed for its row.
         scores_RH = np.where(ok_R[:, None], batch.scores_RH, np.float32(np.nan))
-        kept_R = self.keep(scores_RH[:, 0]) & ~np.isnan(scores_RH[:, 0])
-        start = 0
+        kept_R = self._keep(scores_RH[:, 0]) & ~np.isnan(scores_RH[:, 0])
+        start = self.num_kept = 0
         for _, run in groupby(sample.shard.name for sample in batch.encoded.samples):
             rows = slice(start, start + sum(1 for _ in run))
             samples = batch.encoded.samples[rows]
             opened = self._opened(samples[0].shard)
             embeddings_RD = None if batch.embeddings_RD is None else batch.embeddings_RD[rows]
-            opened.add(samples, batch.headers[rows], scores_RH[rows], kept_R[rows], ok_R[rows], embeddings_RD)
+            self.num_kept += opened.add(
+                samples, batch.headers[rows], scores_RH[rows], kept_R[rows], ok_R[rows], embeddings_RD
+            )
             start = rows.stop
         ended = [report for end in batch.encoded.ended for report in self._commits.add(self._end(end))]
         return ended + self._commits.take()
@@ -173,7 +177,7 @@ class _OpenShard:
         self._bad = output_path(output, bad) if sink.quarantine else None
         self.quarantine: TarWriter | BadRows | None = None
         scores = output_path(output, layout.scores_file(name))
-        self.rows = ScoreRows(scores, sink.head_names, samples, sink.fields)
+        self.rows = ScoreRows(scores, sink.head_names, samples, sink.fields, sink.where)
         self.embeddings: ShardEmbeddings | None = None
         if sink.embeddings:
             self.embeddings = ShardEmbeddings(output, shard, self.rows.fields.names)
@@ -191,11 +195,11 @@ class _OpenShard:
         kept_R: npt.NDArray[np.bool_],
         ok_R: npt.NDArray[np.bool_],
         embeddings_RD: npt.NDArray[np.float16] | None,
-    ) -> None:
-        """Appends rows; streams the samples to keep and those for quarantine."""
+    ) -> int:
+        """Appends rows; streams the samples to keep and those for quarantine. Returns how many are kept."""
         if self.embeddings is not None and embeddings_RD is not None:
             self.embeddings.add(embeddings_RD[ok_R])
-        self.rows.add(samples, headers, scores_RH, kept_R)
+        kept_R = self.rows.add(samples, headers, scores_RH, kept_R)
         if isinstance(self.kept, KeptRows):
             self.kept.add([samples[row] for row in np.flatnonzero(kept_R).tolist()])
         elif self.kept is not None:
@@ -204,7 +208,9 @@ class _OpenShard:
             bad = np.flatnonzero(~ok_R).tolist()
             self._add_bad(self._bad, [samples[row] for row in bad], [headers[row] for row in bad])
         self.num_samples += len(samples)
-        self.num_kept += int(np.count_nonzero(kept_R))
+        num_kept = int(np.count_nonzero(kept_R))
+        self.num_kept += num_kept
+        return num_kept
 
     def _add_bad(self, final: Path, samples: Sequence[Sample], headers: Sequence[ImageHeader]) -> None:
         """Copies samples that could not be scored, as rows of Parquet or as tar entries, if there are any."""

@@ -51,6 +51,25 @@ def test_select_prints_the_kept_keys(scored: Path) -> None:
     assert text.splitlines() == expected
 
 
+def test_select_prints_what_a_condition_keeps(scored: Path) -> None:
+    rows = [row for path in sorted((scored / "scores").iterdir()) for row in pq.read_table(path).to_pylist()]
+    good = [row for row in rows if row["aesthetic_score"] is not None]
+    for condition, keys in (
+        ("min_side >= 200", [row["key"] for row in good if min(row["width"], row["height"]) >= 200]),
+        ("caption LIKE '1%'", [row["key"] for row in good if row["caption"][0] == "1"]),
+        ("kept", []),
+        ("NOT kept", [row["key"] for row in good]),
+    ):
+        assert call("select", "--scores", scored, "--where", condition) == (
+            0,
+            "".join(f"{key}\n" for key in keys),
+        )
+    result = runner.invoke(app, ["select", "--scores", str(scored), "--where", "hight > 5"])
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "no column hight: did you mean height?" in " ".join(result.stderr.split())
+    assert runner.invoke(app, ["select", "--scores", str(scored), "--where", "avg(width) > 5"]).exit_code == 2
+
+
 def test_select_keeps_a_line_for_a_key_with_control_characters(
     tmp_path: Path, tiny_model: ModelConfig
 ) -> None:

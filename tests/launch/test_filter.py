@@ -8,6 +8,7 @@ import tarfile
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -16,6 +17,7 @@ from dali_aesthetic.config import Config, ModelConfig
 from dali_aesthetic.launch.filter import filter_scored, run_top
 from dali_aesthetic.launch.run import run
 from dali_aesthetic.threshold import Threshold
+from dali_aesthetic.verify.outputs import verify_output
 from tests.conftest import add_member, jpeg, snapshot
 
 RUN_FILES = ("shards/", "scores/", "stats/")
@@ -54,7 +56,10 @@ def test_scores_only_writes_no_images(scored: Path) -> None:
         assert set(table.column("output_shard").to_pylist()) == {None}
 
 
-@pytest.mark.parametrize("bounds", ["half", "range", "nothing", "all"])
+WHERE = "width >= height AND (caption LIKE '%1' OR bytes_per_pixel < 0.3) AND url IS NOT NULL"
+
+
+@pytest.mark.parametrize("bounds", ["half", "range", "nothing", "all", "where", "both", "upper", "text"])
 def test_filter_writes_what_run_would_have_written(
     shards_dir: Path,
     scored: Path,
@@ -69,11 +74,102 @@ def test_filter_writes_what_run_would_have_written(
         "range": {"raw": low, "max_raw": high},
         "nothing": {"raw": 1e6},
         "all": {"raw": -1e6},
+        "where": {"where": WHERE},
+        "both": {"where": WHERE, "raw": middle},
+        "upper": {"where": "max_side > 300", "max_raw": high},
+        "text": {"where": "json ->> '$.caption' IS NULL AND caption NOT LIKE '%2'"},
     }[bounds]
-    run(config(shards_dir, tmp_path / "run", tiny_model, threshold=threshold))
+    small = {"decode": {"batch_size": 4}}
+    ran = run(config(shards_dir, tmp_path / "run", tiny_model, threshold=threshold, **small))
     result = filter_scored(config(shards_dir, tmp_path / "cut", tiny_model, threshold=threshold), str(scored))
     assert result.exit_code == 0
     assert outputs(tmp_path / "cut") == outputs(tmp_path / "run")
+    assert result.stats.num_kept == ran.stats.num_kept == sum(table_of(tmp_path / "run").kept)
+    assert verify_output(tmp_path / "run", against_input=True).problems == ()
+
+
+def table_of(folder: Path) -> pd.DataFrame:
+    return pd.concat([pq.read_table(path).to_pandas() for path in sorted((folder / "scores").iterdir())])
+
+
+def test_a_condition_keeps_what_pandas_keeps_and_nothing_without_a_score(
+    shards_dir: Path, scored: Path, raw_scores: np.ndarray, tiny_model: ModelConfig, tmp_path: Path
+) -> None:
+    middle = float(np.nanmedian(raw_scores))
+    for number, (threshold, keep) in enumerate(
+        [
+            ({"where": WHERE}, lambda rows: rows.fits),
+            (
+                {"where": WHERE, "raw": middle},
+                lambda rows: rows.fits & (rows.aesthetic_score >= middle),
+            ),
+            (
+                {"where": WHERE, "top": 0.5},
+                lambda rows: rows.fits & (rows.aesthetic_score >= middle),
+            ),
+            ({"where": "true"}, lambda rows: rows.aesthetic_score.notna()),
+        ]
+    ):
+        output = tmp_path / str(number)
+        filter_scored(config(shards_dir, output, tiny_model, threshold=threshold), str(scored))
+        rows = table_of(output)
+        dense = rows.num_bytes / (rows.width * rows.height) < 0.3
+        either = rows.caption.str.endswith("1") | dense
+        rows["fits"] = (rows.width >= rows.height) & either & rows.aesthetic_score.notna()
+        assert 0 < rows.kept.sum() < len(rows)
+        assert rows.kept.tolist() == keep(rows).tolist(), threshold
+
+
+def test_keep_top_with_a_condition_is_one_run(
+    shards_dir: Path, scored: Path, tiny_model: ModelConfig, tmp_path: Path
+) -> None:
+    """The share is of all scored samples: what joins the two is AND."""
+    both = {"top": "50%", "where": "width > 300"}
+    result = run_top(config(shards_dir, tmp_path / "top", tiny_model, threshold=both))
+    filter_scored(config(shards_dir, tmp_path / "cut", tiny_model, threshold=both), str(scored))
+    assert outputs(tmp_path / "top") == outputs(tmp_path / "cut")
+    assert 0 < result.stats.num_kept < 11
+    recorded = Config.build(json.loads((tmp_path / "top" / "run.json").read_text())["config"])
+    assert run_top(recorded).num_skipped == 3
+
+
+def test_another_condition_is_refused_with_the_command_that_makes_it(
+    shards_dir: Path, tiny_model: ModelConfig, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    first = run(config(shards_dir, out, tiny_model, threshold={"where": "width > 300"}))
+    again = run(config(shards_dir, out, tiny_model, threshold={"where": " width > 300 "}))
+    assert (first.num_skipped, again.num_skipped) == (0, 3)
+    for other, flags in (
+        ({"where": "width > 400"}, "--where 'width > 400'"),
+        ({"raw": 4.5}, "--raw-threshold 4.5"),
+        ({"raw": 4.5, "where": "width > 300"}, "--raw-threshold 4.5 --where 'width > 300'"),
+    ):
+        with pytest.raises(ValueError, match="can be cut again without a GPU: ") as error:
+            run(config(shards_dir, out, tiny_model, threshold=other))
+        assert str(error.value).endswith(f"--scores {out} --output {out}-cut {flags}")
+
+
+def test_an_unknown_column_is_refused_before_anything_is_read(
+    scored: Path, tiny_model: ModelConfig, tmp_path: Path
+) -> None:
+    wrong = config(tmp_path / "nowhere", tmp_path / "out", tiny_model, threshold={"where": "punsaf < 1"})
+    for cut in (run, run_top, lambda config: filter_scored(config, scored)):
+        with pytest.raises(ValueError, match=r"no column punsaf: did you mean punsafe\? The columns"):
+            cut(wrong)
+    assert not (tmp_path / "out").exists()
+
+
+def test_verify_finds_a_mark_against_the_condition(
+    shards_dir: Path, tiny_model: ModelConfig, tmp_path: Path
+) -> None:
+    run(config(shards_dir, tmp_path, tiny_model, threshold={"where": "width > 300"}))
+    record = json.loads((tmp_path / "run.json").read_text())
+    record["identity"]["where"] = "width > 400"
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    problems = verify_output(tmp_path).problems
+    assert problems
+    assert all("are marked as kept, or not, against their scores" in text for _, text in problems)
 
 
 def test_filter_has_the_columns_of_the_scores_or_those_given(

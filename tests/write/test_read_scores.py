@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from dali_aesthetic.write import read_scores
-from dali_aesthetic.write.read_scores import read_keys
+from dali_aesthetic.write.read_scores import read_kept
 
 
 def test_no_other_thread_touches_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -27,6 +27,6 @@ def test_no_other_thread_touches_the_file(tmp_path: Path, monkeypatch: pytest.Mo
 
     content = (tmp_path / "rows.parquet").read_bytes()
     monkeypatch.setattr(read_scores, "open_file", lambda location: Watched(content))
-    sources, keys, scores_R = read_keys(tmp_path, "rows")
-    assert (sources, keys, scores_R.tolist()) == (["s.tar"], ["a"], [5.0])
+    found = read_kept(tmp_path, "rows", lambda raw_R: raw_R >= 5, None)
+    assert found.to_pylist() == [{"source_shard": "s.tar", "key": "a"}]
     assert threads == {threading.get_ident()}

@@ -13,8 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from dali_aesthetic.types import Sample, Shard
+from dali_aesthetic.write import json_fields
 from dali_aesthetic.write import rows as rows_module
-from dali_aesthetic.write.rows import FIELDS, MAX_JSON_BYTES, FieldColumns, ScoreRows, json_columns
+from dali_aesthetic.write.json_fields import MAX_JSON_BYTES, FieldColumns
+from dali_aesthetic.write.rows import FIELDS, ScoreRows, json_columns
 from dali_aesthetic.write.sink import ShardSink
 from tests.conftest import add_member
 from tests.write.scored import GOOD, JPEG, at_least_5, batches, shard_of
@@ -27,7 +29,7 @@ FACTS = [
     *("LANGUAGE", "json"),
 ]
 OURS = [
-    *("key", "status", "error_message", "width", "height", "format"),
+    *("key", "status", "error_message", "width", "height", "format", "num_bytes"),
     *("aesthetic_score", "aesthetic_score_01", "kept", "source_shard", "source_offset", "output_shard"),
 ]
 
@@ -73,7 +75,7 @@ def test_columns_types_and_values(tmp_path: Path) -> None:
         **dict.fromkeys(("width", "height"), "int32"),
         **dict.fromkeys(("aesthetic_score", "aesthetic_score_01"), "float"),
         "kept": "bool",
-        "source_offset": "int64",
+        **dict.fromkeys(("num_bytes", "source_offset"), "int64"),
     }
     columns = found.to_pydict()
     assert columns["aesthetic_score"] == [-1.5, 5.0, 12.0, None]
@@ -112,7 +114,8 @@ def test_rows_added_in_pieces_are_the_same_file(
     tmp_path: Path, limits: dict[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in limits.items():
-        monkeypatch.setattr(rows_module, name, value)
+        module = json_fields if name.startswith("_PIECE") else rows_module
+        monkeypatch.setattr(module, name, value)
     scores = [[float(n)] for n in range(3000)]
     sidecars: list[bytes | None] = [
         b'{"n": %d, "similarity": %d}' % (n, n) if n % 3 else None for n in range(3000)
