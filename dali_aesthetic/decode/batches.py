@@ -111,31 +111,29 @@ class _Open:
     """
 
     def __init__(self, batch_size: int, limits: Limits) -> None:
-        self._batch_size, self._limits = batch_size, limits
+        self._limits = limits
         self.samples: list[Sample] = []
         self.headers: list[ImageHeader] = []
         self.ended: list[ShardEnd] = []
         self.num_bytes = 0
-        self._room = batch_size
-        self._unchecked = 0
+        self._room, self._rows = batch_size, _ROWS_PER_IMAGE * batch_size
+        self._next_check = min(_CHECKED, batch_size)
+        self.is_full = False
 
     def add(self, sample: Sample, num_bytes: int) -> None:
         self.samples.append(sample)
         self.num_bytes += num_bytes
-        self._unchecked += 1
-        if self._unchecked == min(_CHECKED, self._room):
+        if len(self.samples) == self._next_check:
             self._check()
 
     def _check(self) -> None:
+        """Checks what came since the last time; a batch is full by its images or by its rows."""
         headers = [check(sample, self._limits) for sample in self.samples[len(self.headers) :]]
         self.headers += headers
         self._room -= sum(header.route is not _NOBODY for header in headers)
-        self._unchecked = 0
-
-    @property
-    def is_full(self) -> bool:
-        """Whether it has its images or, in a run of bad samples, its rows."""
-        return not self._room or len(self.samples) == _ROWS_PER_IMAGE * self._batch_size
+        left = min(self._room, self._rows - len(self.headers))
+        self.is_full = not left
+        self._next_check += min(_CHECKED, left)
 
     def close(self) -> EncodedBatch:
         self._check()

@@ -34,6 +34,7 @@ _SKIPPED = bytes(word >= 0xFF00 and word & 0xFF not in _TOLD for word in range(1
 _segment = struct.Struct(">HH").unpack_from
 _next_marker = re.compile(rb"\xff[^\x00\xff]").search
 _frame_fields = struct.Struct(">BHHB").unpack_from
+_size = struct.Struct(">HH").unpack_from
 _NO_ADOBE = -1
 UPRIGHT, UNCLEAR = 1, 0
 """EXIF orientations: 1 to 8, or unclear where parsers disagree."""
@@ -63,8 +64,35 @@ class _Segments(NamedTuple):
     junk: int
 
 
+class _Known(NamedTuple):
+    """A header that was read: its bytes on both sides of height and width, and what it says."""
+
+    before: bytes
+    behind: bytes
+    header: ImageHeader
+    scan: ScanHeader
+
+
+_known: dict[bytes, _Known] = {}
+"""Headers by their first `_KEY_BYTES`, which hold a quantization table. An encoder's images differ in their
+size alone, and two comparisons take a tenth of the time of reading."""
+_KEY_BYTES, _MOST_KNOWN = 88, 256
+
+
 def read(image: Buffer) -> ImageHeader:
     """The header of a JPEG (bytes that begin with FFD8), its route, or what is wrong with it."""
+    data = bytes(image[: _WINDOWS[0]])
+    known = _known.get(data[:_KEY_BYTES])
+    if known is not None and data.startswith(known.before):
+        at = len(known.before)
+        if data.startswith(known.behind, at + 4) and jpeg_scans.ends_behind(image, known.scan.start):
+            height, width = _size(data, at)
+            if width and height:
+                return ImageHeader("jpeg", width, height, _DALI, _OK, "", *known.header[6:])
+    return _read(image)
+
+
+def _read(image: Buffer) -> ImageHeader:
     for window in (*_WINDOWS, len(image)):
         # A copy, since bytes are indexed three times as fast as a memoryview.
         data = bytes(image[:window])
@@ -168,7 +196,12 @@ def _judge(image: Buffer, data: bytes, found: _Segments) -> ImageHeader:
     turned = orientation(found.app1) if found.app1 else UPRIGHT
     layout = b"" if fields.progressive else sampling
     judged = scan if kind in _ONE_SCAN_FRAMES and scan.content[1:-3:2] == names else None
-    return ImageHeader("jpeg", width, height, route, _OK, "", turned, layout, judged)
+    header = ImageHeader("jpeg", width, height, route, _OK, "", turned, layout, judged)
+    if route is _DALI and judged and not found.interval and start <= _WINDOWS[0]:
+        if len(_known) == _MOST_KNOWN:
+            _known.clear()
+        _known[data[:_KEY_BYTES]] = _Known(data[: frame + 5], data[frame + 9 : start], header, scan)
+    return header
 
 
 def _transform(app14: bytes) -> int:

@@ -55,16 +55,21 @@ def check(image: Buffer, at: int, scan: ScanHeader, frame: Frame) -> Scans:
     """Walk from the first scan's marker at byte `at` to the end marker."""
     if not (frame.progressive or scan.interval):
         header, number = scan.content, len(frame.names)
-        if header[:1] == bytes([number]) and header[1 : 1 + 2 * number : 2] == frame.names:
-            marker = first_marker(image, at + 4 + len(header))
-            if marker >= 0 and image[marker + 1] == _EOI and len(header) >= 4 + 2 * number:
-                return Scans.WHOLE
+        has_all = header[:1] == bytes([number]) and header[1 : 1 + 2 * number : 2] == frame.names
+        if has_all and len(header) >= 4 + 2 * number and ends_behind(image, at + 4 + len(header)):
+            return Scans.WHOLE
     outcome = _walk(image, at, frame, scan.interval)
     if outcome is not Scans.SUSPECT:
         return outcome
     if sum(1 for _ in islice(_scan_markers(image, at), MOST_SCANS + 1)) > MOST_SCANS:
         return Scans.TOO_MANY
     return outcome if _end_marker(image, at) else Scans.NO_END
+
+
+def ends_behind(image: Buffer, start: int) -> bool:
+    """Whether the end marker is the first one behind the data that begin at byte `start`."""
+    marker = first_marker(image, start)
+    return marker >= 0 and image[marker + 1] == _EOI
 
 
 def first_marker(image: Buffer, start: int) -> int:

@@ -79,3 +79,15 @@ def test_random_damage_in_the_headers(name: str) -> None:
         for _ in range(rng.choice((1, 1, 2, 4))):
             changed[rng.randrange(2, scan + 12)] = rng.choice((0xFF, 0x00, 0xDA, 0xD9, rng.randrange(256)))
         same(bytes(changed))
+
+
+@pytest.mark.parametrize("name", SEEDS)
+def test_a_header_like_one_that_was_read_before(name: str) -> None:
+    jpeg = SEEDS[name]
+    same(jpeg)  # from here on it is known
+    for at in range(2, list(markers(jpeg))[-1] + 14):
+        for value in (0, 1, 0xFF, jpeg[at] ^ 1):
+            same(jpeg[:at] + bytes([value]) + jpeg[at + 1 :])
+        same(jpeg[:at])
+    for behind in (b"", b"\xff", b"\xff\xd8\xff\xd9", b"\xff\xd0" + jpeg[-2:]):
+        same(jpeg[:-2] + behind)
