@@ -20,7 +20,7 @@ comma := ,
 export RUN_INPUT := $(value INPUT)
 export RUN_OUTPUT := $(value OUTPUT)
 
-.PHONY: help run test soak test-gpu lint bench bench-report bench-check clean always
+.PHONY: help run test soak test-gpu lint docs bench bench-report bench-check clean always
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
@@ -57,6 +57,9 @@ lint: $(VENV)/.dev
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy
 
+docs: $(VENV)/.dev ## the documentation as a site, in site/; a broken link is an error
+	$(BIN)/python -m mkdocs build
+
 bench: $(VENV)/.bench ## images per second of each stage on this machine, as JSON: make bench [FLAGS=--quick]
 	$(BIN)/python -m benchmarks all $(FLAGS)
 
@@ -66,8 +69,8 @@ bench-report: $(VENV)/.bench ## update tables, plots and the README's figures fr
 bench-check: $(VENV)/.bench ## fail if a ratio is over 10% below the committed one: make bench-check [FLAGS=--quick]
 	$(BIN)/python -m benchmarks check $(FLAGS)
 
-clean: ## remove the environment and the demo
-	rm -rf $(VENV) demo
+clean: ## remove the environment, the demo and the site
+	rm -rf $(VENV) demo site
 
 # Records the environment's CUDA and folder. It is written once pip works, and again if either changes, which reinstalls
 # everything that depends on it: the editable install names the folder.

@@ -1,7 +1,7 @@
-"""Generates the parts of the documents that repeat code: the Python API, configuration fields and defaults.
+"""Generates what repeats code in the documents: the Python API, the commands, configuration and defaults.
 
-`python docs/make_reference.py` writes docs/library.md, the tables of docs/configuration.md and
-configs/default.yaml.
+`python docs/make_reference.py` writes docs/library.md, docs/commands.md, the tables of
+docs/configuration.md and configs/default.yaml.
 """
 
 from __future__ import annotations
@@ -13,10 +13,13 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+import typer
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
+from typer.core import TyperGroup
 
 import dali_aesthetic
+from dali_aesthetic.cli import app
 from dali_aesthetic.commands.options import as_yaml
 from dali_aesthetic.config import Config
 from dali_aesthetic.fields import Option, options_of
@@ -56,6 +59,16 @@ print(result.stats.num_kept, "of", result.stats.num_samples)
 """
 
 
+COMMANDS = """\
+# Commands
+
+<!-- Made by `python docs/make_reference.py` from the commands themselves; edit those. -->
+
+`dali-aesthetic COMMAND --help` shows every option of a command with its default, and examples. Options that a
+[configuration file](configuration.md) takes too are listed there, under the linked names.
+"""
+
+
 def pages() -> dict[Path, str]:
     """The whole content of each file that is made here."""
     tables = ROOT / "docs" / "configuration.md"
@@ -63,6 +76,7 @@ def pages() -> dict[Path, str]:
     mark, (_, end, after) = rest.partition("\n")[0], rest.partition(END)
     return {
         ROOT / "docs" / "library.md": library(),
+        ROOT / "docs" / "commands.md": commands(),
         tables: f"{before}{begin}{mark}\n{options()}{end}{after}",
         ROOT / "configs" / "default.yaml": DEFAULT_YAML + default_yaml(),
     }
@@ -88,6 +102,41 @@ def library() -> str:
     for name in sorted(dali_aesthetic.__all__, key=str.lower):
         parts += _entry(name, getattr(dali_aesthetic, name))
     return "\n".join(parts)
+
+
+def commands() -> str:
+    """The whole document on the commands: what each does, its own options, its sections of `Config`."""
+    group = typer.main.get_command(app)
+    assert isinstance(group, TyperGroup)
+    return "\n".join(
+        [COMMANDS, *(line for name, one in group.commands.items() for line in _command(name, one))]
+    )
+
+
+def _command(name: str, one: Any) -> Iterator[str]:
+    sections = {option.flag: option.path.rpartition(".")[0] for option in options_of(Config) if option.flag}
+    given = dict.fromkeys(sections[flag] for each in one.params for flag in each.opts if flag in sections)
+    yield f"## `{name}`\n"
+    yield f"{inspect.cleandoc(one.help or '')}\n"
+    rows = [
+        each
+        for each in one.params
+        if not sections.keys() & set(each.opts) and each.name != "help" and each.help
+    ]
+    if rows:
+        yield "| option | meaning |\n|---|---|"
+    for each in rows:
+        words = each.opts if each.param_type_name == "option" else [each.metavar or each.name]
+        shown = " ".join([", ".join(words), *([each.metavar] if words == each.opts and each.metavar else [])])
+        meaning = (each.help or "") + (" Required." if each.required else "")
+        yield f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in (f'`{shown}`', meaning))} |"
+    listed = [
+        f"[`{name}`](configuration.md#{name})" if name else "[at the top](configuration.md#at-the-top)"
+        for name in given
+    ]
+    if listed:
+        yield f"\nOptions of the configuration: {', '.join(listed)}."
+    yield ""
 
 
 def _section(name: str, listed: list[Option]) -> Iterator[str]:

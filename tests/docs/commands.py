@@ -104,7 +104,7 @@ def commands_of(block: Block) -> Iterator[Command]:
         while words and (match := _VARIABLE.fullmatch(words[0])):
             variables[match[1]] = match[2]
             words = words[1:]
-        words, target = (words[:-2], words[-1]) if ">" in words else (words, "/dev/null")
+        words, target = (words[:-2], words[-1]) if {">", "2>"} & set(words) else (words, "/dev/null")
         if words:
             yield Command(tuple(words), block.line, variables, target)
 
@@ -238,5 +238,5 @@ CHECKS = {
     "pip": _check_pip,
     "sbatch": _check_sbatch,
     "torchrun": _check_torchrun,
-    **dict.fromkeys(("ls", "mkdir", "split", "wait"), _check_shell),
+    **dict.fromkeys(("ls", "mkdir", "split", "tar", "wait"), _check_shell),
 }

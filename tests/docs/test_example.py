@@ -1,14 +1,17 @@
-"""The example script prints what the output files hold."""
+"""The example script prints what the output files hold, and the notebook runs as it is written."""
 
 from __future__ import annotations
 
+import os
 import runpy
 import sys
 from pathlib import Path
 
+import nbformat
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from nbclient import NotebookClient
 
 from tests.docs.commands import ROOT
 
@@ -70,3 +73,20 @@ def test_an_input_without_any_score_ends_with_exit_code_1(
     (sandbox / "broken" / "a.jpg").write_bytes(b"\xff\xd8 no image")
     assert call(monkeypatch, "--input", "broken", "--output", "out") == 1
     assert "nothing was scored" in capsys.readouterr().out
+
+
+def test_the_notebook_runs_from_photos_to_a_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    notebook = nbformat.read(ROOT / "examples" / "first_look.ipynb", as_version=4)
+    assert not [cell for cell in notebook.cells if cell.get("outputs")], "committed without outputs"
+    (settings,) = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
+    settings.source += '\nMODEL = {"encoder": "ViT-S-32-alt", "weights": "random:0", "heads": ["random:0"]}'
+    monkeypatch.setenv("PATH", os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    resources = {"metadata": {"path": str(tmp_path)}}
+    NotebookClient(notebook, timeout=240, kernel_name="python3", resources=resources).execute()
+    outputs = ["".join(map(str, cell.get("outputs", []))) for cell in notebook.cells]
+    (commands,) = [out for out in outputs if "report.html" in out]
+    kept = [name for name in ("astronaut", "chelsea", "coffee", "rocket") if name in commands]
+    assert kept, commands
+    assert any("image/png" in out for out in outputs), "the photos"
+    assert (tmp_path / "scored" / "report.html").exists()
