@@ -36,7 +36,7 @@ _CLASSES = {
 """The nodes of DuckDB's syntax tree that read nothing but their own row. A LAMBDA is also json -> 'name'."""
 _MACROS = {"if", "nullif", "split_part"}
 _FUNCTIONS = "SELECT DISTINCT function_name FROM duckdb_functions() WHERE function_type = 'scalar' AND "
-_NAMED = 40
+_NAMED = 60
 
 
 class Predicate:
@@ -69,7 +69,7 @@ class Predicate:
         self._connection.register("given", self._rows)
         self._check(source)
         marks = (f"coalesce(TRY({one}), false) AS c{i}" for i, one in enumerate(self.conjuncts))
-        self._query = f"SELECT {', '.join(marks)} {source}"
+        self._connection.execute(f"PREPARE marks AS SELECT {', '.join(marks)} {source}")
 
     def _known(self, path: list[str], names: Iterable[str]) -> str:
         known = {name.casefold(): name for name in names}
@@ -102,8 +102,9 @@ class Predicate:
 
     def passes(self, table: pa.Table) -> npt.NDArray[np.bool_]:
         """True where a conjunct holds, bool [R, C]. `table` has the `columns` among others."""
-        self._rows.table = table.select(self.columns)
-        found = self._connection.execute(self._query).fetchnumpy()
+        given, schema = table.select(self.columns), self._rows.schema
+        self._rows.table = given if given.schema.equals(schema) else given.cast(schema)
+        found = self._connection.execute("EXECUTE marks").fetchnumpy()
         self._rows.table = table.slice(0, 0)  # nothing is kept alive
         return np.stack([np.asarray(marks, np.bool_) for marks in found.values()], axis=1)
 
@@ -209,7 +210,9 @@ def _conjuncts(tree: dict[str, Any]) -> Iterator[dict[str, Any]]:
 def _text(tree: dict[str, Any]) -> str:
     """The SQL of an expression, as DuckDB writes it."""
     select = {"error": False, "statements": [{"node": _plain_select() | {"select_list": [tree]}}]}
-    return _ask("SELECT json_deserialize_sql(?::JSON)", json.dumps(select)).removeprefix("SELECT ")
+    text = _ask("SELECT json_deserialize_sql(?::JSON)", json.dumps(select)).removeprefix("SELECT ")
+    depths = [text[:end].count("(") - text[:end].count(")") for end in range(1, len(text))]
+    return text[1:-1] if text[0] + text[-1] == "()" and min(depths) > 0 else text
 
 
 def _without_places(value: Any) -> Any:
@@ -231,10 +234,10 @@ class _Rows:
 
     def __init__(self, table: pa.Table) -> None:
         self.table = table
-        self._schema = table.schema
+        self.schema = table.schema
 
     def __arrow_c_stream__(self, requested_schema: Any = None) -> Any:
         return self.table.__arrow_c_stream__(requested_schema)
 
     def __arrow_c_schema__(self) -> Any:
-        return self._schema.__arrow_c_schema__()
+        return self.schema.__arrow_c_schema__()

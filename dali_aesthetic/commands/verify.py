@@ -35,6 +35,8 @@ Examples:
   dali-aesthetic report kept
 
   dali-aesthetic report kept --by language --html kept-by-language.html
+
+  dali-aesthetic report scored --where 'min_side >= 512 AND punsafe < 0.5'
 """
 _SHOWN = 50
 _SAMPLE = 1000
@@ -86,8 +88,16 @@ def verify(
     return INCOMPLETE if verdict.problems else 0
 
 
-@command(commands, examples=REPORT_EXAMPLES)
+@command(
+    commands,
+    "threshold.where",
+    examples=REPORT_EXAMPLES,
+    descriptions={
+        "threshold.where": "Report on samples for which this SQL condition holds. (default: the run's own)"
+    },
+)
 def report(
+    given: Mapping[str, Any],
     output: Annotated[str, typer.Argument(metavar="OUT", help="The output of a run, a folder or a URL.")],
     html: Annotated[Path | None, typer.Option(help="Where the page goes. (default: OUT/report.html)")] = None,
     by: Annotated[
@@ -99,7 +109,7 @@ def report(
     """Write one self-contained page to choose a threshold by looking: histogram, keep rates, pictures."""
     from dali_aesthetic.report.page import report_at
 
-    page = report_at(output, html, by)
+    page = report_at(output, html, by, given["threshold"]["where"])
     if json:
         print_json({"page": page})
     else:

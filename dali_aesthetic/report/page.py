@@ -41,20 +41,21 @@ def write_report(
     *,
     html: str | Path | None = None,
     by: str | None = None,
+    where: str | None = None,
     title: str | None = None,
     location: str | None = None,
 ) -> Path:
     """Writes a page about the run in the folder `output` and returns its path.
 
     `html` is the file to write (default: report.html in `output`), `by` a column of the scores for which keep
-    rates are broken down, `title` the page's title (default: the name of the folder), `location` where the
-    scores are for a command, if `output` is a copy. Pictures come from the kept shards and, if still there,
-    from the sources. Raises `NothingToReport`, a ValueError, where `output` has no committed shard or no such
-    column.
+    rates are broken down, `where` a condition on the samples (default: the run's own), `title` the page's
+    title (default: the name of the folder), `location` where the scores are for a command, if `output` is a
+    copy. Pictures come from the kept shards and, if still there, from the sources. Raises `NothingToReport`,
+    a ValueError, where `output` has no committed shard or no such column.
     """
     root = Path(output)
     target = Path(html) if html is not None else root / layout.REPORT
-    page = render(root, survey(root, by), title or root.resolve().name, location or str(output))
+    page = render(root, survey(root, by, where), title or root.resolve().name, location or str(output))
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
@@ -65,19 +66,21 @@ def write_report(
     return target
 
 
-def report_at(output: str | Path, html: Path | None = None, by: str | None = None) -> str:
+def report_at(
+    output: str | Path, html: Path | None = None, by: str | None = None, where: str | None = None
+) -> str:
     """As `write_report`, for a folder or a URL; returns the location of the page.
 
     At a URL it is made from a local copy of stats and scores, with pictures from the sources alone.
     """
     if isinstance(output, Path) or not is_url(output):
-        return str(write_report(output, html=html, by=by))
+        return str(write_report(output, html=html, by=by, where=where))
     kinds = (layout.stats_file, layout.scores_file)
     files = (file(name) for name in sorted(layout.committed_names(output)) for file in kinds)
     with mirrored(output, [layout.RECORD, *files]) as root:
         # The name of the copy is a random one.
         title = output.rstrip("/").rpartition("/")[2]
-        page = write_report(root, html=html, by=by, title=title, location=output)
+        page = write_report(root, html=html, by=by, where=where, title=title, location=output)
         if html is not None:
             return str(page)
         Uploader(output).put(layout.REPORT, page)
@@ -105,7 +108,7 @@ def _values(output: Path, found: Survey, location: str) -> dict[str, Any]:
     data: dict[str, Any] = threshold_data(found, heads)
     data["shards"] = shard_points(found.shards, outliers)
     data["speed"] = speed_points(speed) if speed else None
-    data["command"] = recut_command(found.record, location)
+    data["command"] = recut_command(found.record, location, found.where)
     data["otherHeads"] = [bars(one) for column, one in found.heads.items() if column != FIRST_HEAD]
     return {
         "data": embedded(data),
@@ -146,9 +149,10 @@ def _pictures(output: Path, found: Survey) -> dict[str, Any]:
     }
 
 
-def recut_command(record: dict[str, Any], location: str) -> list[str]:
+def recut_command(record: dict[str, Any], location: str, where: str = "") -> list[str]:
     """The command that cuts these scores again, in two parts: the bounds belong between them."""
     words = layout.recut_words(record, location) if record else []
+    words += ["--where", where] if words and where else []
     end = " > keys.txt" if words[1:2] == ["select"] else ""
     return [shlex.join(words[:2]), shlex.join(words[2:]) + end] if words else []
 

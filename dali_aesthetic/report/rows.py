@@ -63,8 +63,9 @@ def head_columns(shards: Sequence[ShardScores], heads: Sequence[str] = ()) -> li
 
     Scores are float32, which a json field with such a name never is.
     """
-    kinds = {field.name: field.type for field in pq.read_schema(shards[0].path)}
-    scores = [name for name, kind in kinds.items() if kind == pa.float32() and name != NORMALISED]
+    scores = [
+        name for name, kind in stored_columns(shards).items() if kind == pa.float32() and name != NORMALISED
+    ]
     prefixed = ((name, f"{FIRST_HEAD}_{name}") for name in heads[1:])
     others = [column if column in scores else name for name, column in prefixed]  # punsafe has no prefix
     if not heads or not set(others) <= set(scores):
@@ -72,9 +73,15 @@ def head_columns(shards: Sequence[ShardScores], heads: Sequence[str] = ()) -> li
     return [FIRST_HEAD, *others]
 
 
+def stored_columns(shards: Sequence[ShardScores]) -> dict[str, pa.DataType]:
+    """The columns of the scores."""
+    schema = pq.read_schema(shards[0].path)
+    return dict(zip(schema.names, schema.types, strict=True))
+
+
 def check_column(shards: Sequence[ShardScores], column: str) -> None:
     """Raises `NothingToReport` with the available columns where the shards have no `column`."""
-    names = pq.read_schema(shards[0].path).names
+    names = stored_columns(shards)
     if column not in names:
         raise NothingToReport(
             f"--by {column}: no such column; there are {', '.join(names)}. --columns {column} makes one of a "

@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from dali_aesthetic.layout import NotARun, cut_of, read_record
+from dali_aesthetic.layout import NotARun, cut_of, read_record, where_of
+from dali_aesthetic.predicate import Predicate
 from dali_aesthetic.report.distribution import (
     Distribution,
     Grid,
@@ -31,9 +32,10 @@ from dali_aesthetic.report.rows import (
     head_columns,
     recorded_heads,
     score_range,
+    stored_columns,
 )
 from dali_aesthetic.shards.oddities import WarningCounts
-from dali_aesthetic.threshold import DEFAULT_PRESET, PRESETS
+from dali_aesthetic.threshold import DEFAULT_PRESET, PRESETS, bounds_text, removed
 from dali_aesthetic.types import Status
 
 EXAMPLES = 5
@@ -52,6 +54,7 @@ class Survey:
 
     `cut` is the lower bound of the run on the raw scale. For scores alone it is the default preset's where
     that lies within them, else their middle. `upper` is the inclusive upper bound, None if there was none.
+    With a condition `where`, the distributions, pictures and groups are of the samples for which it holds.
     """
 
     record: dict[str, Any]
@@ -62,6 +65,8 @@ class Survey:
     bad: BadInputs
     picks: Picks
     groups: Groups | None
+    where: str = ""
+    funnel: Funnel | None = None
     warnings: WarningCounts = field(default_factory=WarningCounts)
 
     @property
@@ -77,15 +82,18 @@ class Survey:
         return sum(shard.num_kept for shard in self.shards)
 
 
-def survey(output: Path, by: str | None = None) -> Survey:
+def survey(output: Path, by: str | None = None, where: str | None = None) -> Survey:
     """Reads the scores of `output`, and the column `by`, for whose values keep rates are broken down.
 
-    Raises `NothingToReport` where there are no scores, or no such column.
+    `where` is a condition on the samples; None is the run's own. Raises `NothingToReport` where there are no
+    scores, or no such column, and ValueError for what is no condition on them.
     """
     shards = committed_shards(output)
     record: dict[str, Any] = {}
     with contextlib.suppress(NotARun, OSError):
         record = read_record(output)
+    where = where_of(record) if where is None else where
+    condition = Predicate(where, stored_columns(shards)) if where else None
     columns = head_columns(shards, recorded_heads(record))
     ranges = {column: score_range(shards, column) or (0.0, 10.0) for column in columns}
     cut, upper = run_cut(record, ranges[FIRST_HEAD])
@@ -99,6 +107,8 @@ def survey(output: Path, by: str | None = None) -> Survey:
         bad=BadInputs(),
         picks=Picks(grids[FIRST_HEAD], cut),
         groups=Groups(by, frequent_values(shards, by), grids[FIRST_HEAD]) if by else None,
+        where=where,
+        funnel=Funnel(condition, cut_of(record)) if condition else None,
     )
     for shard in shards:
         _add(found, shard, list(grids), by)
@@ -126,17 +136,20 @@ def _grids(ranges: dict[str, tuple[float, float]], cuts: list[float]) -> dict[st
 
 
 def _add(found: Survey, shard: ShardScores, columns: list[str], by: str | None) -> None:
-    table = shard.read(list(dict.fromkeys([*columns, "status", "kept", *([by] if by else [])])))
+    read = found.funnel.condition.columns if found.funnel else []
+    table = shard.read(list(dict.fromkeys([*columns, "status", "kept", *([by] if by else []), *read])))
     scores_R = _floats(table.column(FIRST_HEAD))
     kept_R = table.column("kept").cast(pa.bool_()).fill_null(False).to_numpy()
-    for column in columns:
-        found.heads[column].add(_floats(table.column(column)))
-    found.picks.add(shard, scores_R, kept_R)
-    if found.groups is not None:
-        found.groups.add(table, scores_R)
     scored_R = ~np.isnan(scores_R)
     found.bad.add(shard, table, scored_R)
     scores = scores_R[scored_R]
+    holds_R = np.ones(len(table), np.bool_) if found.funnel is None else found.funnel.add(table, scores_R)
+    for column in columns:
+        found.heads[column].add(_floats(table.column(column))[holds_R])
+    fitting_R = np.where(holds_R, scores_R, np.float32(np.nan))
+    found.picks.add(shard, fitting_R, kept_R)
+    if found.groups is not None:
+        found.groups.add(table, fitting_R)
     figures = ShardFigures(
         name=shard.name,
         source=str(shard.stats.get("source", "")),
@@ -154,6 +167,36 @@ def _floats(column: pa.ChunkedArray) -> npt.NDArray[np.float32]:
     """The column as float32, NaN where null."""
     values: npt.NDArray[np.float32] = column.cast(pa.float32()).to_numpy(zero_copy_only=False)
     return np.where(np.isnan(values), np.float32(np.nan), values).astype(np.float32, copy=False)
+
+
+class Funnel:
+    """Counts the scored samples that each part of a condition removes, after the run's bounds if it had any.
+
+    `cut` holds these bounds, inclusive.
+    """
+
+    def __init__(self, condition: Predicate, cut: tuple[float, float] | None) -> None:
+        self.condition, self._cut = condition, cut if cut and cut != (-math.inf, math.inf) else None
+        self.parts = [*([bounds_text(*self._cut)] if self._cut else []), *condition.conjuncts]
+        self._removed = np.zeros((2, len(self.parts)), np.int64)
+        self.num_scored = 0
+
+    def add(self, table: pa.Table, scores_R: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
+        """Counts the rows of a shard; returns where the condition holds."""
+        passes_RC = holds_RC = self.condition.passes(table)
+        if self._cut:
+            within_R = (scores_R >= np.float32(self._cut[0])) & (scores_R <= np.float32(self._cut[1]))
+            passes_RC = np.column_stack([within_R, holds_RC])
+        scored_R = ~np.isnan(scores_R)
+        self._removed += removed(passes_RC[scored_R])
+        self.num_scored += int(scored_R.sum())
+        return np.asarray(holds_RC.all(axis=1), np.bool_)
+
+    def rows(self) -> list[tuple[str, int, int, int]]:
+        """Each part, the samples that it removes alone and in order, and those that are left then."""
+        alone, in_order = self._removed.tolist()
+        left = (self.num_scored - self._removed[1].cumsum()).tolist()
+        return list(zip(self.parts, alone, in_order, left, strict=True))
 
 
 @dataclass(frozen=True, slots=True)

@@ -255,6 +255,23 @@ def test_it_looks_right_everywhere(driver: Any, output: Path, size: tuple[int, i
     assert "aesthetic scores" in driver.title
 
 
+@pytest.mark.parametrize(("size", "scheme"), [(LAPTOP, "light"), (PHONE, "dark")])
+def test_a_condition_shows_what_its_parts_remove(
+    driver: Any, output: Path, size: tuple[int, int], scheme: str, tmp_path: Path
+) -> None:
+    driver.get_log("browser")
+    condition = "lang = 'de' AND \"aesthetic_score_laion-v1\" < 600"
+    write_report(output, html=tmp_path / "report.html", where=condition)
+    show(driver, tmp_path, size, scheme)
+    rows = driver.find_elements("css selector", "#where tbody tr")
+    cells = [[cell.text for cell in row.find_elements("css selector", "th, td")] for row in rows]
+    assert [one[0] for one in cells][::2] == ["scored", "lang = 'de'"]
+    assert (cells[0][-1], cells[2][1]) == ("900", "600")
+    assert shown(driver)[1] == int(cells[-1][-1]) > 0
+    assert driver.execute_script("return document.documentElement.scrollWidth <= innerWidth")
+    assert driver.get_log("browser") == []
+
+
 def test_charts_change_with_the_colour_scheme(driver: Any, output: Path) -> None:
     show(driver, output)
     before = driver.execute_script("return document.getElementById('curve').layout.font.color")

@@ -66,6 +66,26 @@ def data_of(page: str) -> dict[str, Any]:
     return found
 
 
+def test_a_condition_is_on_the_page_and_in_its_command(tmp_path: Path) -> None:
+    shards = {"0": [Item(f"k{i}", i / 2, json={"lang": "<b>" if i % 2 else "de"}) for i in range(20)]}
+    output = make_output(tmp_path, shards)
+    words = ["report", str(output), "--where", "lang = '<b>' AND width > 5"]
+    assert CliRunner().invoke(app, words).exit_code == 0
+    page = (output / "report.html").read_text()
+    text = " ".join(Elements(page).text.split())
+    assert "20 scored by laion-v2, 10 of them where lang = '<b>' AND width > 5" in text
+    rows = (
+        ("aesthetic_score>=5", 10, "50.0%", 10, 10),
+        ("lang='<b>'", 10, "50.0%", 5, 5),
+        ("width>5", 0, "0%", 0, 5),
+    )
+    assert "".join(str(cell) for row in rows for cell in row) in text.replace(" ", "")
+    assert shlex.split(data_of(page)["command"][1])[-2:] == ["--where", "lang = '<b>' AND width > 5"]
+    assert data_of(page)["total"] == 10
+    assert CliRunner().invoke(app, [*words[:3], "width > 5000"]).exit_code == 0
+    assert CliRunner().invoke(app, [*words[:3], "hight > 5"]).exit_code == 2
+
+
 @pytest.fixture
 def nasty(tmp_path: Path) -> str:
     """A page of an output in which every text is hostile markup."""

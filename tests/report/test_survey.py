@@ -7,9 +7,10 @@ import math
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
-from dali_aesthetic.report.distribution import MOST_VALUES, NOTHING, OTHERS
+from dali_aesthetic.report.distribution import MOST_VALUES, NOTHING, OTHERS, decimal
 from dali_aesthetic.report.rows import NothingToReport
 from dali_aesthetic.report.survey import (
     EXAMPLES,
@@ -43,6 +44,63 @@ def test_counts_agree_with_the_parquet_files(tmp_path: Path) -> None:
     by_name = {shard.name: shard for shard in found.shards}
     assert by_name["1"].mean == pytest.approx(float(scores[30:60].mean()), abs=1e-5)
     assert sum(shard.num_kept for shard in found.shards) == found.num_kept
+
+
+WHERE = "aesthetic_score_laion_v1 < 560 AND (lang = 'en' OR key LIKE '%7')"
+
+
+def test_a_condition_leaves_its_samples_and_counts_what_each_part_removes(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    shards = {
+        f"{s}": [
+            Item(f"k{i:03d}", score, json={"lang": ("en", "de")[i % 2]} if i % 5 else None)
+            for i, score in enumerate([*rng.normal(5, 1, 40).round(3).tolist(), NAN])
+        ]
+        for s in range(3)
+    }
+    for shard in shards.values():
+        shard[-1] = Item("bad", NAN, Status.TRUNCATED, "cut")
+    output = make_output(tmp_path, shards, cut=4.5, heads=("laion-v2", "laion_v1"))
+    found = survey(output, by="lang", where=WHERE)
+    rows = [row for path in sorted((output / "scores").iterdir()) for row in pq.read_table(path).to_pylist()]
+    scored = [row for row in rows if row["aesthetic_score"] is not None]
+    parts = [
+        [row["aesthetic_score"] >= 4.5 for row in scored],
+        [row["aesthetic_score_laion_v1"] < 560 for row in scored],
+        [row["lang"] == "en" or row["key"].endswith("7") for row in scored],
+    ]
+    held = [row["aesthetic_score"] for row, *marks in zip(scored, *parts[1:], strict=True) if all(marks)]
+    assert 0 < len(held) < len(scored) == 120
+    assert (found.first.total, found.first.low, found.bad.total) == (len(held), min(held), 3)
+    assert found.first.kept_at(4.5) == sum(score >= 4.5 for score in held)
+    assert found.groups is not None
+    assert sum(one.total for _, one in found.groups.distributions()) == len(held)
+    shown = {pick.score for _, _, picks in found.picks.bands() for pick in picks}
+    assert shown <= {decimal(score) for score in held}
+    assert found.funnel is not None
+    left = 120
+    for number, (part, alone, in_order, still) in enumerate(found.funnel.rows()):
+        assert alone == parts[number].count(False)
+        after = sum(map(all, zip(*parts[: number + 1], strict=True)))
+        assert (in_order, still) == (left - after, after), part
+        left = after
+    assert found.funnel.parts[0] == "aesthetic_score >= 4.5"
+    assert [shard.num_samples for shard in found.shards] == [41] * 3
+    assert survey(output).funnel is None
+    with pytest.raises(ValueError, match=r"no column lnag: did you mean lang\?"):
+        survey(output, where="lnag = 'en'")
+
+
+def test_the_condition_of_a_run_is_the_pages_own(tmp_path: Path) -> None:
+    record = default_record(5.0, ["laion-v2"])
+    record["identity"] |= {"min_raw": None, "where": "width > 5"}
+    output = make_output(tmp_path, {"0": items([3.17, 6.0])}, cut=5.0, record=record)
+    found = survey(output)
+    assert (found.cut, found.where, found.first.kept_at(found.cut)) == (3.1, "width > 5", 2)
+    assert found.funnel is not None
+    assert found.funnel.rows() == [("width > 5", 0, 0, 2)]
+    assert survey(output, where="width > 5000").first.total == 0
+    assert survey(output, where="").funnel is None
 
 
 def test_nested_shard_names(tmp_path: Path) -> None:
