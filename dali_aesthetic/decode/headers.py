@@ -56,7 +56,8 @@ _EARLY_CHUNKS = frozenset(
     (b"IHDR", b"PLTE", b"tRNS", b"fcTL", b"fdAT", b"cHRM", b"gAMA", b"pHYs", b"sRGB", b"iCCP")
 )
 """Chunks on some of which Pillow fails behind the image data; libpng passes over them."""
-_ANIMATION = frozenset((b"acTL", b"fcTL", b"fdAT"))
+_OTHER_IMAGES = frozenset((b"IHDR", b"acTL", b"fcTL", b"fdAT"))
+"""Chunks before the image data that make Pillow read another size or another image."""
 _PACKED = frozenset((b"iCCP", b"zTXt"))
 """Chunks of a name, its end 0, the method 0 and packed data (PNG, 11.3.2.3 and 11.3.3.3)."""
 _PNG_FEWEST = {b"tRNS": 6, b"pHYs": 9, b"gAMA": 4, b"cHRM": 32, b"sRGB": 1}
@@ -161,7 +162,7 @@ def in_order(image: Buffer) -> bool:
                 return False
         else:
             right = crc32(image[position + 4 : end]) == int.from_bytes(image[end : end + 4], "big")
-            if not right or kind in _ANIMATION or length < _PNG_FEWEST.get(kind, 0):
+            if not right or kind in _OTHER_IMAGES or length < _PNG_FEWEST.get(kind, 0):
                 return False
             if kind in _PACKED and not _method_is_0(bytes(image[position + 8 : min(end, position + 90)])):
                 return False

@@ -234,6 +234,11 @@ def test_chunks_that_come_too_late_are_for_pillow_to_judge(extra: bytes) -> None
     refused_by_pillow(PLAIN_PNG[:-12] + extra + PLAIN_PNG[-12:])
 
 
+def test_a_second_header_is_for_pillow_to_judge() -> None:
+    other = chunk(b"IHDR", PLAIN_PNG[16:24] + bytes([16, 6, 0, 0, 0]))
+    refused_by_pillow(PLAIN_PNG[:33] + other + PLAIN_PNG[33:])
+
+
 def refused_by_pillow(image: bytes) -> None:
     header = headers.read_png(memoryview(image))
     assert header.route is Route.PILLOW
