@@ -140,7 +140,7 @@ def read_png(image: Buffer) -> ImageHeader:
 
 
 def in_order(image: Buffer) -> bool:
-    """Whether DALI reads a PNG's chunks as Pillow does: whole, up to IEND, and few enough to tell.
+    """Whether other decoders read a PNG's chunks as Pillow does: whole, up to IEND, and few enough to tell.
 
     OpenCV, which DALI uses, allocates what a chunk states. libpng only warns of chunks before the image data
     that are too short, packed by an unknown method or have a wrong sum.
@@ -157,14 +157,15 @@ def in_order(image: Buffer) -> bool:
             behind = True
         elif kind == b"IEND":
             return behind
+        elif kind in _PACKED and not _method_is_0(bytes(image[position + 8 : min(end, position + 90)])):
+            return False
         elif behind:
             if kind in _EARLY_CHUNKS:
                 return False
         else:
             right = crc32(image[position + 4 : end]) == int.from_bytes(image[end : end + 4], "big")
-            if not right or kind in _OTHER_IMAGES or length < _PNG_FEWEST.get(kind, 0):
-                return False
-            if kind in _PACKED and not _method_is_0(bytes(image[position + 8 : min(end, position + 90)])):
+            short = length < _PNG_FEWEST.get(kind, 0)
+            if not right or short or kind in _OTHER_IMAGES or not kind.isalpha():
                 return False
         position = end + 4
     return False

@@ -229,13 +229,22 @@ def test_a_png_chunk_that_states_gigabytes_is_never_allocated(place: int) -> Non
         assert headers.read_png(PLAIN_PNG[:place] + lie + PLAIN_PNG[place:]).route is Route.PILLOW
 
 
-@pytest.mark.parametrize("extra", [chunk(b"pHYs", b"short"), chunk(b"fdAT", bytes(4) + PLAIN_PNG[41:-16])])
+@pytest.mark.parametrize(
+    "extra",
+    [
+        chunk(b"pHYs", b"short"),
+        chunk(b"fdAT", bytes(4) + PLAIN_PNG[41:-16]),
+        chunk(b"zTXt", b"name\0\1packed"),
+    ],
+)
 def test_chunks_that_come_too_late_are_for_pillow_to_judge(extra: bytes) -> None:
     refused_by_pillow(PLAIN_PNG[:-12] + extra + PLAIN_PNG[-12:])
 
 
-def test_a_second_header_is_for_pillow_to_judge() -> None:
-    other = chunk(b"IHDR", PLAIN_PNG[16:24] + bytes([16, 6, 0, 0, 0]))
+@pytest.mark.parametrize(
+    "other", [chunk(b"IHDR", PLAIN_PNG[16:24] + bytes([16, 6, 0, 0, 0])), chunk(b"te-t", b"")]
+)
+def test_a_second_header_and_names_of_other_than_letters_are_for_pillow_to_judge(other: bytes) -> None:
     refused_by_pillow(PLAIN_PNG[:33] + other + PLAIN_PNG[33:])
 
 
