@@ -306,7 +306,7 @@ def image_in_row(source: str, row: int) -> Buffer | None:
 def _image(file: pq.ParquetFile, group: int, row: int, columns: list[str]) -> Buffer | None:
     for batch in file.iter_batches(_ROWS_AT_A_TIME, row_groups=[group], columns=columns):
         if row < len(batch):
-            found = (row_image(column[row])[0] for column in batch.columns)
+            found = (row_image(column, row)[0] for column in batch.columns)
             return next((one for one in found if one and looks_like_image(one)), None)
         row -= len(batch)
     return None

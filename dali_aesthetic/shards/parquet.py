@@ -173,37 +173,53 @@ def _without_mime_type(text: str) -> str:
     return text.partition(";base64,")[2] if text.startswith("data:") else text
 
 
-def row_image(value: pa.Scalar) -> tuple[Buffer | None, str]:
-    """The encoded image in a column's value, None for null, and the path beside it or "".
+def row_image(column: pa.Array, row: int) -> tuple[Buffer | None, str]:
+    """The encoded image in a row of a column, None for null, and the path beside it or "".
 
-    The image of a list is its first one. Text is base64; where it isn't, its characters are the bytes.
+    The image is a view of the column's buffer where the column has one row; else a copy, as a view would keep
+    the other rows in memory. Of a list it is the first one. Text is base64; where it isn't, its characters
+    are the bytes.
     """
-    path, several = "", False
-    if _is_list(value.type):
-        several = value.is_valid and len(value) > 1
-        value = value[0] if value.is_valid and len(value) else pa.scalar(None)
-    if pa.types.is_struct(value.type):
-        path = value["path"].as_py() or "" if value.type.get_field_index("path") >= 0 else ""
-        value = value["bytes"]
-    if pa.types.is_dictionary(value.type):
-        value = value.value
-    if not value.is_valid:
-        return None, str(path)
-    # Arrow's buffers have signed bytes, where FF is -1.
-    data: Buffer = memoryview(value.as_buffer()).cast("B")
-    if is_text(value.type):
+    cell, path = column.slice(row, 1), ""
+    if _is_list(cell.type):
+        cell = cell.flatten().slice(0, 1)
+    if pa.types.is_struct(cell.type):
+        fields = dict(zip(cell.type.names, cell.flatten(), strict=True))  # null where the struct is
+        path = str(fields["path"][0].as_py() or "") if "path" in fields and len(cell) else ""
+        cell = fields["bytes"]
+    if pa.types.is_dictionary(cell.type):
+        cell = cell.dictionary.take(cell.indices)
+    if not len(cell) or cell.null_count:
+        return None, path
+    data = _bytes_of(cell)
+    if is_text(cell.type):
         try:
             return base64.b64decode(_without_mime_type(bytes(data).decode())), ""
         except (binascii.Error, UnicodeDecodeError):
             pass
-    # A view of one image would keep its row's other ones in memory.
-    return bytes(data) if several else data, str(path)
+    return data if len(column) == 1 and not _is_list(column.type) else bytes(data), path
+
+
+def _bytes_of(cell: pa.Array) -> memoryview:
+    """The bytes of an array's one value, without the copy that Arrow's scalars have of theirs."""
+    kind = cell.type
+    if pa.types.is_fixed_size_binary(kind):
+        start, size = cell.offset * kind.byte_width, kind.byte_width
+    elif pa.types.is_binary_view(kind) or pa.types.is_string_view(kind):
+        return memoryview(cell[0].as_buffer()).cast("B")
+    else:
+        wide = pa.types.is_large_binary(kind) or pa.types.is_large_string(kind)
+        ends = memoryview(cell.buffers()[1]).cast("B").cast("q" if wide else "i")
+        start, end = ends[cell.offset], ends[cell.offset + 1]
+        size = end - start
+    # Arrow's buffers have signed bytes, where FF is -1.
+    return memoryview(cell.buffers()[-1]).cast("B")[start : start + size]
 
 
 def _rows(
     source: _Source, group: int, column: str, warnings: dict[str, None]
-) -> Iterator[tuple[pa.Scalar, Any, dict[str, Any]]]:
-    """Image, key (None without one) and other columns of each row of a row group.
+) -> Iterator[tuple[tuple[Buffer | None, str], Any, dict[str, Any]]]:
+    """Image with its path, key (None without one) and other columns of each row of a row group.
 
     Images are decoded one by one. A batch of them would be one buffer, of unknown size: rows that share an
     image in the file have a copy each. It costs no time beside the copy.
@@ -214,13 +230,14 @@ def _rows(
     facts = _facts(source, group, others, warnings)
     size = _ENCODED_ROWS if pa.types.is_dictionary(schema.field(column).type) else 1
     for batch in source.batches(size, group, [column]):
-        for image in batch[column]:
-            if _is_list(image.type) and image.is_valid and len(image) > 1:
-                warnings[
-                    f"rows of the column {column!r} have several images: only the first of each is scored"
-                ] = None
+        images = batch[column]
+        if _is_list(images.type) and (pc.max(pc.list_value_length(images)).as_py() or 0) > 1:
+            warnings[
+                f"rows of the column {column!r} have several images: only the first of each is scored"
+            ] = None
+        for index in range(len(images)):
             row = next(facts)
-            yield image, row.get(named), row
+            yield row_image(images, index), row.get(named), row
 
 
 def _facts(
@@ -301,9 +318,14 @@ def _values(column: pa.Array, name: str, warnings: dict[str, None]) -> list[Any]
 
 
 def _sample(
-    shard: Shard, row: int, image: pa.Scalar, key: Any, facts: dict[str, Any], limits: ReadLimits
+    shard: Shard,
+    row: int,
+    image: tuple[Buffer | None, str],
+    key: Any,
+    facts: dict[str, Any],
+    limits: ReadLimits,
 ) -> Sample:
-    data, path = row_image(image)
+    data, path = image
     status, message = Status.OK, ""
     if data is None:
         only = (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dali_aesthetic.stores.access import open_file
+from dali_aesthetic.stores.location import is_url
 from dali_aesthetic.types import ImageHeader, Sample, Status
 from dali_aesthetic.write.commit import Part
 from dali_aesthetic.write.writers import ParquetWriter
@@ -19,6 +21,8 @@ from dali_aesthetic.write.writers import ParquetWriter
 _READ_BYTES = 8 << 20
 _ROWS, _ENCODED_ROWS, _ROW_BYTES, _GROUP_BYTES = 16, 256, 8 << 20, 32 << 20
 """Rows read at a time (at most, and of Arrow dictionaries), their bytes, and the bytes of a row group."""
+_STATED_BYTES = 4096
+"""Parquet's writer leaves out minima and maxima of more bytes."""
 QUARANTINE_COLUMNS = ("quarantine_status", "quarantine_reason")
 
 
@@ -42,13 +46,14 @@ class KeptRows(Part):
     def finish(self) -> None:
         """See `Part`. Raises OSError where the file can't be written or the input became shorter."""
         rows = np.array(self._rows, np.int64)
-        with open_file(self.source) as file:
+        # Arrow reads a path with half the memory.
+        with open_file(self.source) if is_url(self.source) else pa.OSFile(self.source) as file:
             source = pq.ParquetFile(file, pre_buffer=False, buffer_size=_READ_BYTES)
             if len(rows) and rows[-1] >= source.metadata.num_rows:
                 raise OSError(
                     f"{self.source} became shorter while it was read: run again when it is finished"
                 )
-            self._writer = ParquetWriter(self.final, self._schema(source), **_compression(source))
+            self._writer = ParquetWriter(self.final, self._schema(source), **_options(source))
             start = done = 0
             for group in range(source.num_row_groups):
                 end = start + source.metadata.row_group(group).num_rows
@@ -158,9 +163,15 @@ def _taken(batch: pa.RecordBatch, rows: npt.NDArray[np.int64]) -> list[pa.Record
         return [batch.slice(row, 1) for row in rows.tolist()]
 
 
-def _compression(source: pq.ParquetFile) -> dict[str, str]:
-    metadata = source.metadata
-    if not metadata.num_row_groups or not metadata.num_columns:
+def _options(source: pq.ParquetFile) -> dict[str, Any]:
+    """The input's compression, and statistics of its columns of small values.
+
+    For those of a large value the writer copies it four times, and then leaves them out.
+    """
+    if not source.metadata.num_row_groups:
         return {"compression": "snappy"}
-    codec = str(metadata.row_group(0).column(0).compression).lower()
-    return {"compression": "none" if codec == "uncompressed" else codec}
+    first = source.metadata.row_group(0)
+    columns = [first.column(index) for index in range(first.num_columns)]
+    codec = next((column.compression.lower() for column in columns), "snappy")
+    small = [c.path_in_schema for c in columns if c.total_uncompressed_size <= _STATED_BYTES * c.num_values]
+    return {"compression": "none" if codec == "uncompressed" else codec, "write_statistics": small}

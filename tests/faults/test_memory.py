@@ -96,6 +96,12 @@ def parquet(folder: Path) -> None:
     write_parquet(folder, {"image": [data] * NUM_IMAGES, "text": ["a caption"] * NUM_IMAGES})
 
 
+def parquet_of_large_images(folder: Path) -> None:
+    """Rows of 15 MB, a page each, that take so long to decode that what reads them has to wait."""
+    small = jpeg(noise(1200, 0))
+    write_parquet(folder, {"image": [small + bytes(15 * MB - len(small))] * 32}, write_batch_size=1)
+
+
 def parquet_structs(folder: Path) -> None:
     data = {"bytes": image(), "path": "a.jpg"}
     write_parquet(folder, {"image": pa.array([data] * NUM_IMAGES, STRUCT)}, compression="snappy")
@@ -149,6 +155,7 @@ KINDS: dict[str, tuple[Callable[[Path], None], str]] = {
     "folder of images with large json": (images_with_json, ""),
     "Parquet": (parquet, ""),
     "remote Parquet": (parquet, "file://"),
+    "Parquet of large images": (parquet_of_large_images, ""),
     "Parquet of structs": (parquet_structs, ""),
     "Parquet of lists": (parquet_of_lists, ""),
     "Parquet of one image, repeated": (parquet_of_one_image, ""),

@@ -26,7 +26,7 @@ from dali_aesthetic.shards.parquet import image_column, read_parquet
 from dali_aesthetic.shards.plan import plan_shards
 from dali_aesthetic.types import Route, Sample, ShardEnd, Status
 from dali_aesthetic.verify.outputs import verify_output
-from dali_aesthetic.write.kept_rows import QUARANTINE_COLUMNS
+from dali_aesthetic.write.kept_rows import QUARANTINE_COLUMNS, KeptRows
 from tests.conftest import jpeg, snapshot
 
 STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -222,6 +222,35 @@ def test_images_are_read_from_every_type_of_column(tmp_path: Path, kind: str, na
     found = image_in_row(str(tmp_path / "a.parquet"), 1)
     assert found is not None
     assert bytes(found) == images[1]
+
+
+@pytest.mark.parametrize("kind", ["struct", "binary", "large binary", "fixed size"])
+def test_images_are_not_copied_once_more_than_arrow_decodes_them(tmp_path: Path, kind: str) -> None:
+    """Arrow's scalars have a copy each, beside the array, outside of its pool."""
+    images = [np.random.default_rng(seed).bytes(1 << 20) for seed in range(8)]
+    types = {"binary": pa.binary(), "large binary": pa.large_binary(), "fixed size": pa.binary(1 << 20)}
+    column = pa.array(_structs(images), STRUCT) if kind == "struct" else pa.array(images, types[kind])
+    options = {"use_dictionary": False, "write_batch_size": 1}
+    pq.write_table(pa.table({"image": column}), tmp_path / "a.parquet", **options)
+    before = pa.total_allocated_bytes()
+    samples, _ = _read(tmp_path / "a.parquet")
+    assert [bytes(sample.image or b"") for sample in samples] == images
+    assert pa.total_allocated_bytes() - before >= 8 << 20
+
+
+def test_kept_rows_have_statistics_of_their_small_values_only(tmp_path: Path) -> None:
+    """For those of large images the writer would copy each four times."""
+    table = pa.table({"image": [b"a" * 5000, b"b" * 5000], "n": [1, 2]})
+    pq.write_table(table, tmp_path / "a.parquet")
+    rows = KeptRows(tmp_path / "kept.parquet", str(tmp_path / "a.parquet"))
+    rows.add(_read(tmp_path / "a.parquet")[0])
+    rows.finish()
+    rows.publish()
+    kept = pq.ParquetFile(tmp_path / "kept.parquet")
+    assert kept.read().equals(table)
+    images, numbers = (kept.metadata.row_group(0).column(index).statistics for index in (0, 1))
+    assert images is None
+    assert numbers.max == 2
 
 
 def test_of_several_images_in_a_row_the_first_is_scored_with_a_warning(tmp_path: Path) -> None:
