@@ -83,7 +83,9 @@ def test_every_command_is_in_the_quick_start() -> None:
     assert sorted(named(ROOT / "docs" / "quick-start.md", "Commands")) == sorted(group.commands)
 
 
-@pytest.mark.parametrize("name", ["docs/library.md", "docs/configuration.md", "configs/default.yaml"])
+@pytest.mark.parametrize(
+    "name", ["docs/library.md", "docs/commands.md", "docs/configuration.md", "configs/default.yaml"]
+)
 def test_a_generated_page_matches_the_code(name: str) -> None:
     made = runpy.run_path(str(ROOT / "docs" / "make_reference.py"))["pages"]()
     assert made[ROOT / name] == (ROOT / name).read_text(), "run: python docs/make_reference.py"
