@@ -62,8 +62,10 @@ _GPU_LANES = 2
 """The most lanes of a layout."""
 _ENGINE_THREADS = 2
 """Threads of a lane of the JPEG engine: each also has a CUDA stream, and the GPU has 32 queues for them."""
+_CHECKED_AT_ONCE = 1024
+"""JPEGs in a check: however many they are, it holds up the encoder for as long as the longest takes."""
 _MOST_CHECKED = 16 << 20
-"""The largest JPEG whose MCUs the GPU counts, one code after the other: 1.1 MB took an H200 0.16 s."""
+"""The largest JPEG whose MCUs the GPU counts."""
 _UNCHECKED = "JPEGs that were cut and got an end marker go unnoticed, with pixels of other images"
 _MOST_CPU_BYTES = 512 << 20
 """Decoded bytes of a chunk that the CPU decodes."""
@@ -206,8 +208,9 @@ class DaliDecoder:
                 self._undecoded.append((job, chunk))
                 continue
             chunk.lane = self._lanes.submit(self._feed_of(batch, chunk.rows), chunk.layout)
-            if is_engines(chunk.layout):
-                job.short.append(self._check_scans(batch, chunk.rows))
+        by_engine = [row for chunk in chunks if is_engines(chunk.layout) for row in chunk.rows]
+        for first in range(0, len(by_engine), _CHECKED_AT_ONCE):
+            job.short.append(self._check_scans(batch, by_engine[first : first + _CHECKED_AT_ONCE]))
         self._decode_ahead()
         return job
 
@@ -239,7 +242,7 @@ class DaliDecoder:
                 chunk.lane = self._lanes.submit((pixels, *self._steps_of(job.batch, chunk.rows)), PIXELS)
 
     def _check_scans(self, batch: EncodedBatch, rows: list[int]) -> Callable[[], Iterable[int]]:
-        """Launch the check of a chunk for the JPEG engine; returns what waits for the rows that are short.
+        """Launch the check of rows that the JPEG engine decodes; returns what waits for those that are short.
 
         Rows of very long data, which the check would take seconds for, count as short.
         """
@@ -345,12 +348,13 @@ def _scan_check(device: torch.device) -> ScanCheck | None:
         _log.warning("%s: no C compiler (apt install gcc python3-dev)", _UNCHECKED)
         return None
     try:
-        from dali_aesthetic.decode.scan_check import ScanCheck  # Triton is not there on every machine
+        from dali_aesthetic.decode.scan_check import LONG, ScanCheck  # Triton is not there on every machine
 
         check = ScanCheck(device)
-        for restarts in (0, 1):  # compiles, which is done beside the encoder's start
-            blank = blank_jpeg(restarts)
-            check.start([blank], [probe(blank, Limits())]).short()
+        blanks = [blank_jpeg(restarts) for restarts in (0, 1)]
+        blanks += [blank.ljust(2 * LONG, b"\0") for blank in blanks]  # what is behind the end isn't read
+        # Compiles the kernels, which is done beside the encoder's start.
+        check.start(blanks, [probe(blank, Limits()) for blank in blanks]).short()
     except Exception as error:  # the import's, the compiler's, Triton's and the driver's are of many types
         _log.warning("%s: %s: %s", _UNCHECKED, type(error).__name__, error)
         return None

@@ -210,9 +210,9 @@ def _blank(count: int, decoded: bool) -> Feed:
 
 
 def blank_jpeg(restart_rows: int = 0) -> bytes:
-    """A black 4:2:0 JPEG of one MCU."""
+    """A black 4:2:0 JPEG of one MCU, or of one more than there are restart intervals between them."""
     buffer = io.BytesIO()
-    Image.new("RGB", (16, 16)).save(buffer, "JPEG", restart_marker_rows=restart_rows)
+    Image.new("RGB", (16, 16 * (1 + restart_rows))).save(buffer, "JPEG", restart_marker_rows=restart_rows)
     return buffer.getvalue()
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from dali_aesthetic.decode import jpeg
 from dali_aesthetic.decode.scan_check import ScanCheck
@@ -42,6 +43,7 @@ def whole_jpegs(scale: int) -> list[bytes]:
     found.append(edited(found[-2], frame_at(found[-2]) + 11, b"\x22"))  # factors without a meaning
     found.append(edited(b"\xff\xd8" + b"\xff" * 9 + found[0], 11, b"\xff\xff"))  # fill bytes
     found += [save(photo("rocket", *size)) for size in ((1, 1), (1, 70 * scale), (90 * scale, 1))]
+    found += [save(photo("astronaut", 96, 80)), save(Image.new("RGB", (96, 96), "white"))]  # many lanes
     return [*found, save(noise(17, 13), quality=95, optimize=True)]
 
 
