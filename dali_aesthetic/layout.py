@@ -79,22 +79,24 @@ class BadStats(ValueError):
     """A shard's stats can't be read. The message names the file."""
 
 
-def shard_name(path: str) -> str:
+def shard_name(path: str, whole: str = "") -> str:
     """The name of the shard whose file is `path`, without extension: `path` itself where names can hold it.
 
     Otherwise what they can't hold is replaced or cut, and a digest of `path` keeps two files apart: the name
-    depends on `path` alone, so that reruns and other machines make the same one.
+    depends on `path` alone, so that reruns and other machines make the same one. `whole` is the path with its
+    extension where that alone tells it from another file's; the digest is of it then.
     """
     raw = path.encode("utf-8", "surrogateescape")
     is_short = len(raw) <= _MOST_PART_BYTES or (
         len(raw) <= _MOST_NAME_BYTES and max(map(len, raw.split(b"/"))) <= _MOST_PART_BYTES
     )
-    if is_short and path.isprintable() and not _ODD.search(path):
+    if not whole and is_short and path.isprintable() and not _ODD.search(path):
         return path
     *folders, own = map(_cut, path.split("/"))
     if len("/".join(folders).encode()) > _MOST_NAME_BYTES - _MOST_PART_BYTES:
         folders = []
-    return "/".join((*folders, f"{own}-{sha256(raw).hexdigest()[:_DIGEST]}"))
+    digest = sha256(whole.encode("utf-8", "surrogateescape") or raw).hexdigest()[:_DIGEST]
+    return "/".join((*folders, f"{own}-{digest}"))
 
 
 def _cut(part: str) -> str:

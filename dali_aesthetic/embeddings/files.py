@@ -6,11 +6,10 @@ import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from dali_aesthetic.shards.listing import InputError
-from dali_aesthetic.shards.plan import check_names, shard_name
+from dali_aesthetic.shards.plan import name_of
 from dali_aesthetic.shards.resolve import kind_of_first, resolve, texts_of
 
 _IMAGES = "img_emb"
@@ -34,8 +33,7 @@ def find_embeddings(inputs: str | Path | Sequence[str | Path], exclude: str = ""
     where there is none, or a file lacks the metadata that the others of its folder have.
     """
     found = resolve(texts_of(inputs), exclude, "embeddings", follow_links=True)
-    name, paths = partial(shard_name, root=found.root), sorted(found.files)
-    check_names(paths, name)
+    name, paths = name_of(found), sorted(found.files)
     return [EmbeddingFile(name=name(path), path=path, metadata=_metadata(path)) for path in paths]
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import base64
+import glob
 import hashlib
 import json
 import math
 import os
 import shlex
+import time
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -32,6 +34,8 @@ from dali_aesthetic.timing import Speed, clock, read_speed
 NONE = "-"
 LAION_HEAD = "laion-v2"
 MOST_POINTS = 1500
+_WRITTEN_WITHIN = 3600
+"""Seconds within which a page that is being written is complete."""
 FEWEST_BINS = 3
 """With fewer, the speed over time is no chart."""
 
@@ -57,6 +61,9 @@ def write_report(
     target = Path(html) if html is not None else root / layout.REPORT
     page = render(root, survey(root, by, where), title or root.resolve().name, location or str(output))
     target.parent.mkdir(parents=True, exist_ok=True)
+    for left in target.parent.glob(f".{glob.escape(target.name)}.*.tmp"):  # by a report that was killed
+        if time.time() - left.stat().st_mtime > _WRITTEN_WITHIN:
+            left.unlink(missing_ok=True)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         temporary.write_text(page, encoding="utf-8", errors="backslashreplace")

@@ -46,7 +46,7 @@ def plan_shards(
     links of a folder to outside of it unless `follow_links`; what is left out is counted in the `warnings` of
     the first shard.
 
-    Raises InputError where there is nothing to do, the kinds differ, or two shards would share a name. A
+    Raises InputError where there is nothing to do, the kinds differ, or a file is given twice. A
     million tars take some 200 MB, at most 330 MB while they are listed: a `Shard` is made when asked for.
     """
     texts = texts_of(inputs)
@@ -132,9 +132,8 @@ def _check_output(texts: Sequence[str], output: str) -> None:
 
 
 def _file_shards(found: Found, kind: FileKind, column: str) -> FileShards:
-    name = partial(shard_name, root=found.root)
+    name = name_of(found)
     sources = found.files if found.ordered else sorted(found.files, key=name)
-    check_names(sources, name)
     return FileShards(sources, name, kind, column, _oddities(found).warnings())
 
 
@@ -145,29 +144,40 @@ def _oddities(found: Found) -> Oddities:
     return oddities
 
 
-def check_names(sources: Sequence[str], name_of: Callable[[str], str]) -> None:
-    """Raises InputError for two files of the same name."""
+def name_of(found: Found) -> Callable[[str], str]:
+    """Gives each of the files the name of its shard. Raises InputError for a file that is given twice."""
+    name = partial(shard_name, root=found.root)
+    return partial(shard_name, root=found.root, apart=_of_one_name(found.files, name))
+
+
+def _of_one_name(sources: Sequence[str], name: Callable[[str], str]) -> frozenset[str]:
+    """The files that share their name with another one; of these the one with a lower-case extension is left
+    out. Raises InputError for a file that is given twice."""
     # Names would take ten times the memory of their hashes; equal hashes are checked by name.
-    hashes = np.fromiter((hash(name_of(source)) for source in sources), np.int64, len(sources))
+    hashes = np.fromiter((hash(name(source)) for source in sources), np.int64, len(sources))
     if len(np.unique(hashes)) == len(hashes):
-        return
+        return frozenset()
     owners: dict[str, str] = {}
+    apart = set()
     for source in sources:
-        name = name_of(source)
-        if name in owners:
-            other = owners[name]
-            same = os.path.abspath(other) == os.path.abspath(source)
-            problem = "is given twice" if same else f"and {source} would both be named {name!r}"
-            raise InputError(f"{other} {problem}; remove or rename one of them")
-        owners[name] = source
+        if (other := owners.get(name(source))) is None:
+            owners[name(source)] = source
+            continue
+        odd = {one for one in (source, other) if not one.rpartition(".")[2].islower()}
+        if not odd or os.path.abspath(other) == os.path.abspath(source):
+            raise InputError(f"{other} is given twice; remove one of the two")
+        apart |= odd
+    return frozenset(apart)
 
 
-def shard_name(source: str, root: str) -> str:
+def shard_name(source: str, root: str, apart: frozenset[str] = frozenset()) -> str:
     """The name made of the file's path below the root, without its extension (`layout.shard_name`).
 
-    Raises InputError for a local file that isn't below the root.
+    Those of `apart` have a digest of their whole path in it. Raises InputError for a local file that isn't
+    below the root.
     """
-    return layout.shard_name(_below(source, root).rpartition(".")[0])
+    below = _below(source, root)
+    return layout.shard_name(below.rpartition(".")[0], below if source in apart else "")
 
 
 def _below(source: str, root: str) -> str:
@@ -189,7 +199,7 @@ def _image_shards(found: Found, samples_per_shard: int) -> list[Shard]:
         raise InputError(f"samples_per_shard is {samples_per_shard}; give at least 1")
     paths = [_below(file, found.root) for file in found.files]
     images = [path for path in paths if extension(path) in IMAGE_RANK]
-    check_names(images, str)
+    _of_one_name(images, str)
     oddities = _oddities(found)
     usable = metadata.survey(found.root, filter(metadata.is_metadata, paths), frozenset(images), oddities)
     return [

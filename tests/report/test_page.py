@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import shlex
+import time
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -148,6 +150,15 @@ def test_the_runs_warnings_are_listed(tmp_path: Path) -> None:
         path.write_text(json.dumps(stats))
     text = " ".join(Elements(write_report(output).read_text()).text.split())
     assert "links left out: 4 in 2 shards, first in 0 (first: '<b>.jpg')" in text
+
+
+def test_what_a_killed_report_left_is_removed_by_the_next_one(tmp_path: Path) -> None:
+    output = make_output(tmp_path, {"0": [Item("a", 5.0)]})
+    for name, age in ((".report.html.1.tmp", 7200), (".report.html.2.tmp", 0)):
+        (output / name).touch()
+        os.utime(output / name, (time.time() - age,) * 2)
+    write_report(output)
+    assert [path.name for path in output.glob(".*.tmp")] == [".report.html.2.tmp"]
 
 
 def test_speed_is_left_out_where_no_times_were_written(tmp_path: Path) -> None:

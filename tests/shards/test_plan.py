@@ -146,13 +146,13 @@ def test_a_shard_with_a_hidden_name_is_one_that_readers_of_the_output_see(
 
 
 def test_names_that_files_of_an_output_cant_have_stop_no_run(tmp_path: Path, tiny_model: ModelConfig) -> None:
-    """A name above what a file system takes, and one whose folder is another shard's file."""
+    """A name above what a file system takes, one whose folder is another shard's file, and one name twice."""
     output, names = (
         tmp_path / "out",
-        ("a", "a.json/b", "a.parquet/b", "img_emb_a.npy/b", "x" * 249, "y\n\udcff"),
+        ("a", "a.json/b", "a.parquet/b", "img_emb_a.npy/b", "x" * 249, "y\n\udcff", "a.TAR"),
     )
     for name in names:
-        path = tmp_path / "in" / f"{name}.tar"
+        path = tmp_path / "in" / (name if name.endswith("TAR") else f"{name}.tar")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(pack([("a.jpg", jpeg(Image.new("RGB", (40, 40))))]))
     for text in (str(tmp_path / "in"), f"file://{tmp_path}/in"):
@@ -167,6 +167,14 @@ def test_names_that_files_of_an_output_cant_have_stop_no_run(tmp_path: Path, tin
         assert (result.exit_code, len(result.stats.reports)) == (0, len(names))
         assert not verify_output(Path(config.output), against_input=True).problems
         assert run(config).num_skipped == len(names)
+
+
+def test_of_files_that_differ_in_the_extension_one_keeps_its_name(tmp_path: Path) -> None:
+    touch(tmp_path, "a.TAR", "a.Tar", "a.tar", "b.TAR")
+    names = dict(names_and_sources(tmp_path, "."))
+    assert {names["a"], names["b"]} == {"a.tar", "b.TAR"}
+    assert all(name.startswith("a-") and len(name) == 14 for name in names.keys() - {"a", "b"})
+    assert names == dict(names_and_sources(tmp_path, "a.TAR", "b.TAR", "a.tar", "a.Tar"))
 
 
 def test_the_summary_counts_links_that_were_left_out_and_so_does_inspect(
@@ -193,12 +201,6 @@ def test_the_summary_counts_links_that_were_left_out_and_so_does_inspect(
         assert not verify_output(output, against_input=True).problems
         found = survey(config.input, 1, follow_links=follow_links)
         assert (found.num_samples, len(found.warnings)) == (1 + follow_links, 1 - follow_links)
-
-
-def test_shards_that_would_share_a_name_are_both_named(tmp_path: Path) -> None:
-    touch(tmp_path, "a.tar", "a.TAR")
-    with pytest.raises(InputError, match=r"a\.tar.*a\.TAR|a\.TAR.*a\.tar"):
-        plan_shards(str(tmp_path))
 
 
 def test_a_folder_of_tars_and_images_is_refused(tmp_path: Path) -> None:
