@@ -33,6 +33,8 @@ MEASURED = (
     ("mixed", 512),
 )
 """Kinds and pixels of the short side, the most important first: a run may be cut off."""
+MIXTURES = ("webmix", "two-layouts", "grey-5")
+"""Kinds that each encoder is measured on: what the web has, and what decodes unlike one kind alone."""
 _TITLES = {
     "bad": "5% bad",
     "progressive-30": "30% progressive",
@@ -141,7 +143,7 @@ def cut_dataset(folder: Path, source: Path, num_shards: int, per_shard: int) -> 
 def title_of(kind: str, short_side: int) -> str:
     """A kind and size as the names of rows have it."""
     name = _TITLES.get(kind, kind)
-    return f"{name}, {short_side} px" if short_side else name
+    return f"{name}, {short_side} px" if short_side and kind != "webmix" else name
 
 
 @dataclass(frozen=True, slots=True)

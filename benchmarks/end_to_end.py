@@ -27,7 +27,7 @@ from benchmarks.bench import (
     run_once,
     steady_rate,
 )
-from benchmarks.datasets import MEASURED, link_shards, title_of
+from benchmarks.datasets import MEASURED, MIXTURES, link_shards, title_of
 from benchmarks.measure import measure_rate
 from benchmarks.processes import in_child
 from benchmarks.results import Measured, Record
@@ -37,17 +37,19 @@ from dali_aesthetic.threshold import Threshold
 
 ENCODER = "encoder only, same run"
 USUAL = "end to end, 25% kept"
-GPU_WAYS = (("fused", "fp16"), ("fused", "fp8"), ("torchscript", "fp16"))
-"""Backends and precisions that are measured beside the one that `auto` takes."""
-FASTEST = ("fused", "fp8")
-PROGRESSIVE = f"{USUAL}, 30% progressive, {' '.join(FASTEST)}"
-"""No hardware decodes progressive JPEGs: the fastest encoder is the first that has to wait for them."""
-_BOUND_S = 120
+GPU_WAYS = (
+    ("fused", "fp8"),
+    ("fused", "fp16", "ViT-B-32-quickgelu"),
+    ("fused", "fp16"),
+    ("torchscript", "fp16"),
+)
+"""Backends, precisions and encoders that are measured beside the ones that are usual."""
+_BOUND_S = 180
 _TITLE_OF_KINDS = "kept shares and kinds"
 
 
 def measure(settings: Settings) -> None:
-    """From tars on disk to committed output, by encoder: kept shares, then kinds of images."""
+    """From tars on disk to committed output, by encoder: mixtures of images, kept shares, single kinds."""
     record = settings.record("end-to-end")
     record.note("complete", measure_end_to_end(record, settings))
 
@@ -57,39 +59,43 @@ def measure_end_to_end(record: Record, settings: Settings) -> bool:
     bound_s = _BOUND_S * (1 if settings.quick and settings.on_gpu else 10)
     ended = [in_child(measure_encoder, record, settings, USUAL, bound_s=bound_s)]
     usual = record.row(ENCODER) or {}
-    for backend, precision in other_ways(settings):
-        if (backend, precision) != (usual.get("backend"), usual.get("precision")):
-            title = f"{USUAL}, {backend} {precision}"
-            words = (title, backend, precision)
-            ended.append(in_child(measure_encoder, record, settings, *words, bound_s=bound_s))
+    for way in other_ways(settings):
+        if way != (usual.get("backend"), usual.get("precision")):
+            title = named(USUAL, way)
+            ended.append(in_child(measure_encoder, record, settings, title, *way, bound_s=bound_s))
     ended.append(in_child(measure_kinds, record, settings, _TITLE_OF_KINDS, bound_s=bound_s))
-    if FASTEST in other_ways(settings):
-        ended.append(in_child(measure_progressive, record, settings, PROGRESSIVE, *FASTEST, bound_s=bound_s))
     return all(ended)
 
 
-def other_ways(settings: Settings) -> Sequence[tuple[str, str]]:
-    """Other backends and precisions; none on a CPU or if the options name one."""
+def other_ways(settings: Settings) -> Sequence[tuple[str, ...]]:
+    """Other backends, precisions and encoders; none on a CPU or if the options name one."""
     chosen = (settings.backend, settings.precision) != ("auto", "auto")
     return () if chosen or not settings.on_gpu else GPU_WAYS
 
 
-def measure_encoder(record: Record, settings: Settings, backend: str = "", precision: str = "") -> None:
-    """An encoder alone, end to end with a quarter kept, and alone again; by default the usual encoder."""
-    other = f"{backend} {precision}" if backend else ""
-    bench = make_bench(settings, **({"backend": backend, "precision": precision} if backend else {}))
-    images_NHWC, name = first_pixels(bench), f"encoder only, {other}" if other else ENCODER
+def named(name: str, way: Sequence[str]) -> str:
+    """The name of a row of one of the `other_ways`; of the usual one if `way` is empty."""
+    return ", ".join([name, *way[2:], " ".join(way[:2])] if way else [name])
+
+
+def measure_encoder(record: Record, settings: Settings, *way: str) -> None:
+    """An encoder alone, end to end with a quarter kept of each mixture, and alone again."""
+    bench = make_bench(settings, **dict(zip(("backend", "precision", "encoder"), way, strict=False)))
+    images_NHWC, name = first_pixels(bench), named("encoder only", way) if way else ENCODER
     before = encoder_row(bench, name=name, images_NHWC=images_NHWC)
     record.add(before)
-    cut = cut_for_share(bench, bench.config.input[:1], 0.25)
-    title = f"{USUAL}, {other}" if other else USUAL
     rate = statistics.median(before.values)
-    _add_runs(record, bench, title, long_input(settings, rate), cut, rate)
-    _add_limit(record, bench, before, title, images_NHWC)
+    titles = []
+    for kind in ("baseline", *MIXTURES):
+        pattern = long_input(settings, rate, kind)
+        cut = cut_for_share(bench, (settings.datasets.make(kind),), 0.25)
+        titles.append(named(USUAL if kind == "baseline" else f"end to end, {title_of(kind, 512)}", way))
+        _add_runs(record, bench, titles[-1], pattern, cut, rate)
+    _add_limit(record, bench, before, titles, images_NHWC)
 
 
 def measure_kinds(record: Record, settings: Settings) -> None:
-    """Other kept shares, then other kinds of images, once each."""
+    """Other kept shares, then single kinds of images, once each."""
     bench = make_bench(settings)
     limit = record.row(ENCODER)
     rate = limit["median"] if limit else statistics.median(encoder_row(bench).values)
@@ -100,18 +106,10 @@ def measure_kinds(record: Record, settings: Settings) -> None:
         if not record.has(name := f"end to end, {100 * share:.0f}% kept"):
             _add_runs(record, bench, name, pattern, cut_for_share(bench, pattern, share), rate)
     for kind, short_side in MEASURED[1:]:
-        if not record.has(name := f"end to end, {title_of(kind, short_side)}"):
+        name = f"end to end, {title_of(kind, short_side)}"
+        if kind not in MIXTURES and not record.has(name):
             pattern = long_input(settings, rate, kind, short_side)
             _add_runs(record, bench, name, pattern, NOTHING, rate)
-
-
-def measure_progressive(record: Record, settings: Settings, backend: str, precision: str) -> None:
-    """End to end with a quarter kept, where three of ten JPEGs are progressive."""
-    bench = make_bench(settings, backend=backend, precision=precision)
-    limit = record.row(f"encoder only, {backend} {precision}")
-    rate = limit["median"] if limit else statistics.median(encoder_row(bench).values)
-    pattern = long_input(settings, rate, "progressive-30")
-    _add_runs(record, bench, PROGRESSIVE, pattern, cut_for_share(bench, pattern, 0.25), rate)
 
 
 def long_input(
@@ -153,12 +151,15 @@ def _add_runs(
     print(f"    {verdict(bench.last_run)}", flush=True)
 
 
-def _add_limit(record: Record, bench: Bench, before: Measured, title: str, images_NHWC: Tensor) -> None:
+def _add_limit(
+    record: Record, bench: Bench, before: Measured, titles: Sequence[str], images_NHWC: Tensor
+) -> None:
     """Measure the encoder again, and set the median of both times as the limit of the runs' rows."""
     after = encoder_row(bench, name=before.name, images_NHWC=images_NHWC)
     both = [*before.values, *after.values]
     medians = [round(statistics.median(rates), 1) for rates in (before.values, after.values)]
     detail = {**before.detail, "before_and_after": medians}
     record.add(Measured(name=before.name, values=both, detail=detail, gpu=after.gpu))
-    for name in (title, f"{title}, steady"):
-        record.set_limit(name, statistics.median(both))
+    for title in titles:
+        for name in (title, f"{title}, steady"):
+            record.set_limit(name, statistics.median(both))

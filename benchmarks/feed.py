@@ -29,7 +29,7 @@ from benchmarks.bench import (
     first_pixels,
     make_bench,
 )
-from benchmarks.datasets import title_of
+from benchmarks.datasets import MIXTURES, title_of
 from benchmarks.machine import GpuSampler
 from benchmarks.processes import in_child
 from benchmarks.results import Measured, Record
@@ -43,8 +43,6 @@ QUEUES = "CUDA_DEVICE_MAX_CONNECTIONS"
 FEW_QUEUES, GRAPH = "8 hardware queues", "as a CUDA graph"
 GPU_WAYS = (("torchscript", "fp16"), ("fused", "fp16"), ("fused", "fp8"))
 CPU_WAYS = (("eager", "fp32"),)
-MIXTURES = ("webmix", "two-layouts", "grey-5")
-"""Kinds of images that are measured beside the fastest encoder."""
 NOTE = (
     "Images/s that the package's decoder delivers while an encoder is kept busy on the same device, three of "
     "its batches launched ahead. The limit is the decoder alone in the same process, on the same images. "

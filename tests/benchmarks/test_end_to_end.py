@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.end_to_end import ENCODER, USUAL, measure_encoder, other_ways
+from benchmarks.end_to_end import ENCODER, USUAL, measure_encoder, named, other_ways
 from benchmarks.results import read_result
 from benchmarks.settings import Settings
 from tests.benchmarks import made_up
@@ -27,4 +27,14 @@ def test_an_encoder_and_its_run_share_one_row_and_one_limit(settings: Settings) 
     assert encoder.repeats == 2
     assert run.detail["kept"] > 0
     assert run.detail["backend"] == encoder.detail["backend"] == "eager"
+    webmix = result.row("end to end, webmix")
+    assert webmix is not None
+    assert webmix.limit == run.limit
+    assert result.row("end to end, 4:2:0 and 4:4:4, 512 px") is not None
     assert other_ways(settings) == ()
+
+
+def test_the_rows_of_another_way_name_it() -> None:
+    assert named(USUAL, ("fused", "fp8")) == "end to end, 25% kept, fused fp8"
+    assert named(USUAL, ("fused", "fp16", "ViT-B-32")) == "end to end, 25% kept, ViT-B-32, fused fp16"
+    assert named(USUAL, ()) == USUAL
