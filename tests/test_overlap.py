@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import gc
+import platform
+import subprocess
+import sys
+import textwrap
 import threading
 import time
 import weakref
@@ -284,3 +288,25 @@ def test_collector_settings_of_others_are_kept(collector_restored: None) -> None
         assert gc.get_threshold()[0] == 0
     assert gc.get_threshold()[0] == 0
     assert gc.get_freeze_count() > 0
+
+
+COUNT_PAGE_FAULTS = """
+    import resource
+    from dali_aesthetic.overlap import calm_collector
+
+    def faults():
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        parts = [bytes(bytearray(2 << 20)) for _ in range(8)]
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    with calm_collector():
+        print([faults() for _ in range(4)][-1])
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another allocator")
+def test_the_memory_of_parts_that_were_read_is_used_again() -> None:
+    """In a process of its own, where the allocator has learnt nothing yet. A part of 2 MiB has 512 pages."""
+    command = [sys.executable, "-c", textwrap.dedent(COUNT_PAGE_FAULTS)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert int(done.stdout) < 512

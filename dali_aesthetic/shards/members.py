@@ -235,7 +235,9 @@ def data_of(member: Member, group: Group, entries: tuple[memoryview, ...]) -> me
     """The member's bytes from its sample's entries: with a store, another slice may be another copy."""
     data = member.data_offset
     end = data + member.size
-    index = next(i for i, (start, stop) in enumerate(group.ranges) if start <= data and end <= stop)
+    index = 0
+    if len(group.ranges) > 1:
+        index = next(i for i, (start, stop) in enumerate(group.ranges) if start <= data and end <= stop)
     start = data - group.ranges[index][0]
     return entries[index][start : start + member.size]
 
