@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from dali_aesthetic.fields import EXPERT, Section, explain, option
-from dali_aesthetic.threshold import Threshold
+from dali_aesthetic.threshold import Threshold, checked
 
 Device = Literal["auto", "cpu", "cuda"]
 Backend = Literal["auto", "eager", "torchscript", "compile", "triton", "fused"]
@@ -226,6 +226,13 @@ class Config(Section):
     )
     device: Device = option("auto", "Device of the encoder.", panel=LaunchConfig.panel)
     threshold: Threshold = Threshold()
+    prefilter: str = option(
+        "",
+        "Decode only where this SQL condition on size, format and json fields holds, such as 'min_side >= "
+        "256'. The others are `filtered`.",
+        panel=Threshold.panel,
+        metavar="EXPR",
+    )
     scores_only: bool = Field(
         default=False, description="Write no images, as `score` does: the scores are for `filter` to cut."
     )
@@ -252,6 +259,11 @@ class Config(Section):
         if not value or not all(value):
             raise ValueError("no input given: name a tar, a pattern, a folder or @list.txt")
         return tuple(at_home(location) for location in value)
+
+    @field_validator("prefilter")
+    @classmethod
+    def _condition(cls, prefilter: str) -> str:
+        return checked(prefilter, "--prefilter")
 
     @field_validator("columns", mode="before")
     @classmethod

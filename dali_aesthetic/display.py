@@ -170,6 +170,8 @@ def summary(result: RunResult, config: Config, console: Console) -> None:
         kept = f"{all_of.num_kept:,} ({share(all_of.num_kept, all_of.num_scored)} of the scored)"
         table.add_row("in the output", f"{all_of.num_samples:,} samples, kept {kept}")
     table.add_row("samples", f"{stats.num_samples:,}" + (" in this start" if result.num_skipped else ""))
+    if filtered := stats.statuses[Status.FILTERED.value]:
+        table.add_row("filtered", f"{filtered:,} ({share(filtered, stats.num_samples)}) before decoding")
     table.add_row("kept", f"{stats.num_kept:,} ({share(stats.num_kept, stats.num_scored)} of the scored)")
     table.add_row("threshold", escape(_threshold(result, config)))
     if result.threshold.where and not config.scores_only:
@@ -303,6 +305,8 @@ def _nothing_kept(config: Config) -> str:
 
 
 def _bad(stats: RunStats) -> str:
-    reasons = {name: count for name, count in stats.statuses.items() if name != Status.OK.value}
+    reasons = {
+        name: count for name, count in stats.statuses.items() if name not in (Status.OK, Status.FILTERED)
+    }
     named = ", ".join(f"{count:,} {name}" for name, count in sorted(reasons.items()))
     return f"{stats.num_bad:,}" + (f" ({named})" if named else "")

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
 
-from dali_aesthetic.decode.batches import fill_batches
+from dali_aesthetic.decode.batches import Prefilter, fill_batches
 from dali_aesthetic.decode.decoder import DaliDecoder
 from dali_aesthetic.decode.headers import Limits
 from dali_aesthetic.overlap import ahead, calm_collector
@@ -39,6 +39,7 @@ class Stages:
     sink: ShardSink
     read_limits: ReadLimits = DEFAULT_LIMITS
     batch_bytes: int | None = None
+    prefilter: Prefilter | None = None
 
 
 def run_shards(
@@ -46,8 +47,8 @@ def run_shards(
 ) -> Generator[ShardReport, None, None]:
     """Process `shards` in order; a report for each as it is committed, or given up with an error."""
     samples = read_shards(shards, stages.read_limits)
-    size = stages.scorer.batch_size
-    batches = fill_batches(samples, size, stages.limits, stages.batch_bytes, BATCHES_IN_FLIGHT)
+    bounds = (stages.scorer.batch_size, stages.limits, stages.batch_bytes, BATCHES_IN_FLIGHT)
+    batches = fill_batches(samples, *bounds, stages.prefilter)
     encoded = ahead(batches, 2, "storage")
     images = ahead(stages.decoder.decode(encoded), 2, "decode")
     launched = ahead(stages.scorer.score(images), 2, "encode")

@@ -165,7 +165,7 @@ class RunStats:
 
     @property
     def num_bad(self) -> int:
-        return self.num_samples - self.num_scored
+        return self.num_samples - self.num_scored - self.statuses[Status.FILTERED.value]
 
     @property
     def failed(self) -> list[ShardReport]:

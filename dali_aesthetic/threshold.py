@@ -89,11 +89,7 @@ class Threshold(Section):
     @field_validator("where")
     @classmethod
     def _condition(cls, where: str) -> str:
-        if where := where.strip():
-            from dali_aesthetic.predicate import parse  # DuckDB: 50 ms
-
-            parse(where)
-        return where
+        return checked(where, "--where")
 
     @model_validator(mode="after")
     def _one_spelling(self) -> Self:
@@ -199,6 +195,15 @@ class Threshold(Section):
         return (
             f"raw score >= {self.min_raw:g}{upper} ({self.min_raw / RAW_PER_UNIT:g} on the 0-1 scale){there}"
         )
+
+
+def checked(condition: str, flag: str) -> str:
+    """`condition`, or "" for none. Raises ValueError for what is no condition in SQL."""
+    if condition := condition.strip():
+        from dali_aesthetic.predicate import parse  # DuckDB: 50 ms
+
+        parse(condition, flag)
+    return condition
 
 
 def bounds_text(lower: float, upper: float) -> str:

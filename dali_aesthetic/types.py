@@ -35,6 +35,8 @@ class Status(StrEnum):
     TOO_LARGE = "too_large"
     EMPTY = "empty"
     MISSING_IMAGE = "missing_image"
+    FILTERED = "filtered"
+    """Left out before decoding, as was asked for: neither good nor bad."""
 
 
 class Route(StrEnum):

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import sys
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import numpy as np
+import numpy.typing as npt
 
 from dali_aesthetic.decode.headers import Limits, probe
 from dali_aesthetic.types import EncodedBatch, ImageHeader, Route, Sample, ShardEnd, Status
 
 _OK, _NOBODY = Status.OK, Route.NOBODY
-_ROWS_PER_IMAGE = 4
-"""A batch also ends at this many rows per image, which bounds it in a run of bad samples."""
-
+_ROWS_PER_IMAGE, _FILTERED_ROWS_PER_IMAGE = 4, 64
+"""A batch also ends at this many rows per image, which bounds it in a run of bad samples; a prefilter may
+leave few of many."""
 _CHECKED = 32
+_JUDGED = 256
+"""Samples that a prefilter judges at a time: a call takes about a millisecond, whatever their number."""
+Prefilter = Callable[[Sequence[Sample], Sequence[ImageHeader]], npt.NDArray[np.bool_]]
+"""Marks the samples to decode, by their headers and their json."""
 
 
 def fill_batches(
@@ -22,6 +29,7 @@ def fill_batches(
     limits: Limits,
     max_bytes: int | None = None,
     in_flight: int = 1,
+    prefilter: Prefilter | None = None,
 ) -> Iterator[EncodedBatch]:
     """Check each sample's header and group the stream into batches of `batch_size` decodable images.
 
@@ -30,12 +38,15 @@ def fill_batches(
     one sample that alone exceeds it: that many batches are alive at a time. A view counts as the whole buffer
     that it keeps in memory, once for adjacent samples.
 
-    Bad samples travel along and take no slot of the batch.
+    Bad samples travel along and take no slot of the batch, and so do good ones that are not in `prefilter`.
+    For its sake up to `max_bytes` more are read ahead.
     """
-    batch, recent = _Open(batch_size, limits), _Recent(in_flight - 1)
+    rows_per_image = _FILTERED_ROWS_PER_IMAGE if prefilter else _ROWS_PER_IMAGE
+    batch, recent = _Open(batch_size, limits, rows_per_image), _Recent(in_flight - 1)
     limit = sys.maxsize if max_bytes is None else max_bytes
     weigh = _Scale().weigh
-    for item in stream:
+    judged = _judged(stream, limits, prefilter, limit) if prefilter else ((item, None) for item in stream)
+    for item, header in judged:
         if isinstance(item, ShardEnd):
             batch.ended.append(item)
             continue
@@ -44,12 +55,12 @@ def fill_batches(
         if batch.samples and (batch.is_full or batch.num_bytes + num_bytes > limit):
             recent.add(batch.num_bytes)
             yield batch.close()
-            batch = _Open(batch_size, limits)
+            batch = _Open(batch_size, limits, rows_per_image)
         if not batch.samples:
             for _ in range(recent.num_empty(max(num_bytes, limit), in_flight * limit)):
                 recent.add(0)
                 yield EncodedBatch(samples=(), headers=())
-        batch.add(item, num_bytes)
+        batch.add(item, num_bytes, header)
     if batch.samples or batch.ended:
         yield batch.close()
 
@@ -61,6 +72,42 @@ def check(sample: Sample, limits: Limits) -> ImageHeader:
             format="", width=0, height=0, route=Route.NOBODY, status=sample.status, message=sample.message
         )
     return probe(sample.image, limits)
+
+
+def _judged(
+    stream: Iterable[Sample | ShardEnd], limits: Limits, prefilter: Prefilter, limit: int
+) -> Iterator[tuple[Sample | ShardEnd, ImageHeader | None]]:
+    """The items of the stream in order, samples with their headers; `limit` bounds the bytes read ahead."""
+    waiting, num_bytes, scale = deque[Sample | ShardEnd](), 0, _Scale()
+
+    def judged() -> Iterator[tuple[Sample | ShardEnd, ImageHeader | None]]:
+        samples = [item for item in waiting if isinstance(item, Sample)]
+        headers = deque(_filtered(samples, [check(sample, limits) for sample in samples], prefilter))
+        del samples  # a sample is let go of when it is handed on
+        while waiting:
+            item = waiting.popleft()
+            yield item, None if isinstance(item, ShardEnd) else headers.popleft()
+
+    for item in stream:
+        weight = scale.weigh(item) if isinstance(item, Sample) else 0
+        if waiting and (len(waiting) == _JUDGED or num_bytes + weight > limit):
+            yield from judged()
+            num_bytes = 0
+        waiting.append(item)
+        num_bytes += weight
+    yield from judged()
+
+
+def _filtered(
+    samples: Sequence[Sample], headers: list[ImageHeader], prefilter: Prefilter
+) -> list[ImageHeader]:
+    """The headers, those of good samples that are not in `prefilter` with that status."""
+    good = [row for row, header in enumerate(headers) if header.status is _OK]
+    if good:
+        passes = prefilter([samples[row] for row in good], [headers[row] for row in good])
+        for row in np.array(good)[~passes].tolist():
+            headers[row] = headers[row]._replace(status=Status.FILTERED, route=_NOBODY, message="")
+    return headers
 
 
 class _Scale:
@@ -110,25 +157,29 @@ class _Open:
     check's code and data and the reader's drive each other from the caches.
     """
 
-    def __init__(self, batch_size: int, limits: Limits) -> None:
+    def __init__(self, batch_size: int, limits: Limits, rows_per_image: int) -> None:
         self._limits = limits
         self.samples: list[Sample] = []
         self.headers: list[ImageHeader] = []
         self.ended: list[ShardEnd] = []
         self.num_bytes = 0
-        self._room, self._rows = batch_size, _ROWS_PER_IMAGE * batch_size
+        self._known: list[ImageHeader | None] = []
+        self._room, self._rows = batch_size, rows_per_image * batch_size
         self._next_check = min(_CHECKED, batch_size)
         self.is_full = False
 
-    def add(self, sample: Sample, num_bytes: int) -> None:
+    def add(self, sample: Sample, num_bytes: int, header: ImageHeader | None = None) -> None:
         self.samples.append(sample)
+        self._known.append(header)
         self.num_bytes += num_bytes
         if len(self.samples) == self._next_check:
             self._check()
 
     def _check(self) -> None:
         """Checks what came since the last time; a batch is full by its images or by its rows."""
-        headers = [check(sample, self._limits) for sample in self.samples[len(self.headers) :]]
+        start = len(self.headers)
+        pairs = zip(self.samples[start:], self._known[start:], strict=True)
+        headers = [known or check(sample, self._limits) for sample, known in pairs]
         self.headers += headers
         self._room -= sum(header.route is not _NOBODY for header in headers)
         left = min(self._room, self._rows - len(self.headers))

@@ -18,7 +18,7 @@ from dali_aesthetic.layout import IDENTITY
 from dali_aesthetic.shards.plan import plan_shards
 from dali_aesthetic.stats import RunStats, Tally, tally_of
 from dali_aesthetic.threshold import Threshold
-from dali_aesthetic.types import Shard
+from dali_aesthetic.types import Shard, Status
 from dali_aesthetic.write.lock import claim
 from dali_aesthetic.write.output import clean_leftovers, earlier_reports, open_output
 
@@ -76,11 +76,12 @@ class RunResult:
 
     @property
     def exit_code(self) -> int:
-        """0 where every shard is committed and at least one image was ever scored, else 1.
+        """0 where every shard is committed and at least one image was ever scored or filtered, else 1.
 
         A task of a job with more tasks than shards has none and is complete.
         """
-        scored_nothing = self.num_shards > 0 and self.stats.num_scored == 0 and self.num_skipped == 0
+        looked_at = self.stats.num_scored or self.stats.statuses[Status.FILTERED.value]
+        scored_nothing = self.num_shards > 0 and not looked_at and self.num_skipped == 0
         return 1 if self.stats.failed or scored_nothing else 0
 
 

@@ -11,7 +11,7 @@ from dali_aesthetic.launch.engine import Engine, Prepared, RunResult, Watch, lau
 from dali_aesthetic.launch.node.crew import node_processes
 from dali_aesthetic.launch.precision import prepare
 from dali_aesthetic.launch.slurm import ALONE, Task, for_task, settling
-from dali_aesthetic.launch.work import condition_of, work_shards
+from dali_aesthetic.launch.work import condition_of, prefilter_of, work_shards
 from dali_aesthetic.launch.worker import build_worker, model_reader, run_record
 from dali_aesthetic.score.weights import head_name
 from dali_aesthetic.stats import RunStats
@@ -29,7 +29,8 @@ def run(config: Config, *, watch: Watch | None = None, task: Task = ALONE) -> Ru
     `task` is this process's part in a job that has several, such as `slurm.current_task()`.
     """
     config = for_task(config, task)
-    condition_of(config, [head_name(head) for head in config.model.heads])  # before anything is read
+    names = [head_name(head) for head in config.model.heads]
+    condition_of(config, names), prefilter_of(config, names)  # refused before anything is read
     return launch(config, _engine(config), watch, task)
 
 

@@ -15,11 +15,13 @@ import time
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any, TextIO
 
 from dali_aesthetic.config import Config, ConfigError
+from dali_aesthetic.decode.batches import Prefilter
 from dali_aesthetic.launch.worker import Worker, read_limits_of
 from dali_aesthetic.overlap import every, stacks, values_of_threads
 from dali_aesthetic.predicate import Predicate
@@ -29,7 +31,13 @@ from dali_aesthetic.stats import RunStats
 from dali_aesthetic.stores.store import StoreUnusable
 from dali_aesthetic.timing import timed
 from dali_aesthetic.types import Sample, Shard, ShardReport
-from dali_aesthetic.write.rows import condition_columns
+from dali_aesthetic.write.rows import (
+    condition_columns,
+    json_columns,
+    known_columns,
+    known_passes,
+    score_columns,
+)
 from dali_aesthetic.write.sink import ShardSink
 
 MOST_DEATHS = 3
@@ -88,6 +96,15 @@ def condition_of(config: Config, head_names: Sequence[str]) -> Predicate | None:
     return Predicate(where, condition_columns(head_names, config.columns)) if where else None
 
 
+def prefilter_of(config: Config, head_names: Sequence[str]) -> Prefilter | None:
+    """What `--prefilter` asks of a sample. Raises ValueError for a column not known before decoding."""
+    if not config.prefilter:
+        return None
+    names = score_columns(head_names)
+    condition = Predicate(config.prefilter, known_columns(config.columns, names), "--prefilter")
+    return partial(known_passes, condition, json_columns(config.columns, names))
+
+
 def stages_of(config: Config, worker: Worker, sink: ShardSink, memory_share: int = 1) -> Stages:
     """The parts of the hot loop, bound to a share of the memory budget.
 
@@ -103,7 +120,8 @@ def stages_of(config: Config, worker: Worker, sink: ShardSink, memory_share: int
             read_ahead_bytes=min(DEFAULT_LIMITS.read_ahead_bytes, budget // 4),
             max_page_bytes=budget // 4,
         ),
-        batch_bytes=budget // 2 // BATCHES_IN_FLIGHT,
+        batch_bytes=budget // 2 // (BATCHES_IN_FLIGHT + bool(config.prefilter)),
+        prefilter=prefilter_of(config, worker.scorer.head_names) if config.prefilter else None,
         limits=worker.limits,
         decoder=worker.decoder,
         scorer=worker.scorer,

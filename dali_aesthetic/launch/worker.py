@@ -212,6 +212,7 @@ def run_record(config: Config, worker: Worker) -> dict[str, Any]:
         | _settings_beside_weights(config, worker)
         | ({"image_column": config.image_column} if config.image_column else {})
         | ({"follow_links": True} if config.follow_links else {})
+        | ({"prefilter": config.prefilter} if config.prefilter else {})
         | ({"calibration": scales.sha256} if scales and scales.choice.precision == "fp8" else {})
     )
     return {

@@ -163,7 +163,7 @@ def _worker(name: str, tally: Tally) -> Iterator[Value]:
     yield Value("samples_total", (name,), tally.num_samples)
     yield Value("kept_total", (name,), tally.num_kept)
     for status in Status:
-        if status is not Status.OK:
+        if status not in (Status.OK, Status.FILTERED):
             yield Value("bad_total", (name, status.value), tally.statuses.get(status.value, 0))
     yield Value("samples_per_second", (name,), tally.num_samples / max(tally.seconds, 1e-9))
     for stage, seconds in tally.work.items():

@@ -7,6 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +142,7 @@ def _add(found: Survey, shard: ShardScores, columns: list[str], by: str | None) 
     scores_R = _floats(table.column(FIRST_HEAD))
     kept_R = table.column("kept").cast(pa.bool_()).fill_null(False).to_numpy()
     scored_R = ~np.isnan(scores_R)
+    filtered_before = found.bad.num_filtered
     found.bad.add(shard, table, scored_R)
     scores = scores_R[scored_R]
     holds_R = np.ones(len(table), np.bool_) if found.funnel is None else found.funnel.add(table, scores_R)
@@ -154,6 +156,7 @@ def _add(found: Survey, shard: ShardScores, columns: list[str], by: str | None) 
         name=shard.name,
         source=str(shard.stats.get("source", "")),
         num_samples=len(scores_R),
+        num_filtered=found.bad.num_filtered - filtered_before,
         num_scored=len(scores),
         num_kept=int(kept_R.sum()),
         mean=float(scores.mean(dtype=np.float64)) if len(scores) else math.nan,
@@ -214,6 +217,8 @@ class BadInputs:
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
         self.examples: dict[str, list[Example]] = {}
+        self.num_filtered = 0
+        """Samples that `--prefilter` left out, which are not bad."""
 
     @property
     def total(self) -> int:
@@ -225,6 +230,10 @@ class BadInputs:
         if not len(rows):
             return
         statuses = table.column("status").take(pa.array(rows)).cast(pa.string()).to_pylist()
+        self.num_filtered += (filtered := statuses.count(Status.FILTERED.value))
+        if filtered:
+            good = [status != Status.FILTERED.value for status in statuses]
+            rows, statuses = rows[good], list(compress(statuses, good))
         reasons = [NO_NUMBER if status == Status.OK.value else status for status in statuses]
         self.counts.update(reasons)
         wanted: dict[int, str] = {}
@@ -252,6 +261,7 @@ class ShardFigures:
     mean: float
     spread: float
     damage: str = ""
+    num_filtered: int = 0
 
     @property
     def keep_rate(self) -> float:
@@ -259,7 +269,8 @@ class ShardFigures:
 
     @property
     def bad_share(self) -> float:
-        return 1 - self.num_scored / self.num_samples if self.num_samples else math.nan
+        looked_at = self.num_samples - self.num_filtered
+        return 1 - self.num_scored / looked_at if looked_at else math.nan
 
 
 @dataclass(frozen=True, slots=True)

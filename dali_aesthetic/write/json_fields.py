@@ -43,11 +43,11 @@ class FieldColumns:
     json, an int column whole numbers, a float column numbers, a bool column true and false. A value that
     doesn't fit is null and stays in `json`. A json that is malformed, no object, nested too deep for Python
     or larger than `MAX_JSON_BYTES` counts as absent; `num_ignored` counts those. Little is held parsed:
-    `num_rows` rows with `num_bytes` of json are held as columns.
+    `num_rows` rows with `num_bytes` of json are held as columns. Without `rest`, `json` is null.
     """
 
-    def __init__(self, fields: Sequence[Field]) -> None:
-        self._fields = fields
+    def __init__(self, fields: Sequence[Field], rest: bool = True) -> None:
+        self._fields, self._rest = fields, rest
         self.names = (*(field.column for field in fields), REST)
         self._recent: list[tuple[dict[str, Any], str]] = []
         self._recent_bytes = 0
@@ -91,7 +91,8 @@ class FieldColumns:
         for name, _, kind in self._fields:
             found = sorted(spellings.get(name.casefold(), ()), key=lambda one: one != name)
             piece.append(_column(rows, found, kind, taken))
-        piece.append(pa.array([_rest(row, taken, text) for row, text in recent], pa.string()))
+        left = [_rest(row, taken, text) for row, text in recent] if self._rest else [None] * len(recent)
+        piece.append(pa.array(left, pa.string()))
         self._pieces.append(piece)
 
     def latest(self, num_rows: int, columns: Sequence[str]) -> dict[str, pa.Array]:

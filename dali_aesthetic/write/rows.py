@@ -173,15 +173,9 @@ class ScoreRows(Part):
             self._score_names,
             scores_RH,
             kept_R,
-            key=_strings([sample.key for sample in samples]),
+            **_known(samples, headers),
             status=pa.array(statuses, pa.string()),
             error_message=_strings(messages),
-            width=pa.array([_side(header.width) for header in headers], pa.int32()),
-            height=pa.array([_side(header.height) for header in headers], pa.int32()),
-            format=pa.array([header.format or None for header in headers], pa.string()),
-            num_bytes=pa.array([None if s.image is None else len(s.image) for s in samples], pa.int64()),
-            source_shard=_strings([sample.source for sample in samples]),
-            source_offset=pa.array([sample.offset for sample in samples], pa.int64()),
             output_shard=pa.nulls(len(samples), pa.string()),
         )
         if self._where is not None and len(samples):
@@ -224,6 +218,40 @@ class ScoreRows(Part):
         """Warnings about json files that the scores leave out."""
         count = self.fields.num_ignored
         return (f"json files left out of the scores, unreadable or above 1 MiB: {count}",) if count else ()
+
+
+def _known(samples: Sequence[Sample], headers: Sequence[ImageHeader]) -> dict[str, pa.Array]:
+    """The columns that are known before decoding."""
+    return {
+        "key": _strings([sample.key for sample in samples]),
+        "width": pa.array([_side(header.width) for header in headers], pa.int32()),
+        "height": pa.array([_side(header.height) for header in headers], pa.int32()),
+        "format": pa.array([header.format or None for header in headers], pa.string()),
+        "num_bytes": pa.array([None if s.image is None else len(s.image) for s in samples], pa.int64()),
+        "source_shard": _strings([sample.source for sample in samples]),
+        "source_offset": pa.array([sample.offset for sample in samples], pa.int64()),
+    }
+
+
+def known_columns(chosen: Sequence[str], score_names: Sequence[str]) -> dict[str, pa.DataType]:
+    """The columns that a condition may read before decoding."""
+    fields = {field.column: field.kind for field in json_columns(chosen, score_names)}
+    return {name: _COLUMNS[name] for name in _known((), ())} | fields | {REST: pa.string()}
+
+
+def known_passes(
+    condition: Condition, fields: Sequence[Field], samples: Sequence[Sample], headers: Sequence[ImageHeader]
+) -> npt.NDArray[np.bool_]:
+    """Where the condition on `known_columns` holds, bool [R]; `fields` are those of `json_columns`."""
+    table = _known(samples, headers)
+    if not table.keys() >= {*condition.columns}:
+        rest = REST in condition.columns  # which holds the fields that have no column
+        read = FieldColumns([one for one in fields if rest or one.column in condition.columns], rest)
+        for sample in samples:
+            read.add(sample.sidecar)
+        table |= read.take()
+    passes_RC = condition.passes(pa.table({name: table[name] for name in condition.columns}))
+    return np.asarray(passes_RC.all(axis=1), np.bool_)
 
 
 def score_table(

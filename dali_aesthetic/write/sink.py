@@ -205,7 +205,9 @@ class _OpenShard:
         elif self.kept is not None:
             self.kept.add(_entries(samples, kept_R))
         if self._bad is not None and not ok_R.all():
-            bad = np.flatnonzero(~ok_R).tolist()
+            bad = [
+                row for row in np.flatnonzero(~ok_R).tolist() if headers[row].status is not Status.FILTERED
+            ]
             self._add_bad(self._bad, [samples[row] for row in bad], [headers[row] for row in bad])
         self.num_samples += len(samples)
         num_kept = int(np.count_nonzero(kept_R))
@@ -228,7 +230,7 @@ class _OpenShard:
     def objection(self, max_bad_fraction: float) -> str:
         """Why the shard fails `max_bad_fraction`, or ""."""
         statuses = self.rows.statuses()
-        num_bad = self.num_samples - statuses.pop(Status.OK.value, 0)
+        num_bad = self.num_samples - sum(statuses.pop(status, 0) for status in (Status.OK, Status.FILTERED))
         if self.num_samples < JUDGED_FROM or num_bad <= max_bad_fraction * self.num_samples:
             return ""
         reasons = ", ".join(f"{count} {status}" for status, count in statuses.items())

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pytest
 
 from dali_aesthetic.decode.batches import check, fill_batches
 from dali_aesthetic.decode.headers import Limits
-from dali_aesthetic.types import EncodedBatch, Route, Sample, Shard, ShardEnd, Status
+from dali_aesthetic.types import EncodedBatch, ImageHeader, Route, Sample, Shard, ShardEnd, Status
 from tests.decode.encoded import noise, sample, save
 
 GOOD, BAD = save(noise()), b"<html>"
@@ -50,6 +50,63 @@ def test_batches_fill_across_shards() -> None:
     (batch,) = fill([GOOD, end("a"), GOOD, end("b")], 4)
     assert len(batch.samples) == 2
     assert [e.shard.name for e in batch.ended] == ["a", "b"]
+
+
+def test_what_a_prefilter_leaves_fills_the_batches_in_order() -> None:
+    """Others travel along with their sizes; bad samples are not judged."""
+    stream = [sample(str(i), BAD if i % 7 == 0 else GOOD) for i in range(700)]
+    stream[350:350] = [end("a")]
+    judged: list[str] = []
+
+    def every_third(samples: Sequence[Sample], headers: Sequence[ImageHeader]) -> np.ndarray:
+        judged.extend(one.key for one in samples)
+        assert all(header.width for header in headers)
+        return np.array([int(one.key) % 3 == 0 for one in samples])
+
+    batches = list(fill_batches([*stream, end("b")], 32, Limits(), prefilter=every_third))
+    samples = [one for batch in batches for one in batch.samples]
+    headers = [one for batch in batches for one in batch.headers]
+    rows = [(s.key, h.status, h.route) for s, h in zip(samples, headers, strict=True)]
+    assert [key for key, _, _ in rows] == [str(i) for i in range(700)]
+    assert judged == [str(i) for i in range(700) if i % 7]
+    for key, status, route in rows:
+        number = int(key)
+        if number % 7 == 0:
+            assert status is Status.UNDECODABLE
+        else:
+            assert (status is Status.OK) == (number % 3 == 0) == (route is not Route.NOBODY)
+            assert status in (Status.OK, Status.FILTERED)
+    images = [sum(h.route is not Route.NOBODY for h in batch.headers) for batch in batches]
+    assert images[:-1] == [32] * (len(images) - 1)
+    ended = [(e.shard.name, s[-1].key) for batch in batches for s in [batch.samples] for e in batch.ended]
+    assert [name for name, _ in ended] == ["a", "b"]
+    assert int(ended[0][1]) >= 349
+
+
+def test_a_prefilter_that_leaves_little_still_fills_a_batch() -> None:
+    stream = [sample(str(i), GOOD) for i in range(120)]
+    rare = lambda samples, headers: np.array([int(one.key) % 60 == 0 for one in samples])  # noqa: E731
+    first, second = fill_batches(stream, 2, Limits(), prefilter=rare)
+    assert (len(first.samples), len(second.samples)) == (61, 59)
+
+
+def test_a_prefilter_reads_ahead_within_the_bound() -> None:
+    """A batch in the making and what waits for its judgement: no more is read than two batches."""
+    read: list[int] = []
+
+    def stream() -> Iterator[Sample]:
+        for number in range(100):
+            read.append(number)
+            yield sample(str(number), GOOD)
+
+    size = len(GOOD) + 2
+    keep = lambda samples, headers: np.ones(len(samples), np.bool_)  # noqa: E731
+    given = 0
+    for batch in fill_batches(stream(), 64, Limits(), 5 * size, prefilter=keep):
+        given += len(batch.samples)
+        assert len(batch.samples) <= 5
+        assert len(read) - given <= 7
+    assert given == 100
 
 
 def test_an_empty_shard_is_a_batch_of_its_end_and_an_empty_stream_is_none() -> None:

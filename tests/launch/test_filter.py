@@ -150,6 +150,67 @@ def test_another_condition_is_refused_with_the_command_that_makes_it(
         assert str(error.value).endswith(f"--scores {out} --output {out}-cut {flags}")
 
 
+PREFILTER = "min_side >= 150 AND format = 'jpeg' AND (caption LIKE '1%' OR json_width IS NULL)"
+
+
+def test_what_a_prefilter_leaves_out_is_neither_decoded_nor_bad(
+    shards_dir: Path, tiny_model: ModelConfig, tmp_path: Path
+) -> None:
+    """Bad samples stay bad; the rows of the others have their sizes."""
+    settings = {"prefilter": PREFILTER, "guard": {"quarantine": True, "max_bad_fraction": 0.1}}
+    for name, size in (("run", 32), ("small", 3)):
+        result = run(
+            config(
+                shards_dir,
+                tmp_path / name,
+                tiny_model,
+                threshold={"where": "width > 200"},
+                decode={"batch_size": size},
+                **settings,
+            )
+        )
+    assert outputs(tmp_path / "run") == outputs(tmp_path / "small")
+    rows = table_of(tmp_path / "run")
+    large = rows[["width", "height"]].min(axis=1) >= 150
+    bad = rows.status.isin(["truncated", "empty"])
+    assert rows.status.tolist() == [
+        status if is_bad else ("ok" if fits else "filtered")
+        for status, is_bad, fits in zip(rows.status, bad, large, strict=True)
+    ]
+    assert 0 < (rows.status == "filtered").sum() < 20
+    assert rows.aesthetic_score.notna().tolist() == (rows.status == "ok").tolist()
+    assert rows.width.notna().sum() == 23
+    assert rows.kept.tolist() == ((rows.status == "ok") & (rows.width > 200)).tolist()
+    stats = result.stats
+    assert (stats.num_bad, stats.statuses["filtered"]) == (2, (rows.status == "filtered").sum())
+    assert sum(report.num_quarantined for report in stats.reports) == 2
+    assert verify_output(tmp_path / "run", against_input=True).problems == ()
+
+
+def test_a_prefiltered_run_is_its_scores_cut(
+    shards_dir: Path, tiny_model: ModelConfig, tmp_path: Path
+) -> None:
+    cut = {"threshold": {"where": "height > 200"}}
+    run(config(shards_dir, tmp_path / "run", tiny_model, prefilter=PREFILTER, **cut))
+    run(config(shards_dir, tmp_path / "scored", tiny_model, prefilter=PREFILTER, scores_only=True))
+    filter_scored(config(shards_dir, tmp_path / "cut", tiny_model, **cut), tmp_path / "scored")
+    assert outputs(tmp_path / "cut") == outputs(tmp_path / "run")
+    other = config(shards_dir, tmp_path / "run", tiny_model, prefilter="width > 5", **cut)
+    with pytest.raises(ValueError, match=r"prefilter: .* there, 'width > 5' now") as error:
+        run(other)
+    assert "dali-aesthetic filter" not in str(error.value), "its scores lack what it wants"
+    early = config(tmp_path / "nowhere", tmp_path / "o", tiny_model, prefilter="aesthetic_score > 5")
+    with pytest.raises(ValueError, match="--prefilter 'aesthetic_score > 5': there is no column"):
+        run(early)
+
+
+def test_a_run_of_which_nothing_is_left_is_complete(
+    shards_dir: Path, tiny_model: ModelConfig, tmp_path: Path
+) -> None:
+    result = run(config(shards_dir, tmp_path / "out", tiny_model, prefilter="width > 100000"))
+    assert (result.exit_code, result.stats.num_scored, result.stats.statuses["filtered"]) == (0, 0, 22)
+
+
 def test_an_unknown_column_is_refused_before_anything_is_read(
     scored: Path, tiny_model: ModelConfig, tmp_path: Path
 ) -> None:
