@@ -220,7 +220,7 @@ class Config(Section):
     columns: tuple[str, ...] = option(
         (),
         "Json fields, or columns of a Parquet input, that get a column of their own in the scores. TYPE is "
-        "string, int, float or bool.",
+        "string, int, float or bool; -json leaves out the column of all other fields.",
         metavar="NAME[:TYPE],…",
         unset="what img2dataset and LAION write",
     )

@@ -115,10 +115,10 @@ class EmbeddingScores:
         spellings = {name.casefold(): name for name in given}
         for name, column, kind in self._fields:
             source = column if column in given else spellings.get(name.casefold(), "")
-            if source in given and (fit := _cast(given[source], kind)) is not None:
+            if column != REST and source in given and (fit := _cast(given[source], kind)) is not None:
                 placed[column] = fit
                 del given[source]
-        if given.keys() == {REST} and _is_text(given[REST]):
+        if given.keys() == {REST} and _is_text(given[REST]) and self._fields[-1].column == REST:
             placed[REST] = given.pop(REST).cast(pa.string())
         others = FieldColumns(self._fields)
         left = pa.table(given).to_batches() if given else []

@@ -10,7 +10,8 @@ import pyarrow as pa
 
 from dali_aesthetic.types import Buffer
 
-REST = "json"
+REST, NO_REST = "json", "-json"
+"""The column of what other columns don't hold, and what `Config.columns` calls to be without it."""
 MAX_JSON_BYTES = 1 << 20
 _PIECE_ROWS, _PIECE_BYTES = 1024, 1 << 20
 _decode = json.JSONDecoder(parse_constant=lambda name: None if name == "NaN" else name).decode
@@ -37,18 +38,18 @@ class Field(NamedTuple):
 
 
 class FieldColumns:
-    """The columns `fields` from json objects, and `json` with the other fields of each as compact json.
+    """The columns `fields` from json objects; that called `json` has all other fields, as compact json.
 
     A field is found whatever its case; the exact spelling goes first. A string column holds other values as
     json, an int column whole numbers, a float column numbers, a bool column true and false. A value that
     doesn't fit is null and stays in `json`. A json that is malformed, no object, nested too deep for Python
     or larger than `MAX_JSON_BYTES` counts as absent; `num_ignored` counts those. Little is held parsed:
-    `num_rows` rows with `num_bytes` of json are held as columns. Without `rest`, `json` is null.
+    `num_rows` rows with `num_bytes` of json are held as columns.
     """
 
-    def __init__(self, fields: Sequence[Field], rest: bool = True) -> None:
-        self._fields, self._rest = fields, rest
-        self.names = (*(field.column for field in fields), REST)
+    def __init__(self, fields: Sequence[Field]) -> None:
+        self._fields = fields
+        self.names = [field.column for field in fields]
         self._recent: list[tuple[dict[str, Any], str]] = []
         self._recent_bytes = 0
         self._pieces: list[list[pa.Array]] = []
@@ -88,11 +89,12 @@ class FieldColumns:
         for name in sorted(names):
             spellings.setdefault(name.casefold(), []).append(name)
         piece, taken = [], set[str]()
-        for name, _, kind in self._fields:
+        for name, column, kind in self._fields:
+            if column == REST:  # the last one
+                piece.append(pa.array([_rest(row, taken, text) for row, text in recent], pa.string()))
+                continue
             found = sorted(spellings.get(name.casefold(), ()), key=lambda one: one != name)
             piece.append(_column(rows, found, kind, taken))
-        left = [_rest(row, taken, text) for row, text in recent] if self._rest else [None] * len(recent)
-        piece.append(pa.array(left, pa.string()))
         self._pieces.append(piece)
 
     def latest(self, num_rows: int, columns: Sequence[str]) -> dict[str, pa.Array]:

@@ -20,7 +20,7 @@ from dali_aesthetic.config import COLUMN_TYPES, column_type
 from dali_aesthetic.layout import DERIVED
 from dali_aesthetic.types import ImageHeader, Sample, Status
 from dali_aesthetic.write.commit import Part
-from dali_aesthetic.write.json_fields import REST, Field, FieldColumns
+from dali_aesthetic.write.json_fields import NO_REST, REST, Field, FieldColumns
 from dali_aesthetic.write.writers import ParquetWriter
 
 _NO_NUMBER = "the model gave no number"
@@ -101,7 +101,7 @@ def condition_columns(head_names: Sequence[str], columns: Sequence[str]) -> dict
     """The columns that a condition may read while rows are written: all but what it decides."""
     names = score_columns(head_names)
     kinds = {**_COLUMNS, **dict.fromkeys(names, pa.float32())}
-    kinds |= {field.column: field.kind for field in json_columns(columns, names)} | {REST: pa.string()}
+    kinds |= {field.column: field.kind for field in json_columns(columns, names)}
     return {name: kind for name, kind in kinds.items() if name not in _DECIDED}
 
 
@@ -236,7 +236,7 @@ def _known(samples: Sequence[Sample], headers: Sequence[ImageHeader]) -> dict[st
 def known_columns(chosen: Sequence[str], score_names: Sequence[str]) -> dict[str, pa.DataType]:
     """The columns that a condition may read before decoding."""
     fields = {field.column: field.kind for field in json_columns(chosen, score_names)}
-    return {name: _COLUMNS[name] for name in _known((), ())} | fields | {REST: pa.string()}
+    return {name: _COLUMNS[name] for name in _known((), ())} | fields
 
 
 def known_passes(
@@ -246,7 +246,7 @@ def known_passes(
     table = _known(samples, headers)
     if not table.keys() >= {*condition.columns}:
         rest = REST in condition.columns  # which holds the fields that have no column
-        read = FieldColumns([one for one in fields if rest or one.column in condition.columns], rest)
+        read = FieldColumns([one for one in fields if rest or one.column in condition.columns])
         for sample in samples:
             read.add(sample.sidecar)
         table |= read.take()
@@ -294,13 +294,13 @@ def _strings(texts: Sequence[str | None]) -> pa.Array:
 
 
 def json_columns(chosen: Sequence[str], score_names: Sequence[str]) -> list[Field]:
-    """The columns for fields of the json: `FIELDS`, then those `chosen`, as `Config.columns` has them.
+    """The columns for fields of the json: `FIELDS`, those `chosen`, as `Config.columns` has them, and `json`.
 
     Names that differ in case alone are one, as they are for DuckDB and Spark; one of `FIELDS` that is chosen
     gets the chosen kind and spelling. A column gets the prefix `json_` until it has a name of its own.
     """
     wanted = {name.casefold(): (name, kind) for name, kind in FIELDS.items()}
-    for text in chosen:
+    for text in filter(NO_REST.__ne__, chosen):
         name, kind = column_type(text)
         fold = name.casefold()
         wanted[fold] = (name, kind or wanted.get(fold, ("", "string"))[1])
@@ -312,7 +312,7 @@ def json_columns(chosen: Sequence[str], score_names: Sequence[str]) -> list[Fiel
             column = CLASH_PREFIX + column
         taken.add(column.casefold())
         fields.append(Field(name, column, _KINDS[kind]))
-    return fields
+    return fields if NO_REST in chosen else [*fields, Field(REST, REST, pa.string())]
 
 
 def schema_identity(chosen: Sequence[str]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from dali_aesthetic.types import Sample, Shard
 from dali_aesthetic.write import json_fields
 from dali_aesthetic.write import rows as rows_module
 from dali_aesthetic.write.json_fields import MAX_JSON_BYTES, FieldColumns
-from dali_aesthetic.write.rows import FIELDS, ScoreRows, json_columns
+from dali_aesthetic.write.rows import FIELDS, ScoreRows, condition_columns, json_columns
 from dali_aesthetic.write.sink import ShardSink
 from tests.conftest import add_member
 from tests.write.scored import GOOD, JPEG, at_least_5, batches, shard_of
@@ -221,13 +221,20 @@ def test_names_that_differ_in_case_are_one_column_and_lose_nothing() -> None:
     }
     fields = json_columns(["LANG:string", "Similarity:string"], ["aesthetic_score"])
     folded = [field.column.casefold() for field in fields]
-    assert len(set(folded)) == len(folded) == len(FIELDS) + 1
+    assert len(set(folded)) == len(folded) == len(FIELDS) + 2
     assert ("Similarity", pa.string()) in [(field.column, field.kind) for field in fields]
 
 
 def test_a_chosen_field_without_a_type_is_text_or_has_that_of_img2dataset() -> None:
     kinds = {field.column: str(field.kind) for field in json_columns(["tag", "similarity", "dc:x:int"], [])}
     assert (kinds["tag"], kinds["similarity"], kinds["dc:x"]) == ("string", "double", "int64")
+
+
+def test_the_column_of_all_other_fields_can_be_left_out() -> None:
+    row = {"caption": "a cat", "masks": [1, 2], "seed": 3}
+    assert columns(row, chosen=["seed:int"])["json"] == ['{"masks":[1,2]}']
+    assert columns(row, chosen=["-json", "seed:int"]) == {"caption": ["a cat"], "seed": [3]}
+    assert "json" not in condition_columns(["laion-v2"], ["-json"])
 
 
 def test_clashing_names_are_prefixed_until_they_are_free() -> None:
