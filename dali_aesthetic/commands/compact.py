@@ -1,4 +1,4 @@
-"""`compact`: the many small kept shards of a run, packed into few of an even size."""
+"""`compact` and `push`: an output in the form in which others take it, and where they find it."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import typer
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from dali_aesthetic.commands.command import INCOMPLETE, command, console, print_json
-from dali_aesthetic.commands.options import Verbosity
+from dali_aesthetic.commands.command import INCOMPLETE, command, console, echo, print_json
+from dali_aesthetic.commands.options import Json, Verbosity
 from dali_aesthetic.config import ConfigError
 
 if TYPE_CHECKING:
@@ -30,6 +30,38 @@ Examples:
 Exit code: 0 complete, 1 shards without an index, 2 nothing that could be packed. Whatever ended it: the same
 command goes on.
 """
+
+
+PUSH_EXAMPLES = """
+Examples:
+
+  dali-aesthetic push packed --repo me/best-photos --private
+
+Exit code: 0 complete, 1 the Hub refused or could not be reached, 2 wrong configuration.
+"""
+
+
+@command(commands, examples=PUSH_EXAMPLES)
+def push(
+    output: Annotated[Path, typer.Argument(metavar="OUT", help="The output of a finished run, or packed.")],
+    repo: Annotated[
+        str, typer.Option(metavar="USER/NAME", help="The data set; it is made if it isn't there.")
+    ],
+    private: Annotated[bool, typer.Option("--private", help="A new one is private.")] = False,
+    allow_unfinished: Annotated[
+        bool, typer.Option("--allow-unfinished", help="Push what is committed, though shards are missing.")
+    ] = False,
+    json: Json = False,
+) -> int:
+    """Upload kept samples and scores to the Hugging Face Hub, with a card of counts, cut and histogram."""
+    from dali_aesthetic.publish import push as upload
+
+    url = upload(output, repo, private=private, allow_unfinished=allow_unfinished)
+    if json:
+        print_json({"url": url})
+    else:
+        echo(url)
+    return 0
 
 
 @command(commands, examples=EXAMPLES)

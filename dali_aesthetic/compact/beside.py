@@ -1,4 +1,4 @@
-"""Files for other readers of packed tars: `sizes.json`, DALI's index files, DataComp's subset file."""
+"""Files for other readers of packed tars: `sizes.json`, wids' and DALI's indexes, DataComp's subset file."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dali_aesthetic.shards.opened import map_file
 from dali_aesthetic.shards.scan import scan_tar
 from dali_aesthetic.write.files import write_whole
 
-SIZES = "sizes.json"
+SIZES, WIDS = "sizes.json", "wids.json"
 _VERSION = "v1.2"
 UID = "uid"
 DTYPE = np.dtype("u8,u8")
@@ -25,9 +25,15 @@ _DIGITS = 32
 
 
 def write_sizes(shards: Path, counts: Mapping[str, int]) -> None:
-    """Writes `shards/sizes.json`: the samples by file name, as open_clip reads it."""
+    """Writes the number of samples by file name: `sizes.json` as open_clip reads it, `wids.json` for wids."""
     content = json.dumps(dict(sorted(counts.items())), indent=0).encode() + b"\n"
     write_whole(shards / SIZES, content)
+    listed = [
+        {"url": name, "nsamples": count, "filesize": (shards / name).stat().st_size}
+        for name, count in sorted(counts.items())
+    ]
+    content = json.dumps({"wids_version": 1, "shardlist": listed}, indent=1).encode() + b"\n"
+    write_whole(shards / WIDS, content)
 
 
 def write_indexes(shards: Path, names: Iterable[str]) -> tuple[str, ...]:

@@ -110,13 +110,13 @@ def check_finished(run: Run) -> None:
     except (InputError, OSError, KeyError) as error:
         raise ConfigError(
             f"whether the run in {run.folder} is finished can't be told, because its input can't be listed "
-            f"({error}); --allow-unfinished packs what is committed"
+            f"({error}); --allow-unfinished takes what is committed"
         ) from None
     done = {shard.name for shard in run.shards}
     if missing := [shard.name for shard in planned if shard.name not in done]:
         raise ConfigError(
             f"the run in {run.folder} is not finished: {len(missing)} of {len(planned)} shards are not "
-            f"committed (like {missing[0]}). Finish it with the same command, or pack what is committed with "
+            f"committed (like {missing[0]}). Finish it with the same command, or take what is committed with "
             "--allow-unfinished"
         )
 

@@ -87,6 +87,18 @@ def test_rows_are_those_of_the_kept_samples_and_say_where_they_are(run_output: P
     assert list(after[0]) == list(before[0]), "the columns keep their order"
 
 
+def test_wids_reads_any_sample_by_its_number(run_output: Path, tmp_path: Path) -> None:
+    import wids
+
+    compact(Options(run=run_output, output=tmp_path, size=Size(samples=12)))
+    index = tmp_path / "shards" / "wids.json"
+    data = wids.ShardListDataset(str(index), base=str(index.parent), transformations=[], keep=True)
+    keys = pq.read_table(tmp_path / "scores", columns=["key"]).column("key").to_pylist()
+    assert len(data) == len(keys)
+    for place in (0, 11, 12, len(keys) - 1):
+        assert data[place]["__key__"] == keys[place]
+
+
 def test_webdataset_reads_them_with_the_counts_of_sizes_json(run_output: Path, tmp_path: Path) -> None:
     pack(run_output, tmp_path, size=Size(samples=20))
     keys = []

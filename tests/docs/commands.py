@@ -69,7 +69,9 @@ class Command:
             return self.program
         if self.words[:3] == ("python", "-m", "benchmarks"):
             return "minutes of a machine of its own"
-        if self.words[1:2] == ("download",) or any(word.startswith(_NETWORK) for word in self.words):
+        if self.words[1:2] in (("download",), ("push",)) or any(
+            word.startswith(_NETWORK) for word in self.words
+        ):
             return "network"
         for flag, value in pairwise(self.words):
             if value in _DEVICE.get(flag, ()):

@@ -13,13 +13,13 @@ from tests.conftest import snapshot
 from tests.faults.runs import Zygote, assert_same, hidden_files
 
 EVERYWHERE = [
-    *(f"die:rename:{count}" for count in range(1, 23)),
-    *(f"die-after:rename:{count}" for count in range(1, 23)),
+    *(f"die:rename:{count}" for count in range(1, 24)),
+    *(f"die-after:rename:{count}" for count in range(1, 24)),
     *(f"die:write:{count}" for count in range(1, 30, 2)),
 ]
-"""Five shards with three files each, sizes.json, an index for each and the subset file are 22 renames."""
+"""Five shards with three files each, two lists, an index for each, the subset file: 23 renames."""
 SOME = ["die:rename:1", "die-after:rename:1", "die:rename:3", "die:write:9", "die-after:rename:9"]
-SOME += ["die:rename:16", "die-after:rename:16", "die-after:rename:19", "die:rename:22"]
+SOME += ["die:rename:16", "die-after:rename:16", "die-after:rename:19", "die:rename:23"]
 FAULTS = EVERYWHERE if "DALI_AESTHETIC_KILLS" in os.environ else SOME
 
 
