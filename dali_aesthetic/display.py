@@ -27,7 +27,7 @@ from dali_aesthetic.launch.engine import RunResult
 from dali_aesthetic.observe.log import POLL_SECONDS, Follower
 from dali_aesthetic.overlap import every
 from dali_aesthetic.stats import RunStats
-from dali_aesthetic.threshold import PRESETS, RAW_PER_UNIT, percent
+from dali_aesthetic.threshold import PRESETS, RAW_PER_UNIT, bounds_text, percent
 from dali_aesthetic.timing import clock
 from dali_aesthetic.types import Status
 from dali_aesthetic.write.read_scores import read_raw_scores
@@ -176,6 +176,8 @@ def summary(result: RunResult, config: Config, console: Console) -> None:
     table.add_row("threshold", escape(_threshold(result, config)))
     if result.threshold.where and not config.scores_only:
         table.add_row("where", escape(result.threshold.where))
+        for part, alone, in_order in removed(result):
+            table.add_row("  removed", f"{alone:,} alone, {in_order:,} in order by {escape(part)}")
     for name, text in preset_rows(stats, config.model.heads[0]):
         table.add_row(name, text)
     table.add_row("bad", _bad(stats))
@@ -238,6 +240,9 @@ def as_dict(result: RunResult, config: Config) -> dict[str, Any]:
         "statuses": dict(stats.statuses),
         "kept": stats.num_kept,
         **({"min_raw": None} if config.scores_only else result.threshold.identity()),
+        "removed": [
+            {"part": part, "alone": alone, "in_order": in_order} for part, alone, in_order in removed(result)
+        ],
         "seconds": round(stats.seconds, 3),
         "images_per_second": round(stats.samples_per_second, 1),
         "bound_by": stats.bound_by(),
@@ -248,6 +253,18 @@ def as_dict(result: RunResult, config: Config) -> dict[str, Any]:
         "incidents": list(stats.incidents),
         "exit_code": result.exit_code,
     }
+
+
+def removed(result: RunResult) -> list[tuple[str, int, int]]:
+    """What the threshold and each part of the condition remove of the scored samples in the output, as far as
+    they are known: alone, and after the parts before it."""
+    known = (result.in_output or result.stats.reports.committed).removed
+    bounds = bounds_text(result.threshold.min_raw, result.threshold.upper_raw)
+    found = []
+    for part in dict.fromkeys(part for part, _ in known):
+        if name := bounds if part == layout.THRESHOLD else part:
+            found.append((name, known[part, "alone"], known[part, "in_order"]))
+    return found
 
 
 def preset_rows(stats: RunStats, head: str) -> list[tuple[str, str]]:

@@ -46,6 +46,8 @@ TAR, PARQUET = ".tar", ".parquet"
 TAR_END = bytes(1024)
 """The end marker of a tar. A kept tar is its entries and this, without the padding to 10,240 bytes."""
 
+THRESHOLD = "threshold"
+"""What `removed` of a `ShardReport` calls the bounds on the score."""
 DERIVED = {
     "min_side": ("CASE WHEN width <= height THEN width WHEN height < width THEN height END", ""),
     "max_side": ("CASE WHEN width >= height THEN width WHEN height > width THEN height END", ""),

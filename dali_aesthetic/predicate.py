@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from typing import Any
@@ -51,7 +52,7 @@ class Predicate:
     def __init__(self, expression: str, kinds: Mapping[str, pa.DataType], flag: str = "--where") -> None:
         self._flag = f"{flag} {expression!r}"
         tree = parse(expression, flag)
-        self.conjuncts = tuple(_text(one) for one in _conjuncts(tree))
+        self.conjuncts = tuple(dict.fromkeys(map(_text, _conjuncts(tree))))
         stored = {name.casefold(): name for name in kinds}
         derived = {
             name: {"width", "height", needed} - {""}
@@ -107,6 +108,13 @@ class Predicate:
         found = self._connection.execute("EXECUTE marks").fetchnumpy()
         self._rows.table = table.slice(0, 0)  # nothing is kept alive
         return np.stack([np.asarray(marks, np.bool_) for marks in found.values()], axis=1)
+
+    @staticmethod
+    def removed(passes_RC: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
+        """The rows that each part of a cut removes, int64 [2, C]: alone, and after the parts before it."""
+        left_C = np.logical_and.accumulate(passes_RC, axis=1).sum(axis=0)
+        alone_C = len(passes_RC) - passes_RC.sum(axis=0)
+        return np.stack([alone_C, -np.diff(left_C, prepend=len(passes_RC))])
 
     def holds(self, table: pa.Table) -> npt.NDArray[np.bool_]:
         """True where the whole condition holds, bool [R]."""
@@ -212,7 +220,8 @@ def _text(tree: dict[str, Any]) -> str:
     select = {"error": False, "statements": [{"node": _plain_select() | {"select_list": [tree]}}]}
     text = _ask("SELECT json_deserialize_sql(?::JSON)", json.dumps(select)).removeprefix("SELECT ")
     depths = [text[:end].count("(") - text[:end].count(")") for end in range(1, len(text))]
-    return text[1:-1] if text[0] + text[-1] == "()" and min(depths) > 0 else text
+    text = text[1:-1] if text[0] + text[-1] == "()" and min(depths) > 0 else text
+    return re.sub(r"^(\w+) ~~ ", r"\1 LIKE ", text)
 
 
 def _without_places(value: Any) -> Any:

@@ -30,6 +30,7 @@ class Tally:
     num_kept: int = 0
     statuses: Mapping[str, int] = field(default_factory=dict)
     presets: Mapping[str, int] = field(default_factory=dict)
+    removed: Mapping[tuple[str, str], int] = field(default_factory=dict)
     work: Mapping[str, float] = field(default_factory=dict)
     waits: Mapping[tuple[str, str], float] = field(default_factory=dict)
     seconds: float = 0.0
@@ -253,7 +254,14 @@ class StreamCounter:
 
 def tally_of(report: ShardReport) -> Tally:
     """The counters of a shard's report."""
-    return Tally(num_samples=report.num_samples, num_kept=report.num_kept, statuses=report.statuses)
+    removed = {
+        (part, how): count
+        for part, *counts in report.removed
+        for how, count in zip(("alone", "in_order"), counts, strict=True)
+    }
+    return Tally(
+        num_samples=report.num_samples, num_kept=report.num_kept, statuses=report.statuses, removed=removed
+    )
 
 
 def _sum(one: Mapping[_Name, _Number], other: Mapping[_Name, _Number]) -> dict[_Name, _Number]:

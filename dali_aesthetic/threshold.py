@@ -212,13 +212,6 @@ def bounds_text(lower: float, upper: float) -> str:
     return " AND ".join(f"{text} {bound:g}" for text, bound in bounds if np.isfinite(bound))
 
 
-def removed(passes_RC: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
-    """The rows that each part of a cut removes, int64 [2, C]: alone, and after the parts before it."""
-    left_C = np.logical_and.accumulate(passes_RC, axis=1).sum(axis=0)
-    alone_C = len(passes_RC) - passes_RC.sum(axis=0)
-    return np.stack([alone_C, -np.diff(left_C, prepend=len(passes_RC))])
-
-
 def preset_counts(raw_scores_R: npt.NDArray[np.float32]) -> dict[str, int]:
     """Number of these scores that each preset keeps; NaN (not scored) is never kept."""
     return {name: int(np.count_nonzero(raw_scores_R >= np.float32(p.raw))) for name, p in PRESETS.items()}

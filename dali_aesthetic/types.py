@@ -10,7 +10,7 @@ scored or not), H heads, D embedding, S pixels of the encoder's square input.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -191,8 +191,9 @@ class PendingScores:
 class ShardReport:
     """The content of `stats/NAME.json`: what was committed of one shard, or why nothing was.
 
-    `statuses` counts the samples by status and adds up to `num_samples`. `error` is set for a shard
-    that was not committed. There are no times in it: a rerun must give the same bytes.
+    `statuses` counts the samples by status and adds up to `num_samples`. `removed` has, for the threshold and
+    each part of a condition, the scored samples that it removes alone and after the parts before it. `error`
+    is set for a shard that was not committed. There are no times in it: a rerun must give the same bytes.
     """
 
     name: str
@@ -202,6 +203,7 @@ class ShardReport:
     statuses: Mapping[str, int] = field(default_factory=dict)
     bytes_kept: int = 0
     num_quarantined: int = 0
+    removed: Sequence[tuple[str, int, int]] = ()
     damage: str = ""
     error: str = ""
     warnings: tuple[str, ...] = ()

@@ -36,7 +36,7 @@ from dali_aesthetic.report.rows import (
     stored_columns,
 )
 from dali_aesthetic.shards.oddities import WarningCounts
-from dali_aesthetic.threshold import DEFAULT_PRESET, PRESETS, bounds_text, removed
+from dali_aesthetic.threshold import DEFAULT_PRESET, PRESETS, bounds_text
 from dali_aesthetic.types import Status
 
 EXAMPLES = 5
@@ -191,7 +191,7 @@ class Funnel:
             within_R = (scores_R >= np.float32(self._cut[0])) & (scores_R <= np.float32(self._cut[1]))
             passes_RC = np.column_stack([within_R, holds_RC])
         scored_R = ~np.isnan(scores_R)
-        self._removed += removed(passes_RC[scored_R])
+        self._removed += Predicate.removed(passes_RC[scored_R])
         self.num_scored += int(scored_R.sum())
         return np.asarray(holds_RC.all(axis=1), np.bool_)
 

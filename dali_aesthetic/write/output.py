@@ -116,6 +116,7 @@ def _report_of(output: str | Path, shard: Shard) -> ShardReport:
         num_samples=stats.get("num_samples", 0),
         num_kept=stats.get("num_kept", 0),
         statuses=stats.get("statuses", {}),
+        removed=stats.get("removed", ()),
         warnings=(*stats.get("warnings", ()), *([f"damaged: {damage}"] if damage else ())),
     )
 

@@ -87,10 +87,17 @@ Keep = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.bool_]]
 
 
 class Condition(Protocol):
-    """Judges rows by the `columns` that it reads."""
+    """Judges rows by the `columns` that it reads. It has `conjuncts`, in SQL."""
 
     @property
     def columns(self) -> list[str]: ...
+
+    @property
+    def conjuncts(self) -> tuple[str, ...]: ...
+
+    def removed(self, passes_RC: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
+        """The rows that each part removes, int64 [2, C]: alone, and after the parts before it."""
+        ...
 
     def passes(self, table: pa.Table) -> npt.NDArray[np.bool_]:
         """Marks, bool [R, C]: a row is kept if all of its marks are true."""
@@ -138,20 +145,22 @@ class ScoreRows(Part):
         scores_RH: npt.NDArray[np.float32],
         kept_R: npt.NDArray[np.bool_],
     ) -> npt.NDArray[np.bool_]:
-        """Appends rows in input order; a score that is NaN is written as null. Returns which are kept.
+        """Appends rows in input order; a score that is NaN is written as null.
 
-        Where a row group ends depends on the rows alone, not on the calls. Raises OSError naming the file.
+        Returns marks, bool [R, 1 + C]: `kept_R` and the parts of the condition; rows with all are kept. Where
+        a row group ends depends on the rows alone, not on the calls. Raises OSError naming the file.
         """
-        kept, start = [], 0
+        marks, start = [], 0
         for end, sample in enumerate(samples, start=1):
             self.fields.add(sample.sidecar)
             if self.fields.num_bytes >= _GROUP_BYTES or self.fields.num_rows >= _GROUP_ROWS:
                 rows = slice(start, end)
-                kept.append(self._append(samples[rows], headers[rows], scores_RH[rows], kept_R[rows]))
+                marks.append(self._append(samples[rows], headers[rows], scores_RH[rows], kept_R[rows]))
                 self._write()
                 start = end
-        kept.append(self._append(samples[start:], headers[start:], scores_RH[start:], kept_R[start:]))
-        return np.concatenate(kept)
+        if start < len(samples) or not marks:
+            marks.append(self._append(samples[start:], headers[start:], scores_RH[start:], kept_R[start:]))
+        return np.concatenate(marks)
 
     def _append(
         self,
@@ -178,17 +187,19 @@ class ScoreRows(Part):
             error_message=_strings(messages),
             output_shard=pa.nulls(len(samples), pa.string()),
         )
-        if self._where is not None and len(samples):
+        marks_RC = kept_R[:, None]
+        if self._where is not None and len(samples):  # not in the thread that commits
             facts = columns | self.fields.latest(len(samples), self._where.columns)
-            passes_RC = self._where.passes(pa.table({name: facts[name] for name in self._where.columns}))
-            kept_R = kept_R & passes_RC.all(axis=1)
+            table = pa.table({name: facts[name] for name in self._where.columns})
+            marks_RC = np.hstack([marks_RC, self._where.passes(table)])
+            kept_R = np.logical_and.reduce(marks_RC, axis=1)
         columns["kept"] = pa.array(kept_R, pa.bool_())
         columns["output_shard"] = pa.array(
             [self._output_shard if one else None for one in kept_R], pa.string()
         )
         self._statuses.update(statuses)
         self._tables.append(pa.table(columns))
-        return kept_R
+        return marks_RC
 
     def _write(self) -> None:
         table = pa.concat_tables(self._tables).combine_chunks()

@@ -177,6 +177,8 @@ class _OpenShard:
         self._bad = output_path(output, bad) if sink.quarantine else None
         self.quarantine: TarWriter | BadRows | None = None
         scores = output_path(output, layout.scores_file(name))
+        self._where = sink.where
+        self._removed = np.zeros((2, 1), np.int64)  # of every part
         self.rows = ScoreRows(scores, sink.head_names, samples, sink.fields, sink.where)
         self.embeddings: ShardEmbeddings | None = None
         if sink.embeddings:
@@ -199,7 +201,10 @@ class _OpenShard:
         """Appends rows; streams the samples to keep and those for quarantine. Returns how many are kept."""
         if self.embeddings is not None and embeddings_RD is not None:
             self.embeddings.add(embeddings_RD[ok_R])
-        kept_R = self.rows.add(samples, headers, scores_RH, kept_R)
+        marks_RC = self.rows.add(samples, headers, scores_RH, kept_R)
+        if self._where is not None:
+            self._removed = self._removed + self._where.removed(marks_RC[~np.isnan(scores_RH[:, 0])])
+        kept_R = np.logical_and.reduce(marks_RC, axis=1)
         if isinstance(self.kept, KeptRows):
             self.kept.add([samples[row] for row in np.flatnonzero(kept_R).tolist()])
         elif self.kept is not None:
@@ -252,10 +257,18 @@ class _OpenShard:
             statuses=self.rows.statuses(),
             bytes_kept=0 if self.kept is None else self.kept.num_bytes,
             num_quarantined=self.num_quarantined,
+            removed=self._parts_removed(),
             damage=end.damage,
             warnings=(*self.shard.warnings, *end.warnings, *self.rows.warnings()),
             fingerprint=self.shard.fingerprint,
         )
+
+    def _parts_removed(self) -> list[tuple[str, int, int]]:
+        if self._where is None:
+            return []
+        parts = (layout.THRESHOLD, *self._where.conjuncts)
+        alone, in_order = (self._removed + np.zeros((2, len(parts)), np.int64)).tolist()
+        return list(zip(parts, alone, in_order, strict=True))
 
     def abandon(self) -> None:
         """Removes the temporary files; also fine after `commit`."""

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from dali_aesthetic.config import Config, ModelConfig
+from dali_aesthetic.display import as_dict, removed
 from dali_aesthetic.launch.filter import filter_scored, run_top
 from dali_aesthetic.launch.run import run
 from dali_aesthetic.threshold import Threshold
@@ -86,6 +87,37 @@ def test_filter_writes_what_run_would_have_written(
     assert outputs(tmp_path / "cut") == outputs(tmp_path / "run")
     assert result.stats.num_kept == ran.stats.num_kept == sum(table_of(tmp_path / "run").kept)
     assert verify_output(tmp_path / "run", against_input=True).problems == ()
+    assert removed(result) == removed(ran)
+
+
+@pytest.mark.parametrize("raw", [None, "middle"])
+def test_a_run_says_what_each_part_of_a_condition_removes(
+    shards_dir: Path, raw_scores: np.ndarray, tiny_model: ModelConfig, tmp_path: Path, raw: str | None
+) -> None:
+    middle = float(np.nanmedian(raw_scores))
+    text = "width > 200 AND (caption LIKE '%1' OR caption LIKE '%0') AND height >= width AND width > 200"
+    cut = {"where": text} | ({"raw": middle} if raw else {})
+    result = run(config(shards_dir, tmp_path, tiny_model, threshold=cut, decode={"batch_size": 5}))
+    rows = table_of(tmp_path)
+    rows = rows[rows.aesthetic_score.notna()]
+    marks = [rows.width > 200, rows.caption.str[-1].isin(["0", "1"]), rows.height >= rows.width]
+    marks = [rows.aesthetic_score >= np.float32(middle), *marks] if raw else marks
+    left, expected = pd.Series(True, rows.index), []
+    for mark in marks:
+        expected.append(((~mark).sum(), (left & ~mark).sum()))
+        left &= mark
+    assert [counts for _, *counts in removed(result)] == [list(one) for one in expected]
+    assert [part for part, *_ in removed(result)][-3::2] == ["width > 200", "height >= width"]
+    (tmp_path / "stats" / "00001.json").unlink()
+    again = run(config(shards_dir, tmp_path, tiny_model, threshold=cut))
+    assert again.num_skipped == 2
+    assert removed(again) == removed(result), "of the whole output"
+    said = as_dict(again, config(shards_dir, tmp_path, tiny_model, threshold=cut))
+    assert said["removed"][-1] == {
+        "part": "height >= width",
+        "alone": expected[-1][0],
+        "in_order": expected[-1][1],
+    }
 
 
 def table_of(folder: Path) -> pd.DataFrame:
