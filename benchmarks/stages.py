@@ -33,7 +33,8 @@ from dali_aesthetic.write.sink import ShardSink
 
 ADVICE = {
     "storage": "reading and checking the shards: a faster disk, or more workers per GPU",
-    "decode": "decoding: fewer progressive JPEGs, more CPU threads, or a smaller encoder's worth of GPUs",
+    "decode: CPU cores": "progressive JPEG, PNG, WebP and others: more CPU cores, or the extra codecs",
+    "decode: JPEG engine": "baseline JPEGs: more GPUs",
     "encode": "the encoder: this is the GPU at work, what a run should be bound by",
     "sink": "writing: a faster disk, or a higher threshold",
 }

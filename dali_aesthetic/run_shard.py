@@ -52,7 +52,7 @@ def run_shards(
     encoded = ahead(batches, 2, "storage")
     images = ahead(stages.decoder.decode(encoded), 2, "decode")
     launched = ahead(stages.scorer.score(images), 2, "encode")
-    stats.stages = [encoded.times, images.times, launched.times]
+    stats.stages, stats.engine = [encoded.times, images.times, launched.times], stages.decoder.engine
     with calm_collector():
         for pending in launched:
             scored = _wait(pending, stats)

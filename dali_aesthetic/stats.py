@@ -97,6 +97,7 @@ class RunStats:
     """The counters of a run so far. Times are seconds; rates count every sample, good or bad.
 
     `presets` counts by name the scores that each preset would keep, whatever the run's own threshold is.
+    `engine` has the time that decoding waited for a GPU's JPEG engine.
     `workers` has the latest tally of each worker by name where several processes share the run; `incidents`
     says which of them died and how.
     """
@@ -108,6 +109,7 @@ class RunStats:
     presets: Counter[str] = field(default_factory=Counter)
     reports: Reports = field(default_factory=Reports)
     stages: list[StageTimes] = field(default_factory=list)
+    engine: StageTimes | None = None
     workers: dict[str, Tally] = field(default_factory=dict)
     incidents: list[str] = field(default_factory=list)
     waited_for_device: float = 0.0
@@ -152,7 +154,8 @@ class RunStats:
             presets=dict(self.presets),
             work=self.work_times(),
             waits={(stage.name, "consumer"): stage.blocked_on_empty for stage in self.stages}
-            | {(stage.name, "producer"): stage.blocked_on_full for stage in self.stages},
+            | {(stage.name, "producer"): stage.blocked_on_full for stage in self.stages}
+            | ({(self.engine.name, "consumer"): self.engine.blocked_on_empty} if self.engine else {}),
             seconds=self.seconds,
         )
 
@@ -225,10 +228,17 @@ class RunStats:
         return {name: moment - self.started_at for name, moment in at.items() if moment}
 
     def bound_by(self) -> str:
-        """The stage with most work of its own, or "" before the first sample."""
-        work = self.work_times() if self.num_samples else {}  # the set-up of the decoder is no bound
-        slowest = max(work, key=lambda name: work[name], default="")
-        return slowest if work.get(slowest, 0) > 0 else ""
+        """What is short: the stage with most work of its own, of decoding what it waits for; "" before the
+        first sample."""
+        if not self.num_samples:  # the set-up of the decoder is no bound
+            return ""
+        total = sum(self.workers.values(), Tally()) if self.workers else self.tally()
+        slowest = max(total.work, key=lambda name: total.work[name], default="")
+        if slowest == "decode":
+            waits = {name: each for (name, _), each in total.waits.items() if name.startswith("decode: ")}
+            most = max(waits, key=lambda name: waits[name], default="")
+            slowest = most if waits.get(most, 0.0) > total.work["decode"] / 2 else "decode: CPU cores"
+        return slowest if any(total.work.values()) else ""
 
 
 class StreamCounter:

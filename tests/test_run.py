@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import io
 import json
+import pkgutil
 import shlex
 import tarfile
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import open_clip
@@ -326,3 +330,48 @@ def test_a_run_that_keeps_nothing_names_the_highest_score_and_a_way_on(
     done = CliRunner().invoke(app, words[1:])
     assert done.exit_code == 0, done.output
     assert len(list((tmp_path / "cut" / "shards").glob("*.tar"))) == 3
+
+
+def _slower(seconds: float, part: Callable[..., Any]) -> Callable[..., Any]:
+    """The same, but each of its items, or the call that gives none, takes so long."""
+
+    def call(*arguments: Any, **options: Any) -> Any:
+        found = part(*arguments, **options)
+        if not isinstance(found, Iterator):
+            time.sleep(seconds)
+            return found
+        return (item for item in found if time.sleep(seconds) is None)
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("side", "part", "seconds", "bound"),
+    [
+        (40, "dali_aesthetic.run_shard.read_shards", 0.3, "storage"),
+        (1600, "", 0.0, "decode: CPU cores"),
+        (40, "dali_aesthetic.score.scorer.Scorer.score", 0.1, "encode"),
+        (40, "dali_aesthetic.write.sink.ShardSink.write", 1.5, "sink"),
+    ],
+)
+def test_the_verdict_names_what_is_short(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    tiny_model: ModelConfig,
+    side: int,
+    part: str,
+    seconds: float,
+    bound: str,
+) -> None:
+    """Each stage is slowed down in turn, decoding by large images. The encoder's first use takes a second."""
+    buffer = io.BytesIO()
+    pixels = np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
+    Image.fromarray(pixels).save(buffer, "PNG", compress_level=1)
+    write_shard(tmp_path / "in/a.tar", {f"{row:02}": buffer.getvalue() for row in range(16)})
+    if part:
+        where, _, name = part.rpartition(".")
+        owner = pkgutil.resolve_name(where)
+        monkeypatch.setattr(owner, name, _slower(seconds, getattr(owner, name)))
+    batches = {"batch_size": 4, "num_threads": 1}
+    result = run(config(str(tmp_path / "in"), tmp_path / "out", tiny_model, decode=batches))
+    assert (result.exit_code, result.stats.bound_by()) == (0, bound)

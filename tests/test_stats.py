@@ -49,6 +49,17 @@ def test_waiting_is_taken_off_each_stages_work() -> None:
     assert stats.bound_by() == "encode"
 
 
+@pytest.mark.parametrize(("waited", "bound"), [(7.0, "decode: JPEG engine"), (3.0, "decode: CPU cores")])
+def test_decoding_is_bound_by_what_it_waits_for_most(waited: float, bound: str) -> None:
+    stats = RunStats(num_samples=1, engine=StageTimes("decode: JPEG engine", blocked_on_empty=waited))
+    stats.stages = [stage("storage", 10, 8, 0), stage("decode", 10, 0, 9), stage("encode", 10, 0, 0)]
+    assert stats.bound_by() == bound
+    run = RunStats()
+    for name in ("GPU 0", "GPU 1"):
+        run.set_worker(name, stats.tally())
+    assert run.bound_by() == bound
+
+
 def test_first_times_appear_as_they_come_and_stay() -> None:
     stats = RunStats(started_at=time.perf_counter() - 10)
     assert stats.first_times() == {}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future
@@ -47,7 +48,7 @@ from dali_aesthetic.decode.pipelines import (
     has_jpeg_engine,
     is_engines,
 )
-from dali_aesthetic.overlap import pool
+from dali_aesthetic.overlap import StageTimes, pool
 from dali_aesthetic.types import Buffer, EncodedBatch, ImageBatch, ImageHeader, Route
 
 if TYPE_CHECKING:
@@ -102,7 +103,10 @@ class _Job:
 
 
 class DaliDecoder:
-    """Decodes to uint8 RGB squares of `image_size` on `device`, padded to `batch_size` images."""
+    """Decodes to uint8 RGB squares of `image_size` on `device`, padded to `batch_size` images.
+
+    `engine` has the seconds that `decode` waited for the JPEG engine; otherwise it waits for CPU cores.
+    """
 
     def __init__(
         self,
@@ -129,8 +133,11 @@ class DaliDecoder:
         self._undecoded, self._num_pixel_chunks = deque[tuple[_Job, _Chunk]](), 0
         depth, self._ahead = (_GPU_DEPTH, _GPU_AHEAD) if on_gpu else (_DEPTH, _AHEAD)
         # Without an engine the entropy decoding of JPEGs is the work of these threads.
-        by_engine = on_gpu and has_jpeg_engine(device)
-        self._engine_threads = min(num_threads, _ENGINE_THREADS) if by_engine else max(1, num_threads // 2)
+        self._has_engine = on_gpu and has_jpeg_engine(device)
+        self._engine_threads = (
+            min(num_threads, _ENGINE_THREADS) if self._has_engine else max(1, num_threads // 2)
+        )
+        self.engine = StageTimes("decode: JPEG engine")
         self._lanes = Lanes(
             lambda source, layout, depth: self._build(source, layout, chunk_images, depth),
             chunk_images,
@@ -144,6 +151,7 @@ class DaliDecoder:
     def decode(self, batches: Iterable[EncodedBatch]) -> Iterator[ImageBatch]:
         """Yields an `ImageBatch` a batch, in order. An error of `batches` comes after the ones before it."""
         source, jobs = iter(batches), deque[_Job]()
+        self.engine.blocked_on_empty = 0.0
         end: BaseException | None = None
         try:
             while True:
@@ -276,8 +284,11 @@ class DaliDecoder:
     def _collect(self, job: _Job, chunk: _Chunk) -> None:
         """Take the chunk's pixels from DALI, or redo the chunk where DALI raised."""
         if chunk.lane is not None:
+            began = time.perf_counter()
             try:
                 with chunk.lane.oldest() as images:
+                    if self._has_engine and is_engines(chunk.layout):
+                        self.engine.blocked_on_empty += time.perf_counter() - began
                     job.parts_NHWC.append(to_torch(images))
             except RuntimeError:
                 self._chunker.failed()
