@@ -58,7 +58,7 @@ lint: $(VENV)/.dev
 	$(BIN)/python -m mypy
 
 docs: $(VENV)/.dev ## the documentation as a site, in site/; a broken link is an error
-	$(BIN)/python -m mkdocs build
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
 
 bench: $(VENV)/.bench ## images per second of each stage on this machine, as JSON: make bench [FLAGS=--quick]
 	$(BIN)/python -m benchmarks all $(FLAGS)
