@@ -12,6 +12,10 @@ from dali_aesthetic.config import ConfigError
 
 _SECONDS_PER_HOUR = 3600
 _SUFFIXES = {"k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "t": 1e12}
+_WEB_MIX_CPU_SECONDS = 2.5e-3
+"""CPU time of an image of the web: a tenth are progressive JPEGs (5 ms), an eighth PNG and WebP (5 to 8)."""
+_WEB_MIX_ENGINE_RATE = 15_000
+"""Images/s of the web of one JPEG engine, which decodes 12,000 baseline JPEGs/s, four fifths of them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +72,19 @@ def known_rates() -> dict[str, Rate]:
     return {gpu: Rate(**fields) for gpu, fields in content["gpus"].items()}
 
 
+def web_mix_bound(cores: float, encoder_rate: float) -> tuple[str, float]:
+    """What binds a GPU with so many CPU cores on a mix of images from the web, and its images/s.
+
+    By a model, in the words of `RunStats.bound_by`.
+    """
+    limits = {
+        "encode": encoder_rate,
+        "decode: CPU cores": cores / _WEB_MIX_CPU_SECONDS,
+        "decode: JPEG engine": float(_WEB_MIX_ENGINE_RATE),
+    }
+    return min(limits.items(), key=lambda limit: limit[1])
+
+
 def make_plan(images: float, gpus: int, gpu: str, price: float | None, image_kb: float, keep: float) -> Plan:
     """Estimate a run. Raises `ConfigError` for a GPU that was not measured and for an impossible size."""
     if not (math.isfinite(images) and images >= 1):
@@ -110,6 +127,7 @@ def _assumptions(rate: Rate, gpus: int, price: float | None, image_kb: float, ke
         f"each GPU does {rate.images_per_second:,.0f} images/s end to end, as one {rate.hardware} did on "
         f"{rate.date} ({measured}; {rate.source})",
         f"samples of {image_kb:g} KB, of which {100 * keep:g}% are kept; scores and stats are not counted",
+        _web_mix(rate),
         "storage keeps up with the rates above, no worker fails, and start-up takes no time",
     ]
     if gpus > 1:
@@ -117,6 +135,15 @@ def _assumptions(rate: Rate, gpus: int, price: float | None, image_kb: float, ke
     if price is not None:
         found.append(f"{price:g} per GPU-hour, for the GPUs alone")
     return tuple(found)
+
+
+def _web_mix(rate: Rate) -> str:
+    bound, together = web_mix_bound(rate.cpu_cores, rate.images_per_second)
+    return (
+        f"images of one kind; a mix from the web takes {1e3 * _WEB_MIX_CPU_SECONDS:g} ms of CPU an image: "
+        f"with {rate.cpu_cores} cores a GPU is bound by {bound} at {together:,.0f} images/s, with fewer than "
+        f"{math.ceil(rate.images_per_second * _WEB_MIX_CPU_SECONDS)} by decode: CPU cores"
+    )
 
 
 def _hours(hours: float) -> str:

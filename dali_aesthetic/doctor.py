@@ -18,6 +18,7 @@ from PIL import Image
 from rich.filesize import decimal
 
 from dali_aesthetic.config import ConfigError, Device, ModelConfig
+from dali_aesthetic.cost import known_rates, web_mix_bound
 from dali_aesthetic.decode import codecs
 from dali_aesthetic.decode.batches import fill_batches
 from dali_aesthetic.decode.decoder import DaliDecoder
@@ -135,6 +136,7 @@ def _gpu(device: Device) -> Iterator[Finding]:
     yield Finding("gpu", Verdict.OK, f"{properties.name}, compute capability {capability}, {memory}")
     yield _jpeg_engine(chip)
     yield _codecs()
+    yield _web_mix(cpu_count() / torch.cuda.device_count(), properties.name)
 
 
 def _codecs() -> Finding:
@@ -142,6 +144,20 @@ def _codecs() -> Finding:
         return Finding("codecs", Verdict.OK, "PNG and WebP are decoded by imagecodecs")
     detail = "PNG and WebP are decoded by DALI, which takes twice the CPU time"
     return Finding("codecs", Verdict.WARN, detail, "pip install 'dali-aesthetic[codecs]'")
+
+
+def _web_mix(cores: float, gpu: str) -> Finding:
+    """What will bind a run over images from the web; `cores` are those of each GPU."""
+    known = {rate.hardware: rate for rate in known_rates().values()}
+    rate = known.get(gpu, next(iter(known.values())))
+    bound, together = web_mix_bound(cores, rate.images_per_second)
+    detail = (
+        f"bound by {bound} at about {together:,.0f} images/s: {cores:.3g} cores a GPU, and an encoder as "
+        f"fast as {rate.encoder} on one {rate.hardware}"
+    )
+    if bound == "encode":
+        return Finding("web mix", Verdict.OK, detail)
+    return Finding("web mix", Verdict.WARN, detail, "more CPU cores, or images of baseline JPEG alone")
 
 
 def _jpeg_engine(chip: torch.device) -> Finding:

@@ -144,6 +144,12 @@ def test_an_absent_extra_for_png_and_webp_is_a_warning(monkeypatch: pytest.Monke
     assert (absent.verdict, absent.fix) == (Verdict.WARN, "pip install 'dali-aesthetic[codecs]'")
 
 
+def test_too_few_cores_for_a_mix_from_the_web_are_a_warning() -> None:
+    many, few = (doctor._web_mix(cores, "NVIDIA H100 80GB HBM3") for cores in (16, 4))
+    assert (many.verdict, few.verdict) == (Verdict.OK, Verdict.WARN)
+    assert "bound by decode: CPU cores at about 1,600 images/s" in few.detail
+
+
 @pytest.mark.gpu
 def test_the_jpeg_engine_of_this_gpu_is_used() -> None:
     by_check = {finding.check: finding for finding in doctor._gpu("cuda")}

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from dali_aesthetic.cli import app
 from dali_aesthetic.config import ConfigError
-from dali_aesthetic.cost import Plan, known_rates, make_plan, read_count
+from dali_aesthetic.cost import Plan, known_rates, make_plan, read_count, web_mix_bound
 
 
 def plan(**change: object) -> Plan:
@@ -50,8 +50,23 @@ def test_every_assumption_is_printed_and_names_its_measurement() -> None:
     assert rate.source in text
     assert rate.date in text
     assert "only one was measured" in text
+    assert "with 16 cores a GPU is bound by encode at 3,780 images/s, with fewer than 10 by" in text
     assert "only one was measured" not in plan(gpus=1).as_text()
     assert "cost" not in plan(price=None).as_text()
+
+
+@pytest.mark.parametrize(
+    ("cores", "rate", "bound"),
+    [
+        (16, 3780, ("encode", 3780)),
+        (4, 3780, ("decode: CPU cores", 1600)),
+        (64, 20_000, ("decode: JPEG engine", 15_000)),
+    ],
+)
+def test_cores_engine_or_encoder_bind_a_mix_from_the_web(
+    cores: float, rate: float, bound: tuple[str, float]
+) -> None:
+    assert web_mix_bound(cores, rate) == bound
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,18 @@
-"""Batching: a stream of samples to batches that fill the encoder, across shard borders."""
+"""Batching: a stream of samples to batches that fill the encoder, across shard borders, and a batch to chunks
+that are decoded together."""
 
 from __future__ import annotations
 
 import sys
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import defaultdict, deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from dali_aesthetic.decode.headers import Limits, probe
+from dali_aesthetic.decode.jpeg import ENGINE_LAYOUTS, ONE_COMPONENT
+from dali_aesthetic.decode.pipelines import CPU, PIXELS, is_engines
 from dali_aesthetic.types import EncodedBatch, ImageHeader, Route, Sample, ShardEnd, Status
 
 _OK, _NOBODY = Status.OK, Route.NOBODY
@@ -19,6 +22,10 @@ leave few of many."""
 _CHECKED = 32
 _JUDGED = 256
 """Samples that a prefilter judges at a time: a call takes about a millisecond, whatever their number."""
+_MOST_CPU_BYTES = 512 << 20
+"""Decoded bytes of a chunk that the CPU decodes."""
+_CALM = 32
+"""Chunks in a row that must pass before the chunks grow again."""
 Prefilter = Callable[[Sequence[Sample], Sequence[ImageHeader]], npt.NDArray[np.bool_]]
 """Marks the samples to decode, by their headers and their json."""
 
@@ -189,3 +196,73 @@ class _Open:
     def close(self) -> EncodedBatch:
         self._check()
         return EncodedBatch(samples=tuple(self.samples), headers=tuple(self.headers), ended=tuple(self.ended))
+
+
+class Chunker:
+    """Divides batches into chunks, bounded in images and in decoded bytes.
+
+    `by_layout` gives each layout of JPEGs chunks of its own, and one more group what the CPU decodes. What is
+    of the formats `coded` is `PIXELS`, in the last chunks.
+
+    An image that raises costs its whole chunk a second decode, so a chunk that fails halves the size of the
+    next ones (down to `fewest_images`), and `_CALM` good ones in a row double it again: `images` is the most
+    that the next chunk may have.
+    """
+
+    def __init__(
+        self,
+        most_images: int,
+        most_bytes: int,
+        fewest_images: int,
+        *,
+        by_layout: bool = False,
+        coded: Collection[str] = (),
+    ) -> None:
+        self._most_images, self._most_bytes = most_images, most_bytes
+        self._by_layout, self._coded = by_layout, coded
+        self._fewest_images = min(fewest_images, most_images)
+        self.images = most_images
+        self._good_in_a_row = 0
+
+    def divide(self, headers: Sequence[ImageHeader]) -> list[tuple[bytes, list[int]]]:
+        """The rows that DALI decodes, ascending in each chunk, with the chunk's layout.
+
+        An image above the bytes' bound is alone.
+        """
+        groups: defaultdict[bytes, list[int]] = defaultdict(list)
+        for row, header in enumerate(headers):
+            if header.route is Route.DALI:
+                groups[self._layout_of(header)].append(row)
+        pixels = {PIXELS: groups.pop(PIXELS)} if PIXELS in groups else {}
+        chunks: list[tuple[bytes, list[int]]] = []
+        for layout, group in (groups | pixels).items():
+            most = -(-len(group) // max(1, -(-len(group) // self.images)))  # chunks of about the same size
+            most_bytes = self._most_bytes if is_engines(layout) else min(self._most_bytes, _MOST_CPU_BYTES)
+            room = 0
+            rows: list[int] = []
+            for row in group:
+                size = 3 * headers[row].width * headers[row].height
+                if not rows or len(rows) == most or size > room:
+                    rows, room = [], most_bytes
+                    chunks.append((layout, rows))
+                rows.append(row)
+                room -= size
+        return chunks
+
+    def _layout_of(self, header: ImageHeader) -> bytes:
+        """What the JPEG engine must know to decode the image as its neighbours, or `CPU` or `PIXELS`."""
+        if header.format in self._coded:
+            return PIXELS
+        layout = ONE_COMPONENT if len(header.layout) == 1 else header.layout
+        return layout if self._by_layout and layout in ENGINE_LAYOUTS else CPU
+
+    def failed(self) -> None:
+        """A chunk raised."""
+        self._good_in_a_row = 0
+        self.images = max(self._fewest_images, self.images // 2)
+
+    def passed(self) -> None:
+        """A chunk came through."""
+        self._good_in_a_row += 1
+        if self._good_in_a_row % _CALM == 0:
+            self.images = min(self._most_images, 2 * self.images)

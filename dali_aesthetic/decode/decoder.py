@@ -10,8 +10,8 @@ import logging
 import os
 import shutil
 import time
-from collections import defaultdict, deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from itertools import compress, pairwise
@@ -22,12 +22,12 @@ import numpy.typing as npt
 import torch
 
 from dali_aesthetic.decode import codecs
+from dali_aesthetic.decode.batches import Chunker
 from dali_aesthetic.decode.geometry import resize_steps
 from dali_aesthetic.decode.handoff import assemble, to_torch
 from dali_aesthetic.decode.headers import Limits, picture_alone, probe
 from dali_aesthetic.decode.jpeg import (
     COMMON_LAYOUT,
-    ENGINE_LAYOUTS,
     ONE_COMPONENT,
     UNCLEAR,
     swaps_sides,
@@ -68,12 +68,8 @@ _CHECKED_AT_ONCE = 1024
 _MOST_CHECKED = 16 << 20
 """The largest JPEG whose MCUs the GPU counts."""
 _UNCHECKED = "JPEGs that were cut and got an end marker go unnoticed, with pixels of other images"
-_MOST_CPU_BYTES = 512 << 20
-"""Decoded bytes of a chunk that the CPU decodes."""
 _MOST_PIXEL_CHUNKS = 3
 """Chunks of `PIXELS` alive at a time: one is decoded, one waits for its turn or DALI's, one is resized."""
-_CALM = 32
-"""Chunks in a row that must pass before the chunks grow again."""
 
 
 @dataclass(slots=True, eq=False)
@@ -124,9 +120,8 @@ class DaliDecoder:
         on_gpu = device.type == "cuda"
         chunk_images = min(batch_size, 256 if on_gpu else 64)
         # Small chunks are slow on a GPU, and repeating a chunk is cheap; on a CPU it is the reverse.
-        most_bytes, fewest_images = ((2 << 30), 64) if on_gpu else (_MOST_CPU_BYTES, 8)
         self._chunker = Chunker(
-            chunk_images, most_bytes, fewest_images, by_layout=on_gpu, coded=codecs.formats()
+            chunk_images, 2 << 30, 64 if on_gpu else 8, by_layout=on_gpu, coded=codecs.formats()
         )
         self._device_id = (device.index or 0) if on_gpu else None
         self._threads = pool(num_threads, "images")
@@ -384,73 +379,3 @@ def _fed(image: Buffer, header: ImageHeader) -> Buffer:
         return picture_alone(image)
     odd = len(header.layout) == 1 and header.layout != ONE_COMPONENT
     return with_plain_sampling(image) if odd else image
-
-
-class Chunker:
-    """Divides batches into chunks, bounded in images and in decoded bytes.
-
-    `by_layout` gives each layout of JPEGs chunks of its own, and one more group what the CPU decodes. What is
-    of the formats `coded` is `PIXELS`, in the last chunks.
-
-    An image that raises costs its whole chunk a second decode, so a chunk that fails halves the size of the
-    next ones (down to `fewest_images`), and `_CALM` good ones in a row double it again: `images` is the most
-    that the next chunk may have.
-    """
-
-    def __init__(
-        self,
-        most_images: int,
-        most_bytes: int,
-        fewest_images: int,
-        *,
-        by_layout: bool = False,
-        coded: Collection[str] = (),
-    ) -> None:
-        self._most_images, self._most_bytes = most_images, most_bytes
-        self._by_layout, self._coded = by_layout, coded
-        self._fewest_images = min(fewest_images, most_images)
-        self.images = most_images
-        self._good_in_a_row = 0
-
-    def divide(self, headers: Sequence[ImageHeader]) -> list[tuple[bytes, list[int]]]:
-        """The rows that DALI decodes, ascending in each chunk, with the chunk's layout.
-
-        An image above the bytes' bound is alone.
-        """
-        groups: defaultdict[bytes, list[int]] = defaultdict(list)
-        for row, header in enumerate(headers):
-            if header.route is Route.DALI:
-                groups[self._layout_of(header)].append(row)
-        pixels = {PIXELS: groups.pop(PIXELS)} if PIXELS in groups else {}
-        chunks: list[tuple[bytes, list[int]]] = []
-        for layout, group in (groups | pixels).items():
-            most = -(-len(group) // max(1, -(-len(group) // self.images)))  # chunks of about the same size
-            most_bytes = self._most_bytes if is_engines(layout) else min(self._most_bytes, _MOST_CPU_BYTES)
-            room = 0
-            rows: list[int] = []
-            for row in group:
-                size = 3 * headers[row].width * headers[row].height
-                if not rows or len(rows) == most or size > room:
-                    rows, room = [], most_bytes
-                    chunks.append((layout, rows))
-                rows.append(row)
-                room -= size
-        return chunks
-
-    def _layout_of(self, header: ImageHeader) -> bytes:
-        """What the JPEG engine must know to decode the image as its neighbours, or `CPU` or `PIXELS`."""
-        if header.format in self._coded:
-            return PIXELS
-        layout = ONE_COMPONENT if len(header.layout) == 1 else header.layout
-        return layout if self._by_layout and layout in ENGINE_LAYOUTS else CPU
-
-    def failed(self) -> None:
-        """A chunk raised."""
-        self._good_in_a_row = 0
-        self.images = max(self._fewest_images, self.images // 2)
-
-    def passed(self) -> None:
-        """A chunk came through."""
-        self._good_in_a_row += 1
-        if self._good_in_a_row % _CALM == 0:
-            self.images = min(self._most_images, 2 * self.images)

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
+from dali_aesthetic.decode import batches as batching
 from dali_aesthetic.decode import codecs
 from dali_aesthetic.decode import decoder as decoder_module
 from dali_aesthetic.decode.headers import Limits, probe
@@ -235,7 +236,7 @@ def test_decoded_pixels_that_wait_are_of_three_chunks_at_most(
         return pixels
 
     monkeypatch.setattr(codecs, "decode", watched)
-    monkeypatch.setattr(decoder_module, "_MOST_CPU_BYTES", 3 * 30_000)
+    monkeypatch.setattr(batching, "_MOST_CPU_BYTES", 3 * 30_000)
     used = decoder(8, device)
     batches = decode_with(used, images * 5, 8)
     assert sum(len(batch.rows_N) for batch in batches) == 40

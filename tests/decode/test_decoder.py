@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 from skimage import data
 
+from dali_aesthetic.decode import batches as batching
 from dali_aesthetic.decode import decoder as module
-from dali_aesthetic.decode.batches import fill_batches
-from dali_aesthetic.decode.decoder import Chunker
+from dali_aesthetic.decode.batches import Chunker, fill_batches
 from dali_aesthetic.decode.headers import Limits, probe
 from dali_aesthetic.decode.pillow import decode_reference, rescue
 from dali_aesthetic.types import ImageBatch, ImageHeader, Route, Sample, ShardEnd, Status
@@ -314,7 +314,8 @@ def test_rows_whose_data_are_short_are_pillows_in_their_own_places(
     photos: list[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The check and the JPEG engine run on a GPU; what follows from them is the same anywhere."""
-    monkeypatch.setattr(module, "CPU", b"the CPU as an engine")
+    for part in (module, batching):
+        monkeypatch.setattr(part, "CPU", b"the CPU as an engine")
     monkeypatch.setattr(module, "_MOST_CHECKED", len(photos[0]))
     used = decoder(8)
     used._scan_check = ThirdsAreShort()  # type: ignore[assignment]
