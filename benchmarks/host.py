@@ -67,6 +67,8 @@ def profile(settings: Settings) -> None:
 class NullDecoder:
     """Prepares the arrays and regions that DALI would be fed, and decodes nothing."""
 
+    engine = None
+
     def __init__(self) -> None:
         self._pixels = torch.zeros(1, 1, 1, 3, dtype=torch.uint8)
 
