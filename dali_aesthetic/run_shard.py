@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from dali_aesthetic.decode.batches import Prefilter, fill_batches
 from dali_aesthetic.decode.decoder import DaliDecoder
 from dali_aesthetic.decode.headers import Limits
-from dali_aesthetic.overlap import ahead, calm_collector
+from dali_aesthetic.overlap import ahead, calm_interpreter
 from dali_aesthetic.score.scorer import Scorer
 from dali_aesthetic.shards.opened import DEFAULT_LIMITS, ReadLimits
 from dali_aesthetic.shards.read import read_shards
@@ -53,7 +53,7 @@ def run_shards(
     images = ahead(stages.decoder.decode(encoded), 2, "decode")
     launched = ahead(stages.scorer.score(images), 2, "encode")
     stats.stages, stats.engine = [encoded.times, images.times, launched.times], stages.decoder.engine
-    with calm_collector():
+    with calm_interpreter():
         for pending in launched:
             scored = _wait(pending, stats)
             yield from _write(scored, stages, stats)

@@ -16,11 +16,12 @@ import pytest
 
 from dali_aesthetic.overlap import (
     ALLOCATIONS,
+    SWITCH_S,
     Backlog,
     OneAtATime,
     ahead,
     beside,
-    calm_collector,
+    calm_interpreter,
     every,
     stacks,
 )
@@ -259,19 +260,31 @@ def collector_restored() -> Iterator[None]:
 def test_the_collector_runs_seldom_in_the_block_and_as_before_after_it(collector_restored: None) -> None:
     before = gc.get_threshold()
     assert gc.get_freeze_count() == 0
-    with calm_collector():
+    with calm_interpreter():
         assert gc.get_threshold()[0] == ALLOCATIONS
         frozen = gc.get_freeze_count()
         made_since = [Node() for _ in range(1000)]
-        with calm_collector():  # other threads may free some of the frozen; a second freeze would add these
+        with calm_interpreter():  # other threads may free some of the frozen; a second freeze would add these
             assert frozen + len(made_since) > gc.get_freeze_count() > 10_000
         assert gc.get_threshold()[0] == ALLOCATIONS
     assert gc.get_threshold() == before
     assert gc.get_freeze_count() == 0
 
 
+def test_threads_give_way_soon_in_the_block_and_as_before_after_it(collector_restored: None) -> None:
+    before = sys.getswitchinterval()
+    try:
+        for others, inside in ((0.005, SWITCH_S), (0.0001, 0.0001)):
+            sys.setswitchinterval(others)
+            with calm_interpreter(), calm_interpreter():
+                assert sys.getswitchinterval() == pytest.approx(inside)
+            assert sys.getswitchinterval() == pytest.approx(others)
+    finally:
+        sys.setswitchinterval(before)
+
+
 def test_cycles_made_in_a_long_block_are_freed(collector_restored: None) -> None:
-    with calm_collector():
+    with calm_interpreter():
         first = weakref.ref(Node())
         nodes = 0
         while first() is not None and nodes < 4 * ALLOCATIONS:
@@ -284,7 +297,7 @@ def test_cycles_made_in_a_long_block_are_freed(collector_restored: None) -> None
 def test_collector_settings_of_others_are_kept(collector_restored: None) -> None:
     gc.set_threshold(0, 10, 10)
     gc.freeze()
-    with calm_collector():
+    with calm_interpreter():
         assert gc.get_threshold()[0] == 0
     assert gc.get_threshold()[0] == 0
     assert gc.get_freeze_count() > 0
@@ -292,14 +305,14 @@ def test_collector_settings_of_others_are_kept(collector_restored: None) -> None
 
 COUNT_PAGE_FAULTS = """
     import resource
-    from dali_aesthetic.overlap import calm_collector
+    from dali_aesthetic.overlap import calm_interpreter
 
     def faults():
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
         parts = [bytes(bytearray(2 << 20)) for _ in range(8)]
         return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
-    with calm_collector():
+    with calm_interpreter():
         print([faults() for _ in range(4)][-1])
 """
 
