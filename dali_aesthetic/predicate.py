@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import duckdb
 import numpy as np
@@ -35,9 +35,29 @@ _CLASSES = {
     *("BETWEEN", "CASE", "COLLATE", "LAMBDA"),
 }
 """The nodes of DuckDB's syntax tree that read nothing but their own row. A LAMBDA is also json -> 'name'."""
+_ORDERS = {
+    "COMPARE_GREATERTHANOREQUALTO": (True, True),
+    "COMPARE_GREATERTHAN": (True, False),
+    "COMPARE_LESSTHANOREQUALTO": (False, True),
+    "COMPARE_LESSTHAN": (False, False),
+}
+"""Whether such a comparison keeps what is above, and whether it keeps the number itself."""
+_NUMBERS = ("INTEGER", "NUMERIC")
 _MACROS = {"if", "nullif", "split_part"}
 _FUNCTIONS = "SELECT DISTINCT function_name FROM duckdb_functions() WHERE function_type = 'scalar' AND "
 _NAMED = 60
+
+
+class Bound(NamedTuple):
+    """A conjunct that compares a `value`, in SQL, with a number: those from `cut` on are above.
+
+    `keeps_above` tells which side the conjunct keeps.
+    """
+
+    part: str
+    value: str
+    cut: float
+    keeps_above: bool
 
 
 class Predicate:
@@ -71,6 +91,10 @@ class Predicate:
         self._check(source)
         marks = (f"coalesce(TRY({one}), false) AS c{i}" for i, one in enumerate(self.conjuncts))
         self._connection.execute(f"PREPARE marks AS SELECT {', '.join(marks)} {source}")
+        bounds = {_text(one): bound for one in _conjuncts(tree) if (bound := _bound(one))}
+        self.bounds = [Bound(part, *bound) for part, bound in bounds.items()]
+        values = (f"TRY_CAST(TRY({one.value}) AS FLOAT) AS v{i}" for i, one in enumerate(self.bounds))
+        self._connection.execute(f"PREPARE bounded AS SELECT {', '.join(values) or 'NULL'} {source}")
 
     def _known(self, path: list[str], names: Iterable[str]) -> str:
         known = {name.casefold(): name for name in names}
@@ -103,11 +127,19 @@ class Predicate:
 
     def passes(self, table: pa.Table) -> npt.NDArray[np.bool_]:
         """True where a conjunct holds, bool [R, C]. `table` has the `columns` among others."""
+        return np.stack([np.asarray(marks, np.bool_) for marks in self._execute("marks", table)], axis=1)
+
+    def values(self, table: pa.Table) -> list[npt.NDArray[np.float32]]:
+        """What each of the `bounds` compares, float32 [R], NaN where it is NULL."""
+        found = self._execute("bounded", table)[: len(self.bounds)]
+        return [np.ma.filled(values.astype(np.float32), np.nan) for values in found]
+
+    def _execute(self, statement: str, table: pa.Table) -> list[Any]:
         given, schema = table.select(self.columns), self._rows.schema
         self._rows.table = given if given.schema.equals(schema) else given.cast(schema)
-        found = self._connection.execute("EXECUTE marks").fetchnumpy()
+        found = self._connection.execute(f"EXECUTE {statement}").fetchnumpy()
         self._rows.table = table.slice(0, 0)  # nothing is kept alive
-        return np.stack([np.asarray(marks, np.bool_) for marks in found.values()], axis=1)
+        return list(found.values())
 
     @staticmethod
     def removed(passes_RC: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
@@ -213,6 +245,16 @@ def _conjuncts(tree: dict[str, Any]) -> Iterator[dict[str, Any]]:
         return
     for child in tree["children"]:
         yield from _conjuncts(child)
+
+
+def _bound(tree: dict[str, Any]) -> tuple[str, float, bool] | None:
+    """Value, cut and side of a comparison with a number, for `Bound`; None for anything else."""
+    order = _ORDERS.get(tree["type"])
+    if order is None or "literal" not in tree["right"] or tree["right"]["literal"]["kind"] not in _NUMBERS:
+        return None
+    number, (above, inclusive) = np.float32(tree["right"]["literal"]["text"]), order
+    cut = number if inclusive == above else np.nextafter(number, np.float32(np.inf))
+    return _text(tree["left"]), float(cut), above
 
 
 def _text(tree: dict[str, Any]) -> str:

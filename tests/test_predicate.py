@@ -126,6 +126,20 @@ def test_a_row_for_which_the_condition_fails_is_not_kept() -> None:
     assert Predicate("width / (width - 10) > 0 OR width = 10", KINDS).holds(table).all()
 
 
+@pytest.mark.parametrize("order", [">=", ">", "<=", "<"])
+def test_the_values_of_a_bound_lie_on_the_side_that_its_part_keeps(order: str) -> None:
+    table = random_table(np.random.default_rng(3), 300)
+    condition = f"aspect_ratio {order} 2 AND punsafe + 1 {order} 1.5 AND caption = '5' AND width <> 5"
+    predicate = Predicate(condition, KINDS)
+    assert [bound.value for bound in predicate.bounds] == ["aspect_ratio", "punsafe + 1"]
+    for place, (bound, values) in enumerate(zip(predicate.bounds, predicate.values(table), strict=True)):
+        known = ~np.isnan(values)
+        assert 0 < known.sum() < 300
+        kept = (values >= np.float32(bound.cut)) == bound.keeps_above
+        assert (kept & known).tolist() == predicate.passes(table)[:, place].tolist()
+    assert Predicate("caption = '5'", KINDS).values(table) == []
+
+
 def test_a_condition_without_columns_and_one_of_a_table_without_rows() -> None:
     table = pa.table({name: pa.nulls(3, kind) for name, kind in KINDS.items()})
     assert Predicate("true", KINDS).holds(table).tolist() == [True] * 3

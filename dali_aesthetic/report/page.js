@@ -107,7 +107,7 @@
   const others = () => document.querySelectorAll("[data-head]").forEach((box) => {
     const bars = data.otherHeads[Number(box.dataset.head)];
     Plotly.react(box, [barTrace(bars, css("--kept"))], layout({
-      xaxis: axis("score"), yaxis: axis("images", { rangemode: "tozero" }), bargap: 0.04,
+      xaxis: axis(bars.axis || "score"), yaxis: axis("images", { rangemode: "tozero" }), bargap: 0.04,
     }), OPTIONS);
   });
 

@@ -22,8 +22,9 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from dali_aesthetic import layout
+from dali_aesthetic.predicate import Bound
 from dali_aesthetic.report.distribution import Distribution, decimal
-from dali_aesthetic.report.pictures import Thumbnails
+from dali_aesthetic.report.pictures import Picks, Thumbnail, Thumbnails
 from dali_aesthetic.report.rows import FIRST_HEAD, recorded_heads
 from dali_aesthetic.report.survey import FEWEST_SHARDS, Outlier, ShardFigures, Survey, find_outliers, survey
 from dali_aesthetic.stores.access import Uploader, mirrored
@@ -117,6 +118,8 @@ def _values(output: Path, found: Survey, location: str) -> dict[str, Any]:
     data["speed"] = speed_points(speed) if speed else None
     data["command"] = recut_command(found.record, location, found.where)
     data["otherHeads"] = [bars(one) for column, one in found.heads.items() if column != FIRST_HEAD]
+    bounds = [one for one in (found.funnel.bounds if found.funnel else ()) if one[1].total]
+    data["otherHeads"] += [{**bars(values), "axis": bound.value} for bound, values, _ in bounds]
     return {
         "data": embedded(data),
         "command": data["command"],
@@ -134,16 +137,17 @@ def _values(output: Path, found: Survey, location: str) -> dict[str, Any]:
         "random_weights": _random_weights(found.record),
         "facts": run_facts(found.record),
         "config": yaml.safe_dump(found.record.get(layout.CONFIG, {}), sort_keys=False, allow_unicode=True),
-        **_pictures(output, found),
+        **_pictures(output, found, [(bound, picks) for bound, _, picks in bounds]),
     }
 
 
-def _pictures(output: Path, found: Survey) -> dict[str, Any]:
+def _pictures(output: Path, found: Survey, bounds: Sequence[tuple[Bound, Picks]]) -> dict[str, Any]:
     upright = bool(layout.scored_by(found.record).get("apply_exif"))
     pictures = Thumbnails(output, upright=upright)
     bands, at_cut = found.picks.bands(), found.picks.at_cut()
     # Samples at the cut first: they matter most if the size limit is reached.
     pictures.make([*at_cut, *(pick for _, _, picks in bands for pick in picks)])
+    pictures.make(pick for _, picks in bounds for side in picks.sides() for pick in side)
     counts = found.first.between(found.first.grid.bands)[::-1]
     return {
         "bands": [
@@ -151,9 +155,19 @@ def _pictures(output: Path, found: Survey) -> dict[str, Any]:
             for (low, high, picks), count in zip(bands, (c for c in counts if c), strict=True)
         ],
         "at_cut": pictures.of(at_cut),
+        "bounds": [(bound, _sides(bound, picks, pictures)) for bound, picks in bounds],
         "missing": pictures.missing.most_common(6),
         "num_missing": pictures.missing.total(),
     }
+
+
+def _sides(bound: Bound, picks: Picks, pictures: Thumbnails) -> list[list[tuple[Thumbnail, float]]]:
+    """Pictures with their values: those just inside of the bound, and those just outside."""
+    below, above = (
+        [(thumbnail, pick.value) for pick in side for thumbnail in pictures.of([pick])]
+        for side in picks.sides()
+    )
+    return [above, below] if bound.keeps_above else [below, above]
 
 
 def recut_command(record: dict[str, Any], location: str, where: str = "") -> list[str]:

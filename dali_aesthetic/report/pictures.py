@@ -51,29 +51,37 @@ class Pick:
     row: int
     score: float
     kept: bool
+    value: float
+    """What it was chosen by: its score, or the value of a bound."""
 
 
 class Picks:
-    """Chooses a few samples of every score band, evenly from all shards, and those nearest to the cut.
+    """Chooses a few samples of every score band of a grid, if there is one, evenly from all shards, and those
+    nearest to the cut.
 
     The choice depends on the scores and the shards' names alone.
     """
 
-    def __init__(self, grid: Grid, cut: float) -> None:
-        self._bands = grid.bands
+    def __init__(self, grid: Grid | None, cut: float) -> None:
+        self._bands = grid.bands if grid else np.empty(0, np.float32)
         self._cut = np.float32(cut)
-        self._by_band: list[list[tuple[float, Pick]]] = [[] for _ in range(len(self._bands) - 1)]
+        self._by_band: list[list[tuple[float, Pick]]] = [[] for _ in self._bands[1:]]
         self._below: list[tuple[float, Pick]] = []
         self._above: list[tuple[float, Pick]] = []
 
     def add(
-        self, shard: ShardScores, scores_R: npt.NDArray[np.float32], kept_R: npt.NDArray[np.bool_]
+        self,
+        shard: ShardScores,
+        values_R: npt.NDArray[np.float32],
+        kept_R: npt.NDArray[np.bool_],
+        scores_R: npt.NDArray[np.float32] | None = None,
     ) -> None:
-        """Offers the samples of a shard."""
-        luck_R = np.random.default_rng(zlib.crc32(shard.name.encode())).random(len(scores_R))
-        band_R = np.searchsorted(self._bands, scores_R, side="right") - 1
-        band_R[np.isnan(scores_R)] = -1
-        gap_R = scores_R.astype(np.float64) - float(self._cut)
+        """Offers the samples of a shard by values, which are the scores unless these are given."""
+        scores_R = values_R if scores_R is None else scores_R
+        luck_R = np.random.default_rng(zlib.crc32(shard.name.encode())).random(len(values_R))
+        band_R = np.searchsorted(self._bands, values_R, side="right") - 1
+        band_R[np.isnan(values_R)] = -1
+        gap_R = values_R.astype(np.float64) - float(self._cut)
         places = [(chosen, band_R == band, luck_R, PER_BAND) for band, chosen in enumerate(self._by_band)]
         places.append((self._below, gap_R < 0, -gap_R, AT_CUT))
         places.append((self._above, gap_R >= 0, gap_R, AT_CUT))
@@ -83,7 +91,7 @@ class Picks:
             if len(chosen) == most:
                 best = best[rank_R[best] < chosen[-1][0]]
             for row in best.tolist():
-                pick = Pick(shard, row, decimal(scores_R[row]), bool(kept_R[row]))
+                pick = Pick(shard, row, decimal(scores_R[row]), bool(kept_R[row]), decimal(values_R[row]))
                 chosen.append((float(rank_R[row]), pick))
             chosen.sort(key=lambda one: one[0])  # of equal ranks the first shard's come first
             del chosen[most:]
@@ -98,9 +106,13 @@ class Picks:
         """The samples nearest to the cut on both sides, in rising order."""
         return _rising(self._below) + _rising(self._above)
 
+    def sides(self) -> tuple[list[Pick], list[Pick]]:
+        """The samples nearest to the cut, below it and from it on, the nearest first."""
+        return [pick for _, pick in self._below], [pick for _, pick in self._above]
+
 
 def _rising(chosen: list[tuple[float, Pick]]) -> list[Pick]:
-    return sorted((pick for _, pick in chosen), key=lambda pick: (pick.score, pick.shard.name, pick.row))
+    return sorted((pick for _, pick in chosen), key=lambda pick: (pick.value, pick.shard.name, pick.row))
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from dali_aesthetic.layout import NotARun, cut_of, read_record, where_of
-from dali_aesthetic.predicate import Predicate
+from dali_aesthetic.predicate import Bound, Predicate
 from dali_aesthetic.report.distribution import (
     Distribution,
     Grid,
@@ -109,7 +109,7 @@ def survey(output: Path, by: str | None = None, where: str | None = None) -> Sur
         picks=Picks(grids[FIRST_HEAD], cut),
         groups=Groups(by, frequent_values(shards, by), grids[FIRST_HEAD]) if by else None,
         where=where,
-        funnel=Funnel(condition, cut_of(record)) if condition else None,
+        funnel=Funnel(condition, cut_of(record), shards) if condition else None,
     )
     for shard in shards:
         _add(found, shard, list(grids), by)
@@ -145,7 +145,9 @@ def _add(found: Survey, shard: ShardScores, columns: list[str], by: str | None) 
     filtered_before = found.bad.num_filtered
     found.bad.add(shard, table, scored_R)
     scores = scores_R[scored_R]
-    holds_R = np.ones(len(table), np.bool_) if found.funnel is None else found.funnel.add(table, scores_R)
+    holds_R = np.ones(len(table), np.bool_)
+    if found.funnel is not None:
+        holds_R = found.funnel.add(shard, table, scores_R, kept_R)
     for column in columns:
         found.heads[column].add(_floats(table.column(column))[holds_R])
     fitting_R = np.where(holds_R, scores_R, np.float32(np.nan))
@@ -175,22 +177,42 @@ def _floats(column: pa.ChunkedArray) -> npt.NDArray[np.float32]:
 class Funnel:
     """Counts the scored samples that each part of a condition removes, after the run's bounds if it had any.
 
-    `cut` holds these bounds, inclusive.
+    `cut` holds these bounds, inclusive. Parts that bound a number but the score have the distribution of this
+    number, and the samples nearest to the bound.
     """
 
-    def __init__(self, condition: Predicate, cut: tuple[float, float] | None) -> None:
+    def __init__(
+        self, condition: Predicate, cut: tuple[float, float] | None, shards: Sequence[ShardScores]
+    ) -> None:
         self.condition, self._cut = condition, cut if cut and cut != (-math.inf, math.inf) else None
         self.parts = [*([bounds_text(*self._cut)] if self._cut else []), *condition.conjuncts]
         self._removed = np.zeros((2, len(self.parts)), np.int64)
         self.num_scored = 0
+        self.bounds: list[tuple[Bound, Distribution, Picks]] = []
+        for bound, (low, high) in zip(condition.bounds, _ranges(condition, shards), strict=True):
+            grid = make_grid(min(low, bound.cut), max(high, bound.cut), [bound.cut])
+            self.bounds.append((bound, Distribution(grid), Picks(None, bound.cut)))
 
-    def add(self, table: pa.Table, scores_R: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
+    def add(
+        self,
+        shard: ShardScores,
+        table: pa.Table,
+        scores_R: npt.NDArray[np.float32],
+        kept_R: npt.NDArray[np.bool_],
+    ) -> npt.NDArray[np.bool_]:
         """Counts the rows of a shard; returns where the condition holds."""
+        scored_R = ~np.isnan(scores_R)
+        for (bound, distribution, picks), values_R in zip(
+            self.bounds, self.condition.values(table), strict=True
+        ):
+            if bound.value != FIRST_HEAD:
+                known_R = np.where(scored_R, values_R, np.float32(np.nan))
+                distribution.add(known_R)
+                picks.add(shard, known_R, kept_R, scores_R)
         passes_RC = holds_RC = self.condition.passes(table)
         if self._cut:
             within_R = (scores_R >= np.float32(self._cut[0])) & (scores_R <= np.float32(self._cut[1]))
             passes_RC = np.column_stack([within_R, holds_RC])
-        scored_R = ~np.isnan(scores_R)
         self._removed += Predicate.removed(passes_RC[scored_R])
         self.num_scored += int(scored_R.sum())
         return np.asarray(holds_RC.all(axis=1), np.bool_)
@@ -200,6 +222,17 @@ class Funnel:
         alone, in_order = self._removed.tolist()
         left = (self.num_scored - self._removed[1].cumsum()).tolist()
         return list(zip(self.parts, alone, in_order, left, strict=True))
+
+
+def _ranges(condition: Predicate, shards: Sequence[ShardScores]) -> list[tuple[float, float]]:
+    """The lowest and highest finite value of each bound."""
+    lows, highs = (np.full(len(condition.bounds), sign * np.inf) for sign in (1, -1))
+    for shard in shards if condition.bounds else ():
+        for place, values_R in enumerate(condition.values(shard.read(condition.columns))):
+            finite = values_R[np.isfinite(values_R)]
+            lows[place] = min(lows[place], finite.min(initial=np.inf))
+            highs[place] = max(highs[place], finite.max(initial=-np.inf))
+    return list(zip(lows.tolist(), highs.tolist(), strict=True))
 
 
 @dataclass(frozen=True, slots=True)

@@ -268,6 +268,14 @@ def test_a_condition_shows_what_its_parts_remove(
     assert [one[0] for one in cells][::2] == ["scored", "lang = 'de'"]
     assert (cells[0][-1], cells[2][1]) == ("900", "600")
     assert shown(driver)[1] == int(cells[-1][-1]) > 0
+    until(driver, "return document.querySelector('#where .plot .main-svg') !== null")
+    sides = driver.find_elements("css selector", "#where .pair .shots")
+    values = [
+        [float(one.text.split()[0]) for one in side.find_elements("tag name", "figcaption")] for side in sides
+    ]
+    assert values[0] == sorted(values[0])[:12]
+    assert values[1] == sorted(values[1], reverse=True)[:12]
+    assert values[0][0] >= 600 > values[1][0]
     assert driver.execute_script("return document.documentElement.scrollWidth <= innerWidth")
     assert driver.get_log("browser") == []
 

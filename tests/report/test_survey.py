@@ -10,7 +10,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from dali_aesthetic.predicate import Bound
 from dali_aesthetic.report.distribution import MOST_VALUES, NOTHING, OTHERS, decimal
+from dali_aesthetic.report.pictures import AT_CUT
 from dali_aesthetic.report.rows import NothingToReport
 from dali_aesthetic.report.survey import (
     EXAMPLES,
@@ -85,6 +87,15 @@ def test_a_condition_leaves_its_samples_and_counts_what_each_part_removes(tmp_pa
         assert (in_order, still) == (left - after, after), part
         left = after
     assert found.funnel.parts[0] == "aesthetic_score >= 4.5"
+    ((bound, values, picks),) = found.funnel.bounds
+    assert bound == Bound("aesthetic_score_laion_v1 < 560", "aesthetic_score_laion_v1", 560.0, False)
+    others = sorted(row["aesthetic_score_laion_v1"] for row in scored)
+    assert (values.total, values.low, values.high) == (120, others[0], others[-1])
+    assert values.kept_at(560) == sum(other >= 560 for other in others)
+    below, above = picks.sides()
+    assert [pick.value for pick in below] == [decimal(one) for one in others if one < 560][: -AT_CUT - 1 : -1]
+    assert [pick.value for pick in above] == [decimal(one) for one in others if one >= 560][:AT_CUT]
+    assert below[0].score == pytest.approx(below[0].value / 100)
     assert [shard.num_samples for shard in found.shards] == [41] * 3
     assert survey(output).funnel is None
     with pytest.raises(ValueError, match=r"no column lnag: did you mean lang\?"):
