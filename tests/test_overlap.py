@@ -277,8 +277,8 @@ def test_threads_give_way_soon_in_the_block_and_as_before_after_it(collector_res
         for others, inside in ((0.005, SWITCH_S), (0.0001, 0.0001)):
             sys.setswitchinterval(others)
             with calm_interpreter(), calm_interpreter():
-                assert sys.getswitchinterval() == pytest.approx(inside)
-            assert sys.getswitchinterval() == pytest.approx(others)
+                assert sys.getswitchinterval() == pytest.approx(inside, rel=0.05)
+            assert sys.getswitchinterval() == pytest.approx(others, rel=0.05)
     finally:
         sys.setswitchinterval(before)
 
