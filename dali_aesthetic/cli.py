@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from dali_aesthetic.commands import compact, download, embeddings, filter, inspect, run, verify
-from dali_aesthetic.launch.signals import keep_streams
+from dali_aesthetic.launch.streams import keep_streams
 from dali_aesthetic.version import __version__
 
 app = typer.Typer(

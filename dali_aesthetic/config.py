@@ -197,6 +197,10 @@ class ObserveConfig(Section):
         None, "Append a JSON line for each event; - is standard error.", metavar="FILE"
     )
     log_interval: float = option(60.0, "Time between progress lines in a log file.", unit="seconds", gt=0)
+    library_messages: bool = Field(
+        default=False,
+        description="Show what decoder libraries write to standard error, as `--verbose` does.",
+    )
     wandb: str | None = option(None, "Log to this project of Weights & Biases.", metavar="PROJECT")
 
 

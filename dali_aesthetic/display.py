@@ -188,6 +188,8 @@ def summary(result: RunResult, config: Config, console: Console) -> None:
     table.add_row("bound by", stats.bound_by() or "-")
     table.add_row("output", escape(config.output))
     console.print(table)
+    if stats.library_lines:
+        console.print(f"decoder libraries wrote {stats.library_lines:,} lines; --verbose shows them")
     if stats.reports.committed.num_scored and not stats.num_kept and not config.scores_only:
         console.print(_nothing_kept(config), soft_wrap=True)
     problems(stats, console)
@@ -250,6 +252,7 @@ def as_dict(result: RunResult, config: Config) -> dict[str, Any]:
             name: {"samples": tally.num_samples, "seconds": round(tally.seconds, 3)}
             for name, tally in stats.workers.items()
         },
+        "library_lines": stats.library_lines,
         "incidents": list(stats.incidents),
         "exit_code": result.exit_code,
     }

@@ -23,7 +23,7 @@ class Tally:
 
     `work` has seconds of own work by stage. `waits` has seconds at the queue behind a stage by (stage, side):
     its `consumer` waits for an item, the stage itself, the `producer`, for room. `seconds` is the time since
-    the worker's start.
+    the worker's start. `library_lines` were kept from standard error.
     """
 
     num_samples: int = 0
@@ -34,6 +34,7 @@ class Tally:
     work: Mapping[str, float] = field(default_factory=dict)
     waits: Mapping[tuple[str, str], float] = field(default_factory=dict)
     seconds: float = 0.0
+    library_lines: int = 0
 
     @property
     def num_scored(self) -> int:
@@ -99,7 +100,7 @@ class RunStats:
     `presets` counts by name the scores that each preset would keep, whatever the run's own threshold is.
     `engine` has the time that decoding waited for a GPU's JPEG engine.
     `workers` has the latest tally of each worker by name where several processes share the run; `incidents`
-    says which of them died and how.
+    says which of them died and how. Libraries wrote `library_lines` that standard error doesn't show.
     """
 
     num_samples: int = 0
@@ -112,6 +113,7 @@ class RunStats:
     engine: StageTimes | None = None
     workers: dict[str, Tally] = field(default_factory=dict)
     incidents: list[str] = field(default_factory=list)
+    library_lines: int = 0
     waited_for_device: float = 0.0
     wrote: float = 0.0
     scored_first_at: float = 0.0
@@ -157,6 +159,7 @@ class RunStats:
             | {(stage.name, "producer"): stage.blocked_on_full for stage in self.stages}
             | ({(self.engine.name, "consumer"): self.engine.blocked_on_empty} if self.engine else {}),
             seconds=self.seconds,
+            library_lines=self.library_lines,
         )
 
     def set_worker(self, name: str, tally: Tally) -> None:
@@ -165,6 +168,7 @@ class RunStats:
         total = sum(self.workers.values(), Tally())
         self.num_samples, self.num_kept = total.num_samples, total.num_kept
         self.statuses, self.presets = Counter(total.statuses), Counter(total.presets)
+        self.library_lines = total.library_lines
         self.num_scored = self.statuses[Status.OK.value]
 
     @property

@@ -108,6 +108,8 @@ def _run(config: Config, print_config: bool, verbosity: Verbosity) -> int:
 
     task = current_task()
     if verbosity.verbose:
+        observe = config.observe.model_copy(update={"library_messages": True})
+        config = config.model_copy(update={"observe": observe})
         console.print_json(config.model_dump_json())
     if not (task.is_alone or verbosity.silent):
         console.print(f"{task}: one shard in {task.count}, from number {task.index} on")

@@ -11,6 +11,7 @@ from dali_aesthetic.launch.engine import Engine, Prepared, RunResult, Watch, lau
 from dali_aesthetic.launch.node.crew import node_processes
 from dali_aesthetic.launch.precision import prepare
 from dali_aesthetic.launch.slurm import ALONE, Task, for_task, settling
+from dali_aesthetic.launch.streams import quiet_libraries
 from dali_aesthetic.launch.work import condition_of, prefilter_of, work_shards
 from dali_aesthetic.launch.worker import build_worker, model_reader, run_record
 from dali_aesthetic.score.weights import head_name
@@ -47,17 +48,19 @@ def this_process(config: Config, shards: Sequence[Shard], task: Task) -> Iterato
     """The engine of one process on one device."""
     _LOG.info("loading %s", config.model.encoder)
     reader = model_reader(config.model)
-    with settling(config.output, task):
-        config = prepare(config, shards, reader)
-    worker = build_worker(config, reader)
+    with quiet_libraries(config.observe.library_messages) as library_lines:
+        with settling(config.output, task):
+            config = prepare(config, shards, reader)
+        worker = build_worker(config, reader)
 
-    def work(todo: Sequence[Shard], stats: RunStats) -> None:
-        reports = work_shards(config, worker, todo, stats, memory_share=task.local_count)
-        with closing(reports):
-            for _ in reports:
-                pass
+        def work(todo: Sequence[Shard], stats: RunStats) -> None:
+            reports = work_shards(config, worker, todo, stats, memory_share=task.local_count)
+            with closing(reports):
+                for _ in reports:
+                    pass
+            stats.library_lines = library_lines()
 
-    try:
-        yield Prepared(config=config, record=run_record(config, worker), work=work)
-    finally:
-        worker.decoder.close()
+        try:
+            yield Prepared(config=config, record=run_record(config, worker), work=work)
+        finally:
+            worker.decoder.close()

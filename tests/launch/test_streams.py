@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, write_shard
+from tests.decode.corpus import cases
 from tests.faults.runs import TINY
 
 pytestmark = pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
@@ -85,3 +89,103 @@ def test_a_command_that_prints(scored: Path, streams: str, code: int, printed: s
 @pytest.mark.parametrize("streams", ["2>&-", "2>/dev/full"])
 def test_an_error_without_standard_error_still_is_an_exit_code(streams: str) -> None:
     assert shell(f"{COMMAND} run --input /nowhere.tar --output /tmp/none {streams}") == (2, "")
+
+
+QUIET = """
+import faulthandler, os, sys
+from dali_aesthetic.launch.streams import keep_streams, quiet_libraries
+keep_streams()
+faulthandler.enable()
+with quiet_libraries() as count:
+    os.write(2, b"libpng warning: odd\\nhalf a line")
+    print(sys.stderr.isatty(), "ours", file=sys.stderr)
+    sys.stdin.readline()
+    os.write(2, b", its end\\nlibjpeg: odd\\n")
+    print(count(), count(), file=sys.stderr)
+    os.write(2, b"terminate called after throwing\\n")
+    END
+os.write(2, b"after\\n")
+"""
+
+
+def begun(end: str) -> subprocess.Popen[str]:
+    """A process within the block, which goes on when a line is written to it."""
+    code, pipe = QUIET.replace("END", end), subprocess.PIPE
+    command = [sys.executable, "-c", code]
+    return subprocess.Popen(command, cwd=REPOSITORY, stdin=pipe, stderr=pipe, text=True)
+
+
+def test_lines_of_libraries_are_counted_and_our_own_shown_at_once() -> None:
+    with begun("pass") as process:
+        assert process.stderr is not None
+        assert process.stderr.readline() == "False ours\n", "while the block goes on"
+        _, rest = process.communicate("\n", timeout=60)
+    assert rest == "3 0\nafter\n"
+
+
+@pytest.mark.parametrize("end", ["os.abort()", "os.kill(os.getpid(), 9)", "os._exit(3)"])
+def test_what_libraries_wrote_before_a_crash_is_shown(end: str) -> None:
+    with begun(end) as process:
+        _, text = process.communicate("\n", timeout=60)
+    assert text.endswith(
+        "the last lines that libraries wrote:\nlibpng warning: odd\nhalf a line, its end\nlibjpeg: odd\n"
+        "terminate called after throwing\n"
+    )
+    assert ("Fatal Python error: Aborted" in text) == (process.returncode == -signal.SIGABRT)
+
+
+def test_a_terminal_stays_one_while_libraries_are_quiet() -> None:
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-c", QUIET.replace("END", "pass")]
+    subprocess.run(command, cwd=REPOSITORY, stdin=subprocess.DEVNULL, stderr=theirs, timeout=60, check=True)
+    os.close(theirs)
+    assert os.read(ours, 1000).startswith(b"True ours")
+    os.close(ours)
+
+
+def test_a_run_counts_what_decoders_write_and_verbose_shows_it(tmp_path: Path) -> None:
+    odd = [
+        case.image
+        for case in cases()
+        if case.image and case.name.startswith(("png", "jpeg")) and case.damaged
+    ]
+    images = {f"{n:03d}": image for n, image in enumerate(odd[::9])}
+    for name in ("a", "b"):
+        write_shard(tmp_path / "in" / f"{name}.tar", images)
+
+    def run(output: str, *options: str) -> subprocess.CompletedProcess[str]:
+        model = [
+            "--encoder",
+            "ViT-S-32-alt",
+            "--weights",
+            "random:1",
+            "--head",
+            "random:1",
+            "--device",
+            "cpu",
+        ]
+        places = ["--input", str(tmp_path / "in"), "--output", str(tmp_path / output)]
+        command = [
+            *COMMAND.split(),
+            "run",
+            *places,
+            *model,
+            "--device",
+            "cpu",
+            "--max-bad-fraction",
+            "1",
+            *options,
+        ]
+        return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
+
+    verbose = run("loud", "--workers", "2", "--verbose").stderr
+    shown = [line for line in verbose.splitlines() if "libpng" in line or "Corrupt JPEG" in line]
+    assert shown
+    assert "decoder libraries" not in verbose
+    for options in ((), ("--workers", "2")):
+        quiet = run(f"quiet{len(options)}", *options).stderr
+        assert "libpng" not in quiet
+        assert "Corrupt JPEG" not in quiet
+        told = next(line for line in quiet.splitlines() if line.startswith("decoder libraries wrote "))
+        assert int(told.split()[3].replace(",", "")) >= len(shown)
+        assert told.endswith(" lines; --verbose shows them")

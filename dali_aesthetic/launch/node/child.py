@@ -15,7 +15,7 @@ import pickle
 import signal
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any
 
 from dali_aesthetic.config import Config, ConfigError, ModelConfig
 from dali_aesthetic.launch.node.slots import Slot, nearest_cpus
-from dali_aesthetic.launch.signals import keep_streams
 from dali_aesthetic.launch.slurm import Task, settling
+from dali_aesthetic.launch.streams import keep_streams, quiet_libraries
 from dali_aesthetic.launch.work import is_fatal
 from dali_aesthetic.stats import StreamCounter
 
@@ -80,7 +80,8 @@ def main(config: Config, slot: Slot, task: Task, pipes: Pipes) -> None:
     signal.signal(signal.SIGTERM, _stop)
     code = 0
     try:
-        _work(config, slot, task, pipes)
+        with quiet_libraries(config.observe.library_messages) as library_lines:
+            _work(config, slot, task, pipes, library_lines)
     except _Stopped:
         pass
     except Exception as error:
@@ -132,7 +133,7 @@ def _die_with_launcher() -> None:
         ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
 
 
-def _work(config: Config, slot: Slot, task: Task, pipes: Pipes) -> None:
+def _work(config: Config, slot: Slot, task: Task, pipes: Pipes, library_lines: Callable[[], int]) -> None:
     try:
         config = _on_slot(config, slot)
         from dali_aesthetic.launch.worker import build_worker, model_reader, run_record
@@ -145,7 +146,7 @@ def _work(config: Config, slot: Slot, task: Task, pipes: Pipes) -> None:
     pipes.messages.send(Ready(run_record(config, worker)))
     counter = StreamCounter()
     while (first := _ask(pipes, FIRST)) is not None:
-        _stream(config, slot, worker, first, pipes, counter)
+        _stream(config, slot, worker, first, pipes, counter, library_lines)
 
 
 def _on_slot(config: Config, slot: Slot) -> Config:
@@ -180,7 +181,13 @@ def _settle_model(config: Config, task: Task, pipes: Pipes, reader: ModelReader)
 
 
 def _stream(
-    config: Config, slot: Slot, worker: Worker, first: Shard, pipes: Pipes, counter: StreamCounter
+    config: Config,
+    slot: Slot,
+    worker: Worker,
+    first: Shard,
+    pipes: Pipes,
+    counter: StreamCounter,
+    library_lines: Callable[[], int],
 ) -> None:
     from dali_aesthetic.launch.work import work_shards
     from dali_aesthetic.overlap import every
@@ -196,6 +203,7 @@ def _stream(
     with every(HEARTBEAT_SECONDS, send_heartbeat, "heartbeat"), closing(reports):
         for report in reports:
             pipes.messages.send(report)
+    stats.library_lines = library_lines()
     counter.end()
     pipes.heartbeats.send(counter.tally())
 
