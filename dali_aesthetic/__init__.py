@@ -13,11 +13,21 @@ from typing import TYPE_CHECKING, Any
 from dali_aesthetic.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from dali_aesthetic.config import Config, ConfigError, DecodeConfig, ModelConfig
-    from dali_aesthetic.launch.engine import RunResult
-    from dali_aesthetic.launch.run import run
-    from dali_aesthetic.library import ImageDetails, ImageScorer, score_images
+    from dali_aesthetic.config import (
+        Config,
+        ConfigError,
+        DecodeConfig,
+        GateConfig,
+        GuardConfig,
+        LaunchConfig,
+        ModelConfig,
+        ObserveConfig,
+    )
+    from dali_aesthetic.launch.engine import RunResult, Watch
+    from dali_aesthetic.launch.slurm import Task
+    from dali_aesthetic.library import ImageDetails, ImageScorer, run, score_images
     from dali_aesthetic.score.published import WeightsUnavailable
+    from dali_aesthetic.stats import RunStats
     from dali_aesthetic.threshold import Threshold
 
 # Streams that share a hardware queue run one after the other. The driver makes 8 queues unless told otherwise
@@ -29,11 +39,18 @@ __all__ = [
     "Config",
     "ConfigError",
     "DecodeConfig",
+    "GateConfig",
+    "GuardConfig",
     "ImageDetails",
     "ImageScorer",
+    "LaunchConfig",
     "ModelConfig",
+    "ObserveConfig",
     "RunResult",
+    "RunStats",
+    "Task",
     "Threshold",
+    "Watch",
     "WeightsUnavailable",
     "run",
     "score_images",
@@ -42,13 +59,20 @@ _HOMES = {
     "Config": "config",
     "ConfigError": "config",
     "DecodeConfig": "config",
+    "GateConfig": "config",
+    "GuardConfig": "config",
     "ImageDetails": "library",
     "ImageScorer": "library",
+    "LaunchConfig": "config",
     "ModelConfig": "config",
+    "ObserveConfig": "config",
     "RunResult": "launch.engine",
+    "RunStats": "stats",
+    "Task": "launch.slurm",
     "Threshold": "threshold",
+    "Watch": "launch.engine",
     "WeightsUnavailable": "score.published",
-    "run": "launch.run",
+    "run": "library",
     "score_images": "library",
 }
 

@@ -7,23 +7,23 @@ docs/configuration.md are made from them. A config is validated at construction 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from dali_aesthetic.fields import EXPERT, Section, explain, option
+from dali_aesthetic.fields import EXPERT, Given, Section, explain, in_fields, option
 from dali_aesthetic.threshold import Threshold, checked
+from dali_aesthetic.types import ConfigError as ConfigError
 
-Device = Literal["auto", "cpu", "cuda"]
+Device = str
+"""auto, cpu, cuda, or cuda:N for the GPU of that number."""
+Place = str | os.PathLike[str]
 Backend = Literal["auto", "eager", "torchscript", "compile", "triton", "fused"]
 Precision = Literal["auto", "fp32", "fp16", "bf16", "fp8"]
 COLUMN_TYPES = ("string", "int", "float", "bool")
-
-
-class ConfigError(ValueError):
-    """A configuration that cannot run. The message names the field, the value and the fix."""
 
 
 class ModelConfig(Section):
@@ -32,17 +32,19 @@ class ModelConfig(Section):
     panel = "Model"
 
     encoder: str = option("ViT-L-14", "Any open_clip ViT name.")
-    weights: str = option(
+    weights: Given[str, Place] = option(
         "openai",
         "Weights of the encoder: openai, random[:SEED], hf-hub:ORG/REPO[@REVISION], open_clip's tag, a path.",
     )
-    heads: tuple[str, ...] = option(
+    heads: Given[tuple[str, ...], Place | Sequence[Place]] = option(
         ("laion-v2",),
         "laion-v2, laion-v1, a path, or NAME=FILE to name its column. May repeat; the first decides what is "
         "kept.",
         flag="--head",
     )
-    model_dir: Path | None = option(None, "Folder searched for weights before anything is downloaded.")
+    model_dir: Given[Path | None, Place | None] = option(
+        None, "Folder searched for weights before anything is downloaded."
+    )
     precision: Precision = option(
         "auto",
         "Number format of the encoder. auto is fp8 where it passes the gate, else fp16; fp32 on a CPU.",
@@ -50,7 +52,7 @@ class ModelConfig(Section):
     backend: Backend = option(
         "auto", "Implementation of the encoder. auto is the fastest known to be right on the device."
     )
-    calibration: str = option(
+    calibration: Given[str, Place] = option(
         "", "File or URL with the fp8 scales of another run.", unset="measured on the input", expert=True
     )
 
@@ -58,6 +60,11 @@ class ModelConfig(Section):
     @classmethod
     def _below_home(cls, value: Path | None) -> Path | None:
         return value and Path(at_home(str(value)))
+
+    @field_validator("heads", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
 
     @field_validator("heads")
     @classmethod
@@ -208,7 +215,7 @@ class Config(Section):
     """One run: its input, its output, and a section for each part of the work."""
 
     input: Annotated[
-        tuple[str, ...],
+        Given[tuple[str, ...], Place | Sequence[Place]],
         option(
             ...,
             "Tars, Parquet with images, or images: a file, folder, glob, {00..99} pattern, or @list.txt; "
@@ -216,19 +223,24 @@ class Config(Section):
             short="-i",
         ),
     ]
-    output: Annotated[str, option(..., "Folder or URL that receives everything.", short="-o")]
+    output: Annotated[Given[str, Place], option(..., "Folder or URL that receives everything.", short="-o")]
     image_column: str = option(
         "", "Column of a Parquet input that holds the images.", unset="found by type and name"
     )
     follow_links: bool = option(False, "Take links in an input folder to files outside of it too.")
-    columns: tuple[str, ...] = option(
+    columns: Given[tuple[str, ...], str | Sequence[str]] = option(
         (),
         "Json fields, or columns of a Parquet input, that get a column of their own in the scores. TYPE is "
         "string, int, float or bool; -json leaves out the column of all other fields.",
         metavar="NAME[:TYPE],…",
         unset="what img2dataset and LAION write",
     )
-    device: Device = option("auto", "Device of the encoder.", panel=LaunchConfig.panel)
+    device: Device = option(
+        "auto",
+        "Device of the encoder: auto, cpu, cuda, or cuda:N for the GPU of that number.",
+        panel=LaunchConfig.panel,
+        metavar="auto|cpu|cuda[:N]",
+    )
     threshold: Threshold = Threshold()
     prefilter: str = option(
         "",
@@ -269,6 +281,13 @@ class Config(Section):
     def _condition(cls, prefilter: str) -> str:
         return checked(prefilter, "--prefilter")
 
+    @field_validator("device")
+    @classmethod
+    def _known_device(cls, value: str) -> str:
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", value):
+            raise ValueError("give one of auto, cpu, cuda, cuda:N")
+        return value
+
     @field_validator("columns", mode="before")
     @classmethod
     def _one_by_one(cls, value: Any) -> Any:
@@ -305,8 +324,13 @@ class Config(Section):
             raise ValueError("--gpus and --workers are given: GPUs have a process each, workers are for CPUs")
         if gpus is not None and self.device == "cpu":
             raise ValueError(f"--gpus {gpus} and --device cpu are given: give --workers for CPU processes")
-        if workers is not None and self.device == "cuda":
-            raise ValueError(f"--workers {workers} and --device cuda are given: give --gpus for these")
+        if workers is not None and self.device.startswith("cuda"):
+            raise ValueError(
+                f"--workers {workers} and --device {self.device} are given: give --gpus for these"
+            )
+        if self.device.startswith("cuda:") and (gpus is not None or self.launch.engine == "ray"):
+            more = "--engine ray" if gpus is None else f"--gpus {gpus}"
+            raise ValueError(f"--device {self.device} and {more} are given: one GPU is one process's")
         return self
 
     @property
@@ -318,13 +342,14 @@ class Config(Section):
     def build(cls, values: Mapping[str, Any], flags: Mapping[str, Any] | None = None) -> Self:
         """A config from nested plain values, with those of the command line, `flags`, on top.
 
-        None in `flags` is a flag that wasn't given. Raises `ConfigError` with a line for each wrong field.
+        None in `flags` is a flag that wasn't given. Raises `ConfigError` with a line for each wrong field,
+        which names no flags where there are no `flags`.
         """
-        flags = flags or {}
         try:
-            return cls.model_validate(merge(values, flags))
+            return cls.model_validate(merge(values, flags or {}))
         except ValidationError as error:
-            raise ConfigError(explain(error, cls, set(given_paths(flags)))) from None
+            text = explain(error, cls, set(given_paths(flags or {})))
+            raise ConfigError(text if flags is not None else in_fields(text, cls)) from None
 
 
 def column_type(column: str) -> tuple[str, str]:

@@ -49,7 +49,7 @@ def run_demo(
     """
     folder = Path(at_home(str(folder)))
     pattern = make_demo_set(folder / "input")
-    on_gpu = device == "cuda" or (device == "auto" and torch.cuda.is_available())
+    on_gpu = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
     pretrained = (
         ModelConfig(model_dir=model_dir)
         if on_gpu

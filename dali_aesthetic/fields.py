@@ -8,12 +8,24 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import shlex
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, ClassVar, Literal, TypeGuard, Union, get_args, get_origin
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    ClassVar,
+    Generic,
+    Literal,
+    TypeGuard,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+)
 
 from pydantic import (
     BaseModel,
@@ -27,6 +39,11 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails, PydanticCustomError
 
+from dali_aesthetic.types import ConfigError
+
+_Held = TypeVar("_Held", covariant=True)
+_Taken = TypeVar("_Taken", contravariant=True)
+_FLAG = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*")
 EXPERT = "Expert"
 PANELS = (
     "Input and output", "What to keep", "Model", "Decoding", "Robustness", "Machine", "Observing", EXPERT,
@@ -65,13 +82,42 @@ def option(
     return Field(default, description=description, json_schema_extra=extra, **limits)
 
 
+if TYPE_CHECKING:
+
+    class Given(Generic[_Held, _Taken]):
+        """A field that holds a `_Held` and is given as a `_Taken`, which a validator converts."""
+
+        def __get__(self, owner: object, kind: type | None = None) -> _Held: ...
+        def __set__(self, owner: object, value: _Taken) -> None: ...
+
+else:
+
+    class Given:
+        """As above: pydantic sees the type of what the field holds."""
+
+        def __class_getitem__(cls, kinds: tuple[Any, Any]) -> Any:
+            return kinds[0]
+
+
 class Section(BaseModel):
-    """Fields that belong together. It is immutable, refuses unknown names, and takes a path for text."""
+    """Fields that belong together. It is immutable, refuses unknown names, and takes a path for text.
+
+    Raises ConfigError for values that don't fit.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     panel: ClassVar[str] = PANELS[0]
     """The help panel of its options."""
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise ConfigError(in_fields(explain(error, type(self)), type(self))) from None
+
+    # Else pydantic would call it for sections within a section, and lose where the error was.
+    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
 
     @model_validator(mode="before")
     @classmethod
@@ -160,6 +206,13 @@ def explain(error: ValidationError, config: type[Section], flagged: Collection[s
     known = {option.path: option for option in options_of(config)}
     lines = [_line(problem, known, flagged) for problem in error.errors()]
     return "\n".join(dict.fromkeys(lines))  # a union has an error for each of its types
+
+
+def in_fields(text: str, config: type[Section]) -> str:
+    """`text` with the paths of fields in place of flags, but for those of commands to be pasted."""
+    fields = {option.flag: option.path for option in options_of(config) if option.flag}
+    before, command, after = text.partition("dali-aesthetic ")
+    return _FLAG.sub(lambda flag: fields.get(flag[0], flag[0]), before) + command + after
 
 
 def _line(problem: ErrorDetails, known: dict[str, Option], flagged: Collection[str]) -> str:

@@ -28,6 +28,7 @@ from typing import Any
 
 from dali_aesthetic.stores.access import list_files, read_bytes
 from dali_aesthetic.stores.location import join
+from dali_aesthetic.types import ConfigError
 
 Location = str | PathLike[str]
 
@@ -73,7 +74,7 @@ _ODD = re.compile(r"\\|(?:^|/)(?:\.{0,2}/|\.[^/]*$|$)|\.(?:json|parquet|tar|npy)
 `a.json/b` beside `a`."""
 
 
-class NotARun(ValueError):
+class NotARun(ConfigError):
     """A folder without a run record that can be read. The message names the file."""
 
 

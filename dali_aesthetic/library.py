@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, NamedTuple, NoReturn, Self, overload
+from typing import Literal, NamedTuple, Never, NoReturn, Self, overload
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
 
-from dali_aesthetic.config import Config, DecodeConfig, Device, ModelConfig
+from dali_aesthetic.config import Config, ConfigError, DecodeConfig, Device, ModelConfig
 from dali_aesthetic.decode.batches import fill_batches
 from dali_aesthetic.decode.headers import Limits
 from dali_aesthetic.decode.pillow import square_pixels, turned_upright
+from dali_aesthetic.fields import in_fields
+from dali_aesthetic.launch.engine import RunResult, Watch
+from dali_aesthetic.launch.filter import run_top
+from dali_aesthetic.launch.run import run as run_config
+from dali_aesthetic.launch.slurm import ALONE, Task
 from dali_aesthetic.launch.worker import Worker, build_worker, check_not_forked, is_forked
 from dali_aesthetic.overlap import OneAtATime, ahead
 from dali_aesthetic.score.scorer import Scorer
@@ -60,7 +65,9 @@ class ImageScorer:
         *,
         device: Device = "auto",
         decode: DecodeConfig | None = None,
+        **misplaced: Never,
     ) -> None:
+        _check_arguments("ImageScorer", model, misplaced)
         config = Config(
             input=("-",),
             output="-",
@@ -68,7 +75,10 @@ class ImageScorer:
             model=model or ModelConfig(),
             decode=decode or DecodeConfig(),
         )
-        worker = build_worker(config)
+        try:
+            worker = build_worker(config)
+        except ConfigError as error:
+            raise ConfigError(in_fields(str(error), Config)) from error
         self._worker: Worker | None = worker
         self._head_names = worker.scorer.head_names
         backend, batch_size = worker.scorer.backend, worker.scorer.batch_size
@@ -238,14 +248,51 @@ class _PilPixels:
 
 
 def score_images(
-    images: Sequence[ImageLike], model: ModelConfig | None = None, *, device: Device = "auto"
+    images: Sequence[ImageLike],
+    model: ModelConfig | None = None,
+    *,
+    device: Device = "auto",
+    **misplaced: Never,
 ) -> npt.NDArray[np.float32]:
     """Raw scores of `images` (paths, encoded bytes or PIL images), float32 [n]; NaN for unreadable ones.
 
     Loads the model for this one call; keep an `ImageScorer` for several.
     """
+    _check_arguments("score_images", model, misplaced)
     with ImageScorer(model, device=device) as scorer:
         return scorer.score(images)
+
+
+def run(config: Config, *, watch: Watch | None = None, task: Task = ALONE) -> RunResult:
+    """Score every sample of `config.input` and write the kept ones, scores and stats to `config.output`.
+
+    Where the threshold is a share, everything is scored first, into `OUTPUT/scored`, and then cut. Raises
+    `ConfigError` for what can't be run (also for an output that holds another run), `WeightsUnavailable`, and
+    OSError where the output can't be written. A shard that can't be read, or over which three workers died,
+    is in the result's `stats.failed`. Raises `AllWorkersLost` or `ClusterFailed` where no worker stays alive.
+
+    `watch` is entered for the length of the work, with the live counters
+    and the number of shards. `task` is this process's part in a job that has several.
+    """
+    try:
+        if config.threshold.top is not None and not config.scores_only:
+            return run_top(config, watch=watch)
+        return run_config(config, watch=watch, task=task)
+    except ConfigError as error:
+        error.args = (in_fields(str(error), Config), *error.args[1:])
+        raise
+
+
+def _check_arguments(name: str, model: object, misplaced: Mapping[str, object]) -> None:
+    """Raises TypeError for an encoder or a field of a section as argument: it says what to write."""
+    given = {"encoder": model} if isinstance(model, str) else dict(misplaced)
+    for field, value in given.items():
+        for section in (ModelConfig, DecodeConfig):
+            if field in section.model_fields:
+                keyword = "model" if section is ModelConfig else "decode"
+                argument = f"{keyword}={section.__name__}({field}={value!r})"
+                raise TypeError(f"{name} takes no {field}: give it {argument}")
+        raise TypeError(f"{name} takes model, device and decode, not {field}")
 
 
 def _wait(pending: PendingScores, pixels_of: _PilPixels, scorer: Scorer) -> ScoredBatch:

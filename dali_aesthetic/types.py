@@ -25,6 +25,10 @@ Buffer = memoryview | bytes
 """Bytes, without a copy where possible: a view of a part of a shard (unsigned), or a file read whole."""
 
 
+class ConfigError(ValueError):
+    """A run that can't be: its configuration, its input or its output. The message says what to change."""
+
+
 class Status(StrEnum):
     """The closed set of outcomes of a sample."""
 

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Never
 
 import typer
 from pydantic import BaseModel
@@ -160,6 +160,9 @@ def _shown_default(option: Option) -> str:
 
 
 def _entry(name: str, thing: Any) -> Iterator[str]:
+    if not (inspect.isclass(thing) or inspect.isfunction(thing)):  # an alias, which has no docstring
+        yield f"## `{name}`\n\n*type* `{_type(thing)}`\n\nSee `run`.\n"
+        return
     kind = "class" if inspect.isclass(thing) else "function"
     yield f"## `{name}`\n"
     is_plain = inspect.isclass(thing) and (issubclass(thing, BaseModel | Exception) or is_dataclass(thing))
@@ -208,6 +211,7 @@ def _is_ours(member: Any) -> bool:
 
 def _signature(thing: Callable[..., Any]) -> str:
     parameters = [p for p in inspect.signature(thing).parameters.values() if p.name != "self"]
+    parameters = [p for p in parameters if p.annotation not in (Never, "Never")]  # for an error message
     words = [_parameter(parameter) for parameter in parameters]
     keyword_only = next((i for i, p in enumerate(parameters) if p.kind is p.KEYWORD_ONLY), None)
     if keyword_only is not None:

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
 
-from dali_aesthetic import Config, run
+from dali_aesthetic import Config, ModelConfig, Threshold, run
 
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 
@@ -27,10 +27,14 @@ def main() -> int:
     parser.add_argument("--threshold", type=float, default=0.5, help="on the 0-1 scale (default 0.5)")
     args = parser.parse_args()
 
-    values = {"input": args.input, "output": args.output}
-    settings = {"threshold": {"unit": args.threshold}, "model": {"model_dir": args.model_dir}}
     try:
-        result = run(Config.build(values | settings))
+        config = Config(
+            input=args.input,
+            output=Path(args.output),
+            threshold=Threshold(unit=args.threshold),
+            model=ModelConfig(model_dir=args.model_dir),
+        )
+        result = run(config)
     except (ValueError, RuntimeError, OSError) as error:  # configuration, weights, output
         sys.exit(f"error: {error}")
     for report in result.stats.failed:

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dali_aesthetic.config import Config, ConfigError, merge
+from dali_aesthetic.config import Config, ConfigError, ModelConfig, merge
+from dali_aesthetic.fields import in_fields
+from dali_aesthetic.threshold import Threshold
 
 CLUSTERS = set((Path(__file__).parents[1] / "configs").glob("*-cluster.yaml"))
 CONFIGS = sorted(set((Path(__file__).parents[1] / "configs").glob("*.yaml")) - CLUSTERS)
@@ -26,9 +28,9 @@ def test_columns_are_split_at_commas() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"output": "out"}, "input is missing: give --input"),
+        ({"output": "out"}, "input is missing: give input$"),
         ({"input": "", "output": "out"}, "input: no input given"),
-        ({"input": "in", "output": ""}, "^--output is empty: name a folder"),
+        ({"input": "in", "output": ""}, "^output is empty: name a folder"),
         (MINIMAL | {"decode": {"batch_size": 0}}, r"decode.batch_size: 0 does not fit"),
         (
             MINIMAL | {"decode": {"batchsize": 8}},
@@ -40,10 +42,15 @@ def test_columns_are_split_at_commas() -> None:
         ),
         (MINIMAL | {"launch": {"gpus": True}}, "launch.gpus: True does not fit: give a"),
         (MINIMAL | {"threshold": {"top": True}}, "threshold.top: True does not fit: give a number"),
-        (MINIMAL | {"device": "gpu"}, "device: 'gpu' does not fit"),
+        (MINIMAL | {"device": "gpu"}, "device: 'gpu' does not fit: give one of auto, cpu, cuda, cuda:N"),
+        (MINIMAL | {"device": "cuda:1", "launch": {"gpus": 2}}, "^device cuda:1 and launch.gpus 2 are given"),
+        (MINIMAL | {"device": "cuda:1", "launch": {"workers": 2}}, "^launch.workers 2 and device cuda:1 are"),
         (MINIMAL | {"model": {"heads": []}}, "model.heads: no head given"),
         (MINIMAL | {"model": {"heads": ["a", "a"]}}, "names a head twice"),
-        (MINIMAL | {"threshold": {"unit": 5}}, r"^--threshold 5 is outside"),
+        (
+            MINIMAL | {"threshold": {"unit": 5}},
+            r"^threshold.unit 5 is outside 0..1: did you mean threshold.raw 5 \(the same as threshold.unit",
+        ),
         (MINIMAL | {"gate": {"max_flips": float("inf")}}, r"gate.max_flips: inf does not fit"),
         (MINIMAL | {"threshold": 0.9}, r"^threshold: 0.9 does not fit: it is a section"),
         (
@@ -57,6 +64,8 @@ def test_columns_are_split_at_commas() -> None:
     ],
 )
 def test_errors_name_the_field_and_the_fix(values: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Config(**values)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=message):
         Config.build(values)
 
@@ -97,3 +106,35 @@ def test_example_configs_are_valid(path: Path) -> None:
 
 def test_example_configs_exist() -> None:
     assert CONFIGS
+
+
+def test_the_command_line_gets_flags_where_python_gets_fields() -> None:
+    given = {"threshold": {"unit": "5"}, "launch": {"workers": "2", "gpus": "1"}}
+    with pytest.raises(ConfigError, match=r"^--threshold 5 is outside .* did you mean --raw-threshold 5 "):
+        Config.build(MINIMAL, given)
+    with pytest.raises(ConfigError, match=r"^threshold.unit 5 is outside .* did you mean threshold.raw 5 "):
+        Config.build(MINIMAL | given)
+
+
+def test_a_section_alone_raises_the_same_error() -> None:
+    with pytest.raises(ConfigError, match=r"^precision: 'fp4' does not fit: give one of auto, fp32"):
+        ModelConfig(precision="fp4")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"^encodr is no field .* did you mean encoder\?"):
+        ModelConfig(encodr="x")  # type: ignore[call-arg]
+    with pytest.raises(ConfigError, match=r"^unit 5 is outside 0..1: did you mean raw 5 "):
+        Threshold(unit=5)
+
+
+def test_commands_in_an_error_keep_their_flags() -> None:
+    text = "give --raw-threshold 5 or --no-such: dali-aesthetic filter --raw-threshold 5"
+    expected = "give threshold.raw 5 or --no-such: dali-aesthetic filter --raw-threshold 5"
+    assert in_fields(text, Config) == expected
+
+
+def test_paths_are_taken_wherever_text_is_one(tmp_path: Path) -> None:
+    model = ModelConfig(heads=tmp_path / "head.pth", model_dir=str(tmp_path), weights=tmp_path / "w.pt")
+    config = Config(input=[tmp_path / "a", "b"], output=tmp_path / "out", model=model)
+    assert (config.input, config.output) == ((str(tmp_path / "a"), "b"), str(tmp_path / "out"))
+    assert Config(input=tmp_path, output="x").input == (str(tmp_path),)
+    assert (model.heads, model.weights) == ((str(tmp_path / "head.pth"),), str(tmp_path / "w.pt"))
+    assert model.model_dir == tmp_path

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import typing
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,19 +20,22 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from pydantic import BaseModel
 
 import dali_aesthetic
 from dali_aesthetic import (
     Config,
     ConfigError,
+    DecodeConfig,
     ImageScorer,
+    LaunchConfig,
     ModelConfig,
+    RunStats,
     Threshold,
     library,
     run,
     score_images,
 )
-from dali_aesthetic.config import DecodeConfig
 from tests.conftest import jpeg, write_shard
 
 BATCH_SIZE = 8
@@ -361,3 +365,52 @@ def test_a_scorer_is_not_pickled_for_a_spawned_worker(scorer: ImageScorer) -> No
         multiprocessing.get_context("spawn").Process(target=scorer.score, args=([],)).start()
     with pytest.raises(TypeError, match="make it in the worker"):
         pickle.dumps(scorer)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"encoder": "ViT-B-32"}, r"takes no encoder: give it model=ModelConfig\(encoder='ViT-B-32'\)$"),
+        ({"model": "ViT-B-32"}, r"takes no encoder: give it model=ModelConfig\(encoder='ViT-B-32'\)$"),
+        ({"batch_size": 8}, r"takes no batch_size: give it decode=DecodeConfig\(batch_size=8\)$"),
+        ({"sorcerer": 1}, "takes model, device and decode, not sorcerer$"),
+    ],
+)
+def test_an_argument_that_belongs_to_a_section_is_told_where(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(TypeError, match=f"^ImageScorer {message}"):
+        ImageScorer(**given)
+    with pytest.raises(TypeError, match=f"^score_images {message}"):
+        score_images([], **given)
+
+
+def test_a_gpu_that_is_not_there_is_a_config_error(tiny_model: ModelConfig) -> None:
+    with pytest.raises(ConfigError, match=r"^device: cuda:99, but torch .* or use device cpu$"):
+        ImageScorer(tiny_model, device="cuda:99")
+
+
+def test_what_a_run_refuses_is_a_config_error_in_words_of_python(
+    tmp_path: Path, shards_dir: Path, tiny_model: ModelConfig
+) -> None:
+    def config(**changes: Any) -> Config:
+        values = {"input": shards_dir / "00000.tar", "output": tmp_path / "out", "device": "cpu"}
+        return Config(model=tiny_model, **{**values, **changes})
+
+    top = run(config(threshold=Threshold(top="50%")))
+    assert top.stats.num_kept == -(-top.stats.num_samples // 2)
+    with pytest.raises(ConfigError, match="holds"):
+        run(config(threshold=Threshold(raw=5)))
+    with pytest.raises(ConfigError, match=r"none\.tar"):
+        run(config(input=tmp_path / "none.tar", output=tmp_path / "other"))
+    with pytest.raises(ConfigError, match=r"^launch\.gpus 9: .* or give .*launch\.workers N"):
+        run(config(output=tmp_path / "other", device="auto", launch=LaunchConfig(gpus=9)))
+
+
+def test_what_the_signature_of_run_names_is_public() -> None:
+    hints = typing.get_type_hints(run)
+    sections = typing.get_type_hints(Config)
+    public = [getattr(dali_aesthetic, name) for name in dali_aesthetic.__all__]
+    named = [typing.get_args(hints["watch"])[0], hints["task"], hints["return"], hints["config"], RunStats]
+    assert [one for one in named if one not in public] == []
+    made_of = [one for one in sections.values() if isinstance(one, type) and issubclass(one, BaseModel)]
+    assert len(made_of) == 7
+    assert [one for one in made_of if one not in public] == []

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from pydantic import ValidationError
 
+from dali_aesthetic.config import ConfigError
 from dali_aesthetic.threshold import PRESETS, Threshold, preset_counts
 
 
@@ -28,32 +28,30 @@ def test_every_spelling_resolves_to_a_raw_cut(spelling: dict[str, object], raw: 
 
 
 def test_two_spellings_are_refused() -> None:
-    with pytest.raises(ValidationError, match="--threshold and --preset"):
+    with pytest.raises(ConfigError, match=r"^unit and preset say"):
         Threshold(unit=0.5, preset="high")
 
 
 def test_a_raw_score_given_as_unit_suggests_the_raw_flag() -> None:
-    with pytest.raises(
-        ValidationError, match=r"did you mean --raw-threshold 5 \(the same as --threshold 0.5\)"
-    ):
+    with pytest.raises(ConfigError, match=r"did you mean raw 5 \(the same as unit 0.5\)"):
         Threshold(unit=5.0)
-    with pytest.raises(ValidationError, match=r"outside 0\.\.1"):
+    with pytest.raises(ConfigError, match=r"outside 0\.\.1"):
         Threshold(unit=-0.1)
 
 
 def test_a_wrong_upper_bound_suggests_the_raw_flag_of_its_own() -> None:
-    with pytest.raises(ValidationError, match=r"--max-threshold -1 .*, or --max-raw-threshold for"):
+    with pytest.raises(ConfigError, match=r"max_unit -1 .*, or max_raw for"):
         Threshold(max_unit=-1)
 
 
 def test_an_unknown_preset_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(ValidationError, match="'best' is unknown: choose from permissive, standard"):
+    with pytest.raises(ConfigError, match="'best' is unknown: choose from permissive, standard"):
         Threshold(preset="best")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e39, -1e39])
 def test_a_cut_must_be_a_number(value: float) -> None:
-    with pytest.raises(ValidationError, match="no float32 number"):
+    with pytest.raises(ConfigError, match="no float32 number"):
         Threshold(raw=value)
 
 
@@ -80,11 +78,11 @@ def test_an_upper_bound_is_inclusive_and_optional() -> None:
     scores = np.array([4.9, 5.0, 6.0, 7.0, 7.1], np.float32)
     assert Threshold(raw=5.0, max_raw=7.0).keep(scores).tolist() == [False, True, True, True, False]
     assert Threshold(unit=0.5, max_unit=0.6).keep(scores).tolist() == [False, True, True, False, False]
-    with pytest.raises(ValidationError, match="nothing could be kept"):
+    with pytest.raises(ConfigError, match="nothing could be kept"):
         Threshold(raw=6.0, max_raw=5.0)
-    with pytest.raises(ValidationError, match="did you mean --max-raw-threshold 6"):
+    with pytest.raises(ConfigError, match="did you mean max_raw 6"):
         Threshold(unit=0.5, max_unit=6)
-    with pytest.raises(ValidationError, match="--max-threshold and --max-raw-threshold"):
+    with pytest.raises(ConfigError, match="max_unit and max_raw"):
         Threshold(max_unit=0.9, max_raw=9.0)
 
 
@@ -99,9 +97,9 @@ def test_ties_at_the_cut_are_kept_and_an_impossible_share_is_refused() -> None:
     scores = np.array([1, 2, 2, 2, 3], np.float32)
     assert Threshold(top=0.4).resolve_top(scores).keep(scores).sum() == 4
     for nonsense in ("a quarter", "0%", "120%", -0.1):
-        with pytest.raises(ValidationError, match="is no share"):
+        with pytest.raises(ConfigError, match="is no share"):
             Threshold(top=nonsense)
-    with pytest.raises(ValidationError, match="--preset and --keep-top"):
+    with pytest.raises(ConfigError, match="preset and top"):
         Threshold(top=0.5, preset="high")
     with pytest.raises(ValueError, match="nothing could be scored"):
         Threshold(top=0.5).resolve_top(np.array([np.nan], np.float32))

@@ -22,7 +22,9 @@ EVERYTHING = tuple(dict.fromkeys(path.partition(".")[0] for path in OPTIONS))
 """The sections and top-level fields of `Config` that hold options."""
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Print more: what decoder libraries write, and tracebacks.")]
+Verbose = Annotated[
+    bool, typer.Option("--verbose", "-v", help="Print more: what decoder libraries write, and tracebacks.")
+]
 
 
 class ConfigFile(NamedTuple):

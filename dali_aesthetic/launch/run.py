@@ -13,7 +13,7 @@ from dali_aesthetic.launch.precision import prepare
 from dali_aesthetic.launch.slurm import ALONE, Task, for_task, settling
 from dali_aesthetic.launch.streams import quiet_libraries
 from dali_aesthetic.launch.work import condition_of, prefilter_of, work_shards
-from dali_aesthetic.launch.worker import build_worker, model_reader, run_record
+from dali_aesthetic.launch.worker import build_worker, model_reader, on_device, resolve_device, run_record
 from dali_aesthetic.score.weights import head_name
 from dali_aesthetic.stats import RunStats
 from dali_aesthetic.types import Shard
@@ -48,7 +48,10 @@ def this_process(config: Config, shards: Sequence[Shard], task: Task) -> Iterato
     """The engine of one process on one device."""
     _LOG.info("loading %s", config.model.encoder)
     reader = model_reader(config.model)
-    with quiet_libraries(config.observe.library_messages) as library_lines:
+    with (
+        on_device(resolve_device(config.device)),
+        quiet_libraries(config.observe.library_messages) as library_lines,
+    ):
         with settling(config.output, task):
             config = prepare(config, shards, reader)
         worker = build_worker(config, reader)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import time
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from importlib import metadata
@@ -69,14 +70,21 @@ def check_not_forked() -> None:
 
 
 def resolve_device(device: str) -> torch.device:
-    """`auto` made concrete. Raises `ConfigError` where a GPU is asked for and torch finds none."""
+    """`auto` made concrete. Raises `ConfigError` where torch doesn't find the GPU that is asked for."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if device == "cuda" and not torch.cuda.is_available():
+    found = torch.device(device)
+    if found.type == "cuda" and (found.index or 0) >= (count := torch.cuda.device_count()):
+        there = f"finds {count} GPUs, the first being cuda:0" if count else "finds no GPU"
         raise ConfigError(
-            f"device: cuda, but torch {torch.__version__} finds no GPU: check nvidia-smi, or use --device cpu"
+            f"device: {device}, but torch {torch.__version__} {there}: check nvidia-smi, or use --device cpu"
         )
-    return torch.device(device)
+    return found
+
+
+def on_device(device: torch.device) -> AbstractContextManager[object]:
+    """Makes a GPU by number the current one of this thread: Triton and DALI launch there."""
+    return nullcontext() if device.index is None else torch.cuda.device(device)
 
 
 def model_reader(model: ModelConfig) -> ModelReader:
@@ -96,6 +104,11 @@ def build_worker(config: Config, reader: ModelReader | None = None) -> Worker:
     check_not_forked()
     _built_in = os.getpid()
     device, laps = resolve_device(config.device), _Laps()
+    with on_device(device):
+        return _build(config, device, reader, laps)
+
+
+def _build(config: Config, device: torch.device, reader: ModelReader | None, laps: _Laps) -> Worker:
     try:
         model = _model(config.model, device, reader or model_reader(config.model), laps)
         wanted, spec = config.model, model.tower.spec

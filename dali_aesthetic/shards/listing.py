@@ -16,12 +16,13 @@ from dali_aesthetic.config import at_home
 from dali_aesthetic.stores.access import read_bytes
 from dali_aesthetic.stores.location import is_url
 from dali_aesthetic.stores.store import StoreUnusable, told
+from dali_aesthetic.types import ConfigError
 
 MAX_BRACE_MEMBERS = 10_000_000
 _RANGE = re.compile(r"\{(-?\d+)\.\.(-?\d+)(?:\.\.-?\d+)?\}")
 
 
-class InputError(ValueError):
+class InputError(ConfigError):
     """The input is missing or ambiguous; the text names it and the fix."""
 
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from dali_aesthetic.types import Buffer
+from dali_aesthetic.types import Buffer, ConfigError
 
 T = TypeVar("T")
 _SLICE_SECONDS = 0.1
@@ -58,7 +58,7 @@ class NoConditions(StoreError):
     """The store has no conditional writes."""
 
 
-class StoreUnusable(ValueError):
+class StoreUnusable(ConfigError):
     """A package, a setting or the bucket that a store needs is missing or invalid. The text names it."""
 
 

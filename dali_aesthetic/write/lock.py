@@ -40,6 +40,7 @@ from dali_aesthetic.stores.store import (
     retried,
     told,
 )
+from dali_aesthetic.types import ConfigError
 from dali_aesthetic.write.files import Owner, make_folder, naming
 
 T = TypeVar("T")
@@ -54,7 +55,7 @@ _JOIN_SECONDS, _JOIN_POLL_SECONDS = 5.0, 0.05
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
-class OutputBusy(ValueError):
+class OutputBusy(ConfigError):
     """Another run is writing to the output."""
 
 

@@ -17,7 +17,7 @@ from dali_aesthetic import layout
 from dali_aesthetic.overlap import pool
 from dali_aesthetic.stores.access import create, exists, open_file
 from dali_aesthetic.stores.location import is_url, join, parent
-from dali_aesthetic.types import Shard, ShardReport
+from dali_aesthetic.types import ConfigError, Shard, ShardReport
 from dali_aesthetic.write.files import TEMPORARY, is_leftover, publish, sync_folder, write_temporary
 from dali_aesthetic.write.rows import read_columns
 
@@ -33,7 +33,7 @@ _MOST_STATS, _STATS_AT_ONCE = 2000, 16
 """Stats of shards done before that a rerun reads: each is a request to a store."""
 
 
-class OutputMismatch(ValueError):
+class OutputMismatch(ConfigError):
     """The output holds shards of another input, or the input itself."""
 
 
@@ -213,7 +213,7 @@ def _changes(output: str, shard: Shard) -> str:
     return "files were added, or have another size"
 
 
-class RunMismatch(ValueError):
+class RunMismatch(ConfigError):
     """The output belongs to a run with another identity."""
 
 

@@ -15,13 +15,13 @@ import pyarrow.parquet as pq
 from dali_aesthetic import layout
 from dali_aesthetic.stores.access import open_file
 from dali_aesthetic.stores.location import join
-from dali_aesthetic.types import ImageHeader, Route, Status
+from dali_aesthetic.types import ConfigError, ImageHeader, Route, Status
 from dali_aesthetic.write.rows import Condition, Keep, read_columns, score_columns
 
 _ROW_COLUMNS = ("key", "source_offset", "status", "error_message", "width", "height", "format")
 
 
-class ScoresMismatch(ValueError):
+class ScoresMismatch(ConfigError):
     """The folder holds no scores, or scores of another input."""
 
 
