@@ -224,6 +224,11 @@ class Config(Section):
         ),
     ]
     output: Annotated[Given[str, Place], option(..., "Folder or URL that receives everything.", short="-o")]
+    output_format: Literal["tar", "files", "links"] = option(
+        "tar",
+        "How kept images of a folder are written: tar shards; files, copied into the same tree with their "
+        "captions; or hard links to the input's files, where the file system has them.",
+    )
     image_column: str = option(
         "", "Column of a Parquet input that holds the images.", unset="found by type and name"
     )
@@ -318,7 +323,7 @@ class Config(Section):
         return at_home(value.removeprefix("file://"))
 
     @model_validator(mode="after")
-    def _one_kind_of_worker(self) -> Self:
+    def _no_contradiction(self) -> Self:
         gpus, workers = self.launch.gpus, self.launch.workers
         if gpus is not None and workers is not None:
             raise ValueError("--gpus and --workers are given: GPUs have a process each, workers are for CPUs")
@@ -327,6 +332,11 @@ class Config(Section):
         if workers is not None and self.device.startswith("cuda"):
             raise ValueError(
                 f"--workers {workers} and --device {self.device} are given: give --gpus for these"
+            )
+        if self.output_format != "tar" and "://" in self.output:
+            raise ValueError(
+                f"--output-format {self.output_format} and --output {self.output} are given: files go "
+                "to a local folder, and tars to a store"
             )
         if self.device.startswith("cuda:") and (gpus is not None or self.launch.engine == "ray"):
             more = "--engine ray" if gpus is None else f"--gpus {gpus}"

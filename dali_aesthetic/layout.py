@@ -2,6 +2,7 @@
 
     OUTPUT/run.json                           the run record: what made this output (`read_record`)
     OUTPUT/shards/NAME.tar | .parquet         the kept samples of the input shard NAME
+    OUTPUT/files/...                          or kept image files with their sidecars, in the input's tree
     OUTPUT/scores/NAME.parquet                one row for every input sample
     OUTPUT/stats/NAME.json                    a `ShardReport`; it is written last: NAME is done
     OUTPUT/quarantine/NAME.tar | .parquet     samples that could not be scored, where asked for
@@ -34,7 +35,8 @@ Location = str | PathLike[str]
 
 RECORD = "run.json"
 SHARDS, SCORES, STATS, QUARANTINE, EMBEDDINGS = "shards", "scores", "stats", "quarantine", "embeddings"
-FOLDERS = (SHARDS, SCORES, STATS, QUARANTINE, EMBEDDINGS)
+FILES = "files"
+FOLDERS = (SHARDS, FILES, SCORES, STATS, QUARANTINE, EMBEDDINGS)
 """All that holds files of shards; an input below one of them would be replaced."""
 CALIBRATION = "calibration.safetensors"
 TIMING = "timing.jsonl"
@@ -239,6 +241,11 @@ def holds_embeddings(record: dict[str, Any]) -> bool:
 def holds_scores_only(record: dict[str, Any]) -> bool:
     """Whether no samples were to be kept."""
     return holds_embeddings(record) or bool(record.get(CONFIG, {}).get("scores_only"))
+
+
+def holds_files(record: dict[str, Any]) -> bool:
+    """Whether kept images are files of their own."""
+    return bool(record.get(CONFIG, {}).get("output_format", "tar") != "tar")
 
 
 def packed_from(record: dict[str, Any]) -> str | None:

@@ -80,7 +80,8 @@ class Sample(NamedTuple):
     Parquet file has none.
     `source` and `offset` say where it came from: the tar and the offset of its first header, the image file
     and 0, or the Parquet file and the row. `sidecar` is the sample's json member. A sample that the reader
-    already knows to be bad (no image, cut off) has a `status` other than ok and a `message`.
+    already knows to be bad (no image, cut off) has a `status` other than ok and a `message`. `files` are an
+    image file and its sidecars, as paths below the shard's root, with their bytes.
     """
 
     shard: Shard
@@ -92,6 +93,7 @@ class Sample(NamedTuple):
     sidecar: Buffer | None = None
     status: Status = Status.OK
     message: str = ""
+    files: tuple[tuple[str, Buffer], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

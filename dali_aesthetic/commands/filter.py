@@ -11,14 +11,15 @@ import typer
 from dali_aesthetic.commands.command import command, echo
 from dali_aesthetic.commands.options import ConfigFile, Verbosity, as_yaml, resolve
 from dali_aesthetic.commands.run import SCORE_EXAMPLES, launch_and_report
-from dali_aesthetic.config import Config
+from dali_aesthetic.config import Config, ConfigError
+from dali_aesthetic.shards.formats import IMAGE_RANK, extension
 
 if TYPE_CHECKING:
     from dali_aesthetic.launch.engine import RunResult, Watch
 
 commands = typer.Typer()
 Scores = Annotated[str, typer.Option("--scores", help="Folder that `score` (or `run`) wrote.")]
-_TAKES = ("input", "output", "threshold", "image_column", "follow_links", "columns")
+_TAKES = ("input", "output", "output_format", "threshold", "image_column", "follow_links", "columns")
 SELECT_EXAMPLES = """
 Examples:
 
@@ -27,6 +28,8 @@ Examples:
   dali-aesthetic select --scores scored --keep-top 10% --with-shard
 
   dali-aesthetic select --scores scored --where 'min_side >= 512 AND punsafe < 0.5'
+
+  dali-aesthetic select --scores scored --keep-top 10% --paths -0 | xargs -0 cp -t best
 """
 
 
@@ -57,23 +60,30 @@ def select(
     with_shard: Annotated[
         bool, typer.Option("--with-shard", help="Source shard and key, separated by a tab.")
     ] = False,
+    paths: Annotated[bool, typer.Option("--paths", help="Paths, for an input of image files.")] = False,
+    null: Annotated[
+        bool, typer.Option("--null", "-0", help="End each with a NUL character and escape nothing: xargs -0.")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="A line of JSON for each, with its shard.")] = False,
 ) -> int:
     """Print the keys of the samples within a threshold, one a line, in input order.
 
-    A newline, tab or other control character of a key is printed as an escape; --json prints the exact key.
+    A newline, tab or other control character of a key is printed as an escape; -0 and --json print the exact
+    key.
     """
+    shown, end = (str, "\0") if null else (one_line, "\n")
     for sources, keys in selected(scores, given["threshold"]):
+        if paths and (other := [source for source in sources if extension(source) not in IMAGE_RANK]):
+            raise ConfigError(f"--paths: {other[0]} holds more than an image; give --with-shard for its name")
         if json:
             rows = zip(keys, sources, strict=True)
             lines = [jsonlib.dumps({"key": key, "source_shard": source}) for key, source in rows]
         else:
-            lines = [one_line(key) for key in keys]
-            if with_shard:
-                names = {source: one_line(source) for source in set(sources)}
+            lines = [shown(text) for text in (sources if paths else keys)]
+            if with_shard and not paths:
+                names = {source: shown(source) for source in set(sources)}
                 lines = [f"{names[source]}\t{line}" for source, line in zip(sources, lines, strict=True)]
-        if lines:
-            echo("\n".join(lines))
+        echo("".join(f"{line}{end}" for line in lines), nl=False)
     return 0
 
 

@@ -47,6 +47,7 @@ Examples:
 
   dali-aesthetic filter --input 'data/{00000..00123}.tar' --scores scored --output kept --keep-top 25%
 """
+_FOR_KEPT = ("threshold", "output_format")
 _READ_FOR_EMBEDDINGS = ("input", "output", "model.encoder", "model.heads", "model.model_dir")
 
 
@@ -62,7 +63,7 @@ def run(given: Mapping[str, Any], file: ConfigFile, verbosity: Verbosity) -> int
     return _run(resolve(given, file.config), file.print_config, verbosity)
 
 
-@command(commands, *(taken for taken in EVERYTHING if taken != "threshold"), examples=SCORE_EXAMPLES)
+@command(commands, *(one for one in EVERYTHING if one not in _FOR_KEPT), examples=SCORE_EXAMPLES)
 def score(given: Mapping[str, Any], file: ConfigFile, verbosity: Verbosity) -> int:
     """Score every sample and write no images: cut the scores later with `filter`, as often as you like."""
     from dali_aesthetic.embeddings.files import holds_embeddings

@@ -90,6 +90,8 @@ def read_run(folder: Path) -> Run:
         raise ConfigError(f"{folder} holds scores of stored embeddings: there is no image to pack")
     if layout.holds_scores_only(record):
         raise ConfigError(f"{folder} holds scores only: cut them with `filter` first, then pack its output")
+    if layout.holds_files(record):
+        raise ConfigError(f"{folder} holds image files, which aren't packed: cut it into tars with `filter`")
     shards = tuple(_facts(folder, name) for name in sorted(layout.committed_names(folder)))
     for shard in shards:
         if (folder / layout.shard_file(shard.name, layout.PARQUET)).exists():

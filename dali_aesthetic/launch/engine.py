@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-from dali_aesthetic.config import Config
+from dali_aesthetic.config import Config, ConfigError
 from dali_aesthetic.launch.slurm import ALONE, Task
 from dali_aesthetic.layout import IDENTITY
 from dali_aesthetic.shards.plan import plan_shards
@@ -99,6 +99,11 @@ def launch(config: Config, engine: Engine, watch: Watch | None = None, task: Tas
         image_column=config.image_column,
         follow_links=config.follow_links,
     )
+    if config.output_format != "tar" and not config.scores_only and shards and shards[0].kind != "folder":
+        raise ConfigError(
+            f"--output-format {config.output_format} is for an input of image files, and {shards[0].source} "
+            "is none: leave it out"
+        )
     job = "" if task.is_alone else task.job
     with (
         claim(config.output, job=job),

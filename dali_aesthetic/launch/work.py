@@ -87,6 +87,7 @@ def sink_of(config: Config, head_names: Sequence[str], *, embeddings: bool = Fal
         embeddings=embeddings,
         columns=config.columns,
         where=None if config.scores_only else condition_of(config, head_names),
+        output_format=config.output_format,
     )
 
 

@@ -251,12 +251,13 @@ def _settings_beside_weights(config: Config, worker: Worker) -> dict[str, Any]:
 
 
 def cut_identity(config: Config) -> dict[str, Any]:
-    """The columns of the scores, the bounds on the raw scale and the condition, or none where only scores
-    are made. A bound that is infinite is none."""
+    """The columns of the scores, the bounds on the raw scale, the condition and the form of what is kept, or
+    none of these where only scores are made. A bound that is infinite is none."""
     columns = schema_identity(config.columns)
     if config.scores_only:
         return {"min_raw": None, **columns}
-    return config.threshold.identity() | columns
+    form = {} if config.output_format == "tar" else {"output_format": config.output_format}
+    return config.threshold.identity() | form | columns
 
 
 def _environment(device: torch.device) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pyarrow.parquet as pq
 from PIL import Image, ImageOps
 
-from dali_aesthetic.layout import shard_file
+from dali_aesthetic.layout import FILES, shard_file
 from dali_aesthetic.report.distribution import Grid, decimal
 from dali_aesthetic.report.rows import ShardScores
 from dali_aesthetic.shards.formats import IMAGE_RANK, extension, looks_like_image
@@ -169,12 +169,15 @@ class Thumbnails:
         return [thumbnail for thumbnail in made if thumbnail is not None]
 
     def _make_of_shard(self, shard: ShardScores, picks: list[Pick]) -> None:
-        rows = shard.read(["key", "source_shard", "source_offset"], [pick.row for pick in picks]).to_pylist()
+        columns = ["key", "source_shard", "source_offset", "output_shard"]
+        rows = shard.read(columns, [pick.row for pick in picks]).to_pylist()
         kept: list[tuple[Pick, dict[str, Any]]] = []
         for pick, row in zip(picks, rows, strict=True):
             # The kept shard is local, and still there if the source is gone.
-            source = str(row["source_shard"])
-            if pick.kept and (is_url(source) or not Path(source).is_file()):
+            source, kept_as = str(row["source_shard"]), str(row["output_shard"])
+            if pick.kept and kept_as.startswith(f"{FILES}/") and not Path(source).is_file():
+                self._add(pick, row | {"source_shard": str(self._output / kept_as)}, None)
+            elif pick.kept and (is_url(source) or not Path(source).is_file()):
                 kept.append((pick, row))
             else:
                 self._add(pick, row, None)

@@ -30,11 +30,11 @@ def _output(record: str) -> str:
     return record.removesuffix(f"/{RECORD}")
 
 
-def without_copies(root: str, paths: list[str], records: Sequence[str], suffix: str) -> list[str]:
+def without_copies(root: str, paths: list[str], records: Sequence[str], kind: str) -> list[str]:
     """The `paths` below the input `root` without those that earlier runs wrote from this very input.
 
     If all of them are outputs, all are kept: somebody gathered outputs in a folder. Raises InputError for
-    shards beside the output of a run that read something else, or whose record can't be read.
+    others beside the output of a run that read something else, or whose record can't be read.
     """
     if not records:
         return paths
@@ -44,7 +44,7 @@ def without_copies(root: str, paths: list[str], records: Sequence[str], suffix: 
         return paths
     runs = [record for record in records if any(map(written_by([record]), paths))]
     if strange := [run for run in runs if not _has_read(root, run)]:
-        raise InputError(_refusal(root, len(own), strange, suffix))
+        raise InputError(_refusal(root, len(own), strange, kind))
     _LOG.info("%s: what runs wrote below it is not input: %s", root, _shown(root, runs))
     return own
 
@@ -73,9 +73,10 @@ def _is_below(folder: str, root: str) -> bool:
     return f"{inner.rstrip('/')}/".startswith(f"{outer.rstrip('/')}/")
 
 
-def _refusal(root: str, num_own: int, runs: Sequence[str], suffix: str) -> str:
+def _refusal(root: str, num_own: int, runs: Sequence[str], kind: str) -> str:
+    what, suffix = ("images", "jpg") if kind == "folder" else ("shards", kind)
     return (
-        f"{root} holds {num_own} shards and, below it, what a run kept of another input: "
+        f"{root} holds {num_own} {what} and, below it, what a run kept of another input: "
         f"{_shown(root, runs)}. Move it away, or give what is meant as patterns "
         f"({root.rstrip('/')}/*.{suffix}) or as @list.txt"
     )

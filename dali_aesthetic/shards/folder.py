@@ -37,6 +37,7 @@ def _sample(
 ) -> Sample:
     path = os.path.join(shard.source, files.image)
     entries: list[Buffer] = []
+    files_read: list[tuple[str, Buffer]] = []
     image: Buffer | None = None
     sidecar: Buffer | None = None
     status, message, left = Status.OK, "", limits.max_member_bytes
@@ -47,6 +48,7 @@ def _sample(
                 limit = f"{limits.max_member_bytes:,} bytes, the limit of a sample"
                 raise TooManyBytes(f"{path} and its sidecars together have more than {limit}")
             _append(entries, files.member(name), data)
+            files_read.append((name, data))
             if name == files.image:
                 image = data
             if extension(name) == "json" and sidecar is None:
@@ -73,6 +75,7 @@ def _sample(
         sidecar=sidecar,
         status=status,
         message=message,
+        files=tuple(files_read) if whole else (),
     )
 
 

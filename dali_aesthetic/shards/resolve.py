@@ -287,7 +287,9 @@ def _folder(path: str, search: _Search) -> Found:
     kind = search.wanted or _kind_among(there, is_written)
     names = there[kind] if kind else []
     if kind == "folder":
-        names = names + there["parquet"] + there["embeddings"] + there[""]
+        names = earlier_runs.without_copies(path, images, records, kind)
+        others = there["parquet"] + there["embeddings"] + there[""]
+        names = names + (others if len(names) == len(images) else list(filterfalse(is_written, others)))
     elif kind == "embeddings":
         names = _of_images(path, names)
     elif kind:

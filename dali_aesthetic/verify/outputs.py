@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from dali_aesthetic.shards.read import read_shards
 from dali_aesthetic.stores.access import mirrored
 from dali_aesthetic.stores.location import is_url
 from dali_aesthetic.types import Sample, Shard
-from dali_aesthetic.verify.shard import check_shard
+from dali_aesthetic.verify.shard import check_shard, kept_files
 from dali_aesthetic.write.kept_rows import taken
 from dali_aesthetic.write.read_scores import stored_columns
 
@@ -59,7 +59,11 @@ def verify_output(output: Path, against_input: bool = False) -> OutputCheck:
     where = None
     if condition := layout.where_of(record):
         where = Predicate(condition, stored_columns(output))
-    problems = [(name, text) for name in names for text in check_shard(output, name, scores_only, cut, where)]
+    files = kept_files(output) if layout.holds_files(record) and not scores_only else None
+    found = ((name, check_shard(output, name, scores_only, cut, where, files)) for name in names)
+    problems = [(name, text) for name, texts in found for text in texts]
+    if files is not None and not layout.uncommitted_names(output):
+        problems += _strays(output, names, files)
     against_input = against_input and not scores_only
     broken = {name for name, _ in problems}
     whole = [name for name in names if name not in broken]
@@ -79,6 +83,14 @@ def verify_output(output: Path, against_input: bool = False) -> OutputCheck:
         uncommitted=tuple(layout.uncommitted_names(output)),
         warnings=tuple((name, text) for name, texts in given for text in texts),
     )
+
+
+def _strays(output: Path, names: list[str], files: Mapping[str, int]) -> Iterator[tuple[str, str]]:
+    """What lies among the kept images that no committed shard has kept."""
+    columns = (pq.read_table(output / layout.scores_file(name), columns=["output_shard"]) for name in names)
+    known = {name for column in columns for name in column.column(0).to_pylist()}
+    if strange := sorted(files.keys() - known):
+        yield "all shards", f"{len(strange)} images in {layout.FILES}/ are no shard's, like {strange[0]}"
 
 
 def _check_bytes(output: Path, config: dict[str, Any], names: list[str]) -> Iterator[tuple[str, str]]:
@@ -110,6 +122,8 @@ def _compare(output: Path, shard: Shard, limits: ReadLimits = DEFAULT_LIMITS) ->
         same = len(source) == len(kept) and _same(found, expected)
         return "" if same else f"its rows differ from the kept ones of {shard.source}"
     samples = (item for item in read_shards([shard], limits) if isinstance(item, Sample))
+    if (output / layout.FILES).exists():
+        return _compare_files(output / layout.FILES, samples, keys, kept)
     row = -1
     with (output / layout.shard_file(shard.name)).open("rb") as tar:
         for row, sample in enumerate(samples):
@@ -123,6 +137,17 @@ def _compare(output: Path, shard: Shard, limits: ReadLimits = DEFAULT_LIMITS) ->
         if row + 1 < len(keys):
             return f"its input has {row + 1} samples, its scores have {len(keys)}"
         return "" if tar.read() == layout.TAR_END else "its tar goes on behind the last kept sample"
+
+
+def _compare_files(folder: Path, samples: Iterable[Sample], keys: list[str], kept: list[bool]) -> str:
+    found = list(zip(samples, keys, kept, strict=False))
+    for sample, key, is_kept in found:
+        if sample.key != key:
+            return f"its input has the sample {sample.key!r} where its scores have {key!r}"
+        for name, content in sample.files if is_kept else ():
+            if (folder / name).read_bytes() != content:
+                return f"{layout.FILES}/{name} differs from its input"
+    return "" if len(found) == len(keys) else f"its input has {len(found)} samples, its scores {len(keys)}"
 
 
 def _same(found: pa.Table, expected: pa.Table) -> bool:

@@ -5,15 +5,24 @@ from __future__ import annotations
 import re
 import tarfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 
-from dali_aesthetic.layout import PARQUET, TAR_END, quarantine_file, read_stats, scores_file, shard_file
+from dali_aesthetic.layout import (
+    FILES,
+    PARQUET,
+    TAR_END,
+    quarantine_file,
+    read_stats,
+    scores_file,
+    shard_file,
+)
 from dali_aesthetic.predicate import Predicate
+from dali_aesthetic.shards.folder import group_images
 from dali_aesthetic.shards.members import split_name
 from dali_aesthetic.types import Status
 
@@ -28,11 +37,13 @@ def check_shard(
     scores_only: bool,
     cut: tuple[float, float] | None = None,
     where: Predicate | None = None,
+    files: Mapping[str, int] | None = None,
 ) -> Iterator[str]:
     """Yields a sentence for each problem of the shard.
 
     `cut` holds the inclusive bounds on the raw scores of kept samples, None if unknown; `where` is what else
-    holds for them.
+    holds for them. `files` has the bytes of each kept image with its sidecars (see `kept_files`); it is None
+    where images are in shards.
     """
     try:
         stats = read_stats(output, name)
@@ -44,6 +55,8 @@ def check_shard(
         if (parquet := output / shard_file(name, PARQUET)).exists():
             if (found := len(pq.read_table(parquet))) != stats["num_kept"]:  # reads every byte
                 yield f"its Parquet file has {found} rows, its stats state {stats['num_kept']} kept samples"
+        elif files is not None:
+            yield from _check_files(files, stats, [row["output_shard"] for row in rows if row["kept"]])
         elif not scores_only:
             yield from _check_tar(output, name, stats, [row["key"] for row in rows if row["kept"]])
         if stats.get("num_quarantined"):
@@ -82,6 +95,30 @@ def _check_marks(
 
 def _is_within(score: float | None, cut: tuple[float, float]) -> bool:
     return score is not None and cut[0] <= score <= cut[1]
+
+
+def kept_files(output: Path) -> dict[str, int]:
+    """The image files of an output, as its scores name them, with their bytes and those of their sidecars."""
+    root = output / FILES
+    names = [path.relative_to(root).as_posix() for path in root.rglob("[!.]*") if path.is_file()]
+    return {
+        as_text(f"{FILES}/{one.image}"): sum(
+            (root / name).stat().st_size for name in (one.image, *one.sidecars)
+        )
+        for one in group_images(names)
+    }
+
+
+def as_text(path: str) -> str:
+    """`path` as the scores write it, where it is not UTF-8."""
+    return path.encode("utf-8", "backslashreplace").decode()
+
+
+def _check_files(files: Mapping[str, int], stats: dict[str, Any], kept: list[str]) -> Iterator[str]:
+    if gone := [name for name in kept if name not in files]:
+        yield f"{len(gone)} of its {len(kept)} kept images are gone, like {gone[0]}"
+    elif (found := sum(files[name] for name in kept)) != (stated := stats["bytes_kept"]):
+        yield f"its kept images and their sidecars have {found} bytes, its stats state {stated}"
 
 
 def _check_tar(output: Path, name: str, stats: dict[str, Any], kept: list[str]) -> Iterator[str]:

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dali_aesthetic.config import COLUMN_TYPES, column_type
-from dali_aesthetic.layout import DERIVED
+from dali_aesthetic.layout import DERIVED, FILES
 from dali_aesthetic.types import ImageHeader, Sample, Status
 from dali_aesthetic.write.commit import Part
 from dali_aesthetic.write.json_fields import NO_REST, REST, Field, FieldColumns
@@ -116,8 +116,8 @@ class ScoreRows(Part):
     """The scores file of one shard. Rows are held in memory (about 0.5 KB each, and the json) until they fill
     a row group, or until the commit.
 
-    `fields` are those of `json_columns`. `where` keeps some of the rows that are marked as kept. `each` is
-    called with the table of each row group.
+    `output_shard` is "" where each kept image is a file. `fields` are those of `json_columns`. `where` keeps
+    some of the rows that are marked as kept. `each` is called with the table of each row group.
     """
 
     def __init__(
@@ -194,12 +194,15 @@ class ScoreRows(Part):
             marks_RC = np.hstack([marks_RC, self._where.passes(table)])
             kept_R = np.logical_and.reduce(marks_RC, axis=1)
         columns["kept"] = pa.array(kept_R, pa.bool_())
-        columns["output_shard"] = pa.array(
-            [self._output_shard if one else None for one in kept_R], pa.string()
+        columns["output_shard"] = _strings(
+            [self._kept_as(sample) if one else None for sample, one in zip(samples, kept_R, strict=True)]
         )
         self._statuses.update(statuses)
         self._tables.append(pa.table(columns))
         return marks_RC
+
+    def _kept_as(self, sample: Sample) -> str:
+        return self._output_shard or f"{FILES}/{sample.files[0][0]}"
 
     def _write(self) -> None:
         table = pa.concat_tables(self._tables).combine_chunks()

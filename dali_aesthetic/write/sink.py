@@ -27,7 +27,7 @@ from dali_aesthetic.write.commit import Part, abandon, commit, destination
 from dali_aesthetic.write.files import make_folder, output_path
 from dali_aesthetic.write.kept_rows import BadRows, KeptRows
 from dali_aesthetic.write.rows import Condition, Keep, ScoreRows, json_columns, score_columns
-from dali_aesthetic.write.writers import ShardEmbeddings, TarWriter
+from dali_aesthetic.write.writers import KeptFiles, ShardEmbeddings, TarWriter
 
 JUDGED_FROM = 100
 """Shards with fewer samples are not judged by their share of bad ones."""
@@ -44,7 +44,8 @@ class ShardSink:
     reported as failed. With `quarantine` such samples are copied too, as tar entries or as rows of Parquet.
     Without `images` there are scores and stats only, and nothing counts as kept. With `embeddings` those of
     each batch are written. `columns` are the json fields with columns of their own, as `json_columns` takes
-    them. Of the samples in `keep` only those are kept for whose rows `where` holds.
+    them; `output_format` is the configuration's. Of the samples in `keep` only those are kept for whose rows
+    `where` holds.
     """
 
     def __init__(
@@ -59,20 +60,21 @@ class ShardSink:
         embeddings: bool = False,
         columns: Sequence[str] = (),
         where: Condition | None = None,
+        output_format: str = "tar",
     ) -> None:
         self.destination = destination(output)
         self.head_names = tuple(head_names)
         self.fields = json_columns(columns, score_columns(head_names))
         self._keep = keep if images else _keep_nothing
         self.where = where if images else None
-        self.images = images
+        self.images, self.output_format = images, output_format
         self.num_kept = 0
         """Of the last `write`."""
         self.max_bad_fraction, self.quarantine = max_bad_fraction, quarantine
         self.embeddings = embeddings
         self._open: dict[str, _OpenShard] = {}
         self._commits: Backlog[ShardReport] = self.destination.backlog()
-        samples = {layout.SHARDS: images, layout.QUARANTINE: quarantine}
+        samples = {layout.SHARDS: images and output_format == "tar", layout.QUARANTINE: quarantine}
         for folder in (layout.SCORES, layout.STATS, *(name for name in samples if samples[name])):
             make_folder(self.destination.root / folder)
 
@@ -170,7 +172,8 @@ class _OpenShard:
         self.shard, self._destination = shard, sink.destination
         name, output, is_parquet = shard.name, sink.destination.root, shard.kind == "parquet"
         suffix = layout.PARQUET if is_parquet else layout.TAR
-        samples = layout.shard_file(name, suffix)
+        as_files = shard.kind == "folder" and sink.output_format != "tar"
+        samples = "" if as_files else layout.shard_file(name, suffix)
         self.num_samples = self.num_kept = self.num_quarantined = 0
         self._stats = output_path(output, layout.stats_file(name))
         bad = layout.quarantine_file(name, suffix)
@@ -184,8 +187,10 @@ class _OpenShard:
         if sink.embeddings:
             self.embeddings = ShardEmbeddings(output, shard, self.rows.fields.names)
             self.rows.each = self.embeddings.add_rows
-        self.kept: TarWriter | KeptRows | None = None
-        if sink.images:  # last, as it makes a file, and nobody abandons what was not built
+        self.kept: TarWriter | KeptRows | KeptFiles | None = None
+        if sink.images and as_files:
+            self.kept = KeptFiles(output, shard.source, as_links=sink.output_format == "links")
+        elif sink.images:  # last, as it makes a file, and nobody abandons what was not built
             final = output_path(output, samples)
             self.kept = KeptRows(final, shard.source) if is_parquet else TarWriter(final)
 
@@ -205,7 +210,7 @@ class _OpenShard:
         if self._where is not None:
             self._removed = self._removed + self._where.removed(marks_RC[~np.isnan(scores_RH[:, 0])])
         kept_R = np.logical_and.reduce(marks_RC, axis=1)
-        if isinstance(self.kept, KeptRows):
+        if isinstance(self.kept, KeptRows | KeptFiles):
             self.kept.add([samples[row] for row in np.flatnonzero(kept_R).tolist()])
         elif self.kept is not None:
             self.kept.add(_entries(samples, kept_R))

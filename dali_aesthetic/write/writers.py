@@ -1,4 +1,5 @@
-"""Files of a shard: a tar of entries copied byte for byte, a Parquet file of tables, and the embeddings.
+"""Files of a shard: a tar of entries copied byte for byte or image files, a Parquet file of tables, and the
+embeddings.
 
 Shape legend: R rows of a batch, D embedding.
 """
@@ -18,10 +19,20 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from dali_aesthetic.layout import TAR_END, embedding_files
-from dali_aesthetic.types import Buffer, Shard, Status
+from dali_aesthetic.layout import FILES, TAR_END, embedding_files
+from dali_aesthetic.types import Buffer, Sample, Shard, Status
 from dali_aesthetic.write.commit import Part, WholeFile
-from dali_aesthetic.write.files import naming, open_new, output_path, removing_on_error, write_all
+from dali_aesthetic.write.files import (
+    OutsideOutput,
+    make_folder,
+    naming,
+    open_new,
+    output_path,
+    removing_on_error,
+    sync_folder,
+    temporary_path,
+    write_all,
+)
 
 COMPRESSION: dict[str, Any] = {"compression": "zstd", "compression_level": 3}
 _START_EVERY = 16 << 20
@@ -74,6 +85,79 @@ class TarWriter(Part):
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:
             os.close(descriptor)
+
+
+class KeptFiles(Part):
+    """Kept image files with their sidecars, in the tree that they have below `root`; copies keep their times.
+
+    With `as_links` they are hard links to the input's files, and copies where the file system has none or a
+    file changed meanwhile. `num_bytes` counts the bytes of all of them.
+    """
+
+    def __init__(self, output: Path, root: str, *, as_links: bool) -> None:
+        super().__init__(output / FILES)
+        self._root, self._as_links = root, as_links
+        self._files: dict[Path, Path] = {}
+        self._folders: set[Path] = set()
+
+    def add(self, samples: Sequence[Sample]) -> None:
+        """Writes each file under its temporary name. Raises OSError naming the file."""
+        for sample in samples:
+            for name, content in sample.files:
+                self._add(os.path.join(self._root, name), self.final / name, content)
+
+    def _add(self, source: str, final: Path, content: Buffer) -> None:
+        temporary = temporary_path(final)
+        with naming(final):
+            self._make_folder(final.parent)
+            self._files[temporary] = final
+            if not (self._as_links and _linked(source, temporary, len(content))):
+                temporary.unlink(missing_ok=True)  # else a link to a changed file would be written to
+                descriptor = open_new(temporary)
+                try:
+                    write_all(descriptor, [content])
+                finally:
+                    os.close(descriptor)
+                with suppress(OSError):  # the source is gone
+                    times = os.stat(source)
+                    os.utime(temporary, ns=(times.st_atime_ns, times.st_mtime_ns))
+        self.num_bytes += len(content)
+
+    def _make_folder(self, folder: Path) -> None:
+        if folder not in self._folders:
+            make_folder(folder)
+            if not folder.resolve().is_relative_to(self.final.resolve()):
+                raise OutsideOutput(f"{folder} is a link to outside {self.final}; remove it")
+            self._folders.add(folder)
+
+    def finish(self) -> None:
+        """See `Part`."""
+        for temporary, final in self._files.items():
+            with naming(final):
+                sync_folder(temporary)  # of a file too
+
+    def publish(self) -> None:
+        """See `Part`."""
+        for temporary, final in self._files.items():
+            with naming(final):
+                os.replace(temporary, final)
+                temporary.unlink(missing_ok=True)  # of two links to one file the first is left
+        for folder in sorted(self._folders):
+            sync_folder(folder)
+
+    def abandon(self) -> None:
+        """See `Part`."""
+        for temporary in self._files:
+            temporary.unlink(missing_ok=True)
+
+
+def _linked(source: str, temporary: Path, size: int) -> bool:
+    """Whether `temporary` now is a hard link to `source`, a file of `size` bytes."""
+    with suppress(OSError):
+        temporary.unlink(missing_ok=True)
+        os.link(os.path.realpath(source), temporary)
+        return temporary.stat().st_size == size
+    return False
 
 
 class ParquetWriter(Part):

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -68,6 +69,27 @@ def test_select_prints_what_a_condition_keeps(scored: Path) -> None:
     assert (result.exit_code, result.stdout) == (2, "")
     assert "no column hight: did you mean height?" in " ".join(result.stderr.split())
     assert runner.invoke(app, ["select", "--scores", str(scored), "--where", "avg(width) > 5"]).exit_code == 2
+
+
+def test_select_prints_paths_of_images_and_ends_them_with_nul(
+    tmp_path: Path, scored: Path, tiny_model: ModelConfig
+) -> None:
+    photo = jpeg(Image.new("RGB", (40, 40)))
+    odd = "odd\nname, 'quoted'.jpg"
+    (tmp_path / "photos").mkdir()
+    for name in ("a.jpg", odd):
+        (tmp_path / "photos" / name).write_bytes(photo)
+    values = {"input": str(tmp_path / "photos"), "output": str(tmp_path / "s"), "scores_only": True}
+    run(Config.build(values | {"device": "cpu", "model": tiny_model.model_dump()}))
+    call_select = partial(call, "select", "--scores", tmp_path / "s", "--raw-threshold", -100)
+    paths = [f"{tmp_path}/photos/a.jpg", f"{tmp_path}/photos/{odd}"]
+    assert call_select("--paths", "-0") == (0, "".join(f"{path}\0" for path in paths))
+    assert call_select("--paths")[1].splitlines() == [path.replace("\n", "\\n") for path in paths]
+    assert call_select("--null")[1] == "a\0odd_name, 'quoted'\0"
+    assert [json.loads(line)["source_shard"] for line in call_select("--json")[1].splitlines()] == paths
+    told = runner.invoke(app, ["select", "--scores", str(scored), "--raw-threshold", "-100", "--paths"])
+    assert told.exit_code == 2
+    assert "00000.tar holds more than an image" in told.stderr.replace("\n", " ")
 
 
 def test_select_keeps_a_line_for_a_key_with_control_characters(

@@ -42,7 +42,7 @@ def test_it_keeps_the_good_part_and_prints_the_distribution(
 
 def test_a_configuration_error_is_one_line(sandbox: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code = call(monkeypatch, "--input", "photos", "--output", "out", "--threshold", "5")
-    assert str(code).startswith("error: --threshold 5 is outside 0..1: did you mean --raw-threshold 5")
+    assert str(code).startswith("error: unit 5 is outside 0..1: did you mean raw 5")
     assert str(call(monkeypatch, "--input", "nothing", "--output", "out")).startswith(
         "error: nothing does not"
     )

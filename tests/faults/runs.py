@@ -131,7 +131,8 @@ class Job:
         environ: Mapping[str, str] | None = None,
     ) -> Command:
         """Starts the run into `output`."""
-        arguments = ("run", "--input", self.source, "--output", output, *MODEL, *more)
+        model = MODEL[:-2] if "--raw-threshold" in more else MODEL
+        arguments = ("run", "--input", self.source, "--output", output, *model, *more)
         return self.zygote.start(*arguments, faults=faults, worker_faults=worker_faults, environ=environ)
 
     def finish(self, output: Path, *more: object) -> Command:
