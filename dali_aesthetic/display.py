@@ -169,6 +169,9 @@ def summary(result: RunResult, config: Config, console: Console) -> None:
     if result.num_skipped and (all_of := result.in_output):
         kept = f"{all_of.num_kept:,} ({share(all_of.num_kept, all_of.num_scored)} of the scored)"
         table.add_row("in the output", f"{all_of.num_samples:,} samples, kept {kept}")
+        if all_of.seconds:
+            rate = all_of.num_samples / all_of.seconds
+            table.add_row("", f"{rate:,.1f} images/s in {clock(all_of.seconds)}, all starts together")
     table.add_row("samples", f"{stats.num_samples:,}" + (" in this start" if result.num_skipped else ""))
     if filtered := stats.statuses[Status.FILTERED.value]:
         table.add_row("filtered", f"{filtered:,} ({share(filtered, stats.num_samples)}) before decoding")
@@ -232,6 +235,7 @@ def as_dict(result: RunResult, config: Config) -> dict[str, Any]:
         "output": config.output,
         "output_samples": all_of.num_samples if all_of else None,
         "output_kept": all_of.num_kept if all_of else None,
+        "output_seconds": round(all_of.seconds, 3) if all_of and all_of.seconds else None,
         "shards": result.num_shards,
         "committed": len(stats.reports) - len(stats.failed),
         "skipped": result.num_skipped,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+from dataclasses import replace
 from datetime import datetime
 
 import numpy as np
@@ -59,18 +60,26 @@ def test_the_summary_names_damaged_and_failed_shards(stats: RunStats) -> None:
 
 
 def test_a_rerun_tells_the_outputs_totals_beside_its_own(stats: RunStats) -> None:
-    earlier = Tally(num_samples=10, num_kept=4, statuses={"ok": 8, "empty": 2})
+    earlier = Tally(num_samples=10, num_kept=4, statuses={"ok": 8, "empty": 2}, seconds=3.0)
     config = Config(input=("x",), output="out")
     result = RunResult(
-        stats=RunStats(), num_shards=2, num_skipped=2, threshold=config.threshold, earlier=earlier
+        stats=RunStats(started_at=1.0, ended_at=3.0),
+        num_shards=2,
+        num_skipped=2,
+        threshold=config.threshold,
+        earlier=earlier,
     )
     console = Console(file=io.StringIO(), width=120)
     summary(result, config, console)
     text = " ".join(console.file.getvalue().split())  # type: ignore[attr-defined]
     assert "samples 0 in this start" in text
     assert "in the output 10 samples, kept 4 (50.0% of the scored)" in text
+    assert "2.0 images/s in 0:05, all starts together" in text
     told = as_dict(result, config)
     assert (told["samples"], told["output_samples"], told["output_kept"]) == (0, 10, 4)
+    assert told["output_seconds"] == 5.0
+    unknown = replace(result, earlier=replace(earlier, seconds=0.0))
+    assert as_dict(unknown, config)["output_seconds"] is None
 
 
 def test_shards_that_fail_of_one_cause_are_one_line(stats: RunStats) -> None:

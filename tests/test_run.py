@@ -310,6 +310,8 @@ def test_a_rerun_of_a_finished_run_tells_what_the_output_holds(
     stats = [json.loads(path.read_text()) for path in (scored / "stats").glob("*.json")]
     assert told["output_samples"] == sum(one["num_samples"] for one in stats) > 0
     assert told["output_kept"] == sum(one["num_kept"] for one in stats) > 0
+    last = [json.loads(line) for line in (scored / "timing.jsonl").read_text().splitlines()][-1]
+    assert told["output_seconds"] >= last["seconds"] > 0
 
 
 def test_a_run_that_keeps_nothing_names_the_highest_score_and_a_way_on(

@@ -9,7 +9,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from dali_aesthetic.config import Config, ConfigError
@@ -18,6 +19,7 @@ from dali_aesthetic.layout import IDENTITY
 from dali_aesthetic.shards.plan import plan_shards
 from dali_aesthetic.stats import RunStats, Tally, tally_of
 from dali_aesthetic.threshold import Threshold
+from dali_aesthetic.timing import read_speed
 from dali_aesthetic.types import Shard, Status
 from dali_aesthetic.write.lock import claim
 from dali_aesthetic.write.output import clean_leftovers, earlier_reports, open_output
@@ -53,6 +55,7 @@ class RunResult:
 
     `threshold` is the one that was applied, a share of the samples resolved to its raw score. `earlier`
     counts the samples of the skipped shards; it is None where there are too many, or in a task but the first.
+    Its seconds are those of the earlier starts, 0 where the output has no `timing.jsonl`.
     """
 
     stats: RunStats
@@ -71,8 +74,15 @@ class RunResult:
 
     @property
     def in_output(self) -> Tally | None:
-        """The counters of all that the output holds, or None where that isn't known."""
-        return self.earlier + self.stats.reports.committed if self.earlier else None
+        """The counters of all that the output holds, or None where that isn't known.
+
+        `seconds` are those of all starts, 0 where they aren't known.
+        """
+        if self.earlier is None:
+            return None
+        known = self.earlier.seconds > 0 or self.earlier.num_samples == 0
+        seconds = self.earlier.seconds + self.stats.seconds if known else 0.0
+        return replace(self.earlier + self.stats.reports.committed, seconds=seconds)
 
     @property
     def exit_code(self) -> int:
@@ -117,6 +127,8 @@ def launch(config: Config, engine: Engine, watch: Watch | None = None, task: Tas
             for report in earlier_reports(config.output, shards, left):
                 stats.reports.warnings.add(report.source, report.warnings)
                 earlier = earlier + tally_of(report) if earlier and report.name else None
+            if earlier and earlier.num_samples and (speed := read_speed(Path(config.output))):
+                earlier = replace(earlier, seconds=speed.seconds)
         _LOG.info("%s", _started(prepared, len(todo), task.part_size(len(shards))))
         with watch(stats, len(todo)) if watch else nullcontext():
             prepared.work(todo, stats)
