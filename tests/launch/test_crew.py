@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import time
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 
 from dali_aesthetic.config import Config
 from dali_aesthetic.launch.node import crew as crews
-from dali_aesthetic.launch.node.child import FIRST, Ready
+from dali_aesthetic.launch.node.child import FIRST, Logged, Ready
 from dali_aesthetic.launch.node.crew import Crew, ShardQueue
 from dali_aesthetic.launch.node.process import WorkerProcess
 from dali_aesthetic.launch.node.slots import Slot
@@ -114,6 +115,17 @@ def name(shard: Shard | None) -> str | None:
 
 def done(queue: ShardQueue, worker: str, shard: str) -> None:
     queue.done(worker, ShardReport(name=shard, source=""))
+
+
+def test_what_workers_log_is_the_launchers_once(
+    make: Callable[[Callable[[Slot], list[Any]]], Crew], caplog: pytest.LogCaptureFixture
+) -> None:
+    logged = [Logged("dali_aesthetic.score.weights", logging.WARNING, text) for text in ("odd", "100% odd")]
+    with caplog.at_level(logging.INFO), make(lambda slot: [logged, [READY]]) as crew:
+        crew.first_record([])
+    told = [(one.name, one.levelname, one.getMessage()) for one in caplog.records]
+    name = "dali_aesthetic.score.weights"
+    assert told == [(name, "WARNING", "GPU 0: odd"), (name, "WARNING", "GPU 0: 100% odd")]
 
 
 def test_shards_go_to_the_workers_in_the_order_they_ask() -> None:

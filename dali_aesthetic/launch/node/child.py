@@ -3,13 +3,15 @@
 Importing this module is cheap, and what is heavy is imported by functions: the process must be tied to its
 launcher and handle signals before it spends seconds on torch and DALI.
 
-There are three pipes because a pipe has one writer at a time. `requests` belongs to whichever thread reads
-the stream of shards, `messages` to the main thread, `heartbeats` to the one that sends the counters.
+There are four pipes because a pipe has one writer at a time. `requests` belongs to whichever thread reads
+the stream of shards, `messages` to the main thread, `heartbeats` to the one that sends the counters, `logs`
+to the handler of the package's log, which has a lock.
 """
 
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import pickle
 import signal
@@ -48,6 +50,26 @@ class Pipes:
     requests: Connection
     messages: Connection
     heartbeats: Connection
+    logs: Connection
+
+
+@dataclass(frozen=True, slots=True)
+class Logged:
+    """A message for the launcher's log, by the logger of this name."""
+
+    logger: str
+    level: int
+    text: str
+
+
+class _ToLauncher(logging.Handler):
+    def __init__(self, logs: Connection) -> None:
+        super().__init__(logging.INFO)
+        self._logs = logs
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with suppress(OSError):  # the launcher has gone
+            self._logs.send(Logged(record.name, record.levelno, record.getMessage()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +98,9 @@ def main(config: Config, slot: Slot, task: Task, pipes: Pipes) -> None:
     """The process's life: build the worker, work streams of shards until there are no more, exit."""
     _die_with_launcher()
     keep_streams()
+    package = logging.getLogger(__name__.partition(".")[0])
+    package.addHandler(_ToLauncher(pipes.logs))
+    package.setLevel(logging.INFO)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the launcher decides
     signal.signal(signal.SIGTERM, _stop)
     code = 0

@@ -16,7 +16,7 @@ from typing import Any
 
 from dali_aesthetic.config import Config, ModelConfig
 from dali_aesthetic.launch.engine import Prepared
-from dali_aesthetic.launch.node.child import FIRST, MODEL, NEXT, Failed, ModelSettled, Ready
+from dali_aesthetic.launch.node.child import FIRST, MODEL, NEXT, Failed, Logged, ModelSettled, Ready
 from dali_aesthetic.launch.node.process import WorkerProcess, wait_for_any
 from dali_aesthetic.launch.node.slots import Slot, find_slots
 from dali_aesthetic.launch.slurm import ALONE, Task
@@ -75,6 +75,7 @@ class Crew:
         self._first_shards: list[Shard] = []
         self._model: ModelConfig | None = None
         self._model_settler: WorkerProcess | None = None
+        self._logged: set[Logged] = set()
         self._waiting_for_model: list[WorkerProcess] = []
         self._waiting_for_shard: list[WorkerProcess] = []
 
@@ -165,6 +166,11 @@ class Crew:
             self._stats.set_worker(worker.name, place.committed + message)
         elif isinstance(message, ShardReport):
             self._add_report(place, worker, message)
+        elif isinstance(message, Logged):
+            if message not in self._logged:  # once where several workers say the same
+                self._logged.add(message)
+                text = f"{worker.name}: {message.text}"
+                logging.getLogger(message.logger).log(message.level, "%s", text)
         elif isinstance(message, ModelSettled):
             self._model = message.model
         elif message == MODEL:

@@ -35,19 +35,22 @@ class WorkerProcess:
         self.ready = False
         self.tally, self.committed = Tally(), Tally()
         self.heard_at = time.monotonic()
-        (self.requests, requests), (self.inbox, messages), (self.heartbeats, heartbeats) = (
-            context.Pipe(duplex) for duplex in (True, False, False)
-        )
-        self._pipes = (self.inbox, self.heartbeats, self.requests)
+        (
+            (self.requests, requests),
+            (self.inbox, messages),
+            (self.heartbeats, heartbeats),
+            (self.logs, logs),
+        ) = (context.Pipe(duplex) for duplex in (True, False, False, False))
+        self._pipes = (self.logs, self.inbox, self.heartbeats, self.requests)
         self._process = context.Process(
             target=child.main,
-            args=(config, slot, task, child.Pipes(requests, messages, heartbeats)),
+            args=(config, slot, task, child.Pipes(requests, messages, heartbeats, logs)),
             name=slot.name,
             daemon=True,
         )
         with _visible(slot):
             self._process.start()
-        for end in (requests, messages, heartbeats):
+        for end in (requests, messages, heartbeats, logs):
             end.close()  # else the pipe would stay open when the worker dies
 
     @property
