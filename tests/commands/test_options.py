@@ -131,7 +131,7 @@ def test_every_field_has_a_description_and_every_flag_is_of_one_field() -> None:
 def test_score_takes_what_run_takes_but_the_cut() -> None:
     cut = {option.flag for path, option in OPTIONS.items() if path.startswith("threshold.")}
     assert cut
-    assert flags_of("score") == flags_of("run") - cut
+    assert flags_of("score") == flags_of("run") - cut - {"--output-format"}
     assert {option.flag for option in OPTIONS.values()} <= flags_of("run")
 
 
