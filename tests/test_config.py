@@ -11,8 +11,13 @@ from dali_aesthetic.config import Config, ConfigError, ModelConfig, merge
 from dali_aesthetic.fields import in_fields
 from dali_aesthetic.threshold import Threshold
 
-CLUSTERS = set((Path(__file__).parents[1] / "configs").glob("*-cluster.yaml"))
-CONFIGS = sorted(set((Path(__file__).parents[1] / "configs").glob("*.yaml")) - CLUSTERS)
+OF_OTHERS = ("kube", "sky", "ray-cluster")
+"""Files for a cluster's own tools."""
+CONFIGS = sorted(
+    path
+    for path in (Path(__file__).parents[1] / "configs").glob("*.yaml")
+    if not path.name.startswith(OF_OTHERS)
+)
 MINIMAL = {"input": "a.tar", "output": "out"}
 
 
