@@ -5,10 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from benchmarks.datasets import title_of
 from benchmarks.markdown import gates, hardware_line, number, percent, plot, source, table
 from benchmarks.results import Result, Row, format_number, newest
 
 ENCODER_ROW = "encoder only, same run"
+WEBMIX, UNIFORM = title_of("webmix", 0), title_of("baseline", 512)
+"""The images of the first rows, and those of rows that name none."""
+_KEPT = "% kept"
+_USUAL_SHARE = "25% kept"
 _WHOLE, _STEADY = "end to end", ", steady"
 
 
@@ -54,9 +59,9 @@ def encoder_row(result: Result) -> Row | None:
 
 
 def cases(result: Result) -> list[Case]:
-    """All cases of a result in its order; the whole and the steady row of a case are one case."""
+    """All cases of a result, `WEBMIX` first; the whole and the steady row of a case are one case."""
     wholes = [row for row in result.rows if row.name.startswith(_WHOLE) and not row.name.endswith(_STEADY)]
-    return [_case(result, row) for row in wholes]
+    return sorted((_case(result, row) for row in wholes), key=lambda case: case.name != WEBMIX)
 
 
 def throughput_block(results: Sequence[Result], up: str) -> str:
@@ -79,9 +84,19 @@ def _case(result: Result, row: Row) -> Case:
     usual = encoder_row(result)
     steady = result.row(f"{row.name}{_STEADY}")
     encoder = _encoder(row) or (_encoder(usual) if usual else "")
-    name = row.name.removeprefix(_WHOLE).removeprefix(", ").removesuffix(f", {encoder}")
+    last = row.name.rpartition(", ")[2]
+    if encoder and last.endswith(encoder):  # with its model, if that is another one
+        encoder = last
+    name = row.name.removesuffix(f", {encoder}").removeprefix(_WHOLE).removeprefix(", ")
     alone = row.limit or (usual.median if usual else None)
-    return Case(name or _WHOLE, encoder, row, steady.median if steady else None, alone)
+    return Case(_of_images(name) or _WHOLE, encoder, row, steady.median if steady else None, alone)
+
+
+def _of_images(name: str) -> str:
+    """A case's name with its images, where it has only a kept share."""
+    if name == _USUAL_SHARE:
+        return UNIFORM
+    return f"{UNIFORM}, {name}" if name.endswith(_KEPT) else name
 
 
 def _encoder(row: Row) -> str:

@@ -2,7 +2,8 @@
 
 Both sides of a ratio are measured in one run, so that it depends less on the machine than a rate. The host's
 samples per second of CPU time depend on the CPU and are compared on the same model only. A DataLoader's rate
-depends on its cores, so that ours over it is compared on as many cores of the same model only.
+depends on its cores, so that ours over it is compared on as many cores of the same model and on the same kind
+of images only.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from benchmarks.cases import encoder_row, end_to_end
+from benchmarks.cases import UNIFORM, WEBMIX, encoder_row, end_to_end
 from benchmarks.results import Result, Row, newest
 from benchmarks.tables import OURS
 
@@ -18,7 +19,8 @@ PARTS = ("host", "end-to-end", "peers")
 """The parts that measure the ratios."""
 MOST_LOST = 0.10
 PEER = "webdataset + DataLoader + open_clip"
-END_TO_END = "end to end, 25% kept"
+END_TO_END = {WEBMIX: "end to end, webmix", UNIFORM: "end to end, 25% kept"}
+"""The rows over the encoder alone by their images."""
 HOST = "host loop, 25% kept"
 
 
@@ -62,7 +64,7 @@ def ratios(results: Sequence[Result]) -> list[Ratio]:
     """All ratios of the newest of these results."""
     found = [
         *(_over_peer(result) for result in newest(results, "peers").values()),
-        *(_over_encoder(result) for result in end_to_end(results).values()),
+        *(_over_encoder(result, images) for result in end_to_end(results).values() for images in END_TO_END),
         *(_per_core(result) for result in newest(results, "host").values()),
     ]
     return [ratio for ratio in found if ratio]
@@ -86,15 +88,16 @@ def _by_key(found: Sequence[Ratio]) -> Mapping[tuple[str, tuple[str, ...]], floa
 
 def _over_peer(result: Result) -> Ratio | None:
     cores = f"{result.machine['cpu_cores']} cores of {result.machine['cpu']}"
-    like = (result.slug, _encoder(result), cores)
+    like = (result.slug, _encoder(result), cores, str(result.content.get("images", UNIFORM)))
     return _quotient(f"ours over {PEER}", result.row(OURS), result.row(PEER), like)
 
 
-def _over_encoder(result: Result) -> Ratio | None:
+def _over_encoder(result: Result, images: str) -> Ratio | None:
     # In a quick run start and end weigh more.
     quick = ("quick",) if result.content["settings"].get("quick") else ()
     like = (result.slug, _encoder(result), *quick)
-    return _quotient("end to end over encoder only", result.row(END_TO_END), encoder_row(result), like)
+    name = f"end to end over encoder only, {images}"
+    return _quotient(name, result.row(END_TO_END[images]), encoder_row(result), like)
 
 
 def _per_core(result: Result) -> Ratio | None:

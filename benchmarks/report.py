@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cases import encoder_row, end_to_end
+from benchmarks.cases import UNIFORM, WEBMIX, encoder_row, end_to_end
 from benchmarks.plots import write_plots
 from benchmarks.results import Result, Row, read_results
 from benchmarks.tables import blocks, page
@@ -24,8 +24,13 @@ DOCUMENTS = (
 """The documents with blocks; those that don't exist are left out."""
 RATES = Path("dali_aesthetic/rates.json")
 """The rates that `dali-aesthetic plan` calculates with."""
-RATE_ROWS = ("end to end, 25% kept, steady", "end to end, 25% kept")
-"""The rows a rate is taken from, the first that exists: a long run is steady."""
+RATE_ROWS = {
+    "end to end, webmix, steady": WEBMIX,
+    "end to end, webmix": WEBMIX,
+    "end to end, 25% kept, steady": UNIFORM,
+    "end to end, 25% kept": UNIFORM,
+}
+"""The rows a rate is taken from, the first that exists, and their images: a long run is steady."""
 _BLOCK = re.compile(r"(<!-- bench:begin (?P<name>[\w-]+) -->\n)(?P<body>.*?)(<!-- bench:end -->)", re.DOTALL)
 _BEGIN, _END = "<!-- bench:begin ", "<!-- bench:end -->"
 
@@ -84,6 +89,7 @@ def _described(result: Result, row: Row) -> dict[str, Any]:
     detail = encoder.detail if encoder else {}
     return {
         "images_per_second": row.median,
+        "images": RATE_ROWS[row.name],
         "encoder": result.content["settings"]["encoder"],
         "backend": detail.get("backend"),
         "precision": detail.get("precision"),

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.cases import cases, end_to_end, throughput_block, throughput_plots
+from benchmarks.cases import UNIFORM, WEBMIX, cases, end_to_end, throughput_block, throughput_plots
 from benchmarks.encoder_tables import encoders_block, ladder_block, ladder_page
 from benchmarks.markdown import (
     FROM_DOCS,
@@ -128,6 +128,14 @@ def _of_kept(name: str) -> Callable[[Row], str]:
     return cell
 
 
+def _left_out(row: Row) -> str:
+    """The images of a tar that got no score, by extension."""
+    if not (found := row.detail.get("left_out")):
+        return ""
+    kinds = ", ".join(f"{count} {suffix}" for suffix, count in found.items())
+    return f"{kinds} of {row.detail['images_in_a_tar']}"
+
+
 def _peer_settings(row: Row) -> str:
     settings: Mapping[str, Any] = row.detail.get("settings", {})
     return "; ".join(f"{name.replace('_', ' ')} {_plain(value)}" for name, value in settings.items())
@@ -202,7 +210,8 @@ _PAGE: Columns = {
     "JPEG %": gpu("jpeg_percent"),
 }
 _FULL_PEERS: Columns = {
-    "images": detail("num_images"),
+    "scored": detail("num_images"),
+    "left out of each tar": _left_out,
     "settings": _peer_settings,
     "score error, mean / p99": _errors_of_peer,
     "kept images with other bytes": _of_kept("kept_images_with_other_bytes"),
@@ -212,39 +221,43 @@ _FULL_PEERS: Columns = {
 
 
 def _speed_block(results: Sequence[Result], up: str) -> str:
-    """The newest comparison with other programs, below the runs over images of the web on the same GPU."""
+    """The newest comparison with other programs, and runs over the other kind of images on the same GPU."""
     found = on_gpus(results, "peers")
     if not found:
         return ""
     peers = max(found, key=lambda result: result.date)
     runs = end_to_end(results).get(peers.slug)
-    web = [case for case in cases(runs) if "webmix" in case.name] if runs else []
-    lines = [[f"{OURS}, {case.encoder}", "webmix", number(case.whole.median), "", ""] for case in web]
     columns = _peers_columns(peers)
     shown = ("images/s", "ours is times", "writes")
-    images = str(peers.content.get("images", "uniform"))
-    lines += [[row.name, images, *(columns[name](row) for name in shown)] for row in peers.rows]
-    kinds = {
-        "webmix": "`webmix`: the formats, layouts and sizes of the web (`python -m benchmarks end-to-end`).",
-        "uniform": "`uniform`: JPEGs of one layout and size, a short side of 512 pixels.",
-    }
-    used = [text for kind, text in kinds.items() if any(line[1] == kind for line in lines)]
+    images = _images_of(peers)
+    lines = [[row.name, images, *(columns[name](row) for name in shown)] for row in peers.rows]
+    other = UNIFORM if images == WEBMIX else WEBMIX
+    more = [
+        [f"{OURS}, {case.encoder}", other, number(case.whole.median), "", ""]
+        for case in (cases(runs) if runs else ())
+        if case.name == other
+    ]
+    lines = [*lines, *more] if images == WEBMIX else [*more, *lines]
     below = [
         source(peers, up),
-        *([source(runs, up)] if runs and web else []),
-        *used,
+        *([source(runs, up)] if runs and more else []),
+        *([f"[What `{WEBMIX}` is]({up}docs/benchmarks.md#images)."] if images == WEBMIX or more else []),
         gates(peers, up).strip(),
     ]
     return f"{table([hardware_line(peers), 'images', *shown], lines)}\n\n{' '.join(filter(None, below))}"
 
 
-def _fidelity_table(result: Result) -> str:
-    """Settings of each program, its score errors, and its changes to the samples that it kept."""
-    return rows_table("", _FULL_PEERS, result.rows)
+def _images_of(peers: Result) -> str:
+    return str(peers.content.get("images", UNIFORM))
+
+
+def _fidelity_table(result: Result, heading: str = "") -> str:
+    """What each program scored, its settings and score errors, and its changes to the samples it kept."""
+    return rows_table(heading, _FULL_PEERS, result.rows)
 
 
 def _peers_heading(result: Result) -> str:
-    return f"Side by side, {hardware_line(result)}"
+    return f"Side by side on {_images_of(result)}, {hardware_line(result)}"
 
 
 _FEED = Block(
@@ -364,7 +377,11 @@ _BLOCKS: Mapping[str, Block] = {
     ),
 }
 """The blocks that are tables of a theme's rows, by name."""
-_MORE_ON_PAGES = {"feed": _FEED.table, "cold-start": _COLD_START.table, "peers": _fidelity_table}
+_MORE_ON_PAGES = {
+    "feed": _FEED.table,
+    "cold-start": _COLD_START.table,
+    "peers": lambda result: _fidelity_table(result, f"on {_images_of(result)}"),
+}
 
 
 def blocks(results: Sequence[Result]) -> dict[str, str]:

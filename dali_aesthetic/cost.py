@@ -23,6 +23,7 @@ class Rate:
     """Images/s of one GPU, from tars on disk to committed output, and how they were measured."""
 
     images_per_second: float
+    images: str
     encoder: str
     backend: str
     precision: str
@@ -122,7 +123,8 @@ def read_count(text: str) -> float:
 
 
 def _assumptions(rate: Rate, gpus: int, price: float | None, image_kb: float, keep: float) -> tuple[str, ...]:
-    measured = f"{rate.encoder}, {rate.backend}, {rate.precision}, {rate.cpu_cores} CPU cores"
+    encoder = f"{rate.encoder}, {rate.backend}, {rate.precision}"
+    measured = f"images: {rate.images}; {encoder}; {rate.cpu_cores} CPU cores"
     found = [
         f"each GPU does {rate.images_per_second:,.0f} images/s end to end, as one {rate.hardware} did on "
         f"{rate.date} ({measured}; {rate.source})",

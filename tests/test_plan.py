@@ -48,6 +48,7 @@ def test_every_assumption_is_printed_and_names_its_measurement() -> None:
     text, rate = found.as_text(), known_rates()["h100"]
     assert all(assumption in text for assumption in found.assumptions)
     assert rate.source in text
+    assert f"images: {rate.images}" in text
     assert rate.date in text
     assert "only one was measured" in text
     assert "with 16 cores a GPU is bound by encode at 3,780 images/s, with fewer than 10 by" in text

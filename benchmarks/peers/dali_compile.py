@@ -1,8 +1,8 @@
 """DALI's tar reader, the usual resize and crop, open_clip under `torch.compile`: the best short script.
 
-In its favour: decoding in hardware, one process, nothing written. It is compiled before its time counts,
-which starts with a few batches decoded ahead and ends with as many. DALI's reader has no keys, so that scores
-go by position.
+In its favour: decoding in hardware, one process, nothing written; only formats that DALI decodes are read, as
+one image in another would end the run. It is compiled before its time counts, which starts with a few batches
+decoded ahead and ends with as many. DALI's reader has no keys, so that scores go by position.
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.open_clip_model import open_clip_tower
-from benchmarks.peers.job import Job, PeerResult, Unavailable, position_key, versions
+from benchmarks.peers.job import Job, PeerResult, Unavailable, images_of, members, versions
 from dali_aesthetic.score.spec import OPENAI_MEAN, OPENAI_STD
 
 BATCH = 256
+READS = ("jpg", "png", "webp")
+"""Members that DALI decodes, of those in the benchmark's shards."""
 
 
 def run(job: Job) -> PeerResult:
@@ -33,15 +35,21 @@ def run(job: Job) -> PeerResult:
     if on_gpu:
         tower = torch.compile(tower)
     head = job.head_layer()
-    total = job.per_tar * len(job.few_tars())
-    _pass(job, pipeline, tower, head, job.per_tar * len(job.warm_tars()))  # whole tars: the next one follows
+    keys = list(images_of(members(job.tars[0]), READS))
+    before = len(_pass(job, pipeline, tower, head, len(keys) * len(job.warm_tars())))
     start = time.perf_counter()
-    scores = _pass(job, pipeline, tower, head, total)
+    scores = _pass(job, pipeline, tower, head, len(keys) * len(job.few_tars()))
     return PeerResult(
         num_images=len(scores),
         seconds=time.perf_counter() - start,
-        scores={position_key(index): score for index, score in enumerate(scores[: job.per_tar])},
-        settings={"batch_size": _batch(job), "precision": job.precision, "torch.compile": on_gpu},
+        # The reader goes round and round; all tars have the same samples.
+        scores={keys[(before + at) % len(keys)]: score for at, score in enumerate(scores[: len(keys)])},
+        settings={
+            "reads": list(READS),
+            "batch_size": _batch(job),
+            "precision": job.precision,
+            "torch.compile": on_gpu,
+        },
         writes="nothing; scores in memory",
         versions=versions("nvidia-dali-cuda120", "nvidia-dali-cuda130", "torch", "open_clip_torch"),
     )
@@ -65,7 +73,10 @@ def _pipeline(job: Job) -> Any:
     )
     with pipeline:
         encoded = fn.readers.webdataset(
-            paths=list(job.few_tars()), ext=["jpg"], missing_component_behavior="skip", name="reader"
+            paths=list(job.few_tars()),
+            ext=[";".join(READS)],
+            missing_component_behavior="skip",
+            name="reader",
         )
         images = fn.decoders.image(
             encoded, device="mixed" if on_gpu else "cpu", output_type=types.DALIImageType.RGB
@@ -87,6 +98,7 @@ def _pipeline(job: Job) -> Any:
 
 @torch.inference_mode()
 def _pass(job: Job, pipeline: Any, tower: Any, head: torch.nn.Module, count: int) -> list[float]:
+    """Scores of the next `count` images, and of as many more as fill the last batch."""
     parts: list[Tensor] = []
     held: deque[tuple[Tensor, Tensor]] = deque()
     for _ in range(0, count, _batch(job)):
@@ -99,4 +111,4 @@ def _pass(job: Job, pipeline: Any, tower: Any, head: torch.nn.Module, count: int
         if len(held) > 2:
             held.popleft()[1].cpu()
     scores: list[float] = torch.cat(parts).cpu().tolist()
-    return scores[:count]
+    return scores

@@ -12,9 +12,8 @@ from __future__ import annotations
 import importlib.util
 import multiprocessing
 import shutil
-import tarfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from itertools import islice
@@ -28,7 +27,16 @@ from torch import Tensor
 
 from benchmarks.peers import placeholders
 from benchmarks.peers.hf_clip import hf_clip, hf_precision
-from benchmarks.peers.job import Gate, Job, PeerResult, Unavailable, versions, with_fewer
+from benchmarks.peers.job import (
+    Gate,
+    Job,
+    PeerResult,
+    Unavailable,
+    images_of,
+    members,
+    versions,
+    with_fewer,
+)
 
 _WAIT_S = 300
 
@@ -70,7 +78,10 @@ MakeScorer = Callable[[Job], Callable[[bytes], float]]
 
 
 def score_in_processes(job: Job, make_scorer: MakeScorer) -> tuple[dict[str, float], int, float]:
-    """Score all images one by one in `num_workers` processes: scores by key, number of images, seconds."""
+    """Score all images one by one in `num_workers` processes: scores by key, number of images, seconds.
+
+    Images that Pillow can't read are left out.
+    """
     folder = Path(job.output) / "ready"
     shutil.rmtree(folder, ignore_errors=True)
     gate = Gate(str(folder), job.num_workers)
@@ -90,15 +101,23 @@ def score_in_processes(job: Job, make_scorer: MakeScorer) -> tuple[dict[str, flo
 def _score_share(job: Job, make_scorer: MakeScorer, gate: Gate, rank: int) -> list[tuple[str, float]]:
     """Keys and scores of this process's share of the images, in the tars' order."""
     torch.set_num_threads(1)
-    images = [item for tar in job.few_tars() for item in _images(tar).items()][rank :: job.num_workers]
+    images = [item for tar in job.few_tars() for item in _images(tar)][rank :: job.num_workers]
     try:
         score = make_scorer(job)
         for _, image in islice(images, 8):
-            score(image)
+            _score_or_skip(score, image)
     finally:
         gate.arrive()  # also after a failure: the others must not wait for it
     gate.wait(_WAIT_S)
-    return [(key, score(image)) for key, image in images]
+    scores = ((key, _score_or_skip(score, image)) for key, image in images)
+    return [(key, found) for key, found in scores if found is not None]
+
+
+def _score_or_skip(score: Callable[[bytes], float], image: bytes) -> float | None:
+    try:
+        return score(image)
+    except OSError:  # Pillow's for what it can't read; its own runs skip such a sample
+        return None
 
 
 def _import() -> list[str]:
@@ -151,9 +170,6 @@ class _Predictor:
         return SimpleNamespace(logits=self._head(F.normalize(embeddings_ND, dim=-1)))
 
 
-def _images(tar: str) -> Mapping[str, bytes]:
-    with tarfile.open(tar) as opened:
-        found = (
-            (member.name, opened.extractfile(member)) for member in opened if member.name.endswith(".jpg")
-        )
-        return {name.partition(".")[0]: content.read() for name, content in found if content is not None}
+def _images(tar: str) -> list[tuple[str, bytes]]:
+    found = members(tar)
+    return [(key, found[name]) for key, name in images_of(found).items()]

@@ -1,8 +1,9 @@
 """webdataset + DataLoader with Pillow + open_clip: the usual script, and the way of clip-retrieval.
 
-In its favour: as many workers as cores, kept from the warm-up to the pass that counts; images go between
-processes as uint8 and are normalised on the device (the usual script sends float32, four times as much); only
-scores are kept, no image is written.
+In its favour: it takes every format that Pillow reads, and what Pillow can't read is skipped; as many workers
+as cores, kept from the warm-up to the pass that counts; images go between processes as uint8 and are
+normalised on the device (the usual script sends float32, four times as much); only scores are kept, no image
+is written.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from torch import Tensor
 from benchmarks.open_clip_model import open_clip_tower
 from benchmarks.peers.job import Job, PeerResult, Unavailable, versions
 from dali_aesthetic.score.clip import Normalize
+from dali_aesthetic.shards.formats import IMAGE_EXTENSIONS
 
 BATCH = 256
 
@@ -38,7 +40,7 @@ def run(job: Job) -> PeerResult:
         _Passes(job.warm_tars(), tars),
         wds.split_by_worker,
         wds.tarfile_to_samples(),
-        wds.map(_ToPixels(job.spec.image_size)),
+        wds.map(ToPixels(job.spec.image_size), handler=wds.ignore_and_continue),
         wds.batched(batch),
     )
     loader = wds.WebLoader(
@@ -73,8 +75,11 @@ class _Passes:
         return iter([{"url": tar} for tar in self._passes.pop(0)])
 
 
-class _ToPixels:
-    """In a worker: from a sample to its key and a uint8 RGB square, by open_clip's transform."""
+class ToPixels:
+    """In a worker: from a sample to its key and a uint8 RGB square, by open_clip's transform.
+
+    Raises what Pillow raises.
+    """
 
     def __init__(self, image_size: int) -> None:
         import open_clip
@@ -83,10 +88,11 @@ class _ToPixels:
         self._steps = [step for step in steps.transforms if type(step).__name__ in ("Resize", "CenterCrop")]
 
     def __call__(self, sample: Mapping[str, Any]) -> tuple[str, Any]:
-        image = Image.open(io.BytesIO(sample["jpg"])).convert("RGB")
+        content = next(sample[suffix] for suffix in IMAGE_EXTENSIONS if suffix in sample)
+        image = Image.open(io.BytesIO(content))
         for step in self._steps:
             image = step(image)
-        return sample["__key__"], torch.from_numpy(np.array(image))
+        return sample["__key__"], torch.from_numpy(np.array(image.convert("RGB")))
 
 
 class _Scorer:

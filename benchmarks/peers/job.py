@@ -1,11 +1,12 @@
-"""Shared by peers: the job and its result, a gate for workers, fewer workers where memory runs out."""
+"""Shared by peers: the job, its images and result, a gate for workers, fewer workers if memory runs out."""
 
 from __future__ import annotations
 
 import json
 import os
+import tarfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -17,6 +18,7 @@ from torch import nn
 from dali_aesthetic.score.head import HeadMLP
 from dali_aesthetic.score.spec import TowerSpec, spec_of
 from dali_aesthetic.score.weights import load_head
+from dali_aesthetic.shards.formats import IMAGE_RANK, extension
 
 T = TypeVar("T")
 _POLL_S = 0.02
@@ -85,8 +87,8 @@ class Job:
 class PeerResult:
     """`num_images` in `seconds`, from models loaded and warmed up to the last result written or in memory.
 
-    `scores` are the first tar's, by key, or by position for a peer without keys. `settings` are those it was
-    tuned with, `writes` describes its output, `detail` is added to its row.
+    `num_images` counts images that got a score. `scores` are the first tar's, by key. `settings` are those it
+    was tuned with, `writes` describes its output, `detail` is added to its row.
     """
 
     num_images: int
@@ -119,9 +121,21 @@ def versions(*packages: str) -> dict[str, str]:
     return found
 
 
-def position_key(index: int) -> str:
-    """The key of the sample at a position of the benchmark's own shards."""
-    return f"{index:08d}"
+def members(tar: str | Path) -> dict[str, bytes]:
+    """The files of a tar by name, in its order."""
+    with tarfile.open(tar) as opened:
+        found = ((member.name, opened.extractfile(member)) for member in opened if member.isfile())
+        return {name: content.read() for name, content in found if content is not None}
+
+
+def images_of(members: Collection[str], extensions: Collection[str] = IMAGE_RANK) -> dict[str, str]:
+    """The names of image members by their samples' keys, in the order of the members."""
+    return {key_of(name): name for name in members if extension(name) in extensions}
+
+
+def key_of(name: str) -> str:
+    """The key of the sample that a member belongs to."""
+    return name.partition(".")[0]
 
 
 @dataclass(frozen=True, slots=True)

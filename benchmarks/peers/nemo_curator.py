@@ -81,7 +81,7 @@ def run(job: Job) -> PeerResult:
     shutil.rmtree(output, ignore_errors=True)
     try:
         stages, task_type = _stages(job, output)
-        from benchmarks.peers.nemo_stages import MODEL_BATCH, noted_scores
+        from benchmarks.peers.nemo_stages import MODEL_BATCH, READS, noted_scores
     except ImportError as error:
         raise Unavailable(f"nemo-curator lacks {error.name or error}") from error
     tars = job.few_tars()
@@ -97,6 +97,7 @@ def run(job: Job) -> PeerResult:
         scores=scores,
         settings={
             "stages": "read, embed, filter, write",
+            "reads": list(READS),
             "model_batch": MODEL_BATCH,
             "precision": hf_precision(job.device),
             "threads": job.num_workers,
@@ -178,7 +179,7 @@ def _measure_with_ray(job: Job, workers: Workers, replaced: Sequence[str]) -> Pe
     gate = Gate(str(output / "ready"), workers.embedders)
     tars = job.few_tars()
     _run_pipeline(_ray_stages(job, output, workers, gate), tars, workers)
-    from benchmarks.peers.nemo_stages import noted_scores
+    from benchmarks.peers.nemo_stages import READS, noted_scores
 
     scores, num_images = noted_scores(output / "notes", tars[0])
     return PeerResult(
@@ -188,6 +189,7 @@ def _measure_with_ray(job: Job, workers: Workers, replaced: Sequence[str]) -> Pe
         settings={
             "executor": "Ray Data",
             "stages": "read, embed, filter, write",
+            "reads": list(READS),
             **asdict(workers),
             "model_batch": RAY_MODEL_BATCH,
             "precision": hf_precision(job.device),

@@ -23,12 +23,14 @@ from nemo_curator.stages.image.io.image_reader import ImageReaderStage
 from nemo_curator.tasks import ImageBatch
 
 from benchmarks.peers.hf_clip import hf_clip
-from benchmarks.peers.job import Gate, Job, position_key
+from benchmarks.peers.job import Gate, Job, images_of, members
 
 MODEL_BATCH = 256
 """Eight times its default; a batch holds 100 images, as many as its reader hands over at a time."""
 READER_BATCH = 100
 """Its reader's default: the images that it decodes and hands over at a time."""
+READS = ("jpg",)
+"""Members that its reader takes; its image ids are positions among them."""
 _WAIT_S = 300
 
 
@@ -101,11 +103,12 @@ class Scorer(ImageAestheticFilterStage):  # type: ignore[misc]
 
 
 def noted_scores(notes: Path, tar: str) -> tuple[dict[str, float], int]:
-    """The scores of a tar's images by position, and the number of scores of all tars."""
+    """The scores of a tar's images by key, and the number of scores of all tars."""
     lines = [line.split() for path in sorted(notes.glob("*.txt")) for line in path.read_text().splitlines()]
     found = {name: float(score) for name, score in lines}
     own = {name: score for name, score in found.items() if name.rpartition("_")[0] == Path(tar).stem}
-    return {position_key(int(name.rpartition("_")[2])): score for name, score in own.items()}, len(found)
+    keys = list(images_of(members(tar), READS))
+    return {keys[int(name.rpartition("_")[2])]: score for name, score in own.items()}, len(found)
 
 
 def filter_stages(job: Job, notes: Path, model_batch: int = MODEL_BATCH) -> tuple[Embedder, Scorer]:

@@ -31,7 +31,7 @@ def run(job: Job) -> PeerResult:
     table = pq.read_table(folder / "scores" / f"{first}.parquet", columns=["key", "aesthetic_score"])
     backend = worker.scorer.backend
     return PeerResult(
-        num_images=stats.num_samples,
+        num_images=stats.num_scored,
         seconds=stats.seconds,
         scores=dict(zip(table["key"].to_pylist(), table["aesthetic_score"].to_pylist(), strict=True)),
         settings={

@@ -1,7 +1,7 @@
 """Other programs and ours in turn, each in its own process, on the same images, GPU and cores.
 
-Beside the speed: how far a program's scores are from the reference, and what it changed of the samples it
-kept.
+Beside the speed: which images a program left out, how far its scores are from the reference, and what it
+changed of the samples it kept.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import json
 import os
 import re
 import sys
-import tarfile
 import traceback
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -24,14 +24,17 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from benchmarks.datasets import DatasetSpec, make_dataset
+from benchmarks.datasets import DatasetSpec, make_dataset, title_of
 from benchmarks.open_clip_model import open_clip_tower, saved_weights
-from benchmarks.peers.job import Job, PeerResult, Unavailable
+from benchmarks.peers.job import Job, PeerResult, Unavailable, images_of, key_of, members
 from benchmarks.processes import run_bounded
 from benchmarks.results import Measured, Record
 from benchmarks.settings import Settings
 from dali_aesthetic.overlap import cpu_count
+from dali_aesthetic.shards.formats import extension
 
+KIND, SHORT_SIDE = "webmix", 0
+"""The images that all programs score."""
 BOUND_S = 90
 """Seconds for a peer when quick; ten times as many when not."""
 
@@ -40,14 +43,15 @@ BOUND_S = 90
 class Peer:
     """A program: a function of a module of this folder, from a job to its result.
 
-    `start_s` are seconds added to its bound for a long start (scales, compiling, workers), which is not in
-    its rate. `share` of the images go to a slow program; its rate doesn't depend on their number. `paths` are
-    environment variables that name folders with its own libraries, as bundle.sh makes them.
+    `more_s` are seconds added to its bound: for slow decoding, or for a long start (scales, compiling,
+    workers), which is not in its rate. `share` of the images go to a slow program; its rate doesn't depend on
+    their number. `paths` are environment variables that name folders with its own libraries, as bundle.sh
+    makes them.
     """
 
     module: str
     function: str = "run"
-    start_s: float = 0
+    more_s: float = 0
     share: float = 1
     paths: tuple[str, ...] = ()
 
@@ -65,17 +69,17 @@ class Peer:
 
 PEERS = {
     "dali_aesthetic": Peer("ours"),
-    "dali_aesthetic, fp8 (gate opened)": Peer("ours", "run_fp8", start_s=60),
-    "webdataset + DataLoader + open_clip": Peer("dataloader"),
-    "DALI + open_clip + torch.compile": Peer("dali_compile", start_s=30),
+    "dali_aesthetic, fp8 (gate opened)": Peer("ours", "run_fp8", more_s=60),
+    "webdataset + DataLoader + open_clip": Peer("dataloader", more_s=60),
+    "DALI + open_clip + torch.compile": Peer("dali_compile", more_s=30),
     "NeMo Curator, its stages in one process": Peer(
         "nemo_curator", share=3 / 160, paths=("BENCH_NEMO_PATH",)
     ),
     "data-juicer, its filter": Peer(
-        "data_juicer", start_s=150, share=3 / 80, paths=("BENCH_DATA_JUICER_PATH",)
+        "data_juicer", more_s=150, share=3 / 80, paths=("BENCH_DATA_JUICER_PATH",)
     ),
     "NeMo Curator, its pipeline with Ray Data": Peer(
-        "nemo_curator", "run_with_ray", start_s=210, share=3 / 20, paths=("BENCH_NEMO_PATH", "BENCH_RAY_PATH")
+        "nemo_curator", "run_with_ray", more_s=210, share=3 / 20, paths=("BENCH_NEMO_PATH", "BENCH_RAY_PATH")
     ),
 }
 """By the names of their rows, the most important first: a run may be cut off."""
@@ -105,6 +109,7 @@ def measure_peers(record: Record, settings: Settings) -> None:
     job = make_job(settings)
     reference = reference_scores(job, min(job.per_tar, 128))
     cut = float(np.quantile(list(reference.values()), 0.75))
+    record.note("images", title_of(KIND, SHORT_SIDE))
     record.note("score_spread", float(f"{np.std(list(reference.values())):.3g}"))
     torch.cuda.empty_cache()  # the peers need the memory
     bound_s = BOUND_S * (1 if settings.quick else 10)
@@ -114,7 +119,7 @@ def measure_peers(record: Record, settings: Settings) -> None:
         images = int(len(job.tars) * job.per_tar * peer.share)
         output = str(Path(job.output) / peer.output)
         own_job = replace(job, cut=cut, output=output, max_images=images)
-        outcome = _in_own_process(own_job, title, bound_s + peer.start_s)
+        outcome = _in_own_process(own_job, title, bound_s + peer.more_s)
         if isinstance(outcome, str):
             record.skip(title, outcome)
         else:
@@ -126,7 +131,7 @@ def make_job(settings: Settings) -> Job:
     workers = cpu_count()
     rounds = max(1, min(_TARS_A_CORE, _MOST_TARS // workers)) if settings.on_gpu else 1
     few, shards = 256 if settings.on_gpu else settings.distinct or 16, rounds * workers
-    spec = DatasetSpec(distinct=few, num_shards=shards)
+    spec = DatasetSpec(short_side=SHORT_SIDE, distinct=few, num_shards=shards, kind=KIND)
     folder = settings.data / "peers"
     make_dataset(folder, spec, workers)
     tars = tuple(str(path) for path in sorted(folder.glob("bench-*.tar"))[:shards])
@@ -171,7 +176,8 @@ def _environment(peer: Peer) -> dict[str, str]:
 
 def _row(title: str, found: dict[str, Any], reference: dict[str, float], source: str) -> Measured:
     detail = {name: found[name] for name in ("settings", "writes", "versions", "num_images")}
-    detail |= {**found["detail"], **score_error(found["scores"], reference)}
+    detail |= {**found["detail"], **left_out(found["scores"], source)}
+    detail |= score_error(found["scores"], reference)
     if found["kept_tars"]:
         detail |= kept_fidelity(found["kept_tars"], source)
     return Measured(name=title, values=[found["num_images"] / found["seconds"]], detail=detail)
@@ -210,18 +216,26 @@ def reference_scores(job: Job, count: int) -> dict[str, float]:
     transform: Any = open_clip.image_transform(
         job.spec.image_size, is_train=False, mean=job.spec.mean, std=job.spec.std
     )
-    images = _images(Path(job.tars[0]))
+    content = members(job.tars[0])
+    images = images_of(content)
     keys = sorted(images)[:count]
     tower = open_clip_tower(job.spec, job.weights).to(job.device)
     head = job.head_layer()
     scores: dict[str, float] = {}
     for start in range(0, len(keys), 32):
         chunk = keys[start : start + 32]
-        pixels = torch.stack([transform(Image.open(io.BytesIO(images[key]))) for key in chunk])
+        pixels = torch.stack([transform(Image.open(io.BytesIO(content[images[key]]))) for key in chunk])
         embeddings_ND = tower(pixels.to(job.device))
         found = head(F.normalize(embeddings_ND, dim=-1))[:, 0].tolist()
         scores.update(zip(chunk, found, strict=True))
     return scores
+
+
+def left_out(scores: Mapping[str, float | None], source: str) -> dict[str, Any]:
+    """Images in a tar, and those of them without a score by extension."""
+    images = images_of(members(source))
+    missing = Counter(extension(name) for key, name in images.items() if scores.get(key) is None)
+    return {"images_in_a_tar": len(images), "left_out": dict(missing)}
 
 
 def score_error(scores: Mapping[str, float], reference: Mapping[str, float]) -> dict[str, float]:
@@ -240,44 +254,33 @@ def score_error(scores: Mapping[str, float], reference: Mapping[str, float]) -> 
 def kept_fidelity(kept_tars: Sequence[str], source: str) -> dict[str, int]:
     """Counts of kept images: with other bytes, with another name; and members lost beside them.
 
-    Kept images with names that aren't in the source are matched by the number at the end of their name.
-    Members lost are captions and metadata of kept images.
+    Kept images with names that aren't in the source are matched by the number at the end of their name, a
+    position among the source's images of that extension. Members lost are captions and metadata of kept
+    images.
     """
-    original = _members(Path(source))
-    images = {name: content for name, content in original.items() if name.endswith(".jpg")}
+    original = members(source)
+    images = list(images_of(original).values())
     sidecars = len(original) // max(1, len(images)) - 1
     kept: dict[str, bytes] = {}
     for tar in kept_tars:
-        kept |= _members(Path(tar))
-    kept_images = {name: content for name, content in kept.items() if name.endswith(".jpg")}
-    matched = {name: images.get(_original_name(name, images)) for name in kept_images}
+        kept |= members(tar)
+    kept_images = list(images_of(kept).values())
     return {
         "kept_images_compared": len(kept_images),
         "kept_images_with_other_bytes": sum(
-            content != matched[name] for name, content in kept_images.items()
+            kept[name] != original.get(_original_name(name, images)) for name in kept_images
         ),
         "kept_images_renamed": sum(name not in images for name in kept_images),
         "members_lost": sidecars * len(kept_images) - (len(kept) - len(kept_images)),
     }
 
 
-def _original_name(name: str, images: Mapping[str, bytes]) -> str:
+def _original_name(name: str, images: Sequence[str]) -> str:
     if name in images:
         return name
-    number = name.removesuffix(".jpg").rpartition("_")[2]
-    return f"{int(number):08d}.jpg" if number.isdecimal() else ""
-
-
-def _images(tar: Path) -> dict[str, bytes]:
-    return {
-        name.partition(".")[0]: content for name, content in _members(tar).items() if name.endswith(".jpg")
-    }
-
-
-def _members(path: Path) -> dict[str, bytes]:
-    with tarfile.open(path) as tar:
-        found = ((member.name, tar.extractfile(member)) for member in tar if member.isfile())
-        return {name: content.read() for name, content in found if content is not None}
+    number = key_of(name).rpartition("_")[2]
+    alike = [image for image in images if extension(image) == extension(name)]
+    return alike[int(number)] if number.isdecimal() and int(number) < len(alike) else ""
 
 
 if __name__ == "__main__":

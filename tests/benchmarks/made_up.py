@@ -27,8 +27,20 @@ def with_settings(found: Result, settings: dict[str, Any]) -> Result:
     return replace(found, content={**found.content, "settings": settings})
 
 
+def without(found: Result, row_name: str, fact: str) -> Result:
+    """The same result without a row and a fact."""
+    rows = [row for row in found.content["rows"] if row["name"] != row_name]
+    content = {name: value for name, value in found.content.items() if name != fact} | {"rows": rows}
+    return replace(found, content=content, rows=tuple(row for row in found.rows if row.name != row_name))
+
+
 def result(
-    folder: Path, theme: str, rows: list[dict[str, Any]], slug: str = "h100", date: str = "2026-01-01"
+    folder: Path,
+    theme: str,
+    rows: list[dict[str, Any]],
+    slug: str = "h100",
+    date: str = "2026-01-01",
+    **facts: str,
 ) -> Result:
     """Written to `folder` and read again."""
     content = {
@@ -38,6 +50,7 @@ def result(
         "settings": {"encoder": "ViT-L-14"},
         "rows": rows,
         "skipped": [{"name": "nothing", "reason": "made up"}],
+        **facts,
     }
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{theme}_{slug}_{date}.json"
@@ -46,7 +59,11 @@ def result(
 
 
 def whole(
-    folder: Path, end_to_end: float = 2500.0, ours: float = 4000.0, host_us: float = 100.0
+    folder: Path,
+    end_to_end: float = 2500.0,
+    webmix: float = 2000.0,
+    ours: float = 4000.0,
+    host_us: float = 100.0,
 ) -> list[Result]:
     """One result of each theme that the guard compares."""
     return [
@@ -56,6 +73,7 @@ def whole(
             [
                 row("encoder only, same run", 2600.0, backend="fused", precision="fp16"),
                 row("end to end, 25% kept", end_to_end),
+                row("end to end, webmix", webmix),
             ],
         ),
         result(
@@ -65,6 +83,7 @@ def whole(
                 row("dali_aesthetic", ours, writes="all", score_error_mean=0.001),
                 row("webdataset + DataLoader + open_clip", 1000.0, writes="nothing", score_error_mean=0.002),
             ],
+            images="webmix",
         ),
         result(folder, "host", [row("host loop, 25% kept", 9000.0, cpu_us_per_image=host_us)]),
     ]

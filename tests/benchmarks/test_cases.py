@@ -21,15 +21,36 @@ ROWS = [
     made_up.row("encoder only, fused fp8", 4000.0, gate="opened: so", **FP8),
     made_up.row("end to end, mixed, 512 px", 1000.0, limit=2000.0, samples=5000, **USUAL),
 ]
+UNIFORM = "baseline 4:2:0 only, 512 px"
 
 
 def test_a_whole_and_a_steady_row_are_one_line_beside_the_encoder(tmp_path: Path) -> None:
     text = blocks([made_up.result(tmp_path, "end-to-end", ROWS)])["throughput"]
-    assert "| 25% kept | fused fp16 | 1,800 | 1,950 | 2,000 | 98% |" in text
-    assert "| 25% kept | fused fp8 | 3,000 | 3,600 | 4,000 | 90% |" in text
+    assert f"| {UNIFORM} | fused fp16 | 1,800 | 1,950 | 2,000 | 98% |" in text
+    assert f"| {UNIFORM} | fused fp8 | 3,000 | 3,600 | 4,000 | 90% |" in text
     assert "encoder only" not in text
     assert "steady, of the encoder alone" in text
     assert text.count("\n| ") == 3
+
+
+def test_webmix_comes_first_and_another_model_is_named_with_its_encoder(tmp_path: Path) -> None:
+    rows = [
+        *ROWS,
+        made_up.row("end to end, webmix", 1500.0, limit=2000.0, **USUAL),
+        made_up.row("end to end, webmix, fused fp8", 2500.0, limit=4000.0, **FP8),
+        made_up.row("end to end, webmix, ViT-B-32 fused fp16", 9000.0, limit=12_000.0, **USUAL),
+        made_up.row("end to end, 100% kept", 1700.0, limit=2000.0, **USUAL),
+    ]
+    found = [(case.name, case.encoder) for case in cases(made_up.result(tmp_path, "end-to-end", rows))]
+    assert found == [
+        ("webmix", "fused fp16"),
+        ("webmix", "fused fp8"),
+        ("webmix", "ViT-B-32 fused fp16"),
+        (UNIFORM, "fused fp16"),
+        (UNIFORM, "fused fp8"),
+        ("mixed, 512 px", "fused fp16"),
+        (f"{UNIFORM}, 100% kept", "fused fp16"),
+    ]
 
 
 def test_a_case_without_a_steady_row_is_judged_by_its_whole_runs(tmp_path: Path) -> None:

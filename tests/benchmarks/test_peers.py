@@ -11,19 +11,23 @@ import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+import open_clip
 import pytest
 import torch
+from PIL import Image
 
 from benchmarks.check import PEER
 from benchmarks.datasets import DatasetSpec
 from benchmarks.open_clip_model import saved_weights
 from benchmarks.peers import side_by_side
 from benchmarks.peers.hf_clip import hf_state
-from benchmarks.peers.job import Gate, Job, Unavailable, with_fewer
+from benchmarks.peers.job import Gate, Job, Unavailable, images_of, with_fewer
 from benchmarks.peers.side_by_side import (
     PEERS,
     answer,
     kept_fidelity,
+    left_out,
     make_job,
     measure_peers,
     score_error,
@@ -33,7 +37,6 @@ from benchmarks.results import Record, read_result
 from benchmarks.settings import Settings
 from benchmarks.tables import OURS
 from dali_aesthetic.score.clip import VisionTower
-from dali_aesthetic.score.spec import spec_of
 from dali_aesthetic.score.weights import load_tower
 from tests.benchmarks.test_roofline import SMALL
 
@@ -155,7 +158,7 @@ def test_the_peer_of_the_guard_comes_early_and_the_longest_start_last() -> None:
     order = list(PEERS)
     assert order[0] == OURS
     assert order.index(PEER) < min(order.index(title) for title, peer in PEERS.items() if peer.share < 1)
-    assert order[-1] == RAY == max(PEERS, key=lambda title: PEERS[title].start_s)
+    assert order[-1] == RAY == max(PEERS, key=lambda title: PEERS[title].more_s)
     assert (PEERS[OURS].module, PEERS[PEER].module) == ("ours", "dataloader")  # what the guard compares
 
 
@@ -198,18 +201,59 @@ def link_tars(folder: Path, spec: DatasetSpec, num_processes: int) -> str:
     return str(folder / "bench-*.tar")
 
 
+def test_images_are_found_by_extension_in_the_order_of_the_tar() -> None:
+    names = ("b.webp", "b.json", "a.jpg", "a.txt", "c.gif", "d.AVIF", "d.txt")
+    assert images_of(names) == {"b": "b.webp", "a": "a.jpg", "c": "c.gif", "d": "d.AVIF"}
+    assert list(images_of(names, ("jpg", "webp"))) == ["b", "a"]
+
+
+def test_a_dataloader_reads_every_format_with_the_references_steps() -> None:
+    from benchmarks.peers.dataloader import ToPixels
+
+    reference = open_clip.image_transform(32, is_train=False, mean=(0, 0, 0), std=(1, 1, 1))
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8))
+    for format, mode in (("jpeg", "L"), ("png", "RGBA"), ("webp", "RGB"), ("gif", "P"), ("avif", "RGB")):
+        buffer = io.BytesIO()
+        picture.convert(mode).save(buffer, format)
+        key, pixels_HWC = ToPixels(32)({"__key__": "1", "txt": b"a", format: buffer.getvalue()})
+        expected = (255 * reference(Image.open(buffer))).round().to(torch.uint8).permute(1, 2, 0)
+        assert key == "1"
+        assert torch.equal(pixels_HWC, expected), format
+
+
+def test_dalis_scores_by_position_go_to_the_keys_of_what_it_decodes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from benchmarks.peers import dali_compile
+
+    class Brightness(torch.nn.Module):
+        def forward(self, pixels_NCHW: torch.Tensor) -> torch.Tensor:
+            brightness = pixels_NCHW.mean((1, 2, 3))
+            return torch.stack([brightness, torch.ones_like(brightness)], dim=1)
+
+    images = {"0.webp": 200, "1.gif": 250, "2.jpg": 20, "2.txt": 0, "3.avif": 0, "4.png": 110}
+    members = {}
+    for name, level in images.items():
+        buffer = io.BytesIO()
+        if not name.endswith("txt"):
+            format = {"jpg": "jpeg"}.get(name[2:], name[2:])
+            Image.new("RGB", (40, 50), (level,) * 3).save(buffer, format)
+        members[name] = buffer.getvalue()
+    tar = write(tmp_path / "a.tar", members)
+    monkeypatch.setattr(dali_compile, "open_clip_tower", lambda spec, weights: Brightness())
+    monkeypatch.setattr(Job, "head_layer", lambda job: torch.nn.Identity())
+    job = a_job(tmp_path, tars=(tar, tar, tar), per_tar=5, max_images=15)
+    found = dali_compile.run(job)  # a warm-up of a batch of 8, which is no whole number of tars
+    assert sorted(found.scores, key=found.scores.__getitem__) == ["2", "4", "0"]
+    assert found.num_images == 16
+    assert left_out(found.scores, tar)["left_out"] == {"gif": 1, "avif": 1}
+
+
 def test_the_first_pass_of_a_dataloader_warms_up_on_few_tars() -> None:
     from benchmarks.peers.dataloader import _Passes
 
     passes = _Passes(("a.tar",), ("a.tar", "b.tar"))
     assert [[one["url"] for one in passes()] for _ in range(2)] == [["a.tar"], ["a.tar", "b.tar"]]
-
-
-def test_without_its_package_or_a_gpu_nemo_curator_says_so(tmp_path: Path) -> None:
-    from benchmarks.peers.nemo_curator import run
-
-    with pytest.raises(Unavailable, match="nemo-curator"):
-        run(a_job(tmp_path))
 
 
 def test_without_its_package_data_juicer_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -218,61 +262,6 @@ def test_without_its_package_data_juicer_says_so(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(Unavailable, match="py-data-juicer is not installed"):
         data_juicer.run(a_job(tmp_path))
-
-
-def test_without_ray_nemo_curators_pipeline_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from benchmarks.peers import nemo_curator
-
-    monkeypatch.setattr(nemo_curator, "require_curator", lambda job: None)
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(Unavailable, match="BENCH_RAY_PATH"):
-        nemo_curator.run_with_ray(a_job(tmp_path))
-
-
-@pytest.mark.parametrize(("cores", "embedders"), [(1, 1), (2, 1), (16, 12), (64, 48)])
-def test_nemo_curators_workers_fill_the_cores(cores: int, embedders: int) -> None:
-    from benchmarks.peers.nemo_curator import Workers
-
-    workers = Workers.on(cores)
-    assert workers.embedders == embedders
-    assert workers.num_cpus <= cores + 3  # the scorer has next to nothing to do
-
-
-@pytest.mark.parametrize(
-    ("free_gib", "cores", "embedders"), [(77.0, 16, 12), (38.0, 16, 5), (22.0, 16, 1), (8.0, 2, 1)]
-)
-def test_nemo_curators_embedders_leave_room_on_the_gpu(free_gib: float, cores: int, embedders: int) -> None:
-    from benchmarks.peers import nemo_curator as nemo
-
-    each_gib = nemo.embedder_gib(spec_of("ViT-L-14-quickgelu"), nemo.RAY_MODEL_BATCH)
-    assert each_gib == pytest.approx(3.3, abs=0.01)
-    workers = nemo.Workers.on(cores, free_gib, each_gib)
-    assert workers.embedders == embedders
-    taken = embedders * each_gib + workers.readers * nemo._READER_GIB + nemo._SCORER_GIB
-    assert embedders == 1 or taken < free_gib * 5 / 6
-
-
-@pytest.mark.parametrize(
-    ("error", "tried"),
-    [("MemoryError: CUDA allocation failed", [8, 4]), ("no such file", [8])],
-)
-def test_nemo_curator_gets_a_second_try_if_memory_runs_out(
-    error: str, tried: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from benchmarks.peers import nemo_curator as nemo
-
-    seen = []
-
-    def failing(job: Job, workers: nemo.Workers, replaced: object) -> None:
-        seen.append(workers.embedders)
-        raise RuntimeError(error)
-
-    monkeypatch.setattr(nemo, "require_curator", lambda job: None)
-    monkeypatch.setattr(nemo.placeholders, "install", list)
-    monkeypatch.setattr(nemo, "_measure_with_ray", failing)
-    with pytest.raises(RuntimeError, match=error):
-        nemo.run_with_ray(a_job(tmp_path, num_workers=10))
-    assert seen == tried
 
 
 def test_a_gpu_that_refuses_processes_gets_half_as_many() -> None:
@@ -295,6 +284,15 @@ def length_scorer(job: Job) -> Callable[[bytes], float]:
     return len
 
 
+def picky_scorer(job: Job) -> Callable[[bytes], float]:
+    def score(image: bytes) -> float:
+        if image == b"?":
+            raise OSError("cannot identify image file")
+        return 1.0
+
+    return score
+
+
 def failing_scorer(job: Job) -> Callable[[bytes], float]:
     raise RuntimeError("no model")
 
@@ -311,6 +309,16 @@ def test_images_are_dealt_out_to_processes_once_each(tmp_path: Path) -> None:
     assert seconds > 0
     with pytest.raises(RuntimeError, match="no model"):
         score_in_processes(a_job(tmp_path, tars=(tar,), per_tar=7), failing_scorer)
+
+
+def test_images_that_pillow_can_not_read_are_left_out_of_scores_and_counts(tmp_path: Path) -> None:
+    from benchmarks.peers.data_juicer import score_in_processes
+
+    tar = write(tmp_path / "a.tar", {"0.gif": b"GIF", "1.png": b"?", "2.avif": b"AVIF"})
+    scores, count, _ = score_in_processes(a_job(tmp_path, tars=(tar,), per_tar=3), picky_scorer)
+    assert (scores, count) == ({"0": 1.0, "2": 1.0}, 2)
+    assert left_out(scores, tar) == {"images_in_a_tar": 3, "left_out": {"png": 1}}
+    assert left_out({**scores, "1": None}, tar) == left_out(scores, tar)
 
 
 def test_a_gate_opens_with_the_last_worker_it_waits_for(tmp_path: Path) -> None:
@@ -356,7 +364,8 @@ def test_rows_and_skips_of_all_peers_are_in_the_record(
     def outcome(job: Job, title: str, bound_s: float) -> dict[str, object] | str:
         return dict(found) if title == OURS else f"no {title} here"
 
-    monkeypatch.setattr(side_by_side, "make_job", lambda settings: a_job(tmp_path))
+    tar = write(tmp_path / "a.tar", {"1.jpg": b"", "2.png": b"", "3.gif": b"", "3.txt": b""})
+    monkeypatch.setattr(side_by_side, "make_job", lambda settings: a_job(tmp_path, tars=(tar,)))
     monkeypatch.setattr(side_by_side, "reference_scores", lambda job, count: {"1": 5.0, "2": 4.0})
     monkeypatch.setattr(side_by_side, "_in_own_process", outcome)
     record = Record("peers", tmp_path, torch.device("cpu"), {})
@@ -366,6 +375,8 @@ def test_rows_and_skips_of_all_peers_are_in_the_record(
     assert (row.name, row.median) == ("dali_aesthetic", 20.0)
     assert row.detail["score_error_mean"] == 0.25
     assert row.detail["gate"] == "opened"
+    assert row.detail["left_out"] == {"gif": 1}
+    assert result.content["images"] == "webmix"
     assert {one["name"] for one in result.skipped} == set(PEERS) - {"dali_aesthetic"}
     assert all(one["reason"].startswith("no ") for one in result.skipped)
 
@@ -397,6 +408,15 @@ def test_kept_images_are_compared_byte_for_byte(tmp_path: Path) -> None:
     assert kept_fidelity([other], source) == {
         "kept_images_compared": 2, "kept_images_with_other_bytes": 1, "kept_images_renamed": 1,
         "members_lost": 4,
+    }  # fmt: skip
+
+
+def test_kept_images_of_a_peer_that_reads_one_format_are_matched_by_position_in_it(tmp_path: Path) -> None:
+    source = write(tmp_path / "source.tar", {"0.png": b"0", "1.jpg": b"1", "2.webp": b"2", "3.jpg": b"3"})
+    kept = write(tmp_path / "kept.tar", {"a_000001.jpg": b"3", "2.webp": b"2", "a_000002.jpg": b"none"})
+    assert kept_fidelity([kept], source) == {
+        "kept_images_compared": 3, "kept_images_with_other_bytes": 1, "kept_images_renamed": 2,
+        "members_lost": 0,
     }  # fmt: skip
 
 

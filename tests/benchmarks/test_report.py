@@ -55,12 +55,13 @@ def test_a_made_up_result_goes_through_to_every_page(tmp_path: Path) -> None:
     made_up.whole(folder, end_to_end=2501.0)
     written = write_report(folder, tmp_path)
     document = (tmp_path / README).read_text()
-    assert "| 25% kept | fused fp16 | 2,501 |  | 2,600 | 96% |" in document
+    assert "| baseline 4:2:0 only, 512 px | fused fp16 | 2,501 |  | 2,600 | 96% |" in document
     assert "old 7" not in document
     assert document.startswith("a\n")
     assert document.endswith("z\n")
     rate = json.loads((tmp_path / RATES).read_text())["gpus"]["h100"]
-    assert (rate["images_per_second"], rate["backend"], rate["cpu_cores"]) == (2501.0, "fused", 16)
+    assert (rate["images_per_second"], rate["images"]) == (2000.0, "webmix")
+    assert (rate["backend"], rate["cpu_cores"]) == ("fused", 16)
     plot = folder / "throughput_h100_2026-01-01.svg"
     assert plot in written
     assert "2,501" in plot.read_text()
@@ -84,26 +85,30 @@ def test_a_newer_result_replaces_an_older_one_and_a_cpu_shows_no_gpu_figures(tmp
         made_up.result(tmp_path, "end-to-end", [made_up.row("end to end, 25% kept", 7.5)], slug="cpu"),
     ]
     text = blocks(results)["throughput"]
-    assert "| 25% kept |  | 11 |  | 12 | 92% |" in text
+    assert "| baseline 4:2:0 only, 512 px |  | 11 |  | 12 | 92% |" in text
     assert "2,500" not in text
     assert "7.5" not in text
 
 
 def test_the_table_of_speed_says_what_was_scored(tmp_path: Path) -> None:
-    rows = [
-        made_up.row("encoder only, same run", 2600.0, backend="fused", precision="fp16"),
-        made_up.row("end to end, 25% kept", 2500.0),
-        made_up.row("end to end, webmix", 1900.0),
-    ]
-    results = made_up.whole(tmp_path)
-    assert "webmix" not in blocks(results)["speed"]
-    newer = made_up.result(tmp_path, "end-to-end", rows, date="2026-02-01")
-    text = blocks([*results, newer])["speed"]
-    assert "| dali_aesthetic, fused fp16 | webmix | 1,900 |" in text
-    assert "| uniform | 1,000 | 4.0 |" in text
-    assert "`webmix`: " in text
-    assert "`uniform`: " in text
-    assert "2,500" not in text
+    runs, peers, _ = made_up.whole(tmp_path)
+    text = blocks([runs, peers])["speed"]
+    ours, other, uniform = (line for line in text.splitlines() if "000 |" in line or "2,500 |" in line)
+    assert ours.startswith("| dali_aesthetic | webmix | 4,000 | 1.0 |")
+    assert other.startswith("| webdataset + DataLoader + open_clip | webmix | 1,000 | 4.0 |")
+    assert uniform == "| dali_aesthetic, fused fp16 | baseline 4:2:0 only, 512 px | 2,500 |  |  |"
+    assert "docs/benchmarks.md#images" in text
+
+
+def test_a_comparison_on_uniform_images_says_so_below_the_rates_on_webmix(tmp_path: Path) -> None:
+    runs, peers, _ = made_up.whole(tmp_path)
+    uniform = made_up.without(peers, "", "images")
+    lines = blocks([runs, uniform])["speed"].splitlines()
+    assert lines[2] == "| dali_aesthetic, fused fp16 | webmix | 2,000 |  |  |"
+    assert lines[3].startswith("| dali_aesthetic | baseline 4:2:0 only, 512 px | 4,000 | 1.0 |")
+    alone = blocks([uniform])["speed"]
+    assert "webmix" not in alone
+    assert "on baseline 4:2:0 only, 512 px" in blocks([uniform])["peers-full"]
 
 
 @pytest.mark.parametrize("rows", [[], [made_up.row("encoder only, same run", 12.0)]])
@@ -117,9 +122,9 @@ def test_a_result_cut_off_before_its_first_run_replaces_none(
     made_up.result(folder, "stages", [], date="2026-02-01")
     made_up.result(folder, "peers", [], date="2026-02-01")
     written = write_report(folder, tmp_path)
-    assert json.loads((tmp_path / RATES).read_text())["gpus"]["h100"]["images_per_second"] == 2500.0
+    assert json.loads((tmp_path / RATES).read_text())["gpus"]["h100"]["images_per_second"] == 2000.0
     speed = blocks(read_results(folder))["speed"]
-    assert "| webdataset + DataLoader + open_clip | uniform | 1,000 | 4.0 |" in speed
+    assert "| webdataset + DataLoader + open_clip | webmix | 1,000 | 4.0 |" in speed
     assert [path.name for path in written if path.suffix == ".svg"] == ["throughput_h100_2026-01-01.svg"]
 
 

@@ -40,7 +40,13 @@ def peers(folder: Path) -> Result:
             kept_images_renamed=1,
             members_lost=2,
         ),
-        made_up.row("another", 1000.0, settings={"stages": ["read", "embed"]}),
+        made_up.row(
+            "another",
+            1000.0,
+            settings={"stages": ["read", "embed"]},
+            left_out={"png": 20, "gif": 1},
+            images_in_a_tar=256,
+        ),
     ]
     return made_up.result(folder, "peers", rows)
 
@@ -62,10 +68,10 @@ def test_medians_and_starts_without_pieces_have_no_rest(tmp_path: Path) -> None:
 def test_peers_are_shown_with_settings_and_their_changes_to_kept_samples(tmp_path: Path) -> None:
     result = peers(tmp_path)
     for text in (page(result), blocks([result])["peers-full"]):
-        assert "| dali_aesthetic | 12,288 | batch size 1019; compiled on | 0.001 / 0.002 |" in text
+        assert "| dali_aesthetic | 12,288 |  | batch size 1019; compiled on | 0.001 / 0.002 |" in text
         assert "| 0.001 / 0.002 | 0 of 63 | 1 of 63 | 2 |" in text
-        assert "| another |  | stages read, embed |  |  |  |  |" in text
-    assert "batch size" not in blocks([result])["peers"]
+        assert "| another |  | 20 png, 1 gif of 256 | stages read, embed |  |  |  |  |" in text
+    assert "batch size" not in blocks([result])["speed"]
 
 
 def test_stages_ceilings_and_growth_show_the_figures_of_the_gpu(tmp_path: Path) -> None:
@@ -134,7 +140,7 @@ def test_feed_shows_the_newest_result_its_skips_and_then_the_steps_before(tmp_pa
 
 
 def test_peers_are_shown_with_the_factor_and_what_was_skipped(tmp_path: Path) -> None:
-    text = blocks(made_up.whole(tmp_path))["peers"]
+    text = blocks(made_up.whole(tmp_path))["peers-full"]
     assert "| webdataset + DataLoader + open_clip | 1,000 | 4.0 | 0.002 | nothing |" in text
     assert "nothing: made up" in text
 
