@@ -85,11 +85,12 @@ def _rate(result: Result) -> dict[str, Any] | None:
 
 
 def _described(result: Result, row: Row) -> dict[str, Any]:
-    encoder = encoder_row(result)
-    detail = encoder.detail if encoder else {}
+    encoder = encoder_row(result) or row
+    detail = encoder.detail
     return {
         "images_per_second": row.median,
         "images": RATE_ROWS[row.name],
+        "encoder_alone": encoder.median,
         "encoder": result.content["settings"]["encoder"],
         "backend": detail.get("backend"),
         "precision": detail.get("precision"),

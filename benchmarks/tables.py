@@ -377,7 +377,7 @@ _BLOCKS: Mapping[str, Block] = {
     ),
 }
 """The blocks that are tables of a theme's rows, by name."""
-_MORE_ON_PAGES = {
+_MORE_ON_PAGES: Mapping[str, Callable[[Result], str]] = {
     "feed": _FEED.table,
     "cold-start": _COLD_START.table,
     "peers": lambda result: _fidelity_table(result, f"on {_images_of(result)}"),

@@ -150,7 +150,7 @@ def _web_mix(cores: float, gpu: str) -> Finding:
     """What will bind a run over images from the web; `cores` are those of each GPU."""
     known = {rate.hardware: rate for rate in known_rates().values()}
     rate = known.get(gpu, next(iter(known.values())))
-    bound, together = web_mix_bound(cores, rate.images_per_second)
+    bound, together = web_mix_bound(cores, rate.encoder_alone)
     detail = (
         f"bound by {bound} at about {together:,.0f} images/s: {cores:.3g} cores a GPU, and an encoder as "
         f"fast as {rate.encoder} on one {rate.hardware}"

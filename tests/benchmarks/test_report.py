@@ -61,7 +61,7 @@ def test_a_made_up_result_goes_through_to_every_page(tmp_path: Path) -> None:
     assert document.endswith("z\n")
     rate = json.loads((tmp_path / RATES).read_text())["gpus"]["h100"]
     assert (rate["images_per_second"], rate["images"]) == (2000.0, "webmix")
-    assert (rate["backend"], rate["cpu_cores"]) == ("fused", 16)
+    assert (rate["backend"], rate["cpu_cores"], rate["encoder_alone"]) == ("fused", 16, 2600.0)
     plot = folder / "throughput_h100_2026-01-01.svg"
     assert plot in written
     assert "2,501" in plot.read_text()
