@@ -198,7 +198,7 @@ def _judge(image: Buffer, data: bytes, found: _Segments) -> ImageHeader:
     judged = scan if kind in _ONE_SCAN_FRAMES and scan.content[1:-3:2] == names else None
     header = ImageHeader("jpeg", width, height, route, _OK, "", turned, layout, judged)
     if route is _DALI and judged and not found.interval and start <= _WINDOWS[0]:
-        if len(_known) == _MOST_KNOWN:
+        if len(_known) >= _MOST_KNOWN:
             _known.clear()
         _known[data[:_KEY_BYTES]] = _Known(data[: frame + 5], data[frame + 9 : start], header, scan)
     return header
