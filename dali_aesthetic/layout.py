@@ -245,7 +245,8 @@ def holds_scores_only(record: dict[str, Any]) -> bool:
 
 def holds_files(record: dict[str, Any]) -> bool:
     """Whether kept images are files of their own."""
-    return bool(record.get(CONFIG, {}).get("output_format", "tar") != "tar")
+    form = record.get(CONFIG, {}).get("output_format", "tar")
+    return form != "tar" and not holds_scores_only(record)
 
 
 def packed_from(record: dict[str, Any]) -> str | None:
@@ -274,4 +275,6 @@ def recut_words(record: Mapping[str, Any], output: Location) -> list[str]:
         words += ["--image-column", config["image_column"]]
     if config.get("columns"):
         words += ["--columns", ",".join(config["columns"])]
+    if holds_files(dict(record)):
+        words += ["--output-format", config["output_format"]]
     return words + ["--follow-links"] * bool(config.get("follow_links"))

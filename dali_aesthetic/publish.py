@@ -77,6 +77,8 @@ def _check(output: Path, repo: str, allow_unfinished: bool) -> None:
     if not (owner and slash and name) or "/" in name:
         raise ConfigError(f"--repo {repo!r} is no name of a data set: give it as USER/NAME")
     record = layout.read_record(output)
+    if layout.holds_files(record):
+        raise ConfigError(f"{output} holds image files: cut it into tars with `filter`, and push those")
     if not allow_unfinished and layout.packed_from(record) is None and not layout.holds_embeddings(record):
         names = sorted(layout.committed_names(output))
         check_finished(Run(output, record, tuple(KeptShard(name, 0, 0) for name in names)))

@@ -59,7 +59,7 @@ def verify_output(output: Path, against_input: bool = False) -> OutputCheck:
     where = None
     if condition := layout.where_of(record):
         where = Predicate(condition, stored_columns(output))
-    files = kept_files(output) if layout.holds_files(record) and not scores_only else None
+    files = kept_files(output) if layout.holds_files(record) else None
     found = ((name, check_shard(output, name, scores_only, cut, where, files)) for name in names)
     problems = [(name, text) for name, texts in found for text in texts]
     if files is not None and not layout.uncommitted_names(output):

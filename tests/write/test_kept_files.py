@@ -14,6 +14,8 @@ from PIL import Image
 from dali_aesthetic import Config, ConfigError, ModelConfig, Threshold, run
 from dali_aesthetic.compact.kept import read_run
 from dali_aesthetic.launch.filter import filter_scored
+from dali_aesthetic.layout import read_record, recut_words
+from dali_aesthetic.publish import push
 from dali_aesthetic.report.page import report_at
 from dali_aesthetic.types import Sample, Shard
 from dali_aesthetic.verify.outputs import OutputCheck, verify_output
@@ -172,6 +174,8 @@ def test_what_has_no_files_is_refused_at_once(
         run(keep(folder, tmp_path / "out", tiny_model, output_format="tar"))
     with pytest.raises(ConfigError, match="holds image files, which aren't packed"):
         read_run(tmp_path / "out")
+    with pytest.raises(ConfigError, match="holds image files: cut it into tars"):
+        push(tmp_path / "out", "user/name")
 
 
 def test_the_report_shows_kept_files_whose_source_is_gone(
@@ -181,3 +185,5 @@ def test_the_report_shows_kept_files_whose_source_is_gone(
     shutil.rmtree(folder)
     page = Path(report_at(tmp_path / "out")).read_text()
     assert page.count("data:image/") >= 6
+    words = recut_words(read_record(tmp_path / "out"), tmp_path / "out")
+    assert words[-2:] == ["--output-format", "files"]
