@@ -193,7 +193,8 @@ def summary(result: RunResult, config: Config, console: Console) -> None:
     console.print(table)
     if stats.library_lines:
         console.print(f"decoder libraries wrote {stats.library_lines:,} lines; --verbose shows them")
-    if stats.reports.committed.num_scored and not stats.num_kept and not config.scores_only:
+    is_cut = not (config.scores_only or result.threshold.where)  # of a condition the rows above tell
+    if stats.reports.committed.num_scored and not stats.num_kept and is_cut:
         console.print(_nothing_kept(config), soft_wrap=True)
     problems(stats, console)
 

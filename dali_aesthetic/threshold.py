@@ -200,7 +200,7 @@ class Threshold(Section):
 def checked(condition: str, flag: str) -> str:
     """`condition`, or "" for none. Raises ValueError for what is no condition in SQL."""
     if condition := condition.strip():
-        from dali_aesthetic.predicate import parse  # DuckDB: 50 ms
+        from dali_aesthetic.predicate import parse  # pyarrow and DuckDB
 
         parse(condition, flag)
     return condition
