@@ -261,6 +261,11 @@ class Config(Section):
         default="",
         description="Output that this one belongs to, set by --keep-top: nothing in it is input.",
     )
+    profile: bool = option(
+        False,
+        "Add columns that describe each image: brightness, sharpness, plain borders, a perceptual hash and "
+        "others.",
+    )
     save_embeddings: bool = option(False, "Write the CLIP embeddings too, in clip-retrieval's layout.")
     model: ModelConfig = ModelConfig()
     decode: DecodeConfig = DecodeConfig()

@@ -63,6 +63,15 @@ DERIVED = {
 }
 """Names that conditions may use beside the columns of the scores, none of which has one of them: their SQL,
 and what they read beside width and height."""
+PROFILE = [
+    *((name, "f4") for name in ("brightness", "contrast", "saturation", "colorfulness", "entropy")),
+    *((name, "f4") for name in ("sharpness", "border_variance")),
+    *(("phash", "u8"), ("xxh3", "U32"), ("jpeg_quality", "i4"), ("has_alpha", "?"), ("num_frames", "i4")),
+]
+"""The columns of `--profile`, as NumPy's types: those of pixels, then the hash and what the bytes tell."""
+PROFILE_FLOATS = [name for name, kind in PROFILE if kind == "f4"]
+PROFILE_SIDE = 256
+"""Pixels to which the whole image is stretched, both ways, for the columns of pixels."""
 IDENTITY, CONFIG = "identity", "config"
 """Sections of the run record: what has to be the same for two runs to be one, and all that was asked for."""
 PACKED_FROM = "packed_from"

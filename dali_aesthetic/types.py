@@ -164,13 +164,16 @@ class ImageBatch:
 
     `images_NHWC` is uint8 RGB, [N, S, S, 3], padded to the batch size; its first `len(rows_N)` images
     are real, image i being the sample at `rows_N[i]`. `headers` are the batch's headers with what
-    decoding found out (a sample that no decoder could read is no longer ok).
+    decoding found out (a sample that no decoder could read is no longer ok). For `--profile` there are the
+    same images whole, `whole_NPPC`, and what their bytes tell, `facts_R` of `layout.PROFILE`.
     """
 
     encoded: EncodedBatch
     headers: tuple[ImageHeader, ...]
     images_NHWC: torch.Tensor
     rows_N: npt.NDArray[np.int64]
+    whole_NPPC: torch.Tensor | None = None
+    facts_R: npt.NDArray[np.void] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,12 +181,14 @@ class ScoredBatch:
     """Scores on the host: `scores_RH` float32 [R, H] on each head's own scale, NaN where not scored.
 
     `embeddings_RD` are the L2-normalised embeddings where they were asked for, 0 where not scored.
+    `profile_R` are the columns of `layout.PROFILE` where they were asked for.
     """
 
     encoded: EncodedBatch
     headers: tuple[ImageHeader, ...]
     scores_RH: npt.NDArray[np.float32]
     embeddings_RD: npt.NDArray[np.float16] | None = None
+    profile_R: npt.NDArray[np.void] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ import open_clip
 import pyarrow.parquet as pq
 import pytest
 import torch
+import xxhash
 from PIL import Image
 from rich.console import Console
 from typer.testing import CliRunner
@@ -24,7 +25,9 @@ from typer.testing import CliRunner
 from dali_aesthetic.cli import app
 from dali_aesthetic.config import Config, ConfigError, ModelConfig
 from dali_aesthetic.display import as_dict, summary
+from dali_aesthetic.launch.filter import filter_scored
 from dali_aesthetic.launch.run import run
+from dali_aesthetic.layout import PROFILE
 from dali_aesthetic.threshold import Threshold
 from dali_aesthetic.verify.outputs import verify_output
 from dali_aesthetic.write.lock import OutputBusy, claim
@@ -377,3 +380,27 @@ def test_the_verdict_names_what_is_short(
     batches = {"batch_size": 4, "num_threads": 1}
     result = run(config(str(tmp_path / "in"), tmp_path / "out", tiny_model, decode=batches))
     assert (result.exit_code, result.stats.bound_by()) == (0, bound)
+
+
+def test_a_profile_is_in_the_scores_and_a_cut_keeps_it(
+    photos: list[Image.Image], tiny_model: ModelConfig, tmp_path: Path
+) -> None:
+    images = {f"{row:02}": jpeg(photo) for row, photo in enumerate(photos[:6])}
+    write_shard(tmp_path / "in/a.tar", {**images, "bad": b"no image"})
+    where = {"raw": -100, "where": "brightness > 0 and num_frames = 1 and phash is not null"}
+    run(config(str(tmp_path / "in"), tmp_path / "plain", tiny_model, threshold=where | {"where": ""}))
+    asked = {"threshold": where, "profile": True}
+    run(config(str(tmp_path / "in"), tmp_path / "out", tiny_model, **asked))
+    found, plain = rows(tmp_path / "out", "a"), rows(tmp_path / "plain", "a")
+    names = [name for name, _ in PROFILE]
+    assert [{k: v for k, v in row.items() if k not in names} for row in found] == plain
+    for row in found:
+        photo = images.get(str(row["key"]))
+        assert [name for name in names if row[name] is None] == ([] if photo else names)
+        assert row["xxh3"] == (photo and xxhash.xxh3_128(photo).hexdigest())
+    config_of_cut = config(str(tmp_path / "in"), tmp_path / "cut", tiny_model, threshold=where)
+    run(config(str(tmp_path / "in"), tmp_path / "scored", tiny_model, profile=True, scores_only=True))
+    filter_scored(config_of_cut, tmp_path / "scored")
+    for file in ("scores/a.parquet", "shards/a.tar"):
+        assert (tmp_path / "cut" / file).read_bytes() == (tmp_path / "out" / file).read_bytes()
+    assert not verify_output(tmp_path / "out").problems

@@ -23,6 +23,7 @@ import torch
 
 from dali_aesthetic.decode import codecs
 from dali_aesthetic.decode.batches import Chunker
+from dali_aesthetic.decode.facts import encoded_facts
 from dali_aesthetic.decode.geometry import resize_steps
 from dali_aesthetic.decode.handoff import assemble, to_torch
 from dali_aesthetic.decode.headers import Limits, picture_alone, probe
@@ -48,6 +49,7 @@ from dali_aesthetic.decode.pipelines import (
     has_jpeg_engine,
     is_engines,
 )
+from dali_aesthetic.layout import PROFILE_SIDE
 from dali_aesthetic.overlap import StageTimes, pool
 from dali_aesthetic.types import Buffer, EncodedBatch, ImageBatch, ImageHeader, Route
 
@@ -95,7 +97,15 @@ class _Job:
     pillow: dict[int, Future[Rescued]]
     short: list[Callable[[], Iterable[int]]]
     parts_NHWC: list[torch.Tensor] = field(default_factory=list)
+    wholes_NPPC: list[torch.Tensor] = field(default_factory=list)
+    facts: Future[npt.NDArray[np.void]] | None = None
     rows: list[int] = field(default_factory=list)
+
+    def take(self, rows: list[int], outputs: list[torch.Tensor]) -> None:
+        """Adds the outputs of a pipeline for these rows."""
+        self.parts_NHWC.append(outputs[0])
+        self.wholes_NPPC += outputs[1:]
+        self.rows += rows
 
 
 class DaliDecoder:
@@ -113,8 +123,11 @@ class DaliDecoder:
         num_threads: int,
         limits: Limits,
         apply_exif: bool = False,
+        profile: bool = False,
     ) -> None:
-        """`apply_exif` turns images upright first; the reference doesn't."""
+        """`apply_exif` turns images upright first; the reference doesn't. `profile` adds what `--profile`
+        needs to the batches."""
+        self._whole_side = PROFILE_SIDE if profile else 0
         self._image_size, self._batch_size, self._device = image_size, batch_size, device
         self._limits, self._num_threads, self._apply_exif = limits, num_threads, apply_exif
         on_gpu = device.type == "cuda"
@@ -195,6 +208,7 @@ class DaliDecoder:
             apply_exif=self._apply_exif,
             by_engine=is_engines(layout),
             decoded=layout == PIXELS,
+            whole_side=self._whole_side,
         )
 
     def _start(self, batch: EncodedBatch) -> _Job:
@@ -206,6 +220,8 @@ class DaliDecoder:
         }
         chunks = [_Chunk(layout, rows) for layout, rows in self._chunker.divide(headers)]
         job = _Job(batch=batch, headers=headers, chunks=chunks, pillow=pillow, short=[])
+        if self._whole_side:
+            job.facts = self._threads.submit(encoded_facts, batch.samples, batch.headers)
         for chunk in chunks:
             if chunk.layout == PIXELS:
                 self._undecoded.append((job, chunk))
@@ -281,15 +297,14 @@ class DaliDecoder:
         if chunk.lane is not None:
             began = time.perf_counter()
             try:
-                with chunk.lane.oldest() as images:
+                with chunk.lane.oldest() as outputs:
                     if self._has_engine and is_engines(chunk.layout):
                         self.engine.blocked_on_empty += time.perf_counter() - began
-                    job.parts_NHWC.append(to_torch(images))
+                    job.take(chunk.rows, [to_torch(output) for output in outputs])
             except RuntimeError:
                 self._chunker.failed()
                 self._redo(job, chunk.layout, chunk.rows)
             else:
-                job.rows += chunk.rows
                 self._chunker.passed()
         if chunk.layout == PIXELS:
             self._num_pixel_chunks -= 1
@@ -299,39 +314,41 @@ class DaliDecoder:
         """Decode the rows again without the images that DALI names, which go to Pillow."""
         left = set(rows)
         retry = self._retries[COMMON_LAYOUT if is_engines(layout) else CPU]
-        for piece, images_NHWC in retry.decode(rows, lambda piece: self._feed_of(job.batch, piece)):
-            job.parts_NHWC.append(images_NHWC)
-            job.rows += piece
+        for piece, parts in retry.decode(rows, lambda piece: self._feed_of(job.batch, piece)):
+            job.take(piece, parts)
             left.difference_update(piece)
         job.pillow.update({row: self._rescue_later(job.batch, row) for row in left})
 
     def _rescue_later(self, batch: EncodedBatch, row: int) -> Future[Rescued]:
         image, header = _image(batch, row), batch.headers[row]
-        return self._threads.submit(rescue, image, header, self._image_size, self._limits, self._apply_exif)
+        options = (self._image_size, self._limits, self._apply_exif, self._whole_side)
+        return self._threads.submit(rescue, image, header, *options)
 
     def _finish(self, job: _Job) -> ImageBatch:
         if short := {row for rows in job.short for row in rows()}:
             job.pillow.update({row: self._rescue_later(job.batch, row) for row in short})
+            job.wholes_NPPC, _ = _without(job.wholes_NPPC, job.rows, short)
             job.parts_NHWC, job.rows = _without(job.parts_NHWC, job.rows, short)
-        pixels_SSC = []
+        pixels_SSC, whole_PPC = [], []
         for row, future in sorted(job.pillow.items()):
             rescued = future.result()
             job.headers[row] = rescued.header
             if rescued.pixels_SSC is not None:
                 pixels_SSC.append(rescued.pixels_SSC)
+                whole_PPC += [] if rescued.whole_PPC is None else [rescued.whole_PPC]
                 job.rows.append(row)
-        images_NHWC = assemble(
-            job.parts_NHWC,
-            pixels_SSC,
-            batch_size=self._batch_size,
-            image_size=self._image_size,
-            device=self._device,
-        )
+        same: dict[str, Any] = {"batch_size": self._batch_size, "device": self._device}
+        images_NHWC = assemble(job.parts_NHWC, pixels_SSC, image_size=self._image_size, **same)
+        whole_NPPC = None
+        if self._whole_side and job.rows:
+            whole_NPPC = assemble(job.wholes_NPPC, whole_PPC, image_size=self._whole_side, **same)
         return ImageBatch(
             encoded=job.batch,
             headers=tuple(job.headers),
             images_NHWC=images_NHWC,
             rows_N=np.asarray(job.rows, np.int64),
+            whole_NPPC=whole_NPPC,
+            facts_R=job.facts.result() if job.facts else None,
         )
 
 

@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -67,27 +68,36 @@ class TooManyPixels(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """`pixels_SSC` is uint8 RGB [S, S, 3]; width and height are the source's."""
+    """`pixels_SSC` is uint8 RGB [S, S, 3]; width and height are the source's. `whole_PPC` is the whole image,
+    stretched, where it was asked for."""
 
     pixels_SSC: npt.NDArray[np.uint8]
     width: int
     height: int
+    whole_PPC: npt.NDArray[np.uint8] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Rescued:
-    """A header as decoding left it, and the pixels (uint8 [S, S, 3]) where there are any."""
+    """A header as decoding left it, and the pixels where there are any, as those of `Decoded`."""
 
     header: ImageHeader
     pixels_SSC: npt.NDArray[np.uint8] | None
+    whole_PPC: npt.NDArray[np.uint8] | None = None
 
 
 def rescue(
-    image: Buffer, header: ImageHeader, image_size: int, limits: Limits, apply_exif: bool = False
+    image: Buffer,
+    header: ImageHeader,
+    image_size: int,
+    limits: Limits,
+    apply_exif: bool = False,
+    whole_side: int = 0,
 ) -> Rescued:
     """Decode by Pillow. Never raises for what the bytes are: the failure becomes the header's status."""
     try:
-        decoded = decode_reference(image, image_size, limits, format=header.format, apply_exif=apply_exif)
+        options: dict[str, Any] = {"apply_exif": apply_exif, "whole_side": whole_side}
+        decoded = decode_reference(image, image_size, limits, format=header.format, **options)
     except TooManyPixels as error:
         return _failed(header, Status.TOO_LARGE, str(error))
     except UnidentifiedImageError:
@@ -98,7 +108,7 @@ def rescue(
         status = Status.TRUNCATED if "truncated" in str(error).lower() else Status.UNDECODABLE
         return _failed(header, status, f"{header.format}: {type(error).__name__}: {error}")
     found = header._replace(width=decoded.width, height=decoded.height, route=Route.PILLOW)
-    return Rescued(found, decoded.pixels_SSC)
+    return Rescued(found, decoded.pixels_SSC, decoded.whole_PPC)
 
 
 def _failed(header: ImageHeader, status: Status, message: str) -> Rescued:
@@ -106,13 +116,20 @@ def _failed(header: ImageHeader, status: Status, message: str) -> Rescued:
 
 
 def decode_reference(
-    data: Buffer, image_size: int, limits: Limits, *, format: str = "", apply_exif: bool = False
+    data: Buffer,
+    image_size: int,
+    limits: Limits,
+    *,
+    format: str = "",
+    apply_exif: bool = False,
+    whole_side: int = 0,
 ) -> Decoded:
     """The image as open_clip's own transform gives it, before normalisation.
 
     As the reference does: the first frame, in the file's own mode, bicubic resize, centre crop, then to
     RGB; colour profiles are ignored, and EXIF orientation unless `apply_exif`. `format` is the header
-    check's, or empty for any that it knows. Raises `TooManyPixels` beyond `limits`, and whatever Pillow
+    check's, or empty for any that it knows. With `whole_side` the whole image is there too, stretched to that
+    side. Raises `TooManyPixels` beyond `limits`, and whatever Pillow
     raises (many types) for data that it can't decode.
     """
     with _strict.within(limits), Image.open(io.BytesIO(data), formats=_plugins(format)) as image:
@@ -129,7 +146,9 @@ def decode_reference(
             else:
                 pixels = None if giant else codecs.decode_rgba(data, width, height)
                 source = image if pixels is None else Image.fromarray(pixels)
-            return Decoded(square_pixels(source, image_size), width, height)
+            pixels_SSC = square_pixels(source, image_size)
+            whole_PPC = _stretched(source, whole_side) if whole_side else None
+            return Decoded(pixels_SSC, width, height, whole_PPC)
 
 
 def _decoded_size(image: Image.Image, data: Buffer) -> tuple[int, int]:
@@ -163,6 +182,10 @@ def _j2k_tiles(data: bytes) -> int:
 def square_pixels(image: Image.Image, image_size: int) -> npt.NDArray[np.uint8]:
     """The reference's transform of an opened image: uint8 RGB [image_size, image_size, 3]."""
     return np.asarray(_square(image, image_size).convert("RGB"))
+
+
+def _stretched(image: Image.Image, side: int) -> npt.NDArray[np.uint8]:
+    return np.asarray(image.convert("RGB").resize((side, side), Image.Resampling.BICUBIC))
 
 
 @cache

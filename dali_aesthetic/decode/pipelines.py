@@ -91,11 +91,13 @@ def build_pipeline(
     apply_exif: bool = False,
     by_engine: bool = True,
     decoded: bool = False,
+    whole_side: int = 0,
 ) -> Any:
     """A built DALI pipeline with its output on the GPU `device_id`, or on the CPU where that is None.
 
     On a GPU JPEGs are decoded by its JPEG engine, or, without `by_engine`, all images by the CPU. Images that
-    are `decoded` are resized only.
+    are `decoded` are resized only. With `whole_side` there is a second output, uint8 [n, P, P, 3]: the whole
+    images, stretched to that side.
 
     The dynamic executor is required: with it a batch that raises loses only itself and the pipeline goes
     on; without it every later batch is lost. `no_copy` feeds views as they are; DALI holds a
@@ -125,6 +127,8 @@ def build_pipeline(
             images = _decode(fn, data, types.DALIImageType.RGB, by_engine, apply_exif)
         if device_id is not None and (decoded or not by_engine):
             images = images.gpu()
+        cubic = {"interp_type": types.DALIInterpType.INTERP_CUBIC, "antialias": True}
+        whole = [fn.resize(images, size=(whole_side, whole_side), **cubic)] if whole_side else []
         for first in range(0, _NUM_REGIONS, 3):
             size, start, end = regions[first : first + 3]
             images = fn.resize(
@@ -132,10 +136,9 @@ def build_pipeline(
                 size=size,
                 roi_start=start,
                 roi_end=end,
-                interp_type=types.DALIInterpType.INTERP_CUBIC,
-                antialias=True,
+                **cubic,
             )
-        pipeline.set_outputs(images)
+        pipeline.set_outputs(images, *whole)
     pipeline.build()
     return pipeline
 
@@ -179,13 +182,12 @@ class Lane:
 
     @contextlib.contextmanager
     def oldest(self) -> Iterator[Any]:
-        """The TensorList of the chunk submitted first among those not read yet.
+        """The outputs, TensorLists, of the chunk submitted first among those not read yet.
 
         Raises RuntimeError where DALI could not decode the chunk.
         """
         try:
-            (images,) = self._pipeline.share_outputs()
-            yield images
+            yield self._pipeline.share_outputs()
         finally:
             self._pipeline.release_outputs()
             self._running -= 1
@@ -281,8 +283,8 @@ class Retry:
 
     def decode(
         self, rows: list[int], feed_of: Callable[[list[int]], Feed]
-    ) -> Iterator[tuple[list[int], torch.Tensor]]:
-        """Yields rows with their pixels [n, S, S, 3]; a row that is never yielded did not decode."""
+    ) -> Iterator[tuple[list[int], list[torch.Tensor]]]:
+        """Yields rows with the pipeline's outputs; a row that is never yielded did not decode."""
         if self._lane is None:
             self._lane = Lane(self._build, PIECE, 1)
         lane = self._lane
@@ -291,12 +293,12 @@ class Retry:
             piece = pieces.pop()
             lane.submit(feed_of(piece))
             try:
-                with lane.oldest() as images:
-                    images_NHWC = to_torch(images)
+                with lane.oldest() as outputs:
+                    parts = [to_torch(output) for output in outputs]
             except RuntimeError as error:
                 pieces += _smaller(piece, str(error))
             else:
-                yield piece, images_NHWC
+                yield piece, parts
 
 
 def _smaller(piece: list[int], message: str) -> list[list[int]]:

@@ -87,7 +87,7 @@ def _stored_scores(
 def _write(
     shards: Sequence[Shard], scores: str, sink: ShardSink, stats: RunStats, limits: ReadLimits
 ) -> None:
-    batches = ahead(_batches(shards, scores, sink.head_names, limits), 4, "storage")
+    batches = ahead(_batches(shards, scores, sink, limits), 4, "storage")
     stats.stages = [batches.times]
     for batch in batches:
         start = time.perf_counter()
@@ -98,19 +98,20 @@ def _write(
 
 
 def _batches(
-    shards: Sequence[Shard], scores: str, head_names: tuple[str, ...], limits: ReadLimits
+    shards: Sequence[Shard], scores: str, sink: ShardSink, limits: ReadLimits
 ) -> Iterator[ScoredBatch]:
     done = committed_names(scores)
     for shard in shards:
         if shard.name not in done:
             error = f"{scores} has no scores of it: run `score` again to complete them"
-            nothing = StoredScores([], [], [], np.empty((0, len(head_names)), np.float32))
+            nothing = StoredScores([], [], [], np.empty((0, len(sink.head_names)), np.float32))
             yield _batch(nothing, 0, [], (ShardEnd(shard=shard, error=error),))
             continue
         # An image that was replaced has the same key and row; the fingerprint has the size of its file.
         if shard.kind == "folder" and read_fingerprint(scores, shard.name) != shard.fingerprint:
             raise _mismatch(shard, f"files of its shard {shard.name} came, went or have another size")
-        yield from _shard_batches(shard, read_scores(scores, shard.name, head_names), limits)
+        stored = read_scores(scores, shard.name, sink.head_names, sink.profile)
+        yield from _shard_batches(shard, stored, limits)
 
 
 def _shard_batches(shard: Shard, stored: StoredScores, limits: ReadLimits) -> Iterator[ScoredBatch]:
@@ -142,7 +143,10 @@ def _batch(
     rows = slice(start, start + len(samples))
     headers = tuple(stored.headers[rows])
     encoded = EncodedBatch(samples=tuple(samples), headers=headers, ended=ended)
-    return ScoredBatch(encoded=encoded, headers=headers, scores_RH=stored.scores_RH[rows])
+    profile_R = None if stored.profile_R is None else stored.profile_R[rows]
+    return ScoredBatch(
+        encoded=encoded, headers=headers, scores_RH=stored.scores_RH[rows], profile_R=profile_R
+    )
 
 
 def _mismatch(shard: Shard, what: str) -> ScoresMismatch:
@@ -165,8 +169,9 @@ def _scored_names(scores: str, shards: Sequence[Shard]) -> list[str]:
 
 def _as_scored(config: Config, scored_by: dict[str, Any]) -> Config:
     """The config with the scoring run's size limit, under which rows have the same json, and with its columns
-    unless others are chosen."""
+    unless others are chosen, and its profile."""
     limit = scored_by.get("max_member_mb", config.guard.max_member_mb)
     guard = config.guard.model_copy(update={"max_member_mb": limit})
     columns = config.columns or tuple(scored_by.get("columns", ()))
-    return config.model_copy(update={"guard": guard, "columns": columns})
+    profile = bool(scored_by.get("profile"))
+    return config.model_copy(update={"guard": guard, "columns": columns, "profile": profile})

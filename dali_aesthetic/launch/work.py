@@ -88,13 +88,14 @@ def sink_of(config: Config, head_names: Sequence[str], *, embeddings: bool = Fal
         columns=config.columns,
         where=None if config.scores_only else condition_of(config, head_names),
         output_format=config.output_format,
+        profile=config.profile,
     )
 
 
 def condition_of(config: Config, head_names: Sequence[str]) -> Predicate | None:
     """What `--where` asks of a row. Raises ValueError for a column that the scores won't have."""
     where = config.threshold.where
-    return Predicate(where, condition_columns(head_names, config.columns)) if where else None
+    return Predicate(where, condition_columns(head_names, config.columns, config.profile)) if where else None
 
 
 def prefilter_of(config: Config, head_names: Sequence[str]) -> Prefilter | None:

@@ -195,6 +195,7 @@ def decoder_of(config: Config, image_size: int, batch_size: int, device: torch.d
         num_threads=config.decode.num_threads or cpu_count(),
         limits=limits_of(config),
         apply_exif=config.decode.apply_exif,
+        profile=config.profile,
     )
 
 
@@ -253,7 +254,7 @@ def _settings_beside_weights(config: Config, worker: Worker) -> dict[str, Any]:
 def cut_identity(config: Config) -> dict[str, Any]:
     """The columns of the scores, the bounds on the raw scale, the condition and the form of what is kept, or
     none of these where only scores are made. A bound that is infinite is none."""
-    columns = schema_identity(config.columns)
+    columns = schema_identity(config.columns, config.profile)
     if config.scores_only:
         return {"min_raw": None, **columns}
     form = {} if config.output_format == "tar" else {"output_format": config.output_format}

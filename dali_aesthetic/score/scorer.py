@@ -13,8 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dali_aesthetic.layout import PROFILE_FLOATS
 from dali_aesthetic.score.backends.backend import Backend
 from dali_aesthetic.score.clip import pad_to
+from dali_aesthetic.score.profile import pixel_profile
 from dali_aesthetic.types import ImageBatch, PendingScores, ScoredBatch
 
 
@@ -92,6 +94,7 @@ class _Launched:
         self._batch: ImageBatch | None = batch
         self._host_NH: Tensor | None = None
         self._host_ND: Tensor | None = None
+        self._profile: tuple[Tensor, Tensor] | None = None
         self._event: torch.cuda.Event | None = None
         if len(batch.rows_N):
             with torch.cuda.stream(scorer.stream):
@@ -106,6 +109,9 @@ class _Launched:
         self._host_NH = _to_host(scores_NH)
         if scorer.keep_embeddings:
             self._host_ND = _to_host(_unit(embeddings_ND))
+        if self._batch.whole_NPPC is not None:
+            values_N7, hash_N = pixel_profile(self._batch.whole_NPPC[: len(self._batch.rows_N)])
+            self._profile = _to_host(values_N7), _to_host(hash_N)
         if scores_NH.device.type != "cuda":
             return
         # Blocking: waiting for a default event keeps a core busy until the batch has ended.
@@ -126,9 +132,19 @@ class _Launched:
         if self._host_ND is not None:
             embeddings_RD = np.zeros((len(scores_RH), self._host_ND.shape[1]), np.float16)
             embeddings_RD[batch.rows_N] = self._host_ND[: len(batch.rows_N)].numpy()
-        self._host_NH = self._host_ND = None
+        profile_R = batch.facts_R
+        if profile_R is not None and self._profile is not None:
+            values_N7, hash_N = (part.numpy() for part in self._profile)
+            for place, name in enumerate(PROFILE_FLOATS):
+                profile_R[name][batch.rows_N] = values_N7[:, place]
+            profile_R["phash"][batch.rows_N] = hash_N.view(np.uint64)
+        self._host_NH = self._host_ND = self._profile = None
         return ScoredBatch(
-            encoded=batch.encoded, headers=batch.headers, scores_RH=scores_RH, embeddings_RD=embeddings_RD
+            encoded=batch.encoded,
+            headers=batch.headers,
+            scores_RH=scores_RH,
+            embeddings_RD=embeddings_RD,
+            profile_R=profile_R,
         )
 
 

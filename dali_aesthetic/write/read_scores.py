@@ -16,7 +16,7 @@ from dali_aesthetic import layout
 from dali_aesthetic.stores.access import open_file
 from dali_aesthetic.stores.location import join
 from dali_aesthetic.types import ConfigError, ImageHeader, Route, Status
-from dali_aesthetic.write.rows import Condition, Keep, read_columns, score_columns
+from dali_aesthetic.write.rows import Condition, Keep, read_columns, score_columns, stored_profile
 
 _ROW_COLUMNS = ("key", "source_offset", "status", "error_message", "width", "height", "format")
 
@@ -27,12 +27,16 @@ class ScoresMismatch(ConfigError):
 
 @dataclass(frozen=True, slots=True)
 class StoredScores:
-    """The rows of one shard in input order. `scores_RH` is float32 [R, H], NaN where there is no score."""
+    """The rows of one shard in input order. `scores_RH` is float32 [R, H], NaN where there is no score.
+
+    `profile_R` has the columns of `layout.PROFILE` where they were asked for.
+    """
 
     keys: Sequence[str]
     offsets: Sequence[int]
     headers: Sequence[ImageHeader]
     scores_RH: npt.NDArray[np.float32]
+    profile_R: npt.NDArray[np.void] | None = None
 
 
 def scores_record(folder: str | Path) -> dict[str, Any]:
@@ -57,10 +61,14 @@ def read_scored_by(folder: str | Path) -> dict[str, Any]:
     return found
 
 
-def read_scores(folder: str | Path, name: str, head_names: Sequence[str]) -> StoredScores:
+def read_scores(
+    folder: str | Path, name: str, head_names: Sequence[str], profile: bool = False
+) -> StoredScores:
     """The rows of the shard `name`. Raises OSError where they can't be read."""
     columns = [*_ROW_COLUMNS, *score_columns(head_names)]
-    table = _table(folder, name, columns).to_pydict()
+    described = [column for column, _ in layout.PROFILE] if profile else []
+    rows = _table(folder, name, [*columns, *described])
+    table = rows.select(columns).to_pydict()
     facts = zip(*(table[column] for column in _ROW_COLUMNS[2:]), strict=True)
     scores = [np.array(table[column], np.float32) for column in columns[len(_ROW_COLUMNS) :]]
     return StoredScores(
@@ -68,6 +76,7 @@ def read_scores(folder: str | Path, name: str, head_names: Sequence[str]) -> Sto
         offsets=table["source_offset"],
         headers=[_header(*fact) for fact in facts],
         scores_RH=np.stack(scores, axis=1),
+        profile_R=stored_profile(rows) if profile else None,
     )
 
 

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dali_aesthetic.config import COLUMN_TYPES, column_type
-from dali_aesthetic.layout import DERIVED, FILES
+from dali_aesthetic.layout import DERIVED, FILES, PROFILE
 from dali_aesthetic.types import ImageHeader, Sample, Status
 from dali_aesthetic.write.commit import Part
 from dali_aesthetic.write.json_fields import NO_REST, REST, Field, FieldColumns
@@ -39,6 +39,7 @@ _COLUMNS = {
 }
 _DECIDED = ("kept", "output_shard")
 _NOT_AESTHETIC = ("punsafe", "pwatermark")
+_PROFILE = {name: pa.from_numpy_dtype(kind) if kind != "U32" else pa.string() for name, kind in PROFILE}
 _KINDS = dict(zip(COLUMN_TYPES, (pa.string(), pa.int64(), pa.float64(), pa.bool_()), strict=True))
 FIELDS = {
     **dict.fromkeys(("url", "caption", "text", "key", "uid", "status", "error_message"), "string"),
@@ -104,10 +105,12 @@ class Condition(Protocol):
         ...
 
 
-def condition_columns(head_names: Sequence[str], columns: Sequence[str]) -> dict[str, pa.DataType]:
+def condition_columns(
+    head_names: Sequence[str], columns: Sequence[str], profile: bool = False
+) -> dict[str, pa.DataType]:
     """The columns that a condition may read while rows are written: all but what it decides."""
     names = score_columns(head_names)
-    kinds = {**_COLUMNS, **dict.fromkeys(names, pa.float32())}
+    kinds = {**_COLUMNS, **dict.fromkeys(names, pa.float32()), **(_PROFILE if profile else {})}
     kinds |= {field.column: field.kind for field in json_columns(columns, names)}
     return {name: kind for name, kind in kinds.items() if name not in _DECIDED}
 
@@ -117,7 +120,8 @@ class ScoreRows(Part):
     a row group, or until the commit.
 
     `output_shard` is "" where each kept image is a file. `fields` are those of `json_columns`. `where` keeps
-    some of the rows that are marked as kept. `each` is called with the table of each row group.
+    some of the rows that are marked as kept. `profile` adds the columns of `layout.PROFILE`. `each` is called
+    with the table of each row group.
     """
 
     def __init__(
@@ -127,8 +131,10 @@ class ScoreRows(Part):
         output_shard: str,
         fields: Sequence[Field],
         where: Condition | None = None,
+        profile: bool = False,
     ) -> None:
         super().__init__(final)
+        self._profile = profile
         self._score_names = score_columns(head_names)
         self._output_shard = output_shard
         self._statuses: Counter[str] = Counter()
@@ -144,22 +150,27 @@ class ScoreRows(Part):
         headers: Sequence[ImageHeader],
         scores_RH: npt.NDArray[np.float32],
         kept_R: npt.NDArray[np.bool_],
+        profile_R: npt.NDArray[np.void] | None = None,
     ) -> npt.NDArray[np.bool_]:
         """Appends rows in input order; a score that is NaN is written as null.
 
         Returns marks, bool [R, 1 + C]: `kept_R` and the parts of the condition; rows with all are kept. Where
         a row group ends depends on the rows alone, not on the calls. Raises OSError naming the file.
         """
+        if profile_R is None:
+            profile_R = np.zeros(len(samples), PROFILE)
         marks, start = [], 0
         for end, sample in enumerate(samples, start=1):
             self.fields.add(sample.sidecar)
             if self.fields.num_bytes >= _GROUP_BYTES or self.fields.num_rows >= _GROUP_ROWS:
                 rows = slice(start, end)
-                marks.append(self._append(samples[rows], headers[rows], scores_RH[rows], kept_R[rows]))
+                facts = headers[rows], scores_RH[rows], kept_R[rows], profile_R[rows]
+                marks.append(self._append(samples[rows], *facts))
                 self._write()
                 start = end
         if start < len(samples) or not marks:
-            marks.append(self._append(samples[start:], headers[start:], scores_RH[start:], kept_R[start:]))
+            facts = headers[start:], scores_RH[start:], kept_R[start:], profile_R[start:]
+            marks.append(self._append(samples[start:], *facts))
         return np.concatenate(marks)
 
     def _append(
@@ -168,6 +179,7 @@ class ScoreRows(Part):
         headers: Sequence[ImageHeader],
         scores_RH: npt.NDArray[np.float32],
         kept_R: npt.NDArray[np.bool_],
+        profile_R: npt.NDArray[np.void],
     ) -> npt.NDArray[np.bool_]:
         worst = [
             header if sample.status is Status.OK else sample
@@ -187,6 +199,8 @@ class ScoreRows(Part):
             error_message=_strings(messages),
             output_shard=pa.nulls(len(samples), pa.string()),
         )
+        if self._profile:
+            columns |= profile_columns(profile_R, np.array(statuses) == Status.OK.value)
         marks_RC = kept_R[:, None]
         if self._where is not None and len(samples):  # not in the thread that commits
             facts = columns | self.fields.latest(len(samples), self._where.columns)
@@ -216,7 +230,8 @@ class ScoreRows(Part):
     def finish(self) -> None:
         """See `Part`."""
         if self.fields.num_rows or not self._writer.is_open:
-            self._append((), (), np.empty((0, len(self._score_names)), np.float32), np.empty(0, np.bool_))
+            scores_RH = np.empty((0, len(self._score_names)), np.float32)
+            self._append((), (), scores_RH, np.empty(0, np.bool_), np.empty(0, PROFILE))
             self._write()
         self._writer.finish()
 
@@ -318,7 +333,7 @@ def json_columns(chosen: Sequence[str], score_names: Sequence[str]) -> list[Fiel
         name, kind = column_type(text)
         fold = name.casefold()
         wanted[fold] = (name, kind or wanted.get(fold, ("", "string"))[1])
-    taken = {name.casefold() for name in (*_COLUMNS, *score_names, REST, *DERIVED)}
+    taken = {name.casefold() for name in (*_COLUMNS, *score_names, REST, *DERIVED, *_PROFILE)}
     fields = []
     for name, kind in wanted.values():
         column = name
@@ -329,6 +344,26 @@ def json_columns(chosen: Sequence[str], score_names: Sequence[str]) -> list[Fiel
     return fields if NO_REST in chosen else [*fields, Field(REST, REST, pa.string())]
 
 
-def schema_identity(chosen: Sequence[str]) -> dict[str, Any]:
+def profile_columns(profile_R: npt.NDArray[np.void], known_R: npt.NDArray[np.bool_]) -> dict[str, pa.Array]:
+    """The columns of `layout.PROFILE`, null but for rows that are `known_R`."""
+    gone_R = ~known_R
+    columns = {name: pa.array(profile_R[name], kind, mask=gone_R) for name, kind in _PROFILE.items()}
+    for name in ("jpeg_quality", "num_frames"):  # 0 is unknown
+        columns[name] = pa.array(profile_R[name], _PROFILE[name], mask=gone_R | (profile_R[name] == 0))
+    return columns
+
+
+def stored_profile(table: pa.Table) -> npt.NDArray[np.void]:
+    """The rows that `profile_columns` made columns of."""
+    profile_R = np.zeros(len(table), PROFILE)
+    for name, kind in _PROFILE.items():
+        nothing = pa.scalar(
+            "" if kind == pa.string() else 0, pa.string() if kind == pa.string() else pa.int8()
+        )
+        profile_R[name] = table[name].fill_null(nothing.cast(kind)).to_numpy()
+    return profile_R
+
+
+def schema_identity(chosen: Sequence[str], profile: bool = False) -> dict[str, Any]:
     """What determines the columns of a run's scores beside its heads: no output may mix two schemas."""
-    return {"scores_format": _FORMAT, "columns": list(chosen)}
+    return {"scores_format": _FORMAT, "columns": list(chosen)} | ({"profile": True} if profile else {})

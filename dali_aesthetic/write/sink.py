@@ -44,8 +44,8 @@ class ShardSink:
     reported as failed. With `quarantine` such samples are copied too, as tar entries or as rows of Parquet.
     Without `images` there are scores and stats only, and nothing counts as kept. With `embeddings` those of
     each batch are written. `columns` are the json fields with columns of their own, as `json_columns` takes
-    them; `output_format` is the configuration's. Of the samples in `keep` only those are kept for whose rows
-    `where` holds.
+    them; `profile` adds those of `layout.PROFILE`; `output_format` is the configuration's. Of the samples in
+    `keep` only those are kept for whose rows `where` holds.
     """
 
     def __init__(
@@ -61,7 +61,9 @@ class ShardSink:
         columns: Sequence[str] = (),
         where: Condition | None = None,
         output_format: str = "tar",
+        profile: bool = False,
     ) -> None:
+        self.profile = profile
         self.destination = destination(output)
         self.head_names = tuple(head_names)
         self.fields = json_columns(columns, score_columns(head_names))
@@ -93,9 +95,9 @@ class ShardSink:
             samples = batch.encoded.samples[rows]
             opened = self._opened(samples[0].shard)
             embeddings_RD = None if batch.embeddings_RD is None else batch.embeddings_RD[rows]
-            self.num_kept += opened.add(
-                samples, batch.headers[rows], scores_RH[rows], kept_R[rows], ok_R[rows], embeddings_RD
-            )
+            profile_R = None if batch.profile_R is None else batch.profile_R[rows]
+            facts = batch.headers[rows], scores_RH[rows], kept_R[rows], ok_R[rows]
+            self.num_kept += opened.add(samples, *facts, embeddings_RD, profile_R)
             start = rows.stop
         ended = [report for end in batch.encoded.ended for report in self._commits.add(self._end(end))]
         return ended + self._commits.take()
@@ -182,7 +184,7 @@ class _OpenShard:
         scores = output_path(output, layout.scores_file(name))
         self._where = sink.where
         self._removed = np.zeros((2, 1), np.int64)  # of every part
-        self.rows = ScoreRows(scores, sink.head_names, samples, sink.fields, sink.where)
+        self.rows = ScoreRows(scores, sink.head_names, samples, sink.fields, sink.where, sink.profile)
         self.embeddings: ShardEmbeddings | None = None
         if sink.embeddings:
             self.embeddings = ShardEmbeddings(output, shard, self.rows.fields.names)
@@ -202,11 +204,12 @@ class _OpenShard:
         kept_R: npt.NDArray[np.bool_],
         ok_R: npt.NDArray[np.bool_],
         embeddings_RD: npt.NDArray[np.float16] | None,
+        profile_R: npt.NDArray[np.void] | None,
     ) -> int:
         """Appends rows; streams the samples to keep and those for quarantine. Returns how many are kept."""
         if self.embeddings is not None and embeddings_RD is not None:
             self.embeddings.add(embeddings_RD[ok_R])
-        marks_RC = self.rows.add(samples, headers, scores_RH, kept_R)
+        marks_RC = self.rows.add(samples, headers, scores_RH, kept_R, profile_R)
         if self._where is not None:
             self._removed = self._removed + self._where.removed(marks_RC[~np.isnan(scores_RH[:, 0])])
         kept_R = np.logical_and.reduce(marks_RC, axis=1)

@@ -143,7 +143,7 @@ def lanes_of(most: int, built: list[bytes] | None = None) -> Lanes:
 
 def shade_of(lane: Lane) -> list[int] | None:
     try:
-        with lane.oldest() as images:
+        with lane.oldest() as (images,):
             return [int(image.mean().round()) for image in np.array(images.as_tensor())]
     except RuntimeError:
         return None
@@ -255,7 +255,7 @@ def retried(
     got: list[int] = []
     for _ in range(2):
         got = []
-        for rows, images in retry.decode(ROWS, lambda rows: rows):  # type: ignore[arg-type, return-value]
+        for rows, (images,) in retry.decode(ROWS, lambda rows: rows):  # type: ignore[arg-type, return-value]
             np.testing.assert_array_equal(images, rows)
             got += rows
     return got, pipelines

@@ -39,7 +39,7 @@ def named(document: Path, heading: str) -> list[str]:
 def test_documented_columns_match_a_run(sandbox: Path, tiny_weights: None) -> None:
     import pyarrow.parquet as pq
 
-    run(dali_aesthetic.Config.build({"input": "photos", "output": "out"}))
+    run(dali_aesthetic.Config.build({"input": "photos", "output": "out", "profile": True}))
     schema = pq.read_table("out/scores").schema
     listed = {name: row[1] for row in tables(FORMAT, "scores/") for name in re.findall(r"`([^`]+)`", row[0])}
     assert listed == {field.name: str(field.type).replace("float", "float32") for field in schema}
