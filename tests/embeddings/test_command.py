@@ -54,6 +54,8 @@ def test_the_stored_scores_are_cut_by_select(embeddings: Path) -> None:
     cut = _call("select", "--scores", embeddings / "out", "--keep-top", "20%")
     assert cut.exit_code == 0
     assert [int(key) for key in cut.stdout.split()] == sorted(np.argsort(-scores)[:10].tolist())
+    half = _call("select", "--scores", embeddings / "out", "--where", "source_offset < 25 AND width IS NULL")
+    assert [int(key) for key in half.stdout.split()] == list(range(25))
 
 
 def test_score_is_as_quiet_as_asked_and_gives_json(embeddings: Path) -> None:

@@ -114,6 +114,14 @@ def test_the_condition_of_a_run_is_the_pages_own(tmp_path: Path) -> None:
     assert survey(output, where="").funnel is None
 
 
+def test_samples_that_were_filtered_are_not_bad(tmp_path: Path) -> None:
+    filtered = [Item(f"f{i}", NAN, Status.FILTERED) for i in range(5)]
+    shard = [Item("a", 5.0), *filtered, Item("b", NAN, Status.TRUNCATED, "cut")]
+    found = survey(make_output(tmp_path, {"0": shard}))
+    assert (found.num_samples, found.bad.num_filtered, dict(found.bad.counts)) == (7, 5, {"truncated": 1})
+    assert found.shards[0].bad_share == 0.5
+
+
 def test_nested_shard_names(tmp_path: Path) -> None:
     output = make_output(tmp_path, {"a/00": items([4.0, 6.0]), "b/c/00": items([7.0])})
     assert [shard.name for shard in survey(output).shards] == ["a/00", "b/c/00"]
