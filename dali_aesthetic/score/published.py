@@ -21,7 +21,8 @@ import huggingface_hub
 from huggingface_hub import constants as hub
 
 _LOG = logging.getLogger(__name__)
-_TIMEOUT_SECONDS = 30
+_TIMEOUT_SECONDS, _OFFER_SECONDS = 30, 5
+"""For a download, and for each question of `doctor`, behind a firewall that answers nothing."""
 _CHUNK = 1 << 22
 
 
@@ -135,12 +136,12 @@ def _offer(weights: PublishedWeights) -> Offer:
     reasons = []
     for file in weights.files:
         try:
-            require_online(hub.ENDPOINT if file.repo else None)
+            require_online(hub.ENDPOINT if file.repo else None, _OFFER_SECONDS)
             if file.repo:
                 url = huggingface_hub.hf_hub_url(file.repo, file.hub_path, revision=file.revision)
                 return file.source, huggingface_hub.get_hf_file_metadata(url).size or 0
             request = urllib.request.Request(file.url, method="HEAD")
-            with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS) as answer:
+            with urllib.request.urlopen(request, timeout=_OFFER_SECONDS) as answer:
                 return file.source, int(answer.headers.get("Content-Length", 0))
         except Exception as error:  # as in `_download_first`
             reasons.append(f"{file.source}: {one_line(error)}")
@@ -227,7 +228,7 @@ def _download(file: PublishedFile, target: Path | None) -> Path:
         return part.replace(target / file.filename)
 
 
-def require_online(endpoint: str | None) -> None:
+def require_online(endpoint: str | None, seconds: float = _TIMEOUT_SECONDS) -> None:
     """Raises OSError where downloading is switched off, or the endpoint's host can't be reached.
 
     The hub's own client retries an unreachable host for half a minute.
@@ -237,7 +238,7 @@ def require_online(endpoint: str | None) -> None:
     if endpoint is not None:
         try:
             request = urllib.request.Request(endpoint, method="HEAD")
-            urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS).close()
+            urllib.request.urlopen(request, timeout=seconds).close()
         except urllib.error.HTTPError:
             return  # it answered
 
