@@ -20,8 +20,9 @@ _ROWS_PER_IMAGE, _FILTERED_ROWS_PER_IMAGE = 4, 64
 """A batch also ends at this many rows per image, which bounds it in a run of bad samples; a prefilter may
 leave few of many."""
 _CHECKED = 32
-_JUDGED = 256
-"""Samples that a prefilter judges at a time: a call takes about a millisecond, whatever their number."""
+_JUDGED = 1024
+"""Samples that a prefilter judges at a time: a call holds the interpreter for about a millisecond, whatever
+their number."""
 _MOST_CPU_BYTES = 512 << 20
 """Decoded bytes of a chunk that the CPU decodes."""
 _CALM = 32

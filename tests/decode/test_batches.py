@@ -54,7 +54,7 @@ def test_batches_fill_across_shards() -> None:
 
 def test_what_a_prefilter_leaves_fills_the_batches_in_order() -> None:
     """Others travel along with their sizes; bad samples are not judged."""
-    stream = [sample(str(i), BAD if i % 7 == 0 else GOOD) for i in range(700)]
+    stream = [sample(str(i), BAD if i % 7 == 0 else GOOD) for i in range(2500)]
     stream[350:350] = [end("a")]
     judged: list[str] = []
 
@@ -67,8 +67,8 @@ def test_what_a_prefilter_leaves_fills_the_batches_in_order() -> None:
     samples = [one for batch in batches for one in batch.samples]
     headers = [one for batch in batches for one in batch.headers]
     rows = [(s.key, h.status, h.route) for s, h in zip(samples, headers, strict=True)]
-    assert [key for key, _, _ in rows] == [str(i) for i in range(700)]
-    assert judged == [str(i) for i in range(700) if i % 7]
+    assert [key for key, _, _ in rows] == [str(i) for i in range(2500)]
+    assert judged == [str(i) for i in range(2500) if i % 7]
     for key, status, route in rows:
         number = int(key)
         if number % 7 == 0:
