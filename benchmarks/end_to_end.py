@@ -39,7 +39,7 @@ ENCODER = "encoder only, same run"
 USUAL = "end to end, 25% kept"
 GPU_WAYS = (
     ("fused", "fp8"),
-    ("fused", "fp16", "ViT-B-32-quickgelu"),
+    ("auto", "fp16", "ViT-B-32-quickgelu"),
     ("fused", "fp16"),
     ("torchscript", "fp16"),
 )
