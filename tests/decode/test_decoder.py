@@ -335,6 +335,15 @@ def test_rows_whose_data_are_short_are_pillows_in_their_own_places(
     assert len(rescued) == 8
 
 
+@pytest.mark.gpu
+def test_the_wait_for_the_jpeg_engine_is_counted_apart_from_that_for_cores(photos: list[bytes]) -> None:
+    used = decoder(8, "cuda")
+    decode_with(used, [save(photo("coffee", 900, 700), "PNG")] * 32, 8)
+    assert used.engine.blocked_on_empty == 0
+    decode_with(used, photos * 16, 8)
+    assert (used.engine.blocked_on_empty > 0) == used._has_engine
+
+
 @pytest.mark.parametrize(("compiler", "reason"), [(None, "no C compiler"), ("/usr/bin/gcc", "triton")])
 def test_where_scans_can_not_be_checked_a_warning_says_what_goes_unnoticed(
     compiler: str | None, reason: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
