@@ -51,7 +51,7 @@ def outcomes(request: pytest.FixtureRequest) -> dict[str, Outcome]:
 def test_there_are_hundreds_of_cases_of_every_status() -> None:
     assert len(cases()) > 400
     expected = {case.statuses[0] for case in cases() if len(case.statuses) == 1}
-    assert expected == set(Status)
+    assert expected == set(Status) - {Status.FILTERED}
 
 
 def test_every_case_ends_with_its_status(outcomes: dict[str, Outcome]) -> None:
