@@ -16,20 +16,17 @@ ONE, TWO = ("--workers", "1"), ("--workers", "2")
 SLOW = "slow:check:1"
 
 
-def descendants(pid: int) -> list[int]:
-    """All processes below one, parents first."""
+def children(pid: int) -> list[int]:
     try:
         tasks = list(Path(f"/proc/{pid}/task").iterdir())
-        children = [int(child) for task in tasks for child in (task / "children").read_text().split()]
+        return [int(child) for task in tasks for child in (task / "children").read_text().split()]
     except OSError:
         return []
-    return [one for child in children for one in (child, *descendants(child))]
 
 
 def workers(command: Command) -> list[int]:
-    """The workers of a launcher: the processes below its fork server."""
-    children = [child for child in descendants(command.pid) if descendants(child)]
-    return [worker for server in children for worker in descendants(server)]
+    """The workers of a launcher: the children of its fork server, without their own helpers."""
+    return [worker for server in children(command.pid) for worker in children(server)]
 
 
 def committed(output: Path) -> int:
