@@ -265,7 +265,7 @@ class _OpenShard:
             statuses=self.rows.statuses(),
             bytes_kept=0 if self.kept is None else self.kept.num_bytes,
             num_quarantined=self.num_quarantined,
-            removed=self._parts_removed(),
+            removed=tuple(self._parts_removed()),
             damage=end.damage,
             warnings=(*self.shard.warnings, *end.warnings, *self.rows.warnings()),
             fingerprint=self.shard.fingerprint,

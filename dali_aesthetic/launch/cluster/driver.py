@@ -140,6 +140,7 @@ def _work(
                         for row in ray.data.block.BlockAccessor.for_block(block).iter_rows(True):
                             for one in json.loads(row[REPORTS]):
                                 one["warnings"] = tuple(one["warnings"])
+                                one["removed"] = tuple(map(tuple, one["removed"]))
                                 stats.reports.append(ShardReport(**one))
     except ray.exceptions.RayError as error:
         progress: Progress = ray.get(state.progress.remote())
