@@ -1,8 +1,9 @@
-"""PNG and WebP through the extra `codecs` (imagecodecs): Pillow's pixels in less of its time.
+"""PNG, WebP and AVIF through the extra `codecs` (imagecodecs): Pillow's pixels in less of its time.
 
-It runs off the interpreter lock. PNG libraries unpack by zlib, which takes most of a photo's time; libdeflate
-is twice as fast, but wants the data whole. So they are unpacked here, and libspng, which undoes the filters,
-gets the rows packed without compression, which costs 0.4 ms a megapixel."""
+It runs off the interpreter lock, which Pillow holds while it decodes an AVIF. PNG libraries unpack by zlib,
+which takes most of a photo's time; libdeflate is twice as fast, but wants the data whole. So they are
+unpacked here, and libspng, which undoes the filters, gets the rows packed without compression, which costs
+0.4 ms a megapixel."""
 
 from __future__ import annotations
 
@@ -63,6 +64,21 @@ def decode_rgba(image: Buffer, width: int, height: int) -> npt.NDArray[np.uint8]
         return _png(image, width, height)
     except Exception:
         return None
+
+
+def decode_avif(image: Buffer, width: int, height: int, channels: int) -> npt.NDArray[np.uint8] | None:
+    """A still AVIF of 8 bits that Pillow has opened, as uint8 [height, width, channels], of one channel
+    [height, width], equal to Pillow's. None: that decides."""
+    if imagecodecs is None or not imagecodecs.AVIF.available:
+        return None
+    try:
+        pixels = imagecodecs.avif_decode(image, numthreads=1)  # one of many images: threads are no gain
+    except Exception:
+        return None
+    if pixels.ndim == 2 and channels == 3:
+        pixels = np.repeat(pixels[:, :, None], 3, axis=2)
+    shape = (height, width, channels) if channels > 1 else (height, width)
+    return pixels if pixels.dtype == np.uint8 and pixels.shape == shape else None
 
 
 def _png(image: Buffer, width: int, height: int) -> npt.NDArray[np.uint8]:

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from PIL import (
+    AvifImagePlugin,
     Image,
     ImageFile,
     ImageOps,
@@ -144,11 +145,19 @@ def decode_reference(
             if apply_exif:
                 source = turned_upright(image)
             else:
-                pixels = None if giant else codecs.decode_rgba(data, width, height)
+                pixels = None if giant else _by_codec(image, data)
                 source = image if pixels is None else Image.fromarray(pixels)
             pixels_SSC = square_pixels(source, image_size)
             whole_PPC = _stretched(source, whole_side) if whole_side else None
             return Decoded(pixels_SSC, width, height, whole_PPC)
+
+
+def _by_codec(image: Image.Image, data: Buffer) -> npt.NDArray[np.uint8] | None:
+    """The opened image's pixels by the extra `codecs`; None where Pillow is to decode."""
+    if isinstance(image, AvifImagePlugin.AvifImageFile):
+        channels = len(image.getbands())
+        return codecs.decode_avif(data, *image.size, channels) if image.n_frames == 1 else None
+    return codecs.decode_rgba(data, *image.size)
 
 
 def _decoded_size(image: Image.Image, data: Buffer) -> tuple[int, int]:

@@ -18,6 +18,7 @@ from dali_aesthetic.decode import batches as batching
 from dali_aesthetic.decode import codecs
 from dali_aesthetic.decode import decoder as decoder_module
 from dali_aesthetic.decode.headers import Limits, probe
+from dali_aesthetic.decode.pillow import Rescued, rescue
 from dali_aesthetic.types import Buffer, ImageBatch, Route, Status
 from tests.decode.encoded import DEVICES, decode_with, decoder, noise, photo, pixels_by_row, save
 from tests.decode.pngs import chunk, png
@@ -155,6 +156,33 @@ def test_pngs_with_alpha_are_pillows_to_the_bit_also_where_they_are_damaged() ->
                 np.testing.assert_array_equal(pixels, expected)
                 taken += 1
     assert taken > 200
+
+
+def test_avifs_are_pillows_to_the_bit_also_where_they_are_damaged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow holds the interpreter lock while it decodes them. Its transform stays."""
+    rng, coffee = random.Random(0), photo("coffee", 90, 70)
+    kinds = [coffee, coffee.convert("L"), noise(64, 48, "RGBA")]
+    options = [{"subsampling": subsampling} for subsampling in ("4:2:0", "4:4:4", "4:2:2", "4:0:0")]
+    seeds = [save(kind, "AVIF", speed=9, **option) for kind, option in product(kinds, options)]
+    taken: list[bool] = []
+    decode = codecs.decode_avif
+    monkeypatch.setattr(
+        codecs, "decode_avif", lambda *given: taken.append((found := decode(*given)) is not None) or found
+    )
+
+    def transformed(image: bytes) -> Rescued:
+        return rescue(memoryview(image), probe(image, Limits()), 32, Limits())
+
+    images = [*seeds, *(changed(rng, rng.choice(seeds)) for _ in range(300))]
+    animation = save(coffee, "AVIF", speed=9, save_all=True, append_images=[coffee.rotate(90)])
+    found = [transformed(image) for image in [*images, animation]]
+    assert sum(taken[: len(seeds)]) == len(seeds) - 1  # gray with alpha stays Pillow's
+    assert len(seeds) < len(taken) <= len(images)
+    monkeypatch.setattr(codecs, "imagecodecs", None)
+    for image, rescued in zip([*images, animation], found, strict=True):
+        expected = transformed(image)
+        assert rescued.header == expected.header
+        np.testing.assert_array_equal(rescued.pixels_SSC, expected.pixels_SSC)  # type: ignore[arg-type]
 
 
 def odd_images() -> list[bytes]:
