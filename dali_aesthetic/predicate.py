@@ -159,7 +159,18 @@ class Predicate:
 
 def parse(expression: str, flag: str = "--where") -> dict[str, Any]:
     """DuckDB's syntax tree of a condition. Raises ValueError for anything but one on a single row."""
+    import duckdb
+
     given = f"{flag} {expression!r}"
+    try:
+        tree = _tree(expression, given)
+        _text(tree)  # DuckDB reads 256 levels of a tree
+    except (RecursionError, duckdb.SerializationException):
+        raise ValueError(f"{given} nests too deeply: give one with fewer operators in a row") from None
+    return tree
+
+
+def _tree(expression: str, given: str) -> dict[str, Any]:
     # On a line of its own, so that a comment in it ends, and without brackets that it could close.
     found = _syntax(f"SELECT\n{expression}\n")
     if found["error"]:

@@ -185,6 +185,8 @@ def test_a_condition_without_columns_and_one_of_a_table_without_rows() -> None:
         ("scores.width > 1", "no column scores.width"),
         ("kept", "no column kept"),
         ("lower(width) = 'a'", "No function matches"),
+        (f"{'NOT ' * 200}width > 1", "nests too deeply"),
+        (f"width{' + 1' * 900} > 1", "nests too deeply"),
     ],
 )
 def test_what_is_no_condition_on_a_row_is_refused(condition: str, message: str) -> None:
