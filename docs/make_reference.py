@@ -165,7 +165,9 @@ def _entry(name: str, thing: Any) -> Iterator[str]:
         return
     kind = "class" if inspect.isclass(thing) else "function"
     yield f"## `{name}`\n"
-    is_plain = inspect.isclass(thing) and (issubclass(thing, BaseModel | Exception) or is_dataclass(thing))
+    is_plain = inspect.isclass(thing) and (
+        issubclass(thing, BaseModel | Exception | tuple) or is_dataclass(thing)
+    )
     yield f"*{kind}*\n" if is_plain else f"*{kind}* `{name}{_signature(thing)}`\n"
     yield f"{inspect.getdoc(thing)}\n"
     if inspect.isclass(thing):
@@ -183,6 +185,9 @@ def _fields(owner: type) -> Iterator[str]:
         ]
     elif is_dataclass(owner):
         rows = [(field.name, field.type, PydanticUndefined, "") for field in fields(owner)]
+    elif issubclass(owner, tuple):  # a NamedTuple, whose annotations are ForwardRefs of the text
+        kinds = owner.__annotations__.items()
+        rows = [(name, getattr(kind, "__forward_arg__", kind), PydanticUndefined, "") for name, kind in kinds]
     else:
         return
     yield "| field | type | default | meaning |\n|---|---|---|---|"

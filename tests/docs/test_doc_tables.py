@@ -91,6 +91,10 @@ def test_a_generated_page_matches_the_code(name: str) -> None:
     assert made[ROOT / name] == (ROOT / name).read_text(), "run: python docs/make_reference.py"
 
 
+def test_the_python_reference_shows_types_as_they_are_written() -> None:
+    assert "ForwardRef" not in (ROOT / "docs" / "library.md").read_text()
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=[document.name for document in DOCUMENTS])
 def test_links_resolve(document: Path) -> None:
     for target in re.findall(r"\]\((?!https?:)([^)]+)\)", document.read_text()):
