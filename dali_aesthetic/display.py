@@ -320,12 +320,11 @@ def _nothing_kept(config: Config) -> str:
     """The highest score, and the ways to a cut that keeps something."""
     names = sorted(layout.committed_names(config.output))[:_MOST_READ]
     highest = np.nanmax(read_raw_scores(config.output, names))
-    words = [word for name in config.input for word in ("--input", name)]
-    words += ["--scores", config.output, "--output", f"{config.output.rstrip('/')}-cut"]
+    words = [*layout.recut_words(layout.read_record(config.output), config.output), "--keep-top", "10%"]
     return (
         f"[yellow]nothing kept[/] the highest score is {highest:.4g} (raw). To see the scores: "
         + escape(shlex.join(["dali-aesthetic", "report", config.output]))
-        + escape(f". To keep the best: {shlex.join(['dali-aesthetic', 'filter', *words])} --keep-top 10%")
+        + escape(f". To keep the best: {shlex.join(words)}")
     )
 
 

@@ -148,7 +148,7 @@ def _started(prepared: Prepared, num_todo: int, num_shards: int) -> str:
     """What the work is about to do: shards, model, precision, device and output."""
     config, identity = prepared.config, prepared.record[IDENTITY]
     before = f" ({num_shards - num_todo:,} of {num_shards:,} are done)" if num_todo < num_shards else ""
-    where = f"{num_todo:,} shards{before}, into {config.output}"
+    where = f"{num_todo:,} shard{'s' * (num_todo != 1)}{before}, into {config.output}"
     if "precision" not in identity:  # a cut of stored scores
         return f"writing the images within the threshold: {where}"
     device = prepared.record["environment"]["gpu"] or "the CPU"

@@ -13,6 +13,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, overload
 
+import numpy as np
+
 from dali_aesthetic import layout
 from dali_aesthetic.overlap import pool
 from dali_aesthetic.stores.access import create, exists, open_file
@@ -23,7 +25,7 @@ from dali_aesthetic.write.rows import read_columns
 
 _ABSENT = "(not set)"
 _CUT_FLAGS = {"min_raw": "--raw-threshold", "max_raw": "--max-raw-threshold", "where": "--where"}
-_CUT = tuple(f"{name}: " for name in _CUT_FLAGS)
+_CUT = tuple(f"{name}: " for name in (*_CUT_FLAGS, "output_format"))
 _KINDS = {
     "scored_by": "the samples that `filter` cut",
     "run": "the shards that `compact` packed",
@@ -259,7 +261,7 @@ def _filter_command(output: str | Path, record: Mapping[str, Any]) -> str:
     words = layout.recut_words(record, output)
     for name, flag in _CUT_FLAGS.items():
         if (value := identity.get(name)) is not None:
-            words += [flag, value if isinstance(value, str) else f"{value:.9g}"]
+            words += [flag, value if isinstance(value, str) else _bound(value)]
     return shlex.join(words)
 
 
@@ -276,10 +278,21 @@ def check_run_record(output: str | Path, record: Mapping[str, Any]) -> list[str]
         raise RunMismatch(f"{error}; give another output folder") from error
     new = dict(_flat(json.loads(json.dumps(record[layout.IDENTITY]))))
     return [
-        f"{field}: {old.get(field, _ABSENT)!r} there, {new.get(field, _ABSENT)!r} now"
+        f"{field}: {_shown(field, old)} there, {_shown(field, new)} now"
         for field in sorted(old.keys() | new.keys())
         if old.get(field, _ABSENT) != new.get(field, _ABSENT)
     ]
+
+
+def _shown(field: str, identity: Mapping[str, Any]) -> str:
+    """The value of `field` as the user gives it; the record leaves out the output format `tar`."""
+    value = identity.get(field, "tar" if field == "output_format" else _ABSENT)
+    return _bound(value) if field in ("min_raw", "max_raw") and isinstance(value, float) else repr(value)
+
+
+def _bound(raw: float) -> str:
+    """The shortest text of the float32 that a bound is: 4.6, not 4.599999904632568."""
+    return np.format_float_positional(np.float32(raw), trim="-")
 
 
 def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:

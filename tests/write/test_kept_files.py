@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 from pathlib import Path
@@ -10,9 +11,11 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from rich.console import Console
 
 from dali_aesthetic import Config, ConfigError, ModelConfig, Threshold, run
 from dali_aesthetic.compact.kept import read_run
+from dali_aesthetic.display import summary
 from dali_aesthetic.launch.filter import filter_scored
 from dali_aesthetic.layout import read_record, recut_words
 from dali_aesthetic.publish import push
@@ -170,12 +173,22 @@ def test_what_has_no_files_is_refused_at_once(
     with pytest.raises(ConfigError, match=r"^output_format files and output s3://b/out are given"):
         keep(folder, "s3://b/out", tiny_model)  # type: ignore[arg-type]
     run(keep(folder, tmp_path / "out", tiny_model))
-    with pytest.raises(ConfigError, match=r"output_format: 'files' there, '\(not set\)' now"):
+    with pytest.raises(ConfigError, match=r"'files' there, 'tar' now\n.*: dali-aesthetic filter"):
         run(keep(folder, tmp_path / "out", tiny_model, output_format="tar"))
     with pytest.raises(ConfigError, match="holds image files, which aren't packed"):
         read_run(tmp_path / "out")
     with pytest.raises(ConfigError, match="holds image files: cut it into tars"):
         push(tmp_path / "out", "user/name")
+
+
+def test_the_cut_that_keeps_something_writes_files_too(
+    folder: Path, tmp_path: Path, tiny_model: ModelConfig
+) -> None:
+    config = keep(folder, tmp_path / "out", tiny_model, threshold=Threshold(raw=1000))
+    console = Console(file=io.StringIO(), width=100)
+    summary(run(config), config, console)
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert text.rstrip().endswith("-cut --output-format files --keep-top 10%")
 
 
 def test_the_report_shows_kept_files_whose_source_is_gone(

@@ -67,6 +67,7 @@ def test_another_cut_is_refused_with_the_command_that_makes_it_from_the_scores(t
     for cut, flags in (
         ({"min_raw": 6.25}, "--raw-threshold 6.25"),
         ({"max_raw": 7.5}, "--raw-threshold 5 --max-raw-threshold 7.5"),
+        ({"min_raw": 4.599999904632568}, "--raw-threshold 4.6"),  # the float32 nearest to 4.6
     ):
         with pytest.raises(RunMismatch) as error:
             write_run_record(out, {"identity": {**identity, **cut}})
@@ -74,6 +75,7 @@ def test_another_cut_is_refused_with_the_command_that_makes_it_from_the_scores(t
             f"dali-aesthetic filter --input 'in/*.tar' --input more --scores '{out}' --output '{out}-cut'"
         )
         assert str(error.value).endswith(f": {command} {flags}")
+    assert "min_raw: 5 there, 4.6 now" in str(error.value)
     with pytest.raises(RunMismatch) as error:
         write_run_record(out, {"identity": {**identity, "min_raw": 6.0, "encoder": "y"}})
     assert "filter" not in str(error.value)
