@@ -286,6 +286,8 @@ def _missing(file: WeightsUnavailable) -> Finding:
         try:
             address, size = file.offer()
         except OSError as error:
+            folder = "" if "--model-dir" in fix else " --model-dir DIR"
+            fix = f"where there is a network: {fix}{folder}; bring the folder here and pass --model-dir"
             return Finding("weights", Verdict.FAIL, f"{detail}, and can't be downloaded: {error}", fix)
         detail = f"{detail}: `run` downloads {decimal(size) if size else 'them'} from {address}"
         return Finding("weights", Verdict.WARN, detail, f"to do it now: {fix}")

@@ -38,9 +38,10 @@ def test_missing_weights_fail_with_the_command_that_gets_them(
     monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *args, **options: None)
     missing = findings(ModelConfig(model_dir=tmp_path))["weights"]
     assert [finding.verdict for finding in missing] == [Verdict.FAIL, Verdict.FAIL]
-    assert missing[0].fix == (
-        f"dali-aesthetic download --encoder ViT-L-14 --weights openai --model-dir {tmp_path}"
-    )
+    command = "where there is a network: dali-aesthetic download --encoder ViT-L-14 --weights openai"
+    assert missing[0].fix == f"{command} --model-dir {tmp_path}; bring the folder here and pass --model-dir"
+    missing = findings(ModelConfig())["weights"]
+    assert missing[0].fix == f"{command} --model-dir DIR; bring the folder here and pass --model-dir"
 
 
 def test_damaged_weights_fail_with_both_hashes(tmp_path: Path) -> None:
