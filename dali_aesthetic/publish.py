@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,13 @@ def _check(output: Path, repo: str, allow_unfinished: bool) -> None:
     owner, slash, name = repo.partition("/")
     if not (owner and slash and name) or "/" in name:
         raise ConfigError(f"--repo {repo!r} is no name of a data set: give it as USER/NAME")
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils._validators import validate_repo_id
+
+    try:
+        validate_repo_id(repo)
+    except HFValidationError as error:
+        raise ConfigError(f"--repo {repo!r}: {error}") from None
     record = layout.read_record(output)
     if layout.holds_files(record):
         raise ConfigError(f"{output} holds image files: cut it into tars with `filter`, and push those")
@@ -86,7 +94,7 @@ def _check(output: Path, repo: str, allow_unfinished: bool) -> None:
 
 def make_card(output: Path, repo: str) -> str:
     """The card of the data set: front matter for its viewer and loaders, then counts, cut and histogram."""
-    found = survey(output)
+    found = survey(output, where="")  # of all samples, also where a condition left some out
     kinds = {kind: list((output / layout.SHARDS).rglob(f"*{kind}")) for kind in (layout.TAR, layout.PARQUET)}
     kept = next((kind for kind, files in kinds.items() if files), None)
     # One: the loader reads all of a repository's configurations with the reader of its most common files.
@@ -104,24 +112,26 @@ def make_card(output: Path, repo: str) -> str:
 
 def _sections(found: Survey, repo: str, has_images: bool) -> Iterator[str]:
     record = found.record
-    is_cut = layout.cut_of(record) is not None
+    cut = layout.cut_of(record)
     heads = ", ".join(map(str, layout.scored_by(record).get("heads", []))) or "an aesthetic head"
     yield f"\n# {repo.partition('/')[2]}\n"
     yield f"Images scored by {heads}" + (
-        ", and the samples within the cut, as they were.\n" if is_cut else ".\n"
+        ", and the samples within the cut, as they were.\n" if cut else ".\n"
     )
     yield "| | |\n|---|---|"
     yield f"| samples | {found.num_samples:,} |"
     yield f"| scored | {found.first.total:,} |"
     for reason, count in found.bad.counts.most_common():
         yield f"| {reason} | {count:,} |"
-    if is_cut:
-        upper = f", <= {shortest(found.upper)}" if found.upper is not None else ""
+    if cut:
         share = percent(found.num_kept / found.first.total) if found.first.total else "0%"
-        yield f"| cut (raw score) | >= {shortest(found.cut)}{upper} |"
+        signs = zip((">=", "<="), cut, strict=True)
+        if bounds := ", ".join(f"{sign} {shortest(bound)}" for sign, bound in signs if math.isfinite(bound)):
+            yield f"| cut (raw score) | {bounds} |"
+        if where := layout.where_of(record):
+            text = " ".join(where.split()).replace("|", r"\|")  # it is one cell of the table
+            yield f"| where | `` {text} `` |"
         yield f"| kept | {found.num_kept:,} ({share}) |"
-    if where := record.get(layout.IDENTITY, {}).get("where"):
-        yield f"| and where | `{where}` |"
     yield from ("\n## Scores\n", *_histogram(found), "\n## Load it\n")
     yield "```python\nfrom datasets import load_dataset\n"
     if has_images:

@@ -88,6 +88,22 @@ def test_the_card_has_counts_cut_and_histogram(output: Path) -> None:
     assert front["size_categories"] == ["n<1K"]
 
 
+def test_the_card_counts_all_samples_beside_a_condition(output: Path) -> None:
+    record = json.loads((output / "run.json").read_text())
+    record["identity"] |= {"min_raw": None, "where": "key LIKE '0%'\n OR text = 'a|`'"}
+    (output / "run.json").write_text(json.dumps(record))
+    card = make_card(output, "me/good")
+    for part in (
+        "| scored | 48 |",
+        "| kept | 24 (50.0%) |",
+        r"| where | `` key LIKE '0%' OR text = 'a\|`' `` |",
+    ):
+        assert part in card, part
+    assert "cut (raw score)" not in card, "there was none"
+    counts = [int(number) for number in re.findall(r"^ *[\d.]+  █* +(\d+)$", card, re.MULTILINE)]
+    assert sum(counts) == 48
+
+
 def test_a_card_that_someone_wrote_stays(hub: Hub, output: Path) -> None:
     push(output, "me/good")
     made = (output / CARD).read_text()
@@ -132,6 +148,7 @@ def test_scores_alone_are_a_data_set_of_rows(hub: Hub, tmp_path: Path) -> None:
     [
         ({"repo": "good"}, "USER/NAME"),
         ({"repo": "me/good/er"}, "USER/NAME"),
+        ({"repo": "me/go od"}, "--repo 'me/go od': Repo id must use"),
         ({"output": "s3://bucket/kept"}, "no URL"),
         ({"output": "nothing"}, "not the output of a run"),
     ],
