@@ -100,7 +100,7 @@ def _too_old(name: str, build: int, cuda: int) -> Finding:
     # Both builds own the same files: removing one after the other was installed breaks the other.
     install = (
         "pip uninstall nvidia-dali-cuda120 nvidia-dali-cuda130, "
-        f"then pip install 'dali-aesthetic[cuda{cuda}]'"
+        f"then in the clone, pip install '.[cuda{cuda}]'"
         if name == "DALI"
         else f"install a torch built for CUDA {cuda} (pytorch.org, Get Started)"
     )
@@ -143,7 +143,7 @@ def _codecs() -> Finding:
     if {"png", "webp"} <= codecs.formats():
         return Finding("codecs", Verdict.OK, "PNG and WebP are decoded by imagecodecs")
     detail = "PNG and WebP are decoded by DALI, which takes twice the CPU time"
-    return Finding("codecs", Verdict.WARN, detail, "pip install 'dali-aesthetic[codecs]'")
+    return Finding("codecs", Verdict.WARN, detail, "in the clone, pip install '.[codecs]'")
 
 
 def _web_mix(cores: float, gpu: str) -> Finding:
@@ -206,7 +206,7 @@ def jpeg_engine_use(chip: torch.device, utilisation: Callable[[], int], seconds:
 def _decoder(device: Device) -> Iterator[Finding]:
     """Compares DALI's decoding of a test image with PIL's."""
     if not dali_build():
-        install = "pip install 'dali-aesthetic[cuda12]' (or cuda13)"
+        install = "in the clone, pip install '.[cuda12]' (or cuda13)"
         yield Finding("dali", Verdict.FAIL, "not installed", f"{install}; it runs without a GPU too")
         return
     chip = resolve_device(device)
@@ -249,7 +249,7 @@ def _quack(device: Device) -> Iterator[Finding]:
     except metadata.PackageNotFoundError as error:
         chip = resolve_device(device)
         if chip.type == "cuda" and torch.cuda.get_device_capability(chip)[0] == 9:
-            fix = "pip install 'dali-aesthetic[hopper]'"
+            fix = "in the clone, pip install '.[hopper]'"
             yield Finding("quack", Verdict.WARN, f"{error.name} is missing: this GPU could be faster", fix)
         else:
             yield Finding("quack", Verdict.OK, "not installed; only Hopper GPUs (H100, H200) use it")

@@ -143,7 +143,7 @@ def reach_ray() -> Iterator[Finding]:
     try:
         version = metadata.version("ray")
     except metadata.PackageNotFoundError:
-        yield Finding("ray", Verdict.FAIL, "not installed", "pip install 'dali-aesthetic[ray]'")
+        yield Finding("ray", Verdict.FAIL, "not installed", "in the clone, pip install '.[ray]'")
         return
     wanted = os.environ.get("RAY_ADDRESS", "")
     address = "" if wanted == "local" else wanted

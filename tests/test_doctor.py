@@ -76,7 +76,7 @@ def test_a_driver_too_old_for_a_build_names_the_install_line_that_fits(
     assert "torch built for CUDA 12" in driver[1].fix
     uninstall, install = driver[2].fix.split(", then ")
     assert uninstall == "pip uninstall nvidia-dali-cuda120 nvidia-dali-cuda130"
-    assert install.startswith("pip install 'dali-aesthetic[cuda12]'")
+    assert install.startswith("in the clone, pip install '.[cuda12]'")
     assert "580.65" in driver[2].fix
 
 
@@ -116,7 +116,7 @@ def test_the_extra_for_hopper_is_asked_for_on_hopper_only(monkeypatch: pytest.Mo
     monkeypatch.setattr(doctor, "resolve_device", lambda device: torch.device("cuda"))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda chip: (9, 0))
     (wanted,) = doctor._quack("cuda")
-    assert (wanted.verdict, wanted.fix) == (Verdict.WARN, "pip install 'dali-aesthetic[hopper]'")
+    assert (wanted.verdict, wanted.fix) == (Verdict.WARN, "in the clone, pip install '.[hopper]'")
 
 
 def test_the_jpeg_engine_counts_as_used_once_it_is_busy() -> None:
@@ -142,7 +142,7 @@ def test_an_absent_extra_for_png_and_webp_is_a_warning(monkeypatch: pytest.Monke
     assert doctor._codecs().verdict is Verdict.OK
     monkeypatch.setattr("dali_aesthetic.decode.codecs.imagecodecs", None)
     absent = doctor._codecs()
-    assert (absent.verdict, absent.fix) == (Verdict.WARN, "pip install 'dali-aesthetic[codecs]'")
+    assert (absent.verdict, absent.fix) == (Verdict.WARN, "in the clone, pip install '.[codecs]'")
 
 
 def test_too_few_cores_for_a_mix_from_the_web_are_a_warning() -> None:

@@ -187,7 +187,7 @@ def test_without_ray_the_fix_installs_it(monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr(reach.metadata, "version", missing)
     found = one(reach.reach_ray())
-    assert (found.verdict, found.fix) == (Verdict.FAIL, "pip install 'dali-aesthetic[ray]'")
+    assert (found.verdict, found.fix) == (Verdict.FAIL, "in the clone, pip install '.[ray]'")
 
 
 @pytest.mark.slow

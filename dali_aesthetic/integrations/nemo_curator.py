@@ -34,7 +34,7 @@ try:
     from nemo_curator.tasks import FileGroupTask, ImageBatch
 except ImportError as error:
     raise ImportError(
-        f"NeMo Curator's stages can't be imported ({error}); pip install 'dali-aesthetic[nemo]'"
+        f"NeMo Curator's stages can't be imported ({error}); in the clone, pip install '.[nemo]'"
     ) from error
 
 _ENCODER, _EMBED_DIM = "ViT-L-14", 768

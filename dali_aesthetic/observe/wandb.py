@@ -54,7 +54,7 @@ def wandb_run(project: str, config: Config) -> Iterator[WandbRun]:
         import wandb
     except ImportError:
         raise ConfigError(
-            "--wandb needs the package wandb: pip install 'dali-aesthetic[wandb]', or leave the flag away"
+            "--wandb needs the package wandb: in the clone, pip install '.[wandb]', or leave the flag away"
         ) from None
     try:
         run = wandb.init(project=project, config=config.model_dump(mode="json"), job_type="filter")

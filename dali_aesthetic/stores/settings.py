@@ -143,7 +143,7 @@ def _from_aws(config: dict[str, Any], profile: str) -> tuple[str, Any]:
     except ImportError as error:
         if profile or os.environ.get("AWS_PROFILE"):
             raise StoreUnusable(
-                f"an AWS profile needs boto3 ({error}): pip install 'dali-aesthetic[s3]'"
+                f"an AWS profile needs boto3 ({error}): in the clone, pip install '.[s3]'"
             ) from error
         return "the machine's role", None
 

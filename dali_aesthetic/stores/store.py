@@ -143,7 +143,9 @@ class Store(Protocol):
 def missing_package(scheme: str, error: Exception) -> StoreUnusable:
     """The error for a scheme whose client can't be imported, with the package to install."""
     extra = EXTRAS.get(scheme)
-    fix = f"pip install 'dali-aesthetic[{extra}]'" if extra else f"install the package of fsspec for {scheme}"
+    fix = (
+        f"in the clone, pip install '.[{extra}]'" if extra else f"install the package of fsspec for {scheme}"
+    )
     return StoreUnusable(f"{scheme}:// needs a package that is missing ({error}): {fix}")
 
 

@@ -73,8 +73,8 @@ def _import_ray() -> ModuleType:
         import ray.data
     except ImportError as error:
         raise ConfigError(
-            f"--engine ray needs the package ray ({error}): pip install 'dali-aesthetic[ray]' on every node, "
-            "or use --gpus for one node"
+            f"--engine ray needs the package ray ({error}): in the clone, pip install '.[ray]' on every "
+            "node, or use --gpus for one node"
         ) from None
     module: ModuleType = ray
     return module

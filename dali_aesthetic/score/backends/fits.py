@@ -149,7 +149,7 @@ def why_not_quack(device: torch.device) -> str:
         major, minor = torch.cuda.get_device_capability(device)
         return f"it needs a Hopper GPU (compute capability 9.0), not {major}.{minor}"
     if any(importlib.util.find_spec(name) is None for name in ("quack", "cutlass")):
-        return f"it needs the package quack-kernels=={QUACK_VERSION} (pip install dali-aesthetic[hopper])"
+        return f"it needs the package quack-kernels=={QUACK_VERSION} (in the clone, pip install '.[hopper]')"
     return ""
 
 
