@@ -84,7 +84,9 @@ def test_a_missing_wandb_is_an_error_that_names_the_extra(
 ) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
     with (
-        pytest.raises(ConfigError, match=r"--wandb needs the package wandb: in the clone, pip install .*\[wandb\]"),
+        pytest.raises(
+            ConfigError, match=r"--wandb needs the package wandb: in the clone, pip install .*\[wandb\]"
+        ),
         observing(config(observe={"wandb": "aesthetic"}), None),
     ):
         pass
