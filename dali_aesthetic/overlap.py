@@ -31,8 +31,7 @@ learns. Until then the parts of a tar come from the kernel and go back: 5 page f
 CPU time."""
 SWITCH_S = 0.0005
 """Seconds until a thread that runs Python gives way to another; Python's default is 0.005. A decoder's thread
-needs the interpreter for microseconds between its calls into C, and waited for the scan's each time: with two
-busy threads of Python a PNG took four threads 50 to 60 ms, and 24 to 40 with this."""
+needs the interpreter for microseconds between its calls into C, and waited for the scan's each time."""
 _num_inside = 0
 _before: tuple[tuple[int, int, int], int, float] = ((0, 0, 0), 0, 0.0)
 

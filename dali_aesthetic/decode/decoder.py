@@ -263,7 +263,7 @@ class DaliDecoder:
     def _check_scans(self, batch: EncodedBatch, rows: list[int]) -> Callable[[], Iterable[int]]:
         """Launch the check of rows that the JPEG engine decodes; returns what waits for those that are short.
 
-        Rows of very long data, which the check would take seconds for, count as short.
+        Rows of very long data count as short.
         """
         if self._scan_check is None:
             return tuple

@@ -41,7 +41,7 @@ _TABLE = 16 + 256  # the numbers of codes by length, and the symbols
 LONG = 128 << 10
 """Bytes above which an image has more threads."""
 _LANES = ((LONG, 128), (_MOST_BYTES, 1024))
-"""Threads of an image of so many bytes: each reads about a kilobyte, in about 0.4 ms."""
+"""Threads of an image of so many bytes: each reads about a kilobyte."""
 _LEAST_BITS = 4096
 """Of a lane on a GPU: it must be long enough to fall in step."""
 _MARGIN = 64  # words behind the last scan that may be read
